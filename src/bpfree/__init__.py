@@ -1,0 +1,35 @@
+"""Train any PyTorch model without backpropagation, or with as little of it as a learning rule needs.
+
+Example::
+
+    attachment = bpfree.attach(model, bpfree.DFA(), seed=0)
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()                      # the error goes straight to every tap
+    optimizer.step()
+    attachment.detach()                  # the model is as it was
+"""
+
+from importlib.metadata import version as _version
+
+from bpfree.alignment import AlignmentReport as AlignmentReport
+from bpfree.alignment import TapAlignment as TapAlignment
+from bpfree.alignment import alignment as alignment
+from bpfree.attachment import Attachment as Attachment
+from bpfree.attachment import attach as attach
+from bpfree.errors import BpfreeError as BpfreeError
+from bpfree.feedback import Feedback as Feedback
+from bpfree.rules import BP as BP
+from bpfree.rules import DFA as DFA
+from bpfree.rules import DRTP as DRTP
+from bpfree.rules import FA as FA
+from bpfree.rules import RULES as RULES
+from bpfree.rules import Delivery as Delivery
+from bpfree.rules import DirectRule as DirectRule
+from bpfree.rules import LayerwiseRule as LayerwiseRule
+from bpfree.rules import Rule as Rule
+from bpfree.rules import Shallow as Shallow
+from bpfree.rules import SignSymmetry as SignSymmetry
+from bpfree.taps import Site as Site
+from bpfree.taps import Tap as Tap
+
+__version__ = _version("bpfree")

@@ -1,0 +1,195 @@
+"""The mechanism of the layerwise rules: backward weights for linear and convolution layers.
+
+A forward pre-hook detaches the layer's input, so that autograd never forms W^T delta; a forward hook joins the
+output to that input again through :class:`Join`, whose gradient uses B. Weight and bias keep their exact local
+gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+import torch.nn.grad as convolution_gradients
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from bpfree.draw import derived_seed
+from bpfree.errors import UnsupportedLayerError
+from bpfree.mechanism import Mechanism, Plan
+from bpfree.state import LateBuffers
+
+if TYPE_CHECKING:
+    from bpfree.rules.layerwise import LayerwiseRule
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+SERVED: tuple[type[nn.Module], ...] = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
+"""The layers that a layerwise rule gives backward weights."""
+
+_INPUT_GRADIENTS = (
+    convolution_gradients.conv1d_input,
+    convolution_gradients.conv2d_input,
+    convolution_gradients.conv3d_input,
+)
+_FORWARDS = (F.conv1d, F.conv2d, F.conv3d)
+
+InputGradient = Callable[[Tensor, Tensor, torch.Size], Tensor]
+"""(gradient of the output, B, shape of the input) -> signal for the input."""
+
+
+class Join(torch.autograd.Function):
+    """Identity on a layer's output; in backward the layer's input receives a signal made with B."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, input: Tensor, weight: Callable[[], Tensor], rule: InputGradient) -> Tensor:
+        """Return ``output``; of ``input`` only its shape and its place in the graph are kept."""
+        ctx.weight, ctx.rule, ctx.shape = weight, rule, input.shape
+        # A tensor of its own, so that an in-place non-linearity may follow (see Broadcast).
+        return output.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The gradient itself for the layer, B's for what lies below."""
+        (grad,) = grads
+        return grad, ctx.rule(grad, ctx.weight().to(grad), ctx.shape), None, None
+
+
+class AsymmetricMechanism(Mechanism):
+    """Hooks and backward weights of one layerwise rule on one model.
+
+    ``feedback[name]`` is what the rule keeps for the layer ``name``; there is none for a layer whose input needs no
+    gradient, such as the first.
+    """
+
+    def __init__(self, rule: LayerwiseRule, plan: Plan) -> None:
+        super().__init__(plan)
+        self.rule = rule
+        modules = plan.model.named_modules()
+        self._layers = {name: module for name, module in modules if isinstance(module, SERVED)}
+        if not self._layers:
+            raise UnsupportedLayerError(
+                f"{type(rule).__name__} gives backward weights to Linear and convolution layers, and the model has "
+                "none. Use a direct rule (bpfree.DFA) or backpropagation."
+            )
+        self.feedback = LateBuffers(seed=plan.seed, passes=0)
+        self._inputs: dict[str, Tensor] = {}
+        self._called: set[str] = set()
+
+    def install(self) -> None:
+        """Put a pair of hooks on every served layer and one on the model."""
+        add = self._handles.append
+        add(self.plan.model.register_forward_pre_hook(self._begin))
+        for name, layer in self._layers.items():
+            add(layer.register_forward_pre_hook(partial(self._cut, name), with_kwargs=True))
+            add(layer.register_forward_hook(partial(self._join, name)))
+
+    def remove(self) -> None:
+        """Take the hooks out."""
+        super().remove()
+        self._inputs.clear()
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        self._inputs.clear()
+        if self.active:
+            self.feedback.numbers["passes"] += 1
+
+    def _cut(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.active:
+            return None
+        self._called.add(name)
+        given = args[0] if args else kwargs["input"]
+        if not given.requires_grad:
+            return None
+        self._inputs[name] = given
+        if args:
+            return (given.detach(), *args[1:]), kwargs
+        return args, {**kwargs, "input": given.detach()}
+
+    def _join(self, name: str, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        given = self._inputs.pop(name, None)
+        if given is None:
+            return None
+        delivered, gradient = input_gradient(layer, given)
+        return Join.apply(output, delivered, self._backward_weight(name, layer), gradient)  # pyright: ignore
+
+    def _backward_weight(self, name: str, layer: nn.Module) -> Callable[[], Tensor]:
+        weight: Tensor = layer.weight.detach()  # pyright: ignore
+        if name not in self.feedback:
+            self._draw(name, weight)
+        kept, passes = self.feedback[name], self.feedback.numbers["passes"]
+
+        def generator() -> torch.Generator:
+            seed = derived_seed(self.feedback.numbers["seed"], name, passes)
+            return torch.Generator(weight.device).manual_seed(seed)
+
+        return lambda: self.rule.backward_weight(weight, kept, generator)
+
+    def _draw(self, name: str, weight: Tensor) -> None:
+        # On the CPU, so that every machine draws the same; once.
+        generator = torch.Generator().manual_seed(derived_seed(self.feedback.numbers["seed"], name))
+        self.feedback[name] = self.rule.draw(weight, generator).to(weight)
+
+    def table(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """A row for each served layer; the layers that pass ordinary gradients are remarked on."""
+        rows = [[name, type(layer).__name__, self._state(name)] for name, layer in self._layers.items()]
+        others = sorted(
+            {
+                f"{name or '(model)'} ({type(module).__name__})"
+                for name, module in self.plan.model.named_modules()
+                if name not in self._layers and next(module.parameters(recurse=False), None) is not None
+            }
+        )
+        remarks = [f"Ordinary gradients pass through {', '.join(others)}."] if others else []
+        return ["layer", "kind", "backward weights"], rows, remarks
+
+    def _state(self, name: str) -> str:
+        if name in self.feedback:
+            return " x ".join(map(str, self.feedback[name].shape)) or "magnitude and signs of W"
+        if name in self._called:
+            return "none: its input needs no gradient"
+        return "not called as a module: ordinary gradients" if self._called else "drawn in the first forward pass"
+
+
+def input_gradient(layer: nn.Module, given: Tensor) -> tuple[Tensor, InputGradient]:
+    """How ``layer``'s input gets its gradient from B: the tensor it is delivered to, and the function.
+
+    The tensor is the input itself, or the padded input where the padding is not a plain number of zeros.
+    """
+    if isinstance(layer, nn.Linear):
+        return given, _linear
+    if isinstance(layer, _TRANSPOSED):
+        return given, _transposed(layer)
+    assert isinstance(layer, _CONVOLUTIONS)
+    if layer.padding == "same" or layer.padding_mode != "zeros":
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        padded = F.pad(
+            given,
+            layer._reversed_padding_repeated_twice,  # pyright: ignore[reportPrivateUsage]
+            mode=mode,
+        )
+        return padded, _convolution(layer, 0)
+    return given, _convolution(layer, 0 if layer.padding == "valid" else layer.padding)
+
+
+def _linear(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+    return grad.matmul(weight)
+
+
+def _convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, padding: Any) -> InputGradient:
+    backward: Any = _INPUT_GRADIENTS[len(layer.kernel_size) - 1]
+    return lambda grad, weight, shape: backward(
+        shape, weight, grad, layer.stride, padding, layer.dilation, layer.groups
+    )
+
+
+def _transposed(layer: nn.Module) -> InputGradient:
+    # The gradient of a transposed convolution's input is the plain convolution.
+    forward: Any = _FORWARDS[len(layer.kernel_size) - 1]  # pyright: ignore
+    return lambda grad, weight, shape: forward(
+        grad, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups
+    )

@@ -1,0 +1,199 @@
+"""attach(): put a learning rule into a model; Attachment: what is then there, and the way out."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.errors import AlreadyAttachedError, ErrorPlacementError, OptionError, StateError, nearest
+from bpfree.mechanism import Mechanism, Plan
+from bpfree.preserve import preserved
+from bpfree.rules.base import Rule
+from bpfree.tabulate import tabulate
+from bpfree.taps import TapChoice, select_taps
+
+_ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Every module that belongs to an attached model: a second rule on it would fight the first."""
+
+
+def attach(
+    model: nn.Module,
+    rule: Rule,
+    *,
+    taps: TapChoice = None,
+    error_at: str | None = None,
+    batch_dims: int | None = None,
+    seed: int = 0,
+    example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
+) -> Attachment:
+    """Let ``model`` learn by ``rule``; the training loop stays what it was.
+
+    The model's class, forward signature and ``state_dict`` keys do not change: hooks go in, and
+    :meth:`Attachment.detach` takes them out.
+
+    Args:
+        model: Any module. Its own output, or that of ``error_at``, is one tensor.
+        rule: The learning rule, for example ``bpfree.DFA()``.
+        taps: Where feedback enters: the outputs of modules of a type or several types, of these names or glob
+            patterns (``"blocks.*.mlp"``), or those for which a predicate ``(name, module)`` is true. None: after
+            every non-linearity module and every :class:`bpfree.Tap`. A rule without taps uses them for
+            :func:`bpfree.alignment` alone.
+        error_at: The name of the module at whose output the error is taken; what lies above it is trained
+            exactly. Default: the model's output. For a transformer's vocabulary head, or a model that returns a
+            dictionary or computes its own loss.
+        batch_dims: How many leading dimensions are samples and not features, for the error and all taps. None: all
+            dimensions of the error but the last where every tap has them too (tokens, nodes, points), else one.
+        seed: Seeds everything the rule draws. The global random state is neither read nor changed.
+        example_inputs: A tensor, or the arguments (tuple) or keyword arguments (mapping) of one forward pass, run at
+            once to find the shapes. Without it the first forward pass does; the numbers drawn are the same.
+
+    Returns:
+        The attachment: an ``nn.Module`` with the rule's state, and a context manager that detaches.
+
+    Raises:
+        TapSelectionError: ``taps`` matches nothing.
+        ErrorPlacementError: There is no module ``error_at``, or ``example_inputs`` does not reach it.
+        AlreadyAttachedError: ``model`` or a part of it has a rule already.
+        UnsupportedLayerError: No layer of the model can be served by the rule.
+    """
+    if not isinstance(rule, Rule):  # pyright: ignore[reportUnnecessaryIsInstance] - callers are not type-checked
+        hint = f"bpfree.{rule.__name__}()" if isinstance(rule, type) else "bpfree.DFA()"
+        raise OptionError(f"rule={rule!r} is not a rule. Pass an instance, for example {hint}.")
+    if any(module in _ATTACHED for module in model.modules()):
+        raise AlreadyAttachedError(
+            "the model, or a part of it, has a rule already: call its attachment.detach() first."
+        )
+    plan = Plan(
+        model=model,
+        taps=select_taps(model, taps),
+        explicit=taps is not None,
+        error_name=error_at or "",
+        error_module=_error_module(model, error_at),
+        seed=seed,
+        batch_dims=batch_dims,
+    )
+    attachment = Attachment(rule, rule.mechanism(plan))
+    if example_inputs is not None:
+        try:
+            _run_once(attachment, example_inputs)
+        except BaseException:
+            attachment.detach()
+            raise
+    return attachment
+
+
+def _error_module(model: nn.Module, name: str | None) -> nn.Module:
+    modules = dict(model.named_modules())
+    if (name or "") not in modules:
+        raise ErrorPlacementError(f"error_at={name!r}: the model has no such module. {nearest(str(name), modules)}")
+    return modules[name or ""]
+
+
+def _run_once(attachment: Attachment, inputs: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> None:
+    """One forward pass that leaves buffers, counters and random state as they were."""
+    model = attachment.model
+    with preserved(model, attachment), torch.enable_grad():
+        if isinstance(inputs, Mapping):
+            model(**inputs)
+        else:
+            model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+
+
+class Attachment(nn.Module):
+    """A learning rule on a model: made by :func:`attach`.
+
+    It owns the rule's state and holds the model without registering it, so it can be a submodule of whatever
+    trains the model, moves with ``.to()`` and is saved by ``state_dict()``. A run that restores model, optimizer and
+    attachment continues bit for bit. ``print(attachment)`` shows what the rule does to the model.
+
+    Attributes:
+        rule: The rule.
+        mechanism: What put the hooks in; it holds the feedback.
+    """
+
+    def __init__(self, rule: Rule, mechanism: Mechanism) -> None:
+        super().__init__()
+        self.rule = rule
+        self.mechanism = mechanism
+        self._attached = True
+        mechanism.install()
+        _ATTACHED.update(self.model.modules())
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that learns."""
+        return self.mechanism.plan.model
+
+    @property
+    def taps(self) -> Mapping[str, nn.Module]:
+        """The tap modules by name."""
+        return self.mechanism.plan.taps
+
+    @property
+    def feedback(self) -> nn.Module:
+        """What the rule draws: ``feedback["shared"]`` of a direct rule, ``feedback[layer]`` of a layerwise one.
+
+        The tensors there may be written into.
+        """
+        return self.mechanism.feedback
+
+    def targets(self, targets: Tensor) -> None:
+        """Give the targets of this step, before ``loss.backward()``: for rules that learn from them (DRTP).
+
+        Args:
+            targets: Class numbers ``(N,)``, integers, or numbers of the output's shape ``(N, c)``.
+        """
+        self.mechanism.targets(targets)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """A context within which forward passes are plain autograd."""
+        return self.mechanism.paused()
+
+    def detach(self) -> None:
+        """Take every hook out. The model is as it was, with the weights it has learned. A second call does nothing."""
+        if self._attached:
+            self.mechanism.remove()
+            for module in self.model.modules():
+                _ATTACHED.discard(module)
+            self._attached = False
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # A tensor, so that any format that stores tensors can hold the whole state.
+        destination[prefix + "rule"] = torch.tensor(list(_fingerprint(self.rule).encode()), dtype=torch.uint8)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state_dict.pop(prefix + "rule", None)
+        if saved is None:
+            raise StateError(f"the state holds no {prefix + 'rule'!r}: it is not that of an attachment.")
+        of = bytes(saved.tolist()).decode()
+        if of != _fingerprint(self.rule):
+            raise StateError(f"the state is that of {of}; this attachment runs {_fingerprint(self.rule)}.")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        state = "" if self._attached else ", detached"
+        header, rows, remarks = self.mechanism.table()
+        title = f"{self.rule!s} on {type(self.model).__name__}{state}"
+        size = sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+        memory = f"Feedback memory: {size / 2**10:,.1f} KiB" if size else "No feedback is stored."
+        return "\n".join([title, *tabulate(header, rows), *remarks, memory])
+
+
+def _fingerprint(rule: Rule) -> str:
+    """The rule and its options, without the addresses that the text of a callable would hold."""
+    options = {option.name: getattr(rule, option.name) for option in fields(rule)}
+    plain = {name: value for name, value in options.items() if not callable(value)}
+    return f"{type(rule).__name__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"

@@ -1,0 +1,228 @@
+"""The mechanism of the direct rules: the graph is cut at every tap, and one function hands each its signal.
+
+A forward hook at a tap keeps the output h, with the graph of its own segment, and hands on ``h.detach()``, which
+requires no gradient, so that autograd never forms W^T delta. At ``error_at`` the output passes through
+:class:`bpfree.broadcast.Broadcast` together with every kept h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.broadcast import Broadcast
+from bpfree.errors import ErrorPlacementError, NonFiniteError, TapOutputError, TapSelectionError
+from bpfree.feedback import projection
+from bpfree.layout import batch_dims, sites_of
+from bpfree.mechanism import Mechanism, Plan
+from bpfree.rules.base import Delivery, DirectRule
+from bpfree.segments import Segments
+from bpfree.taps import Site, product
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass
+class _Record:
+    """One forward pass under way: the taps reached so far."""
+
+    names: list[str] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    handed_on: Tensor | None = None
+    broadcast: bool = False
+
+
+class DirectMechanism(Mechanism):
+    """Hooks, forward record and feedback of one direct rule on one model."""
+
+    def __init__(self, rule: DirectRule, plan: Plan) -> None:
+        super().__init__(plan)
+        if not plan.taps:
+            raise TapSelectionError(
+                "the model has no non-linearity modules to tap. Name the taps (taps=...), or put bpfree.Tap() "
+                "modules into the model after its functional non-linearities."
+            )
+        self.rule = rule
+        self.feedback = projection(rule.feedback, plan.seed)
+        self.sites: tuple[Site, ...] = ()
+        self.segments: Segments | None = None
+        self._record: _Record | None = None
+        self._targets: Tensor | None = None
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Put hooks on the model, on every tap and on the module where the error is taken."""
+        # Bound methods and partials of them: a deep copy of the model then has a deep copy of the rule.
+        plan = self.plan
+        add = self._handles.append
+        add(plan.model.register_forward_pre_hook(self._begin))
+        for name, module in plan.taps.items():
+            if module is not plan.error_module:
+                add(module.register_forward_hook(partial(self._cut, name)))
+        add(plan.error_module.register_forward_hook(self._leave))
+        add(plan.model.register_forward_hook(self._end, always_call=True))
+
+    def remove(self) -> None:
+        """Take the hooks out and forget the forward pass and its targets."""
+        super().remove()
+        self._record = self._targets = None
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        self._record = _Record() if self.active else None
+
+    def _cut(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        record = self._record
+        if record is None:
+            return output.detach() if self._recomputing() else None
+        if record.broadcast:
+            return self._above_error(name)
+        _require_floating(output, name)
+        record.names.append(name)
+        record.outputs.append(output)
+        record.handed_on = output.detach()
+        return record.handed_on
+
+    def _recomputing(self) -> bool:
+        # A checkpointed segment runs again inside the backward pass, when no record is open: it must be cut again,
+        # or it would save other tensors than the first time.
+        return self.active and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # pyright: ignore
+
+    def _above_error(self, name: str) -> None:
+        # Default taps above error_at are left alone: what lies there is exact.
+        if self.plan.explicit:
+            raise ErrorPlacementError(
+                f"tap {name!r} was reached after error_at={self.plan.error_name!r}. What lies above error_at is "
+                "trained exactly and cannot hold a tap: leave that tap out, or take the error further up."
+            )
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        record = self._record
+        if record is None:
+            return None
+        where = repr(self.plan.error_name) if self.plan.error_name else "the model's output"
+        if not isinstance(output, Tensor):
+            raise ErrorPlacementError(
+                f"the error is taken at {where}, which is of type {type(output).__name__}, not one tensor. Name a "
+                "module whose output is one tensor: error_at='head', for example."
+            )
+        if record.broadcast:
+            raise ErrorPlacementError(f"error_at: {where} was reached twice in one forward pass.")
+        record.broadcast = True
+        return self._broadcast(record, output, where)
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        record, self._record = self._record, None
+        # `output` is None when the forward pass raised: that error goes to the user, not ours.
+        if record is not None and not record.broadcast and output is not None:
+            raise ErrorPlacementError(
+                f"error_at={self.plan.error_name!r} was not reached in this forward pass, so no tap can learn. Name "
+                "a module that every training pass runs through."
+            )
+
+    # -- the error -------------------------------------------------------------------------------------------------
+
+    def _broadcast(self, record: _Record, output: Tensor, where: str) -> Tensor:
+        if output is record.handed_on:
+            # The model ends in a tap (a final sigmoid, say): the error itself is that tap's exact gradient.
+            record.names.pop()
+            output = record.outputs.pop()
+        if not record.outputs:
+            raise ErrorPlacementError(
+                f"no tap was reached before {where}. Name taps that the forward pass runs through below it."
+            )
+        if not output.requires_grad:
+            raise ErrorPlacementError(
+                f"nothing that learns lies between the last tap, {record.names[-1]!r}, and {where}: the tap would "
+                "cut the output layer off from its exact gradient. Leave that tap out."
+            )
+        deliver = self._prepare(record, output)
+        return Broadcast.apply(deliver, output, *record.outputs)  # pyright: ignore
+
+    def _prepare(self, record: _Record, output: Tensor) -> Callable[[Tensor], list[Tensor | None]]:
+        dims = batch_dims(output, record.outputs, self.plan.batch_dims)
+        sites = sites_of(record.names, record.outputs, dims, output)
+        if self.segments is None and not torch.compiler.is_compiling():
+            self.segments = Segments.walk(self.plan.model, sites, record.outputs, output)
+        self.sites = sites
+        c = product(output.shape[dims:])
+        self.feedback.prepare(sites, c, _weights_like(self.plan.model, output))
+        targets, self._targets = self._targets, None
+
+        def deliver(error: Tensor) -> list[Tensor | None]:
+            late, self._targets = self._targets, None
+            rows = error.reshape(-1, c)
+            _require_finite(rows)
+            given = targets if targets is not None else late
+            return self._shaped(self.rule.signals(Delivery(rows, sites, given, self.feedback)), sites)
+
+        return deliver
+
+    @staticmethod
+    def _shaped(signals: Sequence[Tensor | None], sites: Sequence[Site]) -> list[Tensor | None]:
+        return [
+            None if signal is None else signal.view(*site.batch, *site.features)
+            for signal, site in zip(signals, sites, strict=True)
+        ]
+
+    def targets(self, targets: Tensor) -> None:
+        """Keep the targets of the next (or the current) forward pass for its backward pass."""
+        if not self._pauses:
+            self._targets = targets
+
+    # -- what it looks like ----------------------------------------------------------------------------------------
+
+    def table(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """A row for each tap: its shape, its feedback, and the layers that learn from its signal."""
+        if self.segments is None:
+            names = ", ".join(self.plan.taps)
+            return (
+                [],
+                [],
+                [
+                    f"taps: {names}",
+                    "Shapes are known after the first forward pass (or with example_inputs=).",
+                ],
+            )
+        header = ["tap", "shape", "feedback", "learns from it"]
+        rows = [
+            [site.name, "x".join(map(str, ("N", *site.features))), self.feedback.describe(site), learners]
+            for site, learners in zip(self.sites, self.segments.learners, strict=False)
+        ]
+        rows.append([self.plan.error_name or "(output)", "", "exact gradient", self.segments.learners[-1]])
+        return header, rows, self.segments.remarks
+
+
+def _require_floating(output: Any, name: str) -> None:
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        found = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else f"of type {type(output).__name__}"
+        raise TapOutputError(
+            f"the output of tap {name!r} is {found}; a tap needs one floating point tensor. Choose a module inside "
+            "it, or put a bpfree.Tap() where the tensor is."
+        )
+
+
+def _require_finite(error: Tensor) -> None:
+    # float16 errors may overflow by design: GradScaler looks for that and skips the step. On an accelerator the
+    # question would stall the queue of kernels.
+    if torch.compiler.is_compiling() or error.dtype == torch.float16 or error.device.type != "cpu":
+        return
+    if not torch.isfinite(error.sum()):
+        raise NonFiniteError(
+            "the error dL/do holds NaN or infinity, and every tap would learn from it. No gradient was written. "
+            "Look for a diverging learning rate, a logarithm of zero, or bad input data."
+        )
+
+
+def _weights_like(model: nn.Module, output: Tensor) -> Tensor:
+    """An empty tensor with the precision of the model's weights on the device of its output."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return torch.empty(0, dtype=parameter.dtype, device=output.device)
+    return output.new_empty(0)

@@ -1,0 +1,72 @@
+"""What can be wrong, and what to do about it.
+
+Every exception raised on purpose derives from :class:`BpfreeError`; its message names the tap, layer, file or
+option concerned and says what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BpfreeError(Exception):
+    """Base of every error that bpfree raises on purpose."""
+
+
+class OptionError(BpfreeError, ValueError):
+    """An option has a value that means nothing; the message lists those that do."""
+
+
+class TapSelectionError(BpfreeError, ValueError):
+    """``taps=`` matched no module, or a name that the model does not have."""
+
+
+class TapOutputError(BpfreeError, TypeError):
+    """A tap's output is not a floating point tensor, so no teaching signal can be delivered to it."""
+
+
+class TapShapeError(BpfreeError, ValueError):
+    """A tap's features changed since the feedback was drawn, or do not share the error's batch dimensions."""
+
+
+class ErrorPlacementError(BpfreeError, RuntimeError):
+    """``error_at`` was not reached, was reached before a tap, or its output is not one tensor."""
+
+
+class AlreadyAttachedError(BpfreeError, RuntimeError):
+    """The model, or a part of it, already has a learning rule attached."""
+
+
+class UsedRecordError(BpfreeError, RuntimeError):
+    """A second backward pass was asked of one forward pass."""
+
+
+class UnsupportedLayerError(BpfreeError, TypeError):
+    """A rule cannot serve the model: none of its layers has the form that the rule needs."""
+
+
+class TargetsError(BpfreeError, ValueError):
+    """The rule learns from targets, and none were given or they do not fit the output."""
+
+
+class StateError(BpfreeError, ValueError):
+    """A saved state does not fit this attachment."""
+
+
+class NonFiniteError(BpfreeError, ArithmeticError):
+    """The error that leaves the network holds NaN or infinity."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint to append to a message: the valid name closest to ``name``, or all of them."""
+    names = list(valid)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Valid: {', '.join(map(repr, names))}."
+
+
+def choice(option: str, value: str, valid: Iterable[str]) -> None:
+    """Raise :class:`OptionError` unless ``value`` is one of ``valid``."""
+    names = list(valid)
+    if value not in names:
+        raise OptionError(f"{option}={value!r} is not known. {nearest(str(value), names)}")

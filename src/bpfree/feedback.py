@@ -1,0 +1,244 @@
+"""Feedback matrices: how B is drawn, shared, scaled, stored, and how it turns an error into signals.
+
+Index conventions: ``N`` rows (samples; for sequences and graphs also tokens and nodes), ``c`` numbers of error,
+``n`` features of a tap. A feedback matrix B_l has the shape ``(c, n_l)`` and the signal is ``d_l = e B_l``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.draw import derived_seed, draw
+from bpfree.errors import OptionError, StateError, TapShapeError, choice
+from bpfree.state import LateBuffers
+from bpfree.taps import Site
+
+Normalization: TypeAlias = Literal["launay2019", "launay2020", "launay2020-code", "none"]
+Distribution: TypeAlias = Literal["normal", "uniform"]
+Projector: TypeAlias = "Callable[[Tensor, Sequence[Site]], Sequence[Tensor | None]]"
+"""Anything that maps an error ``(N, c)`` and the taps to one signal ``(N, n_l)`` a tap (None: no signal)."""
+
+_SCALES: dict[str, Callable[[int, int, int], float]] = {
+    "launay2019": lambda width, widest, c: 1 / math.sqrt(width * c),
+    "launay2020": lambda width, widest, c: 1 / math.sqrt(width),
+    "launay2020-code": lambda width, widest, c: 1 / math.sqrt(widest),
+    "none": lambda width, widest, c: 1.0,
+}
+_BLOCK = 4096
+"""Columns drawn at a time: bounds the memory of a regenerated matrix and makes any prefix of U the same."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """How the feedback matrices B_l, of shape ``(c, n_l)``, are drawn and kept.
+
+    Args:
+        normalization: The scale of B_l = scale x U[:, :n_l].
+            ``"launay2020"``: 1/sqrt(n_l) (Launay et al. 2020, appendix C), with U uniform on (-1, 1).
+            ``"launay2020-code"``: 1/sqrt(n_max) for every tap, as that paper's released code does.
+            ``"launay2019"``: 1/sqrt(n_l c), with U standard normal (Launay et al. 2019, equations 7 and 8, where
+            it is written U/sqrt(n_max c) x sqrt(n_max/n_l)).
+            ``"none"``: 1, with U standard normal ("no norm" in that paper's table 2).
+        distribution: ``"normal"`` N(0, 1) or ``"uniform"`` on (-1, 1); None takes the normalization's own.
+        shared: One matrix U of shape ``(c, n_max)``, whose leading columns serve every tap: c n_max numbers in
+            place of c sum(n_l) (Launay et al. 2019, section 3). False draws one matrix for each tap.
+        density: The fraction of entries of U that are not zero, in (0, 1]; those left are divided by
+            sqrt(density), which keeps the signal's variance (sparse feedback: Crafton et al. 2019).
+        stored: False keeps no matrix and draws it again from the seed, ``4096`` columns at a time, in every
+            backward pass. On a CPU the numbers are those of the stored matrix; another device draws its own.
+    """
+
+    normalization: Normalization = "launay2020"
+    distribution: Distribution | None = None
+    shared: bool = True
+    density: float = 1.0
+    stored: bool = True
+
+    def __post_init__(self) -> None:
+        choice("normalization", self.normalization, _SCALES)
+        if self.distribution is not None:
+            choice("distribution", self.distribution, ("normal", "uniform"))
+        if not 0 < self.density <= 1:
+            raise OptionError(f"density={self.density} is not in (0, 1].")
+
+    def scale(self, width: int, widest: int, c: int) -> float:
+        """The factor of a tap of ``width`` features, ``widest`` among all taps, for an error of ``c`` numbers."""
+        return _SCALES[self.normalization](width, widest, c)
+
+    def draw(self, out: Tensor, seed: int, first: int = 0) -> Tensor:
+        """Fill ``out``, of shape ``(c, k)``, with the columns ``first`` to ``first + k`` of U; return it.
+
+        ``first`` is a multiple of the block of 4096 columns.
+        """
+        natural = "uniform" if "2020" in self.normalization else "normal"
+        generator = torch.Generator(out.device)
+        for start in range(0, out.shape[1], _BLOCK):
+            columns = out[:, start : start + _BLOCK]
+            block = (first + start) // _BLOCK
+            # Column by column, so that a narrower matrix is a prefix of a wider one.
+            drawn = draw(
+                columns.T.shape, self.distribution or natural, generator.manual_seed(derived_seed(seed, block))
+            )
+            if self.density < 1:
+                generator.manual_seed(derived_seed(seed, block, "mask"))
+                chance = (draw(columns.T.shape, "uniform", generator) + 1) / 2
+                drawn *= (chance < self.density) / math.sqrt(self.density)
+            columns.copy_(drawn.T)
+        return out
+
+
+class Projection(LateBuffers):
+    """The matrices of one attachment, and the products d_l = e B_l.
+
+    ``projection["shared"]``, or ``projection[name]`` for one matrix a tap, is U: unscaled, of shape
+    ``(c, n)``; writing into it changes the feedback. ``projection.matrix(site)`` is B_l.
+    """
+
+    def __init__(self, feedback: Feedback, seed: int) -> None:
+        super().__init__(seed=seed)
+        self.feedback = feedback
+        self._sizes: tuple[int, int] | None = None  # c and the width of the widest tap
+
+    def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
+        """Draw what is not there yet for these taps and an error of ``c`` numbers, in ``like``'s precision.
+
+        Raises:
+            TapShapeError: A tap is wider than the feedback drawn for it, or the error's size changed.
+            StateError: A loaded state does not fit the taps.
+        """
+        widest = max([site.width for site in sites])
+        if self._sizes is None:
+            self._sizes = (c, widest)
+        elif c != self._sizes[0] or widest > self._sizes[1]:
+            raise TapShapeError(
+                f"the feedback was drawn for an error of {self._sizes[0]} numbers and taps of at most "
+                f"{self._sizes[1]} features; this forward pass has {c} and {widest}. Sizes may change only in the "
+                "batch dimensions: attach again for a model of another shape."
+            )
+        if self.feedback.stored:
+            for name, site, width in self._owners(sites):
+                self._provide(name, site, c, width, like)
+
+    def _owners(self, sites: Sequence[Site]) -> list[tuple[str, Site, int]]:
+        assert self._sizes is not None
+        if self.feedback.shared:
+            return [("shared", site, self._sizes[1]) for site in sites[:1]]
+        return [(self._name(site), site, site.width) for site in sites]
+
+    def _provide(self, name: str, site: Site, c: int, width: int, like: Tensor) -> None:
+        if name not in self:
+            matrix = torch.empty(c, width, dtype=like.dtype)
+            self[name] = self.feedback.draw(matrix, self._seed(name)).to(like.device)
+        elif self[name].shape != (c, width):
+            raise StateError(
+                f"the loaded feedback {name!r} has shape {tuple(self[name].shape)}; tap {site.name!r} and the "
+                f"error need {(c, width)}. The state is that of another model, other taps or another output size."
+            )
+
+    def _seed(self, name: str) -> int:
+        return derived_seed(self.numbers["seed"], name)
+
+    def _name(self, site: Site) -> str:
+        # One module may be reached with several widths; each width has a matrix of its own.
+        return "shared" if self.feedback.shared else f"{site.module}:{site.width}"
+
+    def matrix(self, site: Site) -> Tensor:
+        """B_l of one tap, shape ``(c, n_l)``. A regenerated matrix is drawn in full."""
+        assert self._sizes is not None, "matrices exist after the first forward pass, or with example_inputs="
+        c, widest = self._sizes
+        name, scale = self._name(site), self.feedback.scale(site.width, widest, c)
+        if self.feedback.stored:
+            return self[name][:, : site.width] * scale
+        return self.feedback.draw(torch.empty(c, site.width), self._seed(name)) * scale
+
+    def forward(self, error: Tensor, sites: Sequence[Site]) -> list[Tensor]:
+        """One signal ``(N, n_l)`` a tap from the error ``(N, c)``.
+
+        Taps with the same matrix get the same tensor: materializing one for each of them would cost more memory
+        than backpropagation takes.
+        """
+        assert self._sizes is not None
+        products: dict[tuple[str, int], Tensor] = {}
+        for site in sites:
+            key = (self._name(site), site.width)
+            if key not in products:
+                scale = self.feedback.scale(site.width, self._sizes[1], self._sizes[0])
+                # The scale goes onto the error, by far the smaller factor.
+                products[key] = self._product(error * scale, *key)
+        return [products[self._name(site), site.width] for site in sites]
+
+    def _product(self, error: Tensor, name: str, width: int) -> Tensor:
+        if self.feedback.stored:
+            return error @ self[name][:, :width].to(error)
+        signal = error.new_empty(len(error), width)
+        for start in range(0, width, _BLOCK):
+            stop = min(start + _BLOCK, width)
+            block = torch.empty(error.shape[1], stop - start, dtype=error.dtype, device=error.device)
+            signal[:, start:stop] = error @ self.feedback.draw(block, self._seed(name), start)
+        return signal
+
+    def describe(self, site: Site) -> str:
+        """The form of a tap's feedback, for the attachment's table."""
+        c = self._sizes[0] if self._sizes else "?"
+        kind = "shared" if self.feedback.shared else "own"
+        return f"{c} x {site.width} {kind if self.feedback.stored else 'regenerated'}"
+
+
+class NoFeedback(nn.Module):
+    """No signal for any tap."""
+
+    def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
+        """Nothing to draw."""
+
+    def forward(self, error: Tensor, sites: Sequence[Site]) -> list[None]:
+        """None for every tap: what lies below stays as it is."""
+        return [None] * len(sites)
+
+    def describe(self, site: Site) -> str:
+        """What the attachment's table says."""
+        return "none: frozen"
+
+
+class CallableProjection(nn.Module):
+    """A user's own projector, made to look like a :class:`Projection`. An ``nn.Module`` is saved and moved along."""
+
+    def __init__(self, project: Projector) -> None:
+        super().__init__()
+        self.project = project
+
+    def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
+        """Nothing to draw: the projector brings its own matrices."""
+
+    def forward(self, error: Tensor, sites: Sequence[Site]) -> Sequence[Tensor | None]:
+        """Ask the projector, and check the shapes of what it returns.
+
+        Raises:
+            TapShapeError: A signal has another shape than ``(N, n_l)``, or their number is not that of the taps.
+        """
+        signals = self.project(error, sites)
+        if len(signals) != len(sites):
+            raise TapShapeError(f"the projector returned {len(signals)} signals for {len(sites)} taps.")
+        for signal, site in zip(signals, sites, strict=True):
+            if signal is not None and signal.shape != (len(error), site.width):
+                raise TapShapeError(
+                    f"the projector's signal for tap {site.name!r} has shape {tuple(signal.shape)}; "
+                    f"{(len(error), site.width)} is needed."
+                )
+        return signals
+
+    def describe(self, site: Site) -> str:
+        """The projector's name."""
+        return getattr(self.project, "__name__", type(self.project).__name__)
+
+
+def projection(feedback: Feedback | Projector | None, seed: int) -> Projection | CallableProjection | NoFeedback:
+    """What turns errors into signals for one attachment."""
+    if feedback is None:
+        return NoFeedback()
+    return Projection(feedback, seed) if isinstance(feedback, Feedback) else CallableProjection(feedback)

@@ -1,0 +1,93 @@
+"""What an attachment is made of: a plan of where to put hooks, and a mechanism that puts them there."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bpfree.state import LateBuffers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a rule is to be put.
+
+    Attributes:
+        model: The model, unchanged.
+        taps: The tap modules by name.
+        explicit: Whether the user named the taps.
+        error_name: The name of the module at whose output the error is taken; "" is the model.
+        error_module: That module.
+        seed: The seed of everything the rule draws.
+        batch_dims: The number of leading dimensions that are not features; None finds out.
+    """
+
+    model: nn.Module
+    taps: Mapping[str, nn.Module]
+    explicit: bool
+    error_name: str
+    error_module: nn.Module
+    seed: int
+    batch_dims: int | None
+
+
+class Mechanism(nn.Module):
+    """Puts a rule's hooks into a model and takes them out again; owns what the rule draws and learns.
+
+    This base puts in none: the model trains by plain backpropagation.
+
+    Attributes:
+        feedback: A module with what the rule draws and learns; its kind is the mechanism's own.
+    """
+
+    feedback: Any
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.feedback = LateBuffers()
+        # In a tuple, so that the model does not become a submodule of its attachment.
+        self._held = (plan,)
+        self._pauses = 0
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def plan(self) -> Plan:
+        """Where the rule was put."""
+        return self._held[0]
+
+    @property
+    def active(self) -> bool:
+        """Whether a forward pass started now would be the rule's."""
+        return self._pauses == 0 and torch.is_grad_enabled()
+
+    def install(self) -> None:
+        """Put the hooks in."""
+
+    def remove(self) -> None:
+        """Take the hooks out, and drop what a forward pass left."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Within this context a forward pass is plain autograd."""
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+
+    def targets(self, targets: Tensor) -> None:
+        """Hear of the targets; most rules do not need them."""
+
+    def table(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """Header, rows and remarks that show what the rule does to the model."""
+        remark = "Plain backpropagation: nothing is cut, every parameter gets its exact gradient."
+        return [], [], [remark]

@@ -1,0 +1,23 @@
+"""The learning rules, one file a family, and the table of their names."""
+
+from bpfree.rules.backprop import BP, Shallow
+from bpfree.rules.base import Delivery, DirectRule, Rule
+from bpfree.rules.direct import DFA, DRTP
+from bpfree.rules.layerwise import FA, LayerwiseRule, SignSymmetry
+
+RULES: dict[str, type[Rule]] = {rule.__name__: rule for rule in (BP, Shallow, DFA, DRTP, FA, SignSymmetry)}
+"""Every rule by its name."""
+
+__all__ = [
+    "BP",
+    "DFA",
+    "DRTP",
+    "FA",
+    "RULES",
+    "Delivery",
+    "DirectRule",
+    "LayerwiseRule",
+    "Rule",
+    "Shallow",
+    "SignSymmetry",
+]

@@ -1,0 +1,28 @@
+"""The two references: backpropagation, and no feedback at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bpfree.mechanism import Mechanism, Plan
+from bpfree.rules.base import DirectRule, Rule
+
+
+@dataclass(frozen=True)
+class BP(Rule):
+    """Plain backpropagation: the model is left as it is. The reference in every comparison."""
+
+    def mechanism(self, plan: Plan) -> Mechanism:
+        """No hooks."""
+        return Mechanism(plan)
+
+
+@dataclass(frozen=True)
+class Shallow(DirectRule):
+    """Only what lies above the last tap learns; every gradient below it stays None.
+
+    This is the frozen control: what a rule reaches beyond it is what the layers below have learned. Under DDP
+    it needs ``find_unused_parameters=True``. Source: Launay et al. 2020, table A.4.
+    """
+
+    feedback: None = field(default=None, init=False, repr=False)

@@ -1,0 +1,104 @@
+"""Rules that project the error, or the targets, straight to every tap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bpfree.errors import OptionError, TargetsError, choice
+from bpfree.rules.base import Delivery, DirectRule
+
+Reduction: TypeAlias = Literal["mean", "sum"]
+
+
+@dataclass(frozen=True)
+class DFA(DirectRule):
+    """Direct feedback alignment: the signal at tap l is d_l = e B_l, with fixed random B_l.
+
+    Free of weight transport and of the backward lock: no segment needs another's weights or result.
+
+    Args:
+        feedback: How B is drawn, or a callable projector; see :class:`bpfree.Feedback`.
+        error: ``"exact"`` projects e (Noekland 2016). ``"sign"`` projects sign(e) (sDFA, Frenkel et al. 2021).
+            ``"ternary"`` projects e quantized to -1, 0 and 1, as an optical co-processor takes it (Launay et al.
+            2020): entries of at most ``threshold`` in magnitude become 0.
+        reduction: ``"mean"`` takes e as autograd delivers it from a mean loss (1/N in it). ``"sum"`` multiplies it by
+            the N rows of the batch for the taps, and leaves the output's as it is (Launay et al. 2019's code):
+            at batch 128, hidden layers see gradients 128 times as large relative to the head's. A quantized
+            vector has 1/N in it with ``"mean"`` and not with ``"sum"``; its size does not follow the loss's, so
+            it is not for a GradScaler.
+        threshold: Where ``"ternary"`` begins to count, in units of one sample's error N e (for softmax and
+            cross-entropy: of a probability), at least 0.
+    """
+
+    error: Literal["exact", "sign", "ternary"] = "exact"
+    reduction: Reduction = "mean"
+    threshold: float = 0.1
+
+    def __post_init__(self) -> None:
+        choice("error", self.error, ("exact", "sign", "ternary"))
+        choice("reduction", self.reduction, ("mean", "sum"))
+        if self.threshold < 0:
+            raise OptionError(f"threshold={self.threshold} is negative.")
+
+    def vector(self, delivery: Delivery) -> Tensor:
+        """The error as ``error`` and ``reduction`` ask for it, shape ``(N, c)``."""
+        e, n = delivery.error, len(delivery.error)
+        if self.error == "exact":
+            return e * n if self.reduction == "sum" else e
+        if self.error == "ternary":
+            e = F.hardshrink(e * n, self.threshold)
+        return e.sign() if self.reduction == "sum" else e.sign() / n
+
+
+@dataclass(frozen=True)
+class DRTP(DirectRule):
+    """Direct random target projection: the signal at tap l is y B_l, with y the one-hot target.
+
+    No error is needed, so the taps could learn while the forward pass still runs. The output layer learns from its
+    exact gradient. Give the targets with ``attachment.targets(y)`` before ``loss.backward()``. The signal does not
+    follow the loss's scale, so it is not for a GradScaler. Source: Frenkel et al. 2021.
+
+    Args:
+        feedback: How B is drawn, or a callable projector; see :class:`bpfree.Feedback`.
+        reduction: ``"mean"`` divides the signal by the N rows of the batch, as a mean loss does; ``"sum"`` does not
+            (the published code).
+    """
+
+    reduction: Reduction = "mean"
+
+    def __post_init__(self) -> None:
+        choice("reduction", self.reduction, ("mean", "sum"))
+
+    def vector(self, delivery: Delivery) -> Tensor:
+        """The targets, shape ``(N, c)``, one-hot where they were given as class numbers ``(N,)``.
+
+        Raises:
+            TargetsError: No targets were given, or they do not fit the output.
+        """
+        y = _one_hot(delivery.targets, delivery.error)
+        return y / len(y) if self.reduction == "mean" else y
+
+
+def _one_hot(targets: Tensor | None, error: Tensor) -> Tensor:
+    n, c = error.shape
+    if targets is None:
+        raise TargetsError("DRTP learns from targets: call attachment.targets(y) before loss.backward().")
+    if targets.numel() == n and not targets.is_floating_point():
+        classes = targets.reshape(n).long()
+        if not torch.compiler.is_compiling() and not bool(((classes >= 0) & (classes < c)).all()):
+            raise TargetsError(
+                f"targets hold the classes {int(classes.min())} to {int(classes.max())}; the output has {c} numbers, "
+                f"so classes lie in 0 to {c - 1}."
+            )
+        return F.one_hot(classes, c).to(error)
+    if targets.numel() == n * c:
+        return targets.reshape(n, c).to(error)
+    raise TargetsError(
+        f"targets of shape {tuple(targets.shape)} and {targets.dtype} fit neither {n} class numbers (integers) nor "
+        f"an output of shape {(n, c)}."
+    )

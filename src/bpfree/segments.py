@@ -1,0 +1,74 @@
+"""Which layers learn from which tap, read off the graph of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from bpfree.taps import Site
+
+_OUTPUT = "(output)"
+
+
+@dataclass(frozen=True)
+class Segments:
+    """What lies between the taps.
+
+    Attributes:
+        learners: For every tap, in forward order, and last for the output: the layers that its signal reaches.
+        remarks: What a user should know: layers reached by several signals, layers reached by none.
+    """
+
+    learners: list[str]
+    remarks: list[str]
+
+    @staticmethod
+    def walk(model: nn.Module, sites: Sequence[Site], taps: Sequence[Tensor], output: Tensor) -> Segments:
+        """Follow the graph of every tap, cut as it is, back to the parameters it ends in."""
+        owners = {parameter: name.rpartition(".")[0] for name, parameter in model.named_parameters()}
+        names = [*(site.name for site in sites), _OUTPUT]
+        reached = [_parameters(tensor) for tensor in (*taps, output)]
+        signals: dict[str, list[str]] = {}
+        learners: list[str] = []
+        for name, parameters in zip(names, reached, strict=True):
+            layers = _unique(owners.get(parameter, "") or "(model)" for parameter in owners if parameter in parameters)
+            learners.append(", ".join(layers) or "nothing")
+            for layer in layers:
+                signals.setdefault(layer, []).append(name)
+        return Segments(learners, _remarks(owners, signals))
+
+
+def _remarks(owners: dict[nn.Parameter, str], signals: dict[str, list[str]]) -> list[str]:
+    remarks = [
+        f"{layer}: the signals of {', '.join(sources)} add up (a path around the cut leads there)."
+        for layer, sources in signals.items()
+        if len(sources) > 1
+    ]
+    missed = _unique(name for parameter, name in owners.items() if parameter.requires_grad)
+    missed = [layer for layer in missed if layer and layer not in signals]
+    if missed:
+        remarks.append(f"No signal reaches {', '.join(missed)}: not used in this forward pass.")
+    return remarks
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _parameters(root: Tensor) -> set[Tensor]:
+    """The leaf tensors that a backward pass from ``root`` would reach."""
+    found: set[Tensor] = set()
+    seen: set[Any] = set()
+    open_nodes: list[Any] = [root.grad_fn]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(node.variable)
+        open_nodes.extend(following for following, _ in node.next_functions)
+    return found

@@ -1,0 +1,180 @@
+"""Layerwise rules: with B := W they are backpropagation; with another B, what is written out by hand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bpfree
+from by_hand import TanhMLP, assert_same, softmax_error
+
+
+def set_feedback(attachment, model):
+    for name in attachment.feedback:
+        attachment.feedback[name].copy_(model.get_submodule(name).weight)
+
+
+def gradients(model, x):
+    model.zero_grad()
+    model(x).square().sum().backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(6, 8), (5, 6)),
+    "linear, tokens": (lambda: nn.Linear(6, 8), (5, 3, 6)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1), (2, 4, 9)),
+    "conv2d": (lambda: nn.Conv2d(4, 6, 3), (2, 4, 7, 8)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, 2), (2, 2, 4, 5, 4)),
+    "strided": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1), (2, 4, 8, 8)),
+    "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), (2, 4, 7, 7)),
+    "dilated": (lambda: nn.Conv2d(4, 6, (3, 2), dilation=(2, 1)), (2, 4, 9, 8)),
+    "depthwise, no bias": (lambda: nn.Conv2d(4, 4, 3, groups=4, bias=False), (2, 4, 7, 7)),
+    "same": (lambda: nn.Conv2d(4, 6, (2, 4), padding="same"), (2, 4, 7, 7)),
+    "valid": (lambda: nn.Conv2d(4, 6, 3, padding="valid"), (2, 4, 7, 7)),
+    "circular": (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), (2, 4, 7, 7)),
+    "reflect": (lambda: nn.Conv1d(4, 6, 3, padding=2, padding_mode="reflect"), (2, 4, 9)),
+    "transposed 1d": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2), (2, 4, 9)),
+    "transposed 2d": (
+        lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+        (2, 4, 5, 5),
+    ),
+    "transposed 3d": (lambda: nn.ConvTranspose3d(2, 3, 2, dilation=2), (2, 2, 4, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_with_b_equal_to_w_every_layer_is_backpropagation(double, kind, inplace):
+    make, shape = LAYERS[kind]
+    # Something that learns below, so that the layer's input needs a gradient; a non-linearity that may be in place.
+    model = nn.Sequential(nn.Linear(shape[-1], shape[-1]), make(), nn.ELU(inplace=inplace))
+    x = torch.randn(shape)
+    exact = gradients(model, x)
+    attachment = bpfree.attach(model, bpfree.FA(), example_inputs=x)
+    assert list(attachment.feedback) == ["1"], "the first layer's input needs no gradient, so it has no B"
+    random = gradients(model, x)
+    assert not torch.allclose(random[0], exact[0]), "with a random B the layer below must learn differently"
+    set_feedback(attachment, model)
+    assert_same(gradients(model, x), exact)
+
+
+@pytest.fixture
+def mlp(double):
+    return nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, 4))
+
+
+@pytest.fixture
+def batch(double):
+    return torch.randn(10, 6), torch.randint(0, 4, (10,))
+
+
+def step(model, batch):
+    x, y = batch
+    F.cross_entropy(model(x), y).backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+def expected(model, batch, backward_weights):
+    hand = TanhMLP(model)
+    hidden, output = hand.forward(batch[0])
+    e = softmax_error(output, batch[1])
+    return hand.gradients(hidden, e, hand.layerwise_signals(hidden, e, [None, *backward_weights]))
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "normal"])
+def test_feedback_alignment_by_hand(mlp, batch, distribution):
+    attachment = bpfree.attach(mlp, bpfree.FA(distribution))
+    found = step(mlp, batch)
+    assert_same(found, expected(mlp, batch, [attachment.feedback["2"], attachment.feedback["4"]]))
+
+
+def test_uniform_sign_symmetry_by_hand(mlp, batch):
+    initial = [mlp[2].weight.detach().clone(), mlp[4].weight.detach().clone()]
+    deviations = [((W - W.mean()) ** 2).sum().div(W.numel() - 1).sqrt() for W in initial]
+    bpfree.attach(mlp, bpfree.SignSymmetry("uniform"))
+    step(mlp, batch)
+    # The signs follow the weights, the magnitude stays that of the start.
+    with torch.no_grad():
+        mlp[2].weight.neg_().mul_(3)
+        mlp.zero_grad()
+    W = [mlp[2].weight.detach(), mlp[4].weight.detach()]
+    assert_same(step(mlp, batch), expected(mlp, batch, [s * w.sign() for s, w in zip(deviations, W, strict=True)]))
+
+
+def test_fixed_sign_symmetry_by_hand(mlp, batch):
+    attachment = bpfree.attach(mlp, bpfree.SignSymmetry("fixed"))
+    found = step(mlp, batch)
+    M = [attachment.feedback["2"], attachment.feedback["4"]]
+    assert all((m >= 0).all() for m in M)
+    signs = [mlp[2].weight.detach().sign(), mlp[4].weight.detach().sign()]
+    assert_same(found, expected(mlp, batch, [m * s for m, s in zip(M, signs, strict=True)]))
+
+
+def test_batch_sign_symmetry_draws_anew_each_pass_and_keeps_signs():
+    # A chain of one layer: the signal that arrives below is grad @ B, so B itself can be read off.
+    layer = nn.Linear(5, 4, bias=False)
+    below = nn.Linear(5, 5, bias=False)
+    model = nn.Sequential(below, layer)
+    bpfree.attach(model, bpfree.SignSymmetry("batch"))
+
+    def read():
+        x = torch.eye(5)
+        rows = []
+        for index in range(4):
+            model.zero_grad()
+            (model(x)[0, index]).backward()
+            rows.append(below.weight.grad[:, 0].clone())  # d/dh of sample 0, whose x is the first unit vector
+        return torch.stack(rows)
+
+    first, second = read(), read()
+    assert (first != second).all()
+    assert torch.equal(first.sign(), layer.weight.sign())
+    assert torch.equal(second.sign(), layer.weight.sign())
+
+
+def test_magnitudes_have_the_layers_initial_deviation():
+    # |M| of a normal M with deviation s has mean s sqrt(2/pi); uniform B has deviation s.
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(200, 200), nn.Linear(200, 200))
+    s = model[1].weight.std()
+    x = torch.randn(3, 200)
+    with bpfree.attach(model, bpfree.SignSymmetry("fixed"), example_inputs=x) as attachment:
+        assert attachment.feedback["1"].mean() == pytest.approx(float(s) * (2 / torch.pi) ** 0.5, rel=0.02)
+    for distribution in ("uniform", "normal"):
+        with bpfree.attach(model, bpfree.FA(distribution), example_inputs=x) as attachment:
+            B = attachment.feedback["1"]
+            assert B.std() == pytest.approx(float(s), rel=0.02)
+            # Four deviations of the mean of 40,000 numbers.
+            assert abs(float(B.mean())) < 4 * float(s) / 200
+            assert (B.abs().max() < 1.8 * s) == (distribution == "uniform")
+
+
+def test_other_layers_pass_their_ordinary_gradient_and_are_named(double):
+    model = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 4))
+    attachment = bpfree.attach(model, bpfree.FA())
+    x = torch.randn(3, 6)
+    exact = None
+    with attachment.paused():
+        exact = gradients(model, x)
+    gradients(model, x)
+    set_feedback(attachment, model)
+    assert_same(gradients(model, x), exact)
+    assert "1 (LayerNorm)" in str(attachment)
+
+
+def test_input_as_keyword(double):
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.two(input=self.one(input=x))
+
+    model, x = Keyword(), torch.randn(3, 6)
+    exact = gradients(model, x)
+    attachment = bpfree.attach(model, bpfree.FA(), example_inputs=x)
+    assert list(attachment.feedback) == ["two"]
+    set_feedback(attachment, model)
+    assert_same(gradients(model, x), exact)

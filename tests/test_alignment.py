@@ -1,0 +1,173 @@
+"""The measure of alignment, against cosines computed by hand and from two separate nets."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bpfree
+
+
+def network(dropout=0.0):
+    return nn.Sequential(
+        nn.Linear(6, 16),
+        nn.BatchNorm1d(16),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(16, 12),
+        nn.Tanh(),
+        nn.Linear(12, 4),
+    ).double()
+
+
+def data(n=9):
+    return torch.randn(n, 6, dtype=torch.float64), torch.randint(0, 4, (n,))
+
+
+def closure_for(model, x, y, attachment=None):
+    def closure():
+        if attachment is not None:
+            attachment.targets(y)
+        return F.cross_entropy(model(x), y)
+
+    return closure
+
+
+def test_against_a_second_copy_of_the_model():
+    # The reference is what the library promises to do without: a copy, run by plain autograd under the same mask.
+    model = network(dropout=0.4)
+    x, y = data()
+    attachment = bpfree.attach(model, bpfree.DFA(), example_inputs=x)
+    torch.manual_seed(7)
+    report = bpfree.alignment(attachment, closure_for(model, x, y))
+
+    with attachment.paused():
+        twin = network(dropout=0.4)
+        twin.load_state_dict(model.state_dict())
+    torch.manual_seed(7)
+    h1 = twin[:3](x)
+    h2 = twin[4:6](twin[3](h1))
+    loss = F.cross_entropy(twin[6](h2), y)
+    g1, g2 = torch.autograd.grad(loss, [h1, h2])
+    error = (twin[6](h2).softmax(1) - F.one_hot(y, 4)) / len(y)
+    for tap, h, g, site in zip(report.taps, (h1, h2), (g1, g2), attachment.mechanism.sites, strict=True):
+        d = error @ attachment.feedback.matrix(site)
+        cosines = F.cosine_similarity(d, g, dim=1)
+        assert tap.name == site.name
+        assert tap.cosine_mean == pytest.approx(float(cosines.mean()), abs=1e-12)
+        assert tap.cosine_std == pytest.approx(float(cosines.std(correction=0)), abs=1e-12)
+        assert tap.norm_activation == pytest.approx(float(h.norm(dim=1).mean()))
+        assert tap.norm_signal == pytest.approx(float(d.norm(dim=1).mean()))
+        assert tap.norm_bp == pytest.approx(float(g.norm(dim=1).mean()))
+        assert (tap.n_valid, tap.both_zero) == (9, 0.0)
+
+
+RULES = [
+    bpfree.BP(),
+    bpfree.Shallow(),
+    bpfree.DFA(),
+    bpfree.DRTP(),
+    bpfree.FA(),
+    bpfree.SignSymmetry("batch"),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("known", [True, False])
+def test_measuring_leaves_no_trace(rule, known):
+    def run(measure):
+        torch.manual_seed(3)
+        model = network(dropout=0.4)
+        x, y = data()
+        attachment = bpfree.attach(model, rule, example_inputs=x if known else None)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(3):
+            F.cross_entropy(model(x), y, reduction="sum")  # a graph that is alive while measuring
+            optimizer.zero_grad()
+            attachment.targets(y)
+            if measure:
+                before = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+                bpfree.alignment(attachment, closure_for(model, x, y, attachment))
+                assert [p.grad for p in model.parameters()] == before
+            attachment.targets(y)
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        return list(model.state_dict().values()) + list(attachment.state_dict().values()) + [torch.get_rng_state()]
+
+    for with_measure, without in zip(run(True), run(False), strict=True):
+        assert torch.equal(with_measure, without)
+
+
+def test_backpropagation_agrees_with_itself_and_shallow_with_nothing():
+    x, y = data()
+    model = network(dropout=0.4)
+    with bpfree.attach(model, bpfree.BP()) as attachment:
+        for tap in bpfree.alignment(attachment, closure_for(model, x, y)).taps:
+            assert tap.cosine_mean == pytest.approx(1, abs=1e-12)
+    with bpfree.attach(model, bpfree.Shallow()) as attachment:
+        report = bpfree.alignment(attachment, closure_for(model, x, y))
+        assert [tap.name for tap in report.taps] == ["2", "5"]
+        for tap in report.taps:
+            assert math.isnan(tap.cosine_mean)
+            assert (tap.n_valid, tap.norm_signal) == (0, 0.0)
+
+
+def test_rows_where_both_are_zero_are_counted_apart():
+    # A sample of weight zero has no error at all: its cosine is not 1, it is not there.
+    model, (x, y) = network().eval(), data()
+    attachment = bpfree.attach(model, bpfree.DFA())
+    weight = torch.tensor([0.0, 0.0, 0.0, *[1.0] * 6], dtype=torch.float64)
+    report = bpfree.alignment(attachment, lambda: (F.cross_entropy(model(x), y, reduction="none") * weight).sum())
+    assert [tap.n_valid for tap in report.taps] == [6, 6]
+    assert [tap.both_zero for tap in report.taps] == [pytest.approx(1 / 3)] * 2
+
+
+def test_tiny_signals_have_a_direction_too():
+    model, (x, y) = network().eval(), data()
+    attachment = bpfree.attach(model, bpfree.DFA(), example_inputs=x)
+    plain = bpfree.alignment(attachment, closure_for(model, x, y))
+    tiny = bpfree.alignment(attachment, lambda: F.cross_entropy(model(x), y) * 1e-100)
+    assert tiny.taps[0].norm_bp < 1e-100
+    for ours, theirs in zip(tiny.taps, plain.taps, strict=True):
+        assert ours.cosine_mean == pytest.approx(theirs.cosine_mean, abs=1e-9)
+
+
+def test_layerwise_rules_and_taps_in_place_are_measured():
+    # FA with B := W is backpropagation: cosine 1, also where an in-place operation follows a tap.
+    model = nn.Sequential(
+        nn.Linear(6, 8), bpfree.Tap(), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4)
+    ).double()
+    x, y = data()
+    attachment = bpfree.attach(model, bpfree.FA(), example_inputs=x)
+    assert bpfree.alignment(attachment, closure_for(model, x, y)).taps[0].cosine_mean < 0.9
+    for name in attachment.feedback:
+        attachment.feedback[name].copy_(model.get_submodule(name).weight)
+    report = bpfree.alignment(attachment, closure_for(model, x, y))
+    assert [tap.name for tap in report.taps] == ["1", "2", "4"]
+    for tap in report.taps:
+        assert tap.cosine_mean == pytest.approx(1, abs=1e-12)
+
+
+def test_the_report_prints_as_a_table():
+    model, (x, y) = network(), data()
+    report = bpfree.alignment(bpfree.attach(model, bpfree.DFA()), closure_for(model, x, y))
+    lines = str(report).splitlines()
+    assert lines[0].split()[:2] == ["tap", "cosine"]
+    assert [line.split()[0] for line in lines[2:]] == ["2", "5"]
+
+
+def test_no_tap_is_an_error():
+    model = nn.Sequential(nn.Linear(6, 4)).double()
+    x, y = data()
+    attachment = bpfree.attach(model, bpfree.FA())
+    with pytest.raises(bpfree.errors.TapSelectionError, match="name taps"):
+        bpfree.alignment(attachment, closure_for(model, x, y))
+
+
+def test_a_copy_is_not_needed(monkeypatch):
+    monkeypatch.setattr(copy, "deepcopy", lambda *_: pytest.fail("the model was copied"))
+    model, (x, y) = network(), data()
+    bpfree.alignment(bpfree.attach(model, bpfree.DFA()), closure_for(model, x, y))

@@ -1,0 +1,317 @@
+"""Attaching, detaching, saving: what a rule leaves and does not leave in a model."""
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bpfree
+
+RULES = [
+    bpfree.BP(),
+    bpfree.Shallow(),
+    bpfree.DFA(),
+    bpfree.DRTP(),
+    bpfree.FA(),
+    bpfree.SignSymmetry("batch"),
+]
+by_name = pytest.mark.parametrize("rule", RULES, ids=str)
+
+
+def network():
+    return nn.Sequential(
+        nn.Linear(6, 16),
+        nn.BatchNorm1d(16),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(16, 12),
+        nn.Tanh(),
+        nn.Linear(12, 4),
+    )
+
+
+def batch():
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(8, 6, generator=generator), torch.randint(0, 4, (8,), generator=generator)
+
+
+def step(model, attachment, optimizer=None):
+    x, y = batch()
+    attachment.targets(y)
+    if optimizer:
+        optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    if optimizer:
+        optimizer.step()
+
+
+def contents(model):
+    """Everything that could hold a hook or an attribute, for every module."""
+    return {name: {key: repr(value) for key, value in vars(module).items()} for name, module in model.named_modules()}
+
+
+@by_name
+def test_after_detach_nothing_is_left(rule):
+    model = network()
+    before, keys, kind = contents(model), list(model.state_dict()), type(model)
+    attachment = bpfree.attach(model, rule)
+    assert (list(model.state_dict()), type(model)) == (keys, kind)
+    model.eval()
+    step(model, attachment)
+    model.train()
+    attachment.detach()
+    attachment.detach()
+    model.zero_grad()
+    after = contents(model)
+    assert after == before
+    fresh = network()
+    fresh.load_state_dict(model.state_dict())
+    fresh.eval(), model.eval()
+    x, y = batch()
+    for net in (model, fresh):
+        F.cross_entropy(net(x), y).backward()
+    for ours, theirs in zip(model.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+@by_name
+def test_attaching_changes_no_other_random_number(rule):
+    def draws(attached):
+        torch.manual_seed(1)
+        model = network()
+        if attached:
+            attachment = bpfree.attach(model, rule, example_inputs=batch()[0])
+            step(model, attachment)
+        else:
+            x, y = batch()
+            F.cross_entropy(model(x), y).backward()
+        return torch.rand(5)
+
+    assert torch.equal(draws(True), draws(False))
+
+
+@by_name
+def test_shapes_found_at_once_or_later_give_the_same_numbers(rule):
+    results = []
+    for example in (None, batch()[0]):
+        torch.manual_seed(1)
+        model = network()
+        attachment = bpfree.attach(model, rule, seed=9, example_inputs=example)
+        step(model, attachment)
+        results.append([parameter.grad for parameter in model.parameters()] + list(model.buffers()))
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours is None and theirs is None) or torch.equal(ours, theirs)
+
+
+def test_example_inputs_may_be_arguments_or_keywords():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.tanh, self.two = nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)
+
+        def forward(self, a, b):
+            return self.two(self.tanh(self.one(a + b)))
+
+    model, x = Two(), torch.randn(2, 3)
+    for inputs in ((x, x), {"a": x, "b": x}):
+        with bpfree.attach(model, bpfree.DFA(), example_inputs=inputs) as attachment:
+            assert attachment.feedback["shared"].shape == (2, 4)
+
+
+def test_seeds_differ_and_repeat():
+    def drawn(seed):
+        with bpfree.attach(network(), bpfree.DFA(), seed=seed, example_inputs=batch()[0]) as attachment:
+            return attachment.feedback["shared"].clone()
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+
+
+def test_without_gradients_the_model_runs_without_a_trace():
+    model = network().eval()
+    x, _ = batch()
+    plain = model(x)
+    attachment = bpfree.attach(model, bpfree.DFA())
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            assert torch.equal(model(x), plain)
+    assert attachment.mechanism.sites == ()
+
+
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.FA()], ids=str)
+def test_paused_is_plain_autograd(rule):
+    model = network().eval()
+    x, y = batch()
+    F.cross_entropy(model(x), y).backward()
+    exact = [parameter.grad.clone() for parameter in model.parameters()]
+    attachment = bpfree.attach(model, rule)
+    model.zero_grad()
+    with attachment.paused():
+        F.cross_entropy(model(x), y).backward()
+    for parameter, expected in zip(model.parameters(), exact, strict=True):
+        assert torch.equal(parameter.grad, expected)
+
+
+@by_name
+@pytest.mark.parametrize("example", [True, False])
+def test_a_restored_run_continues_bit_for_bit(rule, example):
+    def start(seed):
+        torch.manual_seed(seed)
+        model = network()
+        attachment = bpfree.attach(model, rule, seed=seed, example_inputs=batch()[0] if example else None)
+        return model, attachment, torch.optim.Adam(model.parameters(), lr=0.01)
+
+    model, attachment, optimizer = start(1)
+    for _ in range(3):
+        step(model, attachment, optimizer)
+    file = io.BytesIO()
+    parts = (model, attachment, optimizer)
+    torch.save([part.state_dict() for part in parts] + [torch.get_rng_state()], file)
+    for _ in range(3):
+        step(model, attachment, optimizer)
+
+    resumed = start(2)  # another seed: everything must come from the file
+    file.seek(0)
+    *states, random_state = torch.load(file, weights_only=True)
+    for part, state in zip(resumed, states, strict=True):
+        part.load_state_dict(state)
+    torch.set_rng_state(random_state)
+    for _ in range(3):
+        step(*resumed)
+    for ours, theirs in zip(resumed[0].state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_regenerated_feedback_is_restored_by_its_seed():
+    rule = bpfree.DFA(feedback=bpfree.Feedback(stored=False))
+    first = bpfree.attach(network(), rule, seed=1, example_inputs=batch()[0])
+    second = bpfree.attach(network(), rule, seed=2, example_inputs=batch()[0])
+    second.load_state_dict(first.state_dict())
+    sites = first.mechanism.sites
+    error = torch.randn(3, 4)
+    for ours, theirs in zip(second.feedback(error, sites), first.feedback(error, sites), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_it_can_be_a_submodule_of_what_trains():
+    class Trainer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = network()
+            self.attachment = bpfree.attach(self.model, bpfree.DFA(), example_inputs=batch()[0])
+
+    trainer = Trainer()
+    weights = sum(parameter.numel() for parameter in trainer.model.parameters())
+    assert sum(parameter.numel() for parameter in trainer.parameters()) == weights
+    state = trainer.state_dict()
+    assert not any(key.startswith("attachment.") and "weight" in key for key in state)
+    other = Trainer()
+    other.attachment.feedback["shared"].zero_()
+    other.load_state_dict(state)
+    assert torch.equal(other.attachment.feedback["shared"], trainer.attachment.feedback["shared"])
+    assert trainer.double().attachment.feedback["shared"].dtype == torch.float64
+
+
+def test_a_copied_model_has_a_rule_of_its_own():
+    model = network()
+    bpfree.attach(model, bpfree.DFA(), example_inputs=batch()[0])
+    twin = copy.deepcopy(model)
+    x, y = batch()
+    F.cross_entropy(twin(x), y).backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.grad is not None for parameter in twin.parameters())
+
+
+def test_retained_graphs_may_be_used_twice():
+    model = network().eval()
+    attachment = bpfree.attach(model, bpfree.DFA())
+    x, y = batch()
+    loss = F.cross_entropy(model(x), y)
+    loss.backward(retain_graph=True)
+    once = model[0].weight.grad.clone()
+    loss.backward()
+    torch.testing.assert_close(model[0].weight.grad, 2 * once)
+    assert attachment.mechanism._record is None
+
+
+def test_activations_are_freed_with_the_graph():
+    import gc
+    import weakref
+
+    model = network()
+    attachment = bpfree.attach(model, bpfree.DFA())
+    kept = []
+    model[5].register_forward_hook(lambda m, a, out: kept.append(weakref.ref(out)), prepend=True)
+    x, y = batch()
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()  # `loss` is still alive, its graph is not
+    gc.collect()
+    assert kept[0]() is None or kept[0]().grad_fn is not None
+    del loss
+    gc.collect()
+    assert kept[0]() is None
+    assert attachment.mechanism.sites
+
+
+def test_the_table_says_what_lies_between_the_taps():
+    model = network()
+    attachment = bpfree.attach(model, bpfree.DFA())
+    assert "2, 5" in str(attachment)
+    step(model, attachment)
+    lines = [line.split() for line in str(attachment).splitlines()]
+    assert ["2", "Nx16", "4", "x", "16", "shared", "0,", "1"] in lines
+    assert ["5", "Nx12", "4", "x", "12", "shared", "4"] in lines
+    assert ["(output)", "exact", "gradient", "6"] in lines
+
+
+def test_an_open_path_around_the_cut_is_told():
+    class PreNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.block, self.relu, self.head = (
+                nn.Linear(4, 4),
+                nn.Linear(4, 4),
+                nn.ReLU(),
+                nn.Linear(4, 2),
+            )
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(x + self.block(self.relu(x)))
+
+    attachment = bpfree.attach(PreNorm(), bpfree.DFA(), example_inputs=torch.randn(2, 4))
+    assert "stem: the signals of relu, (output) add up" in str(attachment)
+
+
+def test_taps_are_chosen_by_type_name_pattern_and_predicate():
+    def chosen(taps):
+        with bpfree.attach(network(), bpfree.DFA(), taps=taps) as attachment:
+            return list(attachment.taps)
+
+    assert chosen(None) == ["2", "5"]
+    assert chosen(nn.Tanh) == ["5"]
+    assert chosen([nn.Tanh, "1"]) == ["1", "5"]
+    assert chosen("[12]") == ["1", "2"]
+    assert chosen(lambda name, module: isinstance(module, nn.Linear) and name != "6") == ["0", "4"]
+
+
+class ScaledDFA(bpfree.DirectRule):
+    """A user's rule: the error, normalized row by row."""
+
+    def vector(self, delivery):
+        return F.normalize(delivery.error, dim=1)
+
+
+def test_a_users_own_rule():
+    model = network().eval()
+    attachment = bpfree.attach(model, ScaledDFA())
+    x, y = batch()
+    h = model[:5](x).tanh()
+    error = (model[6](h).softmax(1) - F.one_hot(y, 4)) / 8
+    F.cross_entropy(model(x), y).backward()
+    d = error / error.norm(dim=1, keepdim=True) @ attachment.feedback.matrix(attachment.mechanism.sites[-1])
+    expected = (d * (1 - h**2)).T @ model[:4](x)
+    torch.testing.assert_close(model[4].weight.grad, expected)

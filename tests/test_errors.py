@@ -1,0 +1,246 @@
+"""Bad input: the named error, what it says, and that nothing half-attached remains."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bpfree
+from bpfree import errors
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+
+
+def hooks(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+X = torch.randn(5, 6)
+
+
+@pytest.mark.parametrize(
+    ("model", "rule", "options", "error", "says"),
+    [
+        (mlp(), bpfree.DFA(), {"taps": "6"}, errors.TapSelectionError, "'6'"),
+        (mlp(), bpfree.DFA(), {"taps": nn.GELU}, errors.TapSelectionError, "GELU.*Linear, Tanh"),
+        (mlp(), bpfree.DFA(), {"taps": []}, errors.TapSelectionError, "empty"),
+        (mlp(), bpfree.DFA(), {"taps": [3]}, errors.TapSelectionError, "3"),
+        (mlp(), bpfree.DFA(), {"taps": lambda n, m: False}, errors.TapSelectionError, "predicate"),
+        (nn.Sequential(nn.Linear(6, 4)), bpfree.DFA(), {}, errors.TapSelectionError, r"bpfree\.Tap\(\)"),
+        (mlp(), bpfree.DFA(), {"error_at": "head"}, errors.ErrorPlacementError, "head"),
+        (
+            mlp(),
+            bpfree.DFA(),
+            {"error_at": "0", "example_inputs": X},
+            errors.ErrorPlacementError,
+            "no tap was reached",
+        ),
+        (mlp(), bpfree.DFA, {}, errors.OptionError, r"bpfree\.DFA\(\)"),
+        (nn.Sequential(nn.Tanh()), bpfree.FA(), {}, errors.UnsupportedLayerError, "Linear and convolution"),
+        (mlp(), bpfree.DFA(), {"example_inputs": torch.randn(5, 7)}, RuntimeError, "shapes"),
+        (mlp(), bpfree.DFA(), {"example_inputs": X, "batch_dims": 2}, errors.TapShapeError, "batch_dims"),
+    ],
+)
+def test_attach_refuses_and_leaves_nothing(model, rule, options, error, says):
+    with pytest.raises(error, match=says):
+        bpfree.attach(model, rule, **options)
+    assert hooks(model) == 0
+    bpfree.attach(model, bpfree.BP()).detach()  # and the model is free for another rule
+
+
+def test_one_rule_a_model():
+    model = mlp()
+    with bpfree.attach(model, bpfree.DFA()):
+        for second in (model, nn.Sequential(model, nn.Tanh()), model[2:4]):
+            with pytest.raises(errors.AlreadyAttachedError, match=r"detach\(\)"):
+                bpfree.attach(second, bpfree.FA())
+    bpfree.attach(model, bpfree.FA()).detach()
+
+
+class Embeds(nn.Module):
+    def __init__(self, output):
+        super().__init__()
+        self.one, self.inner, self.two = nn.Linear(6, 4), bpfree.Tap(), nn.Linear(4, 4)
+        self.output = output
+        self.argmax = Argmax()
+
+    def forward(self, x):
+        h = self.inner(self.one(x))
+        self.argmax(h)
+        return self.output(self.two(h))
+
+
+class Argmax(nn.Module):
+    def forward(self, h):
+        return h.argmax(1)
+
+
+def test_a_tap_without_a_floating_tensor():
+    model = Embeds(lambda o: o)
+    attachment = bpfree.attach(model, bpfree.DFA(), taps=["inner", "argmax"])
+    with pytest.raises(errors.TapOutputError, match=r"'argmax'.*int64"):
+        model(X)
+    attachment.detach()
+    assert hooks(model) == 0
+    model(X)
+
+
+def test_a_model_that_returns_a_dictionary():
+    model = Embeds(lambda o: {"logits": o})
+    bpfree.attach(model, bpfree.DFA())
+    with pytest.raises(errors.ErrorPlacementError, match=r"dict.*error_at"):
+        model(X)
+
+
+def test_error_at_is_not_reached():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.tanh, self.head, self.other = (
+                nn.Linear(6, 4),
+                nn.Tanh(),
+                nn.Linear(4, 4),
+                nn.Linear(4, 4),
+            )
+
+        def forward(self, x):
+            return self.head(self.tanh(self.one(x)))
+
+    model = Branch()
+    bpfree.attach(model, bpfree.DFA(), error_at="other")
+    with pytest.raises(errors.ErrorPlacementError, match="'other' was not reached"):
+        model(X)
+
+
+def test_error_at_before_a_named_tap():
+    model = mlp()
+    attachment = bpfree.attach(model, bpfree.DFA(), taps=["1", "3"], error_at="2")
+    with pytest.raises(errors.ErrorPlacementError, match="'3' was reached after error_at='2'"):
+        model(X)
+    attachment.detach()
+    # Taps that nobody named are left alone above error_at: what lies there is exact.
+    bpfree.attach(model, bpfree.DFA(), error_at="2", example_inputs=X)
+
+
+def test_a_tap_must_not_cut_the_output_layer_off():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4), nn.LogSoftmax(1))
+    bpfree.attach(model, bpfree.DFA(), taps=nn.Linear)
+    with pytest.raises(errors.ErrorPlacementError, match="nothing that learns lies between the last tap, '2'"):
+        model(X)
+
+
+def test_a_second_backward_on_a_used_record():
+    model = mlp()
+    bpfree.attach(model, bpfree.DFA())
+    total = model(X).sum()  # a sum saves nothing, so that ours is the first node to notice
+    total.backward()
+    with pytest.raises(errors.UsedRecordError, match="already used"):
+        total.backward()
+
+
+def test_a_changed_shape_at_a_tap():
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu, self.head = nn.ReLU(), nn.LazyLinear(3)
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.head(self.relu(x * self.scale)[:, :4])
+
+    model = Wide()
+    bpfree.attach(model, bpfree.DFA(), example_inputs=torch.randn(2, 6))
+    with pytest.raises(errors.TapShapeError, match=r"at most 6 features.*3 and 9"):
+        model(torch.randn(2, 9))
+
+
+def test_a_tap_without_the_errors_batch():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.tanh, self.head = nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.tanh(self.one(x)).mean(0, keepdim=True))
+
+    model = Pooled()
+    bpfree.attach(model, bpfree.DFA())
+    with pytest.raises(errors.TapShapeError, match=r"'tanh'.*\(5, 4\).*\(1, 2\)"):
+        model(X)
+
+
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        (None, r"attachment\.targets\(y\)"),
+        (torch.tensor([0, 1, 2, 3, 4]), "classes 0 to 4"),
+        (torch.zeros(5, 3), r"\(5, 3\)"),
+        (torch.zeros(5), "integers"),
+    ],
+)
+def test_targets_missing_or_wrong(targets, says):
+    model = mlp()
+    attachment = bpfree.attach(model, bpfree.DRTP())
+    output = model(X)
+    if targets is not None:
+        attachment.targets(targets)
+    with pytest.raises(errors.TargetsError, match=says):
+        F.cross_entropy(output, torch.zeros(5, dtype=torch.long)).backward()
+    attachment.targets(torch.zeros(5, 4))
+    model(X).sum().backward()  # the next step is unharmed
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_non_finite_error_reaches_no_weight(bad):
+    model = mlp()
+    bpfree.attach(model, bpfree.DFA())
+    with pytest.raises(errors.NonFiniteError, match="diverging"):
+        (model(X).sum() * bad).backward()
+    assert all(parameter.grad is None for parameter in model[:4].parameters())
+
+
+def test_states_that_do_not_fit():
+    def attached(rule, width=8, c=4):
+        model = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, c))
+        return model, bpfree.attach(model, rule)
+
+    model, dfa = attached(bpfree.DFA())
+    model(X)
+    state = dfa.state_dict()
+    with pytest.raises(errors.StateError, match=r"DFA\(.*this attachment runs FA"):
+        attached(bpfree.FA())[1].load_state_dict(state)
+    with pytest.raises(errors.StateError, match=r"launay2020.*launay2019"):
+        attached(bpfree.DFA(feedback=bpfree.Feedback("launay2019")))[1].load_state_dict(state)
+    with pytest.raises(errors.StateError, match="not that of an attachment"):
+        attached(bpfree.DFA())[1].load_state_dict({})
+    # Known shapes: at once. Unknown ones: in the first forward pass.
+    wide, known = attached(bpfree.DFA(), width=9)
+    wide(X)
+    before = known.feedback["shared"].clone()
+    with pytest.raises(errors.StateError, match=r"\(4, 8\).*\(4, 9\)"):
+        known.load_state_dict(state)
+    assert torch.equal(known.feedback["shared"], before)
+    wide, unknown = attached(bpfree.DFA(), width=9)
+    unknown.load_state_dict(state)
+    with pytest.raises(errors.StateError, match="tap '1'"):
+        wide(X)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: bpfree.DFA(error="signs"), "'sign'"),
+        (lambda: bpfree.DFA(reduction="none"), "'mean'"),
+        (lambda: bpfree.DFA(error="ternary", threshold=-1), "threshold"),
+        (lambda: bpfree.DRTP(reduction="avg"), "reduction"),
+        (lambda: bpfree.FA("gauss"), "distribution"),
+        (lambda: bpfree.SignSymmetry("frozen"), "magnitude"),
+    ],
+)
+def test_rules_refuse_options_that_mean_nothing(make, says):
+    with pytest.raises(errors.OptionError, match=says):
+        make()

@@ -1,0 +1,135 @@
+"""How feedback matrices are drawn, scaled, shared and stored."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bpfree
+from by_hand import assert_same
+
+
+def attached(feedback, widths=(30, 50, 20), c=10, seed=0):
+    sizes = (8, *widths)
+    parts = [part for pair in zip(sizes, widths, strict=False) for part in (nn.Linear(*pair), nn.Tanh())]
+    model = nn.Sequential(*parts, nn.Linear(widths[-1], c))
+    rule = bpfree.DFA(feedback=feedback)
+    return model, bpfree.attach(model, rule, seed=seed, example_inputs=torch.randn(2, 8))
+
+
+def test_memory_is_that_of_the_widest_tap():
+    _, shared = attached(bpfree.Feedback())
+    _, own = attached(bpfree.Feedback(shared=False))
+    _, none = attached(bpfree.Feedback(stored=False))
+    assert sum(b.numel() for b in shared.buffers()) == 10 * 50
+    assert sum(b.numel() for b in own.buffers()) == 10 * (30 + 50 + 20)
+    assert list(none.buffers()) == []
+
+
+@pytest.mark.parametrize(("distribution", "variance"), [("normal", 1.0), ("uniform", 1 / 3)])
+@pytest.mark.parametrize("density", [1.0, 0.25])
+def test_entries_have_the_moments_of_their_distribution(distribution, variance, density):
+    n = 400_000
+    U = bpfree.Feedback(distribution=distribution, density=density).draw(torch.empty(40, n // 40), seed=1).double()
+    # Fourth moments: normal 3, uniform 1/5; a mask at `density` divides them by it. Bounds are 5 standard errors.
+    fourth = {"normal": 3.0, "uniform": 1 / 5}[distribution] / density
+    assert abs(U.mean()) < 5 * math.sqrt(variance / n)
+    assert abs(U.square().mean() - variance) < 5 * math.sqrt((fourth - variance**2) / n)
+    assert abs((U != 0).double().mean() - density) <= 5 * math.sqrt(density * (1 - density) / n)
+    if distribution == "uniform":
+        assert U.abs().max() <= 1 / math.sqrt(density)
+
+
+@pytest.mark.parametrize("normalization", ["launay2019", "launay2020"])
+def test_normalized_signals_have_the_printed_size(normalization):
+    # Row norms: launay2019 sum over n of 1/(n c) = 1/c in expectation; launay2020 (1/3) sum over n of 1/n = 1/3.
+    _, attachment = attached(bpfree.Feedback(normalization=normalization), widths=(2000, 900), c=10)
+    for site in attachment.mechanism.sites:
+        squares = attachment.feedback.matrix(site).square().sum(1).mean()
+        assert squares == pytest.approx({"launay2019": 1 / 10, "launay2020": 1 / 3}[normalization], rel=0.05)
+
+
+def test_defaults_take_the_distribution_of_the_normalization():
+    for normalization, bounded in [
+        ("launay2019", False),
+        ("launay2020", True),
+        ("launay2020-code", True),
+        ("none", False),
+    ]:
+        U = bpfree.Feedback(normalization=normalization).draw(torch.empty(10, 1000), seed=0)
+        assert (U.abs().max() <= 1) == bounded
+
+
+def test_a_narrow_matrix_is_a_prefix_of_a_wide_one():
+    feedback = bpfree.Feedback(density=0.5)
+    wide = feedback.draw(torch.empty(3, 9000), seed=5)
+    assert torch.equal(feedback.draw(torch.empty(3, 5000), seed=5), wide[:, :5000])
+    assert torch.equal(feedback.draw(torch.empty(3, 4096), seed=5, first=4096), wide[:, 4096:8192])
+    assert not torch.equal(feedback.draw(torch.empty(3, 5000), seed=6), wide[:, :5000])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_regenerated_feedback_is_the_stored_one(shared):
+    x, y = torch.randn(6, 8), torch.randint(0, 10, (6,))
+    grads = []
+    for stored in (True, False):
+        torch.manual_seed(2)
+        model, _ = attached(bpfree.Feedback(shared=shared, stored=stored, density=0.5), widths=(30, 5000, 20), seed=4)
+        F.cross_entropy(model(x), y).backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    assert_same(grads[1], grads[0], tolerance=1e-5)
+
+
+def test_precisions_share_their_numbers():
+    feedback = bpfree.Feedback(normalization="launay2019")
+    single = feedback.draw(torch.empty(10, 20), seed=1)
+    assert torch.equal(feedback.draw(torch.empty(10, 20, dtype=torch.float64), seed=1).float(), single)
+
+
+def test_equal_widths_share_one_signal_tensor():
+    _, attachment = attached(bpfree.Feedback(), widths=(30, 30, 20))
+    signals = attachment.feedback(torch.randn(4, 10), attachment.mechanism.sites)
+    assert signals[0] is signals[1]
+    assert signals[0].data_ptr() != signals[2].data_ptr()
+
+
+class QuantizedProjector(nn.Module):
+    """A simulated co-processor: a random matrix of its own, 8-bit read-out."""
+
+    def __init__(self, c, width):
+        super().__init__()
+        self.register_buffer("medium", torch.randn(c, width))
+
+    def forward(self, error, sites):
+        signals = error @ self.medium
+        step = signals.abs().max() / 127
+        signals = (signals / step).round() * step
+        return [signals[:, : site.width] for site in sites]
+
+
+def test_a_module_projects_and_is_saved_with_the_attachment():
+    projector = QuantizedProjector(10, 50)
+    model, attachment = attached(projector)
+    F.cross_entropy(model(torch.randn(4, 8)), torch.randint(0, 10, (4,))).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    saved = [value for value in attachment.state_dict().values() if value.shape == (10, 50)]
+    assert len(saved) == 1
+    assert torch.equal(saved[0], projector.medium)
+    assert "QuantizedProjector" in str(attachment)
+
+
+@pytest.mark.parametrize("wrong", [lambda e, sites: [e], lambda e, sites: [e] * len(sites)])
+def test_a_projector_with_wrong_shapes_is_told(wrong):
+    model, _ = attached(wrong)
+    with pytest.raises(bpfree.errors.TapShapeError, match="signal"):
+        model(torch.randn(4, 8)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    "options", [{"normalization": "launay"}, {"distribution": "gauss"}, {"density": 0.0}, {"density": 1.5}]
+)
+def test_options_that_mean_nothing_are_refused(options):
+    with pytest.raises(bpfree.errors.OptionError, match=next(iter(options))):
+        bpfree.Feedback(**options)
