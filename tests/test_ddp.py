@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from distributed import run_on_two_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import bpfree
+from distributed import run_on_two_ranks
 
 RULES = {
     "DFA": bpfree.DFA(),

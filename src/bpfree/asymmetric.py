@@ -95,7 +95,7 @@ class AsymmetricMechanism(Mechanism):
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         self._inputs.clear()
-        if self.active:
+        if self.active and self.rule.redraws and not self.recomputing():
             self.feedback.numbers["passes"] += 1
 
     def _cut(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

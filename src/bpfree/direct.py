@@ -80,7 +80,8 @@ class DirectMechanism(Mechanism):
     def _cut(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         record = self._record
         if record is None:
-            return output.detach() if self._recomputing() else None
+            # A checkpointed segment must be cut again, or it would save other tensors than the first time.
+            return output.detach() if self.active and self.recomputing() else None
         if record.broadcast:
             return self._above_error(name)
         _require_floating(output, name)
@@ -88,11 +89,6 @@ class DirectMechanism(Mechanism):
         record.outputs.append(output)
         record.handed_on = output.detach()
         return record.handed_on
-
-    def _recomputing(self) -> bool:
-        # A checkpointed segment runs again inside the backward pass, when no record is open: it must be cut again,
-        # or it would save other tensors than the first time.
-        return self.active and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # pyright: ignore
 
     def _above_error(self, name: str) -> None:
         # Default taps above error_at are left alone: what lies there is exact.
@@ -107,14 +103,15 @@ class DirectMechanism(Mechanism):
         if record is None:
             return None
         where = repr(self.plan.error_name) if self.plan.error_name else "the model's output"
+        # Whatever is wrong is said once: _end runs although this raises.
+        reached, record.broadcast = record.broadcast, True
         if not isinstance(output, Tensor):
             raise ErrorPlacementError(
                 f"the error is taken at {where}, which is of type {type(output).__name__}, not one tensor. Name a "
                 "module whose output is one tensor: error_at='head', for example."
             )
-        if record.broadcast:
+        if reached:
             raise ErrorPlacementError(f"error_at: {where} was reached twice in one forward pass.")
-        record.broadcast = True
         return self._broadcast(record, output, where)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -149,11 +146,13 @@ class DirectMechanism(Mechanism):
         dims = batch_dims(output, record.outputs, self.plan.batch_dims)
         sites = sites_of(record.names, record.outputs, dims, output)
         if self.segments is None and not torch.compiler.is_compiling():
-            self.segments = Segments.walk(self.plan.model, sites, record.outputs, output)
+            self.segments = Segments.walk(self.plan, sites, record.outputs, output)
         self.sites = sites
         c = product(output.shape[dims:])
         self.feedback.prepare(sites, c, _weights_like(self.plan.model, output))
-        targets, self._targets = self._targets, None
+        targets = None
+        if not self.recomputing():  # a recomputed pass must not take what was given for the backward pass under way
+            targets, self._targets = self._targets, None
 
         def deliver(error: Tensor) -> list[Tensor | None]:
             late, self._targets = self._targets, None
@@ -166,10 +165,14 @@ class DirectMechanism(Mechanism):
 
     @staticmethod
     def _shaped(signals: Sequence[Tensor | None], sites: Sequence[Site]) -> list[Tensor | None]:
-        return [
-            None if signal is None else signal.view(*site.batch, *site.features)
-            for signal, site in zip(signals, sites, strict=True)
-        ]
+        # Taps that share a signal get one tensor object: of several views, autograd would let several parameters keep
+        # the same memory as their .grad.
+        views: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        shaped: list[Tensor | None] = []
+        for signal, site in zip(signals, sites, strict=True):
+            shape = (*site.batch, *site.features)
+            shaped.append(None if signal is None else views.setdefault((id(signal), shape), signal.view(shape)))
+        return shaped
 
     def targets(self, targets: Tensor) -> None:
         """Keep the targets of the next (or the current) forward pass for its backward pass."""
@@ -191,11 +194,12 @@ class DirectMechanism(Mechanism):
                 ],
             )
         header = ["tap", "shape", "feedback", "learns from it"]
+        learners = self.segments.learners
         rows = [
-            [site.name, "x".join(map(str, ("N", *site.features))), self.feedback.describe(site), learners]
-            for site, learners in zip(self.sites, self.segments.learners, strict=False)
+            [site.name, "x".join(map(str, ("N", *site.features))), self.feedback.describe(site), layers]
+            for site, layers in zip(self.sites, learners, strict=False)
         ]
-        rows.append([self.plan.error_name or "(output)", "", "exact gradient", self.segments.learners[-1]])
+        rows.append([self.plan.error_name or "(output)", "", "exact gradient", learners[-1]])
         return header, rows, self.segments.remarks
 
 

@@ -202,7 +202,7 @@ class NoFeedback(nn.Module):
 
     def describe(self, site: Site) -> str:
         """What the attachment's table says."""
-        return "none: frozen"
+        return "none: these stay as they are"
 
 
 class CallableProjection(nn.Module):

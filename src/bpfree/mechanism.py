@@ -66,6 +66,11 @@ class Mechanism(nn.Module):
         """Whether a forward pass started now would be the rule's."""
         return self._pauses == 0 and torch.is_grad_enabled()
 
+    @staticmethod
+    def recomputing() -> bool:
+        """Whether this forward pass runs inside a backward pass: a checkpointed segment's second time."""
+        return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # pyright: ignore
+
     def install(self) -> None:
         """Put the hooks in."""
 

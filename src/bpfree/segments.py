@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bpfree.mechanism import Plan
 from bpfree.taps import Site
-
-_OUTPUT = "(output)"
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,10 @@ class Segments:
     remarks: list[str]
 
     @staticmethod
-    def walk(model: nn.Module, sites: Sequence[Site], taps: Sequence[Tensor], output: Tensor) -> Segments:
+    def walk(plan: Plan, sites: Sequence[Site], taps: Sequence[Tensor], output: Tensor) -> Segments:
         """Follow the graph of every tap, cut as it is, back to the parameters it ends in."""
-        owners = {parameter: name.rpartition(".")[0] for name, parameter in model.named_parameters()}
-        names = [*(site.name for site in sites), _OUTPUT]
+        owners = {parameter: name.rpartition(".")[0] for name, parameter in plan.model.named_parameters()}
+        names = [*(site.name for site in sites), plan.error_name or "(output)"]
         reached = [_parameters(tensor) for tensor in (*taps, output)]
         signals: dict[str, list[str]] = {}
         learners: list[str] = []
@@ -38,20 +37,24 @@ class Segments:
             learners.append(", ".join(layers) or "nothing")
             for layer in layers:
                 signals.setdefault(layer, []).append(name)
-        return Segments(learners, _remarks(owners, signals))
+        remarks = _added(signals)
+        if not plan.error_name:  # what lies above error_at is not known yet, and learns exactly
+            remarks += _missed(owners, signals)
+        return Segments(learners, remarks)
 
 
-def _remarks(owners: dict[nn.Parameter, str], signals: dict[str, list[str]]) -> list[str]:
-    remarks = [
-        f"{layer}: the signals of {', '.join(sources)} add up (a path around the cut leads there)."
+def _added(signals: dict[str, list[str]]) -> list[str]:
+    return [
+        f"{layer}: the signals of {', '.join(sources)} add up (a path leads around the cut, or a weight is shared)."
         for layer, sources in signals.items()
         if len(sources) > 1
     ]
+
+
+def _missed(owners: dict[nn.Parameter, str], signals: dict[str, list[str]]) -> list[str]:
     missed = _unique(name for parameter, name in owners.items() if parameter.requires_grad)
     missed = [layer for layer in missed if layer and layer not in signals]
-    if missed:
-        remarks.append(f"No signal reaches {', '.join(missed)}: not used in this forward pass.")
-    return remarks
+    return [f"No signal reaches {', '.join(missed)}: not used in this forward pass."] if missed else []
 
 
 def _unique(names: Iterable[str]) -> list[str]:

@@ -22,7 +22,8 @@ class Shallow(DirectRule):
     """Only what lies above the last tap learns; every gradient below it stays None.
 
     This is the frozen control: what a rule reaches beyond it is what the layers below have learned. Under DDP
-    it needs ``find_unused_parameters=True``. Source: Launay et al. 2020, table A.4.
+    it needs ``find_unused_parameters=True``; a compiled model may give zeros in place of None. Source: Launay et al.
+    2020, table A.4.
     """
 
     feedback: None = field(default=None, init=False, repr=False)

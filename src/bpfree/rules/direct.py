@@ -14,6 +14,9 @@ from bpfree.rules.base import Delivery, DirectRule
 
 Reduction: TypeAlias = Literal["mean", "sum"]
 
+IGNORED = -100
+"""The class number that cross-entropy leaves out; such a row has no target and gets no signal."""
+
 
 @dataclass(frozen=True)
 class DFA(DirectRule):
@@ -60,7 +63,8 @@ class DRTP(DirectRule):
     """Direct random target projection: the signal at tap l is y B_l, with y the one-hot target.
 
     No error is needed, so the taps could learn while the forward pass still runs. The output layer learns from its
-    exact gradient. Give the targets with ``attachment.targets(y)`` before ``loss.backward()``. The signal does not
+    exact gradient. Give the targets with ``attachment.targets(y)`` before ``loss.backward()`` (before the forward
+    pass where the model is compiled). Class numbers of -100 get no signal, as in cross-entropy. The signal does not
     follow the loss's scale, so it is not for a GradScaler. Source: Frenkel et al. 2021.
 
     Args:
@@ -90,12 +94,14 @@ def _one_hot(targets: Tensor | None, error: Tensor) -> Tensor:
         raise TargetsError("DRTP learns from targets: call attachment.targets(y) before loss.backward().")
     if targets.numel() == n and not targets.is_floating_point():
         classes = targets.reshape(n).long()
+        ignored = classes == IGNORED
+        classes = classes.masked_fill(ignored, 0)
         if not torch.compiler.is_compiling() and not bool(((classes >= 0) & (classes < c)).all()):
             raise TargetsError(
                 f"targets hold the classes {int(classes.min())} to {int(classes.max())}; the output has {c} numbers, "
                 f"so classes lie in 0 to {c - 1}."
             )
-        return F.one_hot(classes, c).to(error)
+        return F.one_hot(classes, c).to(error).masked_fill(ignored[:, None], 0)
     if targets.numel() == n * c:
         return targets.reshape(n, c).to(error)
     raise TargetsError(

@@ -30,6 +30,11 @@ class LayerwiseRule(Rule):
 
         return AsymmetricMechanism(self, plan)
 
+    @property
+    def redraws(self) -> bool:
+        """Whether B is drawn anew in every forward pass."""
+        return False
+
     @abstractmethod
     def draw(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """What is kept, and saved, for one layer; drawn once."""
@@ -71,13 +76,18 @@ class SignSymmetry(LayerwiseRule):
         magnitude: ``"uniform"`` B = s sign(W) (uSF, Liao et al. 2016); ``"fixed"`` B = |M| sign(W) with M drawn once
             (frSF); ``"batch"`` the same with M drawn anew in every forward pass (brSF) (Moskovitz et al. 2018). s is
             the standard deviation of the layer's weights when the rule first runs, their initial one for a new
-            model, and M is normal with that standard deviation.
+            model, and M is normal with that standard deviation. ``"batch"`` cannot be compiled as one graph.
     """
 
     magnitude: Literal["uniform", "fixed", "batch"] = "uniform"
 
     def __post_init__(self) -> None:
         choice("magnitude", self.magnitude, ("uniform", "fixed", "batch"))
+
+    @property
+    def redraws(self) -> bool:
+        """True for ``"batch"``."""
+        return self.magnitude == "batch"
 
     def draw(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """|M| for ``"fixed"``, else the number s."""
