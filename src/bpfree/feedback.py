@@ -21,7 +21,7 @@ from bpfree.taps import Site
 
 Normalization: TypeAlias = Literal["launay2019", "launay2020", "launay2020-code", "none"]
 Distribution: TypeAlias = Literal["normal", "uniform"]
-Projector: TypeAlias = "Callable[[Tensor, Sequence[Site]], Sequence[Tensor | None]]"
+Projector: TypeAlias = Callable[[Tensor, Sequence[Site]], Sequence[Tensor | None]]
 """Anything that maps an error ``(N, c)`` and the taps to one signal ``(N, n_l)`` a tap (None: no signal)."""
 
 _SCALES: dict[str, Callable[[int, int, int], float]] = {

@@ -1,0 +1,33 @@
+# `make demo` and `make test` each work alone on a fresh clone with Python 3.10 or later, pip and a package index.
+.PHONY: demo test check install format clean
+
+PYTHON ?= python3
+VENV := .venv
+RUN := OMP_WAIT_POLICY=PASSIVE $(VENV)/bin
+
+demo: install
+	$(RUN)/bpfree compare --out runs/demo
+
+test: install
+	$(RUN)/python -m pytest -n 2 --dist loadgroup
+
+check: install
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/pyright
+
+format: install
+	$(RUN)/ruff format .
+	$(RUN)/ruff check --fix .
+
+install: $(VENV)/installed
+
+# torch goes in first and pinned: another package's open range would bring the newest build, with gigabytes of CUDA.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,models]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache runs

@@ -1,0 +1,5 @@
+"""The lab: data, models, runs and reports with which learning rules are compared.
+
+``bpfree compare`` and ``bpfree train`` are its two commands; the library never imports it. Needs the extra
+``bpfree[lab]``.
+"""

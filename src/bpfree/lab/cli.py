@@ -1,0 +1,82 @@
+"""The command ``bpfree``."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import bpfree
+from bpfree.errors import BpfreeError
+from bpfree.lab.options import CompareOptions, Options, TrainOptions
+from bpfree.lab.parser import Parser, add_options, read_options, summary
+
+_DESCRIPTION = """Train neural networks without backpropagation, and see what that costs and buys.
+
+Begin with:  bpfree compare            (5,000 digits, no network needed, a few minutes)
+Then:        bpfree compare --data mnist --data-dir DIR --epochs 10
+             bpfree train --rule DFA --model my_file.MyNet
+"""
+_INTERRUPTED = 130  # what a shell reports of a program ended by Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, 1 for an error that is explained, 130 after Ctrl-C."""
+    # A console script does not look for modules in the current folder; people's own models and rules lie there.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    # A terminal or pipe that knows ASCII alone gets question marks and no exception.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    parser, commands = make_parser()
+    parsed = parser.parse_args(None if arguments is None else list(arguments))
+    name = parsed.command
+    try:
+        options = read_options(commands[name], parsed[name], _COMMANDS[name])
+        _run(options)
+    except BpfreeError as error:
+        print(f"bpfree {name}: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, SystemExit):
+        # Lightning turns Ctrl-C into SystemExit.
+        print("Interrupted. Finished runs are kept; the same command continues" + _hint(name), file=sys.stderr)
+        return _INTERRUPTED
+    return 0
+
+
+_COMMANDS: dict[str, type[Options]] = {"compare": CompareOptions, "train": TrainOptions}
+
+
+def _hint(name: str) -> str:
+    return " with --resume." if name == "train" else "."
+
+
+def _run(options: Options) -> None:
+    # Imported here, so that --help and mistakes in the command line are answered at once.
+    from bpfree.lab.terminal import make_console
+
+    command: Callable[[Any, Any], object]
+    if isinstance(options, CompareOptions):
+        from bpfree.lab.compare import compare as command
+    else:
+        from bpfree.lab.train import train as command
+    command(options, make_console())
+
+
+def make_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of the commands by name."""
+    parser = Parser(prog="bpfree", description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"bpfree {bpfree.__version__}")
+    subcommands = parser.add_subcommands(dest="command")
+    commands: dict[str, Parser] = {}
+    for name, kind in _COMMANDS.items():
+        commands[name] = Parser(description=summary(kind))
+        add_options(commands[name], kind)
+        subcommands.add_subcommand(name, commands[name], help=summary(kind))
+    return parser, commands
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""The lab's main job: one model, several rules, several seeds, one report."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from bpfree.lab import environment
+from bpfree.lab.data import Splits, load
+from bpfree.lab.files import write_json
+from bpfree.lab.options import CompareOptions, command_line
+from bpfree.lab.runs import Places, run
+from bpfree.lab.settings import RunSettings
+from bpfree.lab.summary import summarize
+from bpfree.lab.table import table
+from bpfree.lab.terminal import Display
+
+FORMAT = "bpfree-comparison/1"
+_WARM_STEPS = 20
+_OF_A_RUN = (
+    "label", "seed", "epochs", "accuracy", "seconds_per_epoch", "peak_memory_bytes", "parameters", "filters",
+    "filters_shape", "embedding",
+)  # fmt: skip
+
+
+def compare(options: CompareOptions, console: Console | None = None) -> dict[str, Any]:
+    """Train, measure, and write ``comparison.json`` and ``report.html``.
+
+    Runs that have finished before, with the same settings and data, are not repeated.
+
+    Args:
+        options: What is compared.
+        console: Where progress and the table are shown; None shows nothing.
+
+    Returns:
+        What is in ``comparison.json``.
+
+    Raises:
+        SettingsError: An option means nothing.
+        DataError: The data cannot be read.
+        RunError: A rule cannot be trained on the model.
+        WriteError: A result could not be written.
+    """
+    # Everything that can be wrong with the request is found before the first hour of training.
+    plan = plan_runs(options)
+    splits = load(options.data, options.data_dir, validation=options.validation)
+    directory = options.directory()
+    records = _run_all(plan, splits, directory / "runs", console)
+    comparison = assemble(options, plan, records, splits)
+    written = [write_json(directory / "comparison.json", comparison), _report(comparison, directory)]
+    if console is not None:
+        console.print(table(comparison))
+        for path in written:
+            console.print(f"{path.name}: {path}", soft_wrap=True)
+    return comparison
+
+
+def plan_runs(options: CompareOptions) -> list[RunSettings]:
+    """All runs, seed by seed: what slows the machine down for a while then falls on every rule."""
+    seeds = options.seed_list()
+    return [
+        options.run(label, seed, details=seed == seeds[0]) for seed in seeds for label in options.rules
+    ]  # fmt: skip
+
+
+def _run_all(
+    plan: Sequence[RunSettings], splits: Splits, directory: Path, console: Console | None
+) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    with Display(console, runs=len(plan), measured_on=splits.measured_on) as display:
+        cold = True
+        for settings in plan:
+            known = Places.of(settings, splits, directory).record.is_file()
+            if cold and not known:
+                warm_up(settings, splits)
+                cold = False
+            records.append(run(settings, splits, directory, display=display))
+            display.finish(records[-1], known=known)
+    return records
+
+
+def warm_up(settings: RunSettings, splits: Splits) -> None:
+    """Train a few steps and forget them: what a process does for the first time must not count against one rule."""
+    few = splits.train.take(torch.arange(min(len(splits.train), _WARM_STEPS * settings.batch_size)))
+    with tempfile.TemporaryDirectory() as folder:
+        run(replace(settings, epochs=1, details=False), replace(splits, train=few), Path(folder))
+
+
+def assemble(
+    options: CompareOptions, plan: Sequence[RunSettings], records: Sequence[Mapping[str, Any]], splits: Splits
+) -> dict[str, Any]:
+    """The comparison in the form ``bpfree-comparison/1``."""
+    data = splits.describe()
+    first = plan[0]
+    return {
+        "format": FORMAT,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command_line("compare", options),
+        "settings": {
+            "data": {"name": options.data, "validation": options.validation, "normalization": data["normalization"]},
+            "model": first.model,
+            "epochs": options.epochs,
+            "batch_size": options.batch_size,
+            "seeds": options.seed_list(),
+            "measured_on": splits.measured_on,
+            "rules": {settings.label: settings.rule.describe() for settings in plan},
+        },
+        "environment": environment.describe(),
+        "data": {key: data[key] for key in ("name", "n_train", "n_eval", "classes", "shape", "checksums")},
+        "runs": [{key: record[key] for key in _OF_A_RUN} | {"label": settings.label}
+                 for settings, record in zip(plan, records, strict=True)],
+        "summary": summarize(records, options.rules),
+    }  # fmt: skip
+
+
+def _report(comparison: dict[str, Any], directory: Path) -> Path:
+    # Imported here: drawing needs libraries that training does not.
+    from bpfree.lab import report
+
+    return report.write(comparison, directory / "report.html")

@@ -1,0 +1,80 @@
+"""Whole batches by index, from tensors that are in memory already.
+
+A DataLoader that collects samples one by one spends more time than a small network's step takes. Here a batch is
+one indexing of a tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from bpfree.lab.data.splits import Images
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """A data set whose items are batches: indexed with an int64 tensor of shape ``(N,)``."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        # index_select copies rows; general indexing of the same rows is several times slower.
+        return self.images.x.index_select(0, index), self.images.y.index_select(0, index)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class Shuffled(Sampler[Tensor]):
+    """Batches of indices in an order that depends on the seed and the epoch alone.
+
+    A resumed run therefore sees the batches that the uninterrupted one would have seen, and every rule sees the same.
+    The last batch holds what is left over. Lightning calls :meth:`set_epoch` before every epoch.
+
+    Args:
+        n: The number of samples.
+        size: The number of samples of a batch.
+        seed: With the epoch, it determines the order.
+    """
+
+    def __init__(self, n: int, size: int, seed: int) -> None:
+        self.n, self.size, self.seed, self.epoch = n, size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of this epoch, counted from 0, from the next iteration on."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Tensor]:
+        # Hashed, because a CPU generator looks at the lower 32 bits of its seed alone: two numbers side by side in
+        # 64 bits would leave one of them out.
+        mixed = hashlib.sha256(f"{self.seed} {self.epoch}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "big"))
+        yield from torch.randperm(self.n, generator=generator).split(self.size)
+
+    def __len__(self) -> int:
+        return -(-self.n // self.size)
+
+
+class InOrder(Sampler[Tensor]):
+    """Batches of ``size`` consecutive indices, for evaluation."""
+
+    def __init__(self, n: int, size: int) -> None:
+        self.n, self.size = n, size
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from torch.arange(self.n).split(self.size)
+
+    def __len__(self) -> int:
+        return -(-self.n // self.size)
+
+
+def batches(images: Images, sampler: Sampler[Tensor]) -> DataLoader[tuple[Tensor, Tensor]]:
+    """A loader that yields ``(x, y)`` for each tensor of indices that ``sampler`` gives."""
+    # A loader draws a seed for its workers at every start. Its own generator keeps it from touching the global one,
+    # whose state belongs to the model (dropout).
+    return DataLoader(Batches(images), batch_size=None, sampler=sampler, generator=torch.Generator())

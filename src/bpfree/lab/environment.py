@@ -1,0 +1,46 @@
+"""Where a measurement was made."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bpfree
+
+
+def describe() -> dict[str, Any]:
+    """Versions, the machine, and torch's threads."""
+    return {
+        "python": platform.python_version(),
+        "bpfree": bpfree.__version__,
+        "torch": str(torch.__version__),
+        **_versions("lightning", "torchmetrics"),
+        "platform": platform.platform(terse=True),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", ""),
+    }
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    """Versions of those that are installed: the benchmarks run without the lab's dependencies too."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

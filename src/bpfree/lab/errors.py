@@ -1,0 +1,21 @@
+"""What can be wrong in the lab; every message names the file or option and says what to do."""
+
+from __future__ import annotations
+
+from bpfree.errors import BpfreeError
+
+
+class DataError(BpfreeError, ValueError):
+    """A data file is missing, truncated or altered, or cannot be had."""
+
+
+class SettingsError(BpfreeError, ValueError):
+    """A setting has a name or a value that means nothing."""
+
+
+class RunError(BpfreeError, RuntimeError):
+    """A run cannot be started or continued from what lies in its folder."""
+
+
+class WriteError(BpfreeError, OSError):
+    """A result could not be written, for instance because the disk is full."""

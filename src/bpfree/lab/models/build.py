@@ -1,0 +1,63 @@
+"""A model by import path, its arguments checked against its signature."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from torch import nn
+
+# Imported for its side effect as well: jsonargparse knows classes that are imported by their bare names.
+import bpfree.lab.models as builtin
+from bpfree.lab.errors import SettingsError
+
+FROM_DATA = frozenset({"shape", "classes"})
+"""Arguments that a model gets from the data set, if it has them: one image's shape, and the number of classes."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model is built.
+
+    Args:
+        class_path: Import path of any ``nn.Module``, or the name of one in :mod:`bpfree.lab.models`.
+        init_args: Its arguments; ``shape`` and ``classes`` come from the data where the model takes them.
+    """
+
+    class_path: str = f"{builtin.__name__}.MLP"
+    init_args: dict[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """``class_path`` and ``init_args``, with the values of arguments that were not given.
+
+        Raises:
+            SettingsError: There is no such class, or the arguments do not fit it.
+        """
+        _, parsed = self._parse(self.init_args, skip=FROM_DATA)
+        shown = parsed.model.as_dict()
+        return {"class_path": shown["class_path"], "init_args": shown.get("init_args", {})}
+
+    def build(self, shape: Sequence[int], classes: int) -> nn.Module:
+        """The model for images of this shape, its weights drawn from the global random state.
+
+        Raises:
+            SettingsError: There is no such class, or the arguments do not fit it.
+        """
+        module, _, name = self.describe()["class_path"].rpartition(".")
+        taken = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        known = {"shape": list(shape), "classes": classes}
+        from_data = {name: value for name, value in known.items() if name in taken}
+        parser, parsed = self._parse(self.init_args | from_data)
+        return parser.instantiate(parsed).model
+
+    def _parse(self, init_args: dict[str, Any], skip: frozenset[str] = frozenset()) -> tuple[ArgumentParser, Namespace]:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(nn.Module, "model", required=True, skip=set(skip))
+        try:
+            return parser, parser.parse_object({"model": {"class_path": self.class_path, "init_args": init_args}})
+        except ArgumentError as error:
+            raise SettingsError(f"--model {self.class_path}: {error}") from error

@@ -1,0 +1,120 @@
+"""jsonargparse, with options from a dataclass's documentation and with errors that name the nearest valid word."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, fields
+from typing import Any, NoReturn, get_type_hints
+
+from docstring_parser import parse
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from torch import nn
+
+from bpfree.errors import nearest
+from bpfree.lab.models.build import FROM_DATA, ModelSettings
+from bpfree.lab.options import Options
+
+
+class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help texts without the list of every module that torch has."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return re.sub(r", known subclasses: [^)]*", "", super()._expand_help(action))
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one line and a hint."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # A shortened option would mean something else as soon as another one begins like it.
+        super().__init__(*args, formatter_class=_Help, allow_abbrev=False, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong and end the program with status 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        program = parser.prog.replace(" [options]", "")
+        sys.stderr.write(f"{program}: error: {message}\n{_hint(message, parser)}Options: {program} --help\n")
+        self.exit(2)
+
+
+def _hint(message: str, parser: ArgumentParser) -> str:
+    """The nearest valid word, on a line of its own, or nothing if the message is about something else."""
+    options = [text for action in parser._actions for text in action.option_strings]
+    for pattern, valid in (
+        (r"unrecognized arguments: (--[\w-]+)", options),
+        (r"does not accept option '([\w.-]+)'", [action.dest for action in parser._actions]),
+        (r"invalid choice: '([^']*)'", _quoted(message.partition("choose from")[2])),
+        (r"class_path '[\w.]+':\s+Option '(\w+)' is not accepted", _arguments(message)),
+    ):
+        found = re.search(pattern, message)
+        if found and valid:
+            return nearest(found[1], valid) + "\n"
+    return ""
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"'?([\w.-]+)'?", text)
+
+
+def _arguments(message: str) -> Iterable[str]:
+    """The arguments of the class that the message is about."""
+    found = re.search(r"class_path '([\w.]+)\.(\w+)':\s+Option", message)
+    if not found:
+        return []
+    return list(inspect.signature(getattr(importlib.import_module(found[1]), found[2])).parameters)
+
+
+def add_options(parser: Parser, kind: type[Options]) -> None:
+    """One option a field of the dataclass ``kind``; help texts are its documentation. And ``--config`` for YAML."""
+    parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
+    hints, texts = get_type_hints(kind), _texts(kind)
+    for entry in sorted(fields(kind), key=lambda entry: entry.name not in ("rules", "rule", "seeds", "seed")):
+        flag, text = f"--{entry.name.replace('_', '-')}", texts[entry.name]
+        if entry.name == "model":
+            parser.add_subclass_arguments(
+                nn.Module, "model", as_group=False, instantiate=False, required=False, skip=set(FROM_DATA),
+                default={"class_path": ModelSettings().class_path}, help=text,
+            )  # fmt: skip
+        elif entry.name == "rules":
+            parser.add_argument(flag, type=str, nargs="+", default=_default(entry), help=text, metavar="LABEL")
+        elif hints[entry.name] is bool:
+            parser.add_argument(flag, action="store_true", help=text)
+        else:
+            parser.add_argument(flag, type=hints[entry.name], default=_default(entry), help=text)
+
+
+def read_options(parser: Parser, parsed: Namespace, kind: type[Options]) -> Options:
+    """The options that were parsed.
+
+    Raises:
+        SettingsError: A value means nothing.
+    """
+    values = parser.instantiate(parsed).as_dict()
+    # As it was given: the model is built anew in every run, after that run's seed is set.
+    model = parsed.model.as_dict()
+    given = {entry.name: values[entry.name] for entry in fields(kind) if entry.name != "model"}
+    return kind(**given, model=ModelSettings(model["class_path"], model.get("init_args", {})))
+
+
+def summary(kind: type[Options]) -> str:
+    """The first line of a dataclass's documentation."""
+    return parse(inspect.getdoc(kind) or "").short_description or ""
+
+
+def _texts(kind: type[Options]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        for entry in parse(base.__doc__ or "").params:
+            texts[entry.arg_name] = " ".join((entry.description or "").split())
+    return texts
+
+
+def _default(entry: Field[Any]) -> Any:
+    return entry.default_factory() if entry.default_factory is not MISSING else entry.default

@@ -1,0 +1,140 @@
+"""The charts, as Altair objects. They take rows and a style, and know nothing of pages or files."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+from bpfree.lab.report.panels import Panel
+from bpfree.lab.report.series import Row, short
+from bpfree.lab.report.style import Style
+
+# The page's parameter that holds the labels chosen in its legend; empty means all.
+CHOSEN = "chosen"
+SHOWN = f"length({CHOSEN}) == 0 || indexof({CHOSEN}, datum.rule) >= 0"
+# Ten muted hues; the class is also written into its cloud, so colour never carries it alone.
+CLASS_COLOURS = ["#cc6677", "#5a4fcf", "#c0a836", "#1d8a3f", "#3fa6c9"]
+CLASS_COLOURS += ["#aa4499", "#44aa99", "#8a8a2d", "#b0622d", "#708090"]
+
+
+def curves(rows: Sequence[Row], panel: Panel, style: Style, *, interactive: bool) -> alt.LayerChart:
+    """Mean lines over epochs with a band from the smallest to the largest seed.
+
+    Interactive charts show the values under the pointer and follow the page's parameter `chosen`.
+    """
+    base = alt.Chart().encode(epochs(rows), colour(style))
+    band = base.mark_area(aria=False, clip=True, opacity=1)
+    line = base.mark_line(aria=False, clip=True, strokeWidth=2, point=one_epoch(rows))
+    layers = [
+        band.encode(vertical(panel, "l"), alt.Y2("h"), opacity=shown(interactive, 0.16, 0)),
+        line.encode(vertical(panel, "m"), dash(style), opacity=shown(interactive, 1, 0.08)),
+    ]
+    if panel.zero:
+        zero = alt.Chart().mark_rule(aria=False, color=style.zero, strokeWidth=1)
+        layers.insert(0, zero.encode(alt.Y(datum=0)))
+    if interactive:
+        layers.append(hover(base, panel))
+    placed = {name: panel.place.format(f"datum.{key}") for name, key in (("m", "mean"), ("l", "low"), ("h", "high"))}
+    chart = alt.layer(*layers, data=alt.InlineData(values=list(rows))).transform_calculate(**placed)
+    return chart.add_params(alt.param(name=CHOSEN, value=[])) if interactive else chart
+
+
+def hover(base: alt.Chart, panel: Panel) -> alt.Chart:
+    """A point that appears where the pointer is nearest, with its values beside it."""
+    near = alt.selection_point(name="near", nearest=True, on="pointerover", clear="pointerout", empty=False)
+    titles = {"mean": "mean", "low": "lowest seed", "high": "highest seed"}
+    values = [alt.Tooltip(f"{key}:Q", title=title, format=panel.digits) for key, title in titles.items()]
+    # Vega-Lite 6.4 loses the text of a tooltip beneath `nearest`, but not what a format function returns.
+    names = [alt.Tooltip("rule:N", format="", formatType="asItIs"), alt.Tooltip("epoch:Q")]
+    return (
+        base.mark_point(aria=False, filled=True, size=70, clip=True)
+        .encode(vertical(panel, "m"), tooltip=[*names, *values])
+        .encode(opacity=alt.condition(near, alt.value(1), alt.value(0)))
+        .add_params(near)
+    )
+
+
+def scatter(embedding: Mapping[str, Any], style: Style) -> alt.LayerChart:
+    """Points of an embedding in the plane coloured by class, each class's name at their median."""
+    points = [
+        {"x": short(x), "y": short(y), "class": str(name)}
+        for x, y, name in zip(embedding["x"], embedding["y"], embedding["label"], strict=True)
+    ]
+    classes = sorted({point["class"] for point in points}, key=lambda name: (len(name), name))
+    scale = alt.Scale(domain=classes, range=[CLASS_COLOURS[i % 10] for i in range(len(classes))])
+    bare = alt.Axis(labels=False, ticks=False, domain=False, grid=False, title=None)
+    base = alt.Chart().encode(
+        alt.X("x:Q", axis=bare, scale=alt.Scale(zero=False)),
+        alt.Y("y:Q", axis=bare, scale=alt.Scale(zero=False)),
+    )
+    hue = alt.Color("class:N", scale=scale, legend=None)
+    dots = base.mark_circle(aria=False, size=16, opacity=0.8).encode(hue, tooltip=["class:N"])
+    centre = base.transform_aggregate(x="median(x)", y="median(y)", groupby=["class"])
+    bold = {"fontSize": 14, "fontWeight": "bold", "aria": False}
+    halo = centre.mark_text(stroke=style.paper, strokeWidth=4, strokeJoin="round", **bold).encode(text="class:N")
+    name = centre.mark_text(fill=style.ink, **bold).encode(text="class:N")
+    # A name at the edge must not make one plot taller than its neighbours.
+    fit = alt.AutoSizeParams(type="fit", contains="padding")
+    return alt.layer(dots, halo, name, data=alt.InlineData(values=points)).properties(autosize=fit)
+
+
+def epochs(rows: Sequence[Row]) -> alt.X:
+    """The horizontal axis, from the first epoch to the last, with whole numbers."""
+    found = [row["epoch"] for row in rows] or [1]
+    start, last = min(found), max(found)
+    domain = [start, last] if start < last else [start - 1, last + 1]
+    step = epoch_step(last - start)
+    values = [epoch for epoch in range(start, last + 1) if epoch % step == 0]
+    axis = alt.Axis(values=values, format="d", grid=False, labelOverlap="greedy", labelSeparation=6)
+    return alt.X("epoch:Q", title="epoch", scale=alt.Scale(domain=domain, nice=False), axis=axis)
+
+
+def epoch_step(length: int) -> int:
+    """The smallest of 1, 2, 5, 10, 20, 50 ... that divides `length` epochs into six parts at most."""
+    steps = (digit * 10**power for power in itertools.count() for digit in (1, 2, 5))
+    return next(step for step in steps if length <= 6 * step)
+
+
+def vertical(panel: Panel, field: str) -> alt.Y:
+    """The panel's axis for `field`, which is already placed."""
+    return alt.Y(f"{field}:Q", title=panel.title, scale=panel.scale, axis=panel.axis)
+
+
+def colour(style: Style) -> alt.Color:
+    """Each rule's fixed colour."""
+    scale = alt.Scale(domain=[mark.label for mark in style.marks], range=list(style.colours))
+    return alt.Color("rule:N", scale=scale, legend=None)
+
+
+def dash(style: Style) -> alt.StrokeDash:
+    """Each rule's fixed dash pattern."""
+    scale = alt.Scale(domain=[m.label for m in style.marks], range=[list(m.dash) for m in style.marks])
+    return alt.StrokeDash("rule:N", scale=scale, legend=None)
+
+
+def shown(interactive: bool, chosen: float, other: float) -> Any:
+    """The opacity of a rule that the legend shows, and of one that it does not."""
+    if not interactive:
+        return alt.value(chosen)
+    return alt.condition(SHOWN, alt.value(chosen), alt.value(other))
+
+
+def one_epoch(rows: Sequence[Row]) -> bool:
+    """Whether a line would have no length, so that points must stand for it."""
+    return len({row["epoch"] for row in rows}) == 1
+
+
+def finish(chart: alt.TopLevelMixin, style: Style) -> Any:
+    """Text, axes and background in the style's colours."""
+    lines = {"domainColor": style.grid, "tickColor": style.grid, "gridColor": style.grid}
+    text = {"labelColor": style.ink, "titleColor": style.ink, "titleFontWeight": "normal"}
+    fonts = {"labelFontSize": 12, "titleFontSize": 12, "titlePadding": 8, "labelOpacity": 0.85}
+    return (
+        chart.configure(font=style.font, background="transparent", customFormatTypes=True)
+        .configure_axis(**lines, **text, **fonts)
+        .configure_view(stroke=None)
+        .configure_title(color=style.ink, fontSize=13, anchor="start", fontWeight="bold")
+    )

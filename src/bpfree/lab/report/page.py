@@ -1,0 +1,147 @@
+"""The HTML page: what stands where, and the file it is written to."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bpfree.lab.report import charts, panels, series, tables, text
+from bpfree.lab.report.filters import filters
+from bpfree.lab.report.picture import vega_lite
+from bpfree.lab.report.style import Style, marks, on_screen
+
+HERE = Path(__file__).parent
+
+
+def write(comparison: Mapping[str, Any], path: Path) -> Path:
+    """Write the report of `comparison`, the content of a comparison.json, to the HTML file `path`.
+
+    The page holds everything it needs and opens from disk without a network.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ReportError: if `comparison` is not of the format "bpfree-comparison/1".
+    """
+    series.check(comparison)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html(comparison), encoding="utf-8")
+    return path
+
+
+def html(comparison: Mapping[str, Any]) -> str:
+    """The page as text."""
+    labels = series.labels(comparison)
+    found = marks(labels, comparison["settings"].get("rules", {}))
+    style = on_screen(found)
+    learning = learning_charts(comparison, style)
+    alignment = alignment_charts(comparison, style)
+    hidden = embedding_charts(comparison, labels, style)
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("page.html").render(
+        comparison=comparison,
+        marks={mark.label: (i, mark) for i, mark in enumerate(found)},
+        text=text,
+        tables=tables,
+        series=series,
+        learning=figures("learning", learning),
+        alignment=figures("alignment", alignment),
+        hidden=figures("hidden", hidden),
+        pictures=filter_pictures(comparison, labels),
+        specs=embedded(specifications({"learning": learning, "alignment": alignment, "hidden": hidden}, style)),
+        bundle=bundle(),
+        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        js=Markup((HERE / "page.js").read_text(encoding="utf-8")),
+    )
+
+
+def learning_charts(comparison: Mapping[str, Any], style: Style) -> dict[str, Any]:
+    """The two panels of learning curves, by title."""
+    accuracy = series.rows(comparison, series.metric("eval_accuracy"))
+    loss = series.rows(comparison, series.metric("train_loss"))
+    n_eval = comparison["data"].get("n_eval")
+    found = {
+        f"Accuracy on the {tables.measured_on(comparison)} set": (
+            accuracy,
+            panels.accuracy_panel(accuracy, n_eval),
+        ),
+        "Training loss": (loss, panels.loss_panel(loss)),
+    }
+    return {
+        title: charts.curves(rows, panel, style, interactive=True).properties(width="container", height=340)
+        for title, (rows, panel) in found.items()
+        if rows
+    }
+
+
+def alignment_charts(comparison: Mapping[str, Any], style: Style) -> dict[str, Any]:
+    """One chart a tap, all with the same axes, by title; taps without any valid cosine are left out."""
+    rows = {tap: series.rows(comparison, series.cosine(tap)) for tap in series.taps(comparison)}
+    panel = panels.cosine_panel([row for each in rows.values() for row in each])
+    return {
+        f"Tap {tap}": charts.curves(each, panel, style, interactive=True).properties(width="container", height=210)
+        for tap, each in rows.items()
+        if each
+    }
+
+
+def embedding_charts(comparison: Mapping[str, Any], labels: Sequence[str], style: Style) -> dict[str, Any]:
+    """One scatter plot for each rule that has an embedding, by label."""
+    found = {label: series.first(comparison, label, "embedding") for label in labels}
+    return {
+        label: charts.scatter(embedding, style).properties(width="container", height=230)
+        for label, embedding in found.items()
+        if embedding
+    }
+
+
+def filter_pictures(comparison: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """The picture of the first layer's filters for each rule that has one, by label."""
+    found = {
+        label: filters(series.first(comparison, label, "filters"), series.first(comparison, label, "filters_shape"))
+        for label in labels
+    }
+    return {label: picture for label, picture in found.items() if picture}
+
+
+def figures(section: str, found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Identifier and title of each chart of a section."""
+    return [(f"{section}-{i}", title) for i, title in enumerate(found)]
+
+
+def specifications(sections: Mapping[str, Mapping[str, Any]], style: Style) -> dict[str, Any]:
+    """Every chart's Vega-Lite specification by the identifier of its place on the page."""
+    found = {}
+    for section, parts in sections.items():
+        for i, chart in enumerate(parts.values()):
+            found[f"{section}-{i}"] = charts.finish(chart, style).to_dict()
+            # The page names its Vega-Lite itself; an address in the data would only look like a link.
+            del found[f"{section}-{i}"]["$schema"]
+    return found
+
+
+def embedded(value: Any) -> Markup:
+    """`value` as JSON that cannot end the script element it stands in."""
+    return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
+
+
+@functools.cache
+def bundle() -> Markup:
+    """Vega, Vega-Lite and Vega-Embed as one script (about 0.9 MB)."""
+    script = vl_convert.javascript_bundle(vl_version=vega_lite())
+    return Markup(script.replace("</script", "<\\/script").replace("<!--", "<\\!--"))

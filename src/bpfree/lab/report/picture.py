@@ -1,0 +1,90 @@
+"""Learning curves and alignment as one PNG, drawn without a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from bpfree.lab.report import charts, panels, series
+from bpfree.lab.report.style import Style, marks, on_paper
+
+COLUMNS = 4
+WIDTH = 840
+HEIGHT = 260
+
+
+def picture(comparison: Mapping[str, Any], path: Path) -> Path:
+    """Write the learning curves and, below them, the alignment at each tap to the PNG file `path`.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ReportError: if `comparison` is not of the format "bpfree-comparison/1".
+    """
+    series.check(comparison)
+    labels = series.labels(comparison)
+    style = on_paper(marks(labels, comparison["settings"].get("rules", {})))
+    parts = [legend(style), learning(comparison, style), alignment(comparison, style)]
+    chart = alt.vconcat(*(part for part in parts if part is not None), spacing=22)
+    chart = charts.finish(chart, style).properties(background=style.paper, padding=16)
+    png = vl_convert.vegalite_to_png(chart.to_dict(), vl_version=vega_lite(), scale=2)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png)
+    return path
+
+
+def vega_lite() -> str:
+    """The version of Vega-Lite that the installed Altair writes, as vl-convert names it: `6.4`."""
+    return ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+
+
+def learning(comparison: Mapping[str, Any], style: Style) -> alt.HConcatChart:
+    """Evaluation accuracy and training loss side by side."""
+    accuracy = series.rows(comparison, series.metric("eval_accuracy"))
+    loss = series.rows(comparison, series.metric("train_loss"))
+    measured = comparison["settings"].get("measured_on", "evaluation")
+    left = charts.curves(
+        accuracy, panels.accuracy_panel(accuracy, comparison["data"].get("n_eval")), style, interactive=False
+    )
+    right = charts.curves(loss, panels.loss_panel(loss), style, interactive=False)
+    size = {"width": WIDTH // 2 - 60, "height": HEIGHT}
+    return alt.hconcat(
+        left.properties(title=f"Accuracy on the {measured} set", **size),
+        right.properties(title="Training loss", **size),
+        spacing=36,
+    )
+
+
+def alignment(comparison: Mapping[str, Any], style: Style) -> alt.ConcatChart | None:
+    """One chart a tap, all with the same axis; None where no cosine was measured."""
+    rows = {tap: series.rows(comparison, series.cosine(tap)) for tap in series.taps(comparison)}
+    panel = panels.cosine_panel([row for each in rows.values() for row in each])
+    columns = min(COLUMNS, len(rows))
+    size = {"width": WIDTH // max(1, columns) - 64, "height": HEIGHT // 2 + 30}
+    found = [
+        charts.curves(each, panel, style, interactive=False).properties(title=f"Alignment at tap {tap}", **size)
+        for tap, each in rows.items()
+        if each
+    ]
+    return alt.concat(*found, columns=columns, spacing=24) if found else None
+
+
+def legend(style: Style) -> alt.LayerChart:
+    """All rules in one line: a stroke as in the charts, and the label."""
+    rows: list[dict[str, Any]] = []
+    left = 0.0
+    for mark in style.marks:
+        rows.append({"rule": mark.label, "x": left, "end": left + 26})
+        left += 26 + 22 + 7.2 * len(mark.label)
+    axis = {"axis": None, "scale": alt.Scale(domain=[0, max(left, WIDTH)])}
+    base = alt.Chart().encode(charts.colour(style))
+    stroke = base.mark_rule(strokeWidth=2.5).encode(alt.X("x:Q", **axis), alt.X2("end"), charts.dash(style))
+    name = alt.Chart().mark_text(align="left", dx=6, fontSize=13, color=style.ink)
+    name = name.encode(alt.X("end:Q", **axis), text="rule:N")
+    return alt.layer(stroke, name, data=alt.InlineData(values=rows)).properties(width=max(left, WIDTH), height=16)

@@ -1,0 +1,124 @@
+"""The sentences and tables of the page as plain text; the template sets and escapes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bpfree.lab.report import series, text
+
+Comparison = Mapping[str, Any]
+
+
+def measured_on(comparison: Comparison) -> str:
+    """`test` or `validation`."""
+    return str(comparison["settings"].get("measured_on") or "evaluation")
+
+
+def data_name(comparison: Comparison) -> str:
+    """The name of the data set."""
+    return str(comparison["data"].get("name") or "unnamed data")
+
+
+def kind(comparison: Comparison, label: str) -> str:
+    """What to say of a rule beside its label: that it is the reference or the control, else nothing."""
+    rule = comparison["settings"].get("rules", {}).get(label, {}).get("rule", label)
+    return {"BP": "reference", "Shallow": "frozen control"}.get(rule, "")
+
+
+def abstract(comparison: Comparison) -> str:
+    """One sentence: what was compared, on what."""
+    settings, data = comparison["settings"], comparison["data"]
+    size = next((run["parameters"] for run in comparison["runs"] if run.get("parameters")), None)
+    model = "One model" if size is None else f"One model of {size:,} parameters"
+    seeds, epochs = settings.get("seeds") or [], settings.get("epochs")
+    times = [text.count(len(seeds), "seed")] if seeds else []
+    times += [text.count(epochs, "epoch")] if epochs else []
+    training = f" on {data['n_train']:,} samples" if data.get("n_train") else ""
+    scored = f"{data['n_eval']:,} " if data.get("n_eval") else ""
+    compared = text.count(len(series.labels(comparison)), "rule")
+    return (
+        f"{model}, trained{training} of {data_name(comparison)} with {compared}"
+        f"{' (' + ', '.join(times) + ' each)' if times else ''}; accuracy is measured on {scored}"
+        f"{measured_on(comparison)} samples after the last epoch."
+    )
+
+
+def closest(comparison: Comparison) -> str:
+    """Which rule came closest to backpropagation; empty where no recovery ratio is known."""
+    rated = [row for row in comparison["summary"] if text.is_number(row.get("recovery"))]
+    reference = [row for row in rated if kind(comparison, row["label"]) == "reference"]
+    others = [row for row in rated if not kind(comparison, row["label"])]
+    if not reference or not others:
+        return ""
+    best = max(others, key=lambda row: row["recovery"])
+    return (
+        f"Closest to backpropagation: {best['label']}, {text.number(best['accuracy_mean'])} % against "
+        f"{text.number(reference[0]['accuracy_mean'])} % (recovery ratio {text.number(best['recovery'])})."
+    )
+
+
+def alignment(row: Mapping[str, Any], tap: str) -> str:
+    """The summary's mean cosine at `tap`."""
+    entries = row.get("alignment") or []
+    return text.number(next((e.get("cosine_mean") for e in entries if e["name"] == tap), None))
+
+
+def unaligned(comparison: Comparison) -> list[str]:
+    """Labels of the rules that have no valid cosine at any tap in any epoch."""
+    valid = {row["rule"] for tap in series.taps(comparison) for row in series.rows(comparison, series.cosine(tap))}
+    return [label for label in series.labels(comparison) if label not in valid]
+
+
+def band(comparison: Comparison) -> str:
+    """What the bands of the curves show."""
+    runs = [run["label"] for run in comparison["runs"]]
+    if any(runs.count(label) > 1 for label in runs):
+        return "Lines are means over seeds; bands reach from the smallest to the largest seed."
+    return "Each line is one run: with a single seed there is no band."
+
+
+def rules(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """One line a rule: its label, and rule, options, optimiser, learning rate and what else was set."""
+    usual = ("rule", "options", "optimizer", "lr")
+    lines = []
+    for label, settings in comparison["settings"].get("rules", {}).items():
+        rest = {key: value for key, value in settings.items() if key not in usual}
+        lines.append((label, [*(text.setting(settings.get(key)) for key in usual), text.setting(rest)]))
+    return lines
+
+
+def common(comparison: Comparison) -> list[tuple[str, str]]:
+    """Settings that all rules share, name and value."""
+    return pairs({key: value for key, value in comparison["settings"].items() if key != "rules"})
+
+
+def data(comparison: Comparison) -> list[tuple[str, str]]:
+    """Facts about the data except the checksums, name and value."""
+    return pairs({key: value for key, value in comparison["data"].items() if key != "checksums"})
+
+
+def pairs(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Names, readable, and values as text; what is nested gets the names of all its levels but `init_args`."""
+    found: list[tuple[str, str]] = []
+    for key, value in (values or {}).items():
+        name = str(key).replace("_", " ")
+        if isinstance(value, Mapping) and value:
+            within = "" if key == "init_args" else f"{name} · "
+            found += [(within + inner, shown) for inner, shown in pairs(value)]
+        else:
+            found.append((name, text.setting(value)))
+    return found
+
+
+def checksums(comparison: Comparison) -> list[tuple[str, str]]:
+    """File or array and its checksum."""
+    found = comparison["data"].get("checksums") or {}
+    if not isinstance(found, Mapping):
+        return [(data_name(comparison), text.setting(found))]
+    return [(str(name), text.setting(value)) for name, value in found.items()]
+
+
+def has_rest(lines: Sequence[tuple[str, list[str]]]) -> bool:
+    """Whether any rule has a setting beyond the usual ones."""
+    return any(cells[-1] != text.DASH for _, cells in lines)

@@ -1,0 +1,78 @@
+"""Numbers, dates and settings as people read them. What is missing becomes an en dash."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+DASH = "–"
+MINUS = "−"
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite number (True and False are not)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: object, digits: int = 2) -> str:
+    """`value` with `digits` decimals and a true minus sign; an en dash where there is no finite number."""
+    if not is_number(value):
+        return DASH
+    text = f"{value:,.{digits}f}"
+    return text.replace("-", MINUS) if float(text.replace(",", "")) else text.lstrip("-")
+
+
+def mean_std(mean: object, std: object, digits: int = 2) -> str:
+    """`mean ± std`; the mean alone where the deviation is unknown (a single seed)."""
+    if not is_number(mean) or not is_number(std):
+        return number(mean, digits)
+    return f"{number(mean, digits)} ± {number(std, digits)}"
+
+
+def mebibytes(size: object) -> str:
+    """A size in bytes as MiB, with one decimal below 100 MiB."""
+    if not is_number(size):
+        return DASH
+    mib = size / 2**20
+    return number(mib, 1 if mib < 100 else 0)
+
+
+def date(created: object) -> str:
+    """An ISO 8601 time as `21 November 2026`; any other text as it stands."""
+    text = str(created or DASH)
+    try:
+        when = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return text
+    return f"{when.day} {when:%B %Y}"
+
+
+def setting(value: object) -> str:
+    """A setting of any JSON type as one line of plain text."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} = {nested(item)}" for key, item in value.items()) or DASH
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(nested(item) for item in value) or DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else DASH
+    return DASH if value is None or value == "" else str(value)
+
+
+def nested(value: object) -> str:
+    """A setting inside another, in brackets where it has parts of its own."""
+    if isinstance(value, Mapping):
+        return f"({setting(value)})"
+    return f"[{setting(value)}]" if isinstance(value, list | tuple) else setting(value)
+
+
+def listing(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def count(n: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

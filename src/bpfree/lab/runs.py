@@ -1,0 +1,200 @@
+"""One run: one rule, one seed. It can be killed at any time and asked for again."""
+
+from __future__ import annotations
+
+import pickle
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from bpfree.errors import BpfreeError
+from bpfree.lab import environment
+from bpfree.lab.data import Splits
+from bpfree.lab.data.batches import InOrder, Shuffled, batches
+from bpfree.lab.errors import RunError
+from bpfree.lab.files import read_json, replacing, write_json
+from bpfree.lab.measure import peak_bytes
+from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.quiet import quiet
+from bpfree.lab.settings import RunSettings
+from bpfree.lab.tasks.pictures import embedding, filters
+from bpfree.lab.tasks.records import EpochRecords, TrainingSeconds
+from bpfree.lab.tasks.vision import Classification
+from bpfree.lab.terminal import Display, ShowProgress
+
+_EVALUATION_BATCH = 1000
+_WARM_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where one run keeps its files.
+
+    Attributes:
+        record: The result; it is there when the run has finished, and never before.
+        checkpoint: The state after the last complete epoch.
+        folder: The run's logs, and its checkpoint.
+    """
+
+    record: Path
+    checkpoint: Path
+    folder: Path
+
+    @classmethod
+    def of(cls, settings: RunSettings, splits: Splits, directory: Path) -> Places:
+        """The places of this run in ``directory``. Other settings or other data have other places."""
+        name = settings.name(splits.describe())
+        folder = directory / name
+        return cls(directory / f"{name}.json", folder / "last.ckpt", folder)
+
+
+def run(
+    settings: RunSettings,
+    splits: Splits,
+    directory: Path,
+    *,
+    display: Display | None = None,
+    keep_checkpoint: bool = False,
+) -> dict[str, Any]:
+    """Train one model by one rule, or read the result if this run has finished before.
+
+    Args:
+        settings: What is run.
+        splits: The data.
+        directory: Where result, checkpoint and logs lie. A checkpoint of an unfinished run there is continued.
+        display: Shows progress.
+        keep_checkpoint: Keep the last epoch's state after the end.
+
+    Returns:
+        The run's record, one element of ``runs`` in ``comparison.json``, and its ``settings`` and ``data``.
+
+    Raises:
+        RunError: The rule cannot be trained on the model, or the run diverged.
+        WriteError: The result could not be written.
+    """
+    places = Places.of(settings, splits, directory)
+    if places.record.is_file():
+        return read_json(places.record)
+    torch.set_num_threads(settings.threads)
+    try:
+        with quiet():
+            record = _train(settings, splits, places, display or Display(None))
+    except BpfreeError as error:
+        raise RunError(f"{settings.label}, seed {settings.seed}: {error}") from error
+    write_json(places.record, record)
+    if not keep_checkpoint:
+        # The record says it all; the weights and optimizer states of many runs would fill the disk.
+        places.checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def _train(settings: RunSettings, splits: Splits, places: Places, display: Display) -> dict[str, Any]:
+    train = batches(splits.train, Shuffled(len(splits.train), settings.batch_size, settings.seed))
+    evaluation = batches(splits.evaluation, InOrder(len(splits.evaluation), _EVALUATION_BATCH))
+    display.begin(settings.label, settings.seed, settings.epochs, len(train))
+    peak = _step_memory(settings, splits)
+    task, clock = _task(settings, splits), TrainingSeconds()
+    records = EpochRecords(splits.evaluation, clock, display.epoch)
+    trainer = _trainer(settings, places, [clock, records, ShowProgress(display)])
+    _fit(trainer, task, (train, evaluation), places)
+    return {
+        "label": settings.label,
+        "seed": settings.seed,
+        "epochs": records.epochs,
+        "accuracy": records.epochs[-1]["eval_accuracy"],
+        "seconds_per_epoch": statistics.median(epoch["seconds"] for epoch in records.epochs),
+        "peak_memory_bytes": peak,
+        "parameters": sum(weight.numel() for weight in task.model.parameters()),
+        **_pictures(settings, splits, task),
+        "settings": settings.rule.describe() | {"model": settings.model, "batch_size": settings.batch_size},
+        "data": splits.describe(),
+        "environment": environment.describe(),
+    }
+
+
+def _task(settings: RunSettings, splits: Splits) -> Classification:
+    """The model, its weights drawn from the run's seed alone, and its rule, which draws from a generator of its own."""
+    seed_everything(settings.seed, verbose=False)
+    model = ModelSettings(**settings.model).build(splits.shape, splits.classes)
+    return Classification(model, settings.rule, classes=splits.classes, seed=settings.seed)
+
+
+def _step_memory(settings: RunSettings, splits: Splits) -> int:
+    """The allocator's peak during one training step, on a task made for this. Warms the machine up by the way."""
+    task = _task(settings, splits).to(_device())
+    optimizer = task.optimizer()
+    x, y = (part[: settings.batch_size].to(_device()) for part in (splits.train.x, splits.train.y))
+
+    def step() -> None:
+        task.attachment.targets(y)
+        F.cross_entropy(task(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(_WARM_STEPS):
+        step()
+    return peak_bytes(step, _device())
+
+
+def _trainer(settings: RunSettings, places: Places, callbacks: list[Callback]) -> Trainer:
+    # One file, replaced after every epoch: the state to continue from.
+    last = ModelCheckpoint(
+        dirpath=places.folder, filename=places.checkpoint.stem, save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )  # fmt: skip
+    return Trainer(
+        accelerator=_device(),
+        devices=1,
+        max_epochs=settings.epochs,
+        callbacks=[*callbacks, last],
+        logger=CSVLogger(places.folder, name="log"),
+        plugins=[WholeFiles()],
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        # The order of the data is the sampler's business.
+        use_distributed_sampler=False,
+    )
+
+
+def _fit(trainer: Trainer, task: Classification, loaders: tuple[Any, Any], places: Places) -> None:
+    """Train from the beginning, or from the checkpoint that an interrupted run has left.
+
+    Raises:
+        RunError: The checkpoint cannot be read.
+    """
+    if not places.checkpoint.is_file():
+        trainer.fit(task, *loaders)
+        return
+    try:
+        # A checkpoint comes from a folder that others may write to: only tensors and plain values are read.
+        trainer.fit(task, *loaders, ckpt_path=str(places.checkpoint), weights_only=True)
+    except (pickle.UnpicklingError, EOFError, KeyError) as error:
+        raise RunError(f"{places.checkpoint} is damaged ({error}). Delete it to start this run anew.") from error
+
+
+def _pictures(settings: RunSettings, splits: Splits, task: Classification) -> dict[str, Any]:
+    if not settings.details:
+        return {"filters": None, "filters_shape": None, "embedding": None}
+    points = embedding(task.attachment, splits.evaluation, task.device)
+    return {**filters(task.model, splits.shape), "embedding": points}
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all, whenever the process is killed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write to a file beside ``path``, then put it in its place."""
+        with replacing(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)

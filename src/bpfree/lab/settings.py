@@ -1,0 +1,208 @@
+"""What a run is made of: the rule and its optimizer, the model, and everything else that changes its numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+import bpfree
+from bpfree.errors import nearest
+from bpfree.lab.errors import SettingsError
+
+Optimizer: TypeAlias = Literal["Adam", "AdamW", "SGD"]
+Schedule: TypeAlias = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleSettings:
+    """A learning rule and how its gradients are used.
+
+    Args:
+        rule: The learning rule.
+        optimizer: What turns gradients into steps.
+        lr: The learning rate.
+        weight_decay: The optimizer's weight decay.
+        momentum: SGD's momentum; the other optimizers do not use it.
+        schedule: The learning rate stays (constant), or falls along half a cosine to 0 at the last step (cosine).
+    """
+
+    rule: bpfree.Rule
+    optimizer: Optimizer = "Adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    schedule: Schedule = "cosine"
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as a report shows them; of the rule's options those that are not at their defaults."""
+        shown: dict[str, Any] = {"rule": type(self.rule).__name__, "options": rule_options(self.rule)}
+        shown |= {"optimizer": self.optimizer, "lr": self.lr, "schedule": self.schedule}
+        for name in ("weight_decay", "momentum"):
+            if getattr(self, name):
+                shown[name] = getattr(self, name)
+        return shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleOverrides:
+    """What differs from a label's preset; None leaves the preset's value.
+
+    Args:
+        rule: The learning rule: a class of bpfree, or one of your own by import path.
+        optimizer: What turns gradients into steps.
+        lr: The learning rate.
+        weight_decay: The optimizer's weight decay.
+        momentum: SGD's momentum.
+        schedule: Whether the learning rate stays, or falls to 0 along half a cosine.
+    """
+
+    rule: bpfree.Rule | None = None
+    optimizer: Optimizer | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    momentum: float | None = None
+    schedule: Schedule | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The values that are not None, by name."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+PRESETS: dict[str, RuleSettings] = {
+    "BP": RuleSettings(rule=bpfree.BP(), lr=5e-4),
+    "Shallow": RuleSettings(rule=bpfree.Shallow(), lr=3e-3),
+    "FA": RuleSettings(rule=bpfree.FA(), lr=5e-4),
+    "uSF": RuleSettings(rule=bpfree.SignSymmetry("uniform"), lr=5e-4),
+    "frSF": RuleSettings(rule=bpfree.SignSymmetry("fixed"), lr=5e-4),
+    "brSF": RuleSettings(rule=bpfree.SignSymmetry("batch"), lr=5e-4),
+    "DFA": RuleSettings(rule=bpfree.DFA(), lr=5e-4),
+    "sDFA": RuleSettings(rule=bpfree.DFA(error="sign"), lr=1e-3),
+    "ternary DFA": RuleSettings(rule=bpfree.DFA(error="ternary"), lr=3e-3),
+    "DRTP": RuleSettings(rule=bpfree.DRTP(), lr=3e-3),
+}
+"""Label -> settings to begin with: learning rates that did well on held-out training images of digits and MNIST."""
+
+DEFAULT_RULES = ("BP", "Shallow", "FA", "uSF", "DFA", "DRTP")
+
+
+def rule_settings(
+    label: str, overrides: Mapping[str, RuleOverrides] | None = None, lr: float | None = None
+) -> RuleSettings:
+    """The complete settings of one label.
+
+    Its preset (or, for another rule of bpfree, that rule as it comes), changed by ``lr``, changed by ``overrides``.
+
+    Args:
+        label: A preset's name, a rule's class name, or a new label whose override names a rule.
+        overrides: Label -> what differs.
+        lr: A learning rate for every label that has none of its own in ``overrides``.
+
+    Raises:
+        SettingsError: An unknown label.
+    """
+    given = (overrides or {}).get(label, RuleOverrides()).given()
+    if label in PRESETS:
+        start = PRESETS[label]
+    elif "rule" in given:
+        start = RuleSettings(rule=given["rule"])
+    elif label in bpfree.RULES:
+        start = RuleSettings(rule=bpfree.RULES[label]())
+    else:
+        raise SettingsError(
+            f"rule {label!r} is not known. {nearest(label, dict.fromkeys([*PRESETS, *bpfree.RULES]))} "
+            f"For a rule of your own, also give --settings.{label}.rule your_module.YourRule."
+        )
+    general = {} if lr is None else {"lr": lr}
+    return replace(start, **(general | given))
+
+
+def rule_options(rule: bpfree.Rule) -> dict[str, Any]:
+    """The options of a rule that are not at their defaults, as plain values."""
+    return {
+        entry.name: plain(getattr(rule, entry.name))
+        for entry in fields(rule)
+        if entry.init and getattr(rule, entry.name) != getattr(type(rule)(), entry.name)
+    }
+
+
+def plain(value: object) -> Any:
+    """``value`` as JSON has it; dataclasses become dictionaries, other objects their names."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value) if entry.init}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    # Not repr: the address in it would make every process's settings differ.
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return import_path(named)
+
+
+def import_path(thing: Any) -> str:
+    """The path under which a class or function can be imported."""
+    public = getattr(bpfree, thing.__qualname__, None) is thing
+    return f"{'bpfree' if public else thing.__module__}.{thing.__qualname__}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Everything that one run's numbers depend on, besides the data.
+
+    Args:
+        label: The run's name in tables.
+        seed: Determines the initial weights, the order of the data and the feedback.
+        rule: The rule and its optimizer.
+        model: The model, as :meth:`bpfree.lab.models.build.ModelSettings.describe` gives it.
+        epochs: Passes over the training images.
+        batch_size: Images a step.
+        threads: torch's threads; sums differ in their last bits with another number.
+        details: Also keep the first layer's filters and a t-SNE of the last hidden layer.
+    """
+
+    label: str
+    seed: int
+    rule: RuleSettings
+    model: dict[str, Any] = field(default_factory=dict)
+    epochs: int
+    batch_size: int
+    threads: int
+    details: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1.")
+        # numpy, which Lightning seeds as well, takes no others.
+        if not 0 <= self.seed < 2**32:
+            raise SettingsError(f"seed {self.seed} must lie between 0 and {2**32 - 1}.")
+
+    def name(self, data: Mapping[str, Any]) -> str:
+        """A file name for this run on this data: label, seed, and a hash of everything that changes its numbers."""
+        identity = {
+            "settings": plain(self) | {"label": None},
+            "rule": import_path(type(self.rule.rule)),
+            "code": [_code(type(self.rule.rule).__module__), _code(self.model["class_path"].rpartition(".")[0])],
+            "data": plain(data),
+            "versions": [bpfree.__version__, str(torch.__version__)],
+        }
+        text = json.dumps(identity, sort_keys=True)
+        label = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in self.label)
+        return f"{label}-seed{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def _code(module: str) -> str | None:
+    """A hash of a module's file if it is somebody's own: a rule that is being written changes without a version."""
+    if module.partition(".")[0] in ("bpfree", "torch"):
+        return None
+    path = getattr(importlib.import_module(module), "__file__", None)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None

@@ -1,0 +1,70 @@
+"""What a trained network looks like from inside: its first filters, and its last hidden layer in two dimensions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from sklearn.manifold import TSNE
+from torch import Tensor, nn
+
+import bpfree
+from bpfree.lab.data import Images
+
+FILTERS = 16
+EMBEDDED = 500
+_DIGITS = 4
+
+
+def filters(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Up to 16 rows of the first layer's weights as pictures.
+
+    Returns:
+        ``filters``, rows of ``height x width`` numbers, and ``filters_shape``, ``[height, width]``; channels are
+        averaged. Both are None if the first layer with weights has no such form.
+    """
+    weight = next((entry for entry in model.parameters() if entry.dim() >= 2), None)
+    if weight is not None and weight.dim() == 2 and weight.shape[1] == math.prod(shape):
+        weight = weight.reshape(-1, *shape)
+    if weight is None or weight.dim() != 4:
+        return {"filters": None, "filters_shape": None}
+    pictures = weight[:FILTERS].detach().float().mean(1)
+    return {"filters": _rounded(pictures.flatten(1)), "filters_shape": list(pictures.shape[1:])}
+
+
+def embedding(attachment: bpfree.Attachment, images: Images, device: torch.device) -> dict[str, Any] | None:
+    """t-SNE of the activations at the last tap, for the first 500 images.
+
+    Returns:
+        ``x``, ``y`` and ``label``, one number an image, and ``layer``, the tap's name; None without taps.
+    """
+    if not attachment.taps or len(images) < 8:
+        return None
+    layer = list(attachment.taps)[-1]
+    activations = _activations(attachment, layer, images.x[:EMBEDDED].to(device))
+    # The smaller a set, the fewer neighbours a point can have; 30 is t-SNE's usual number.
+    perplexity = min(30.0, (len(activations) - 1) / 3)
+    points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(activations.numpy())
+    x, y = _rounded(torch.from_numpy(points).T)
+    return {"x": x, "y": y, "label": images.y[: len(points)].tolist(), "layer": layer}
+
+
+def _activations(attachment: bpfree.Attachment, layer: str, x: Tensor) -> Tensor:
+    kept: list[Tensor] = []
+    handle = attachment.taps[layer].register_forward_hook(lambda module, args, output: kept.append(output))
+    model = attachment.model
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        handle.remove()
+        model.train(training)
+    return kept[-1].flatten(1).float().cpu()
+
+
+def _rounded(rows: Tensor) -> list[list[float]]:
+    # Pictures need no more digits, and the report is an eighth of the size.
+    return [[float(f"{value:.{_DIGITS}g}") for value in row] for row in rows.tolist()]

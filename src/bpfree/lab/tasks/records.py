@@ -1,0 +1,108 @@
+"""What is written down of every epoch: losses, accuracies, seconds and alignment."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+import bpfree
+from bpfree.lab.data import Images
+from bpfree.lab.errors import RunError
+from bpfree.lab.tasks.vision import Classification
+
+ALIGNMENT_SAMPLES = 512
+"""How many evaluation images alignment is measured on."""
+
+
+class TrainingSeconds(Callback):
+    """Adds up the time of an epoch's training steps: forward, backward and optimizer, and nothing else.
+
+    It stands first among the callbacks, so that others' work at the end of a step is not counted.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self._start = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin at zero."""
+        self.total = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Start the clock, the device being idle."""
+        self._start = _now(pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Stop the clock when the device has finished."""
+        self.total += _now(pl_module) - self._start
+
+
+def _now(module: LightningModule) -> float:
+    if module.device.type == "cuda":
+        torch.cuda.synchronize(module.device)
+    return time.perf_counter()
+
+
+class EpochRecords(Callback):
+    """One dictionary an epoch, in the form that reports read; kept in checkpoints.
+
+    Args:
+        images: What alignment is measured on: the first :data:`ALIGNMENT_SAMPLES` of it.
+        seconds: The clock of the training steps.
+        announce: Called with every new record.
+    """
+
+    def __init__(self, images: Images, seconds: TrainingSeconds, announce: Callable[[dict[str, Any]], None]) -> None:
+        self.epochs: list[dict[str, Any]] = []
+        self._x, self._y = images.x[:ALIGNMENT_SAMPLES], images.y[:ALIGNMENT_SAMPLES]
+        self._seconds, self._announce = seconds, announce
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Classification) -> None:
+        """Write down the epoch; evaluation has run by now.
+
+        Raises:
+            RunError: The loss is not finite: the run has diverged.
+        """
+        measured = pl_module.measured()
+        if not math.isfinite(measured["train_loss"]):
+            raise RunError(
+                f"the training loss is {measured['train_loss']} in epoch {trainer.current_epoch + 1}. Lower the "
+                "learning rate, --settings.LABEL.lr."
+            )
+        pl_module.log_dict(measured | {"seconds": self._seconds.total}, batch_size=1)
+        record = {"epoch": trainer.current_epoch + 1, **measured, "seconds": self._seconds.total}
+        record["alignment"] = self._alignment(pl_module)
+        self.epochs.append(record)
+        self._announce(record)
+
+    def _alignment(self, task: Classification) -> list[dict[str, Any]]:
+        if not task.attachment.taps:
+            return []  # a model without modules for its non-linearities: there is no place to compare at
+        x, y = self._x.to(task.device), self._y.to(task.device)
+
+        def loss() -> Tensor:
+            task.attachment.targets(y)
+            return F.cross_entropy(task.model(x), y)
+
+        training = task.model.training
+        task.model.eval()  # as in evaluation: no dropout
+        try:
+            return [asdict(tap) for tap in bpfree.alignment(task.attachment, loss).taps]
+        finally:
+            task.model.train(training)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.epochs = state_dict["epochs"]

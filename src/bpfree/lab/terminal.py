@@ -1,0 +1,127 @@
+"""What is seen while runs go on."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+_REFRESHES = 4  # a second; drawing takes time from the runs that are being timed
+_PIPE_WIDTH = 160  # a pipe has no width of its own, and rich's 80 would break the table's lines
+
+
+def make_console() -> Console:
+    """The console for standard output. Without a terminal it writes plain lines, and no control codes."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=_PIPE_WIDTH)
+
+
+class Display:
+    """Progress of one or several runs; a context manager.
+
+    On a terminal: a bar for all runs, one for the current epoch, and the last accuracy of every rule. Elsewhere: one
+    line an epoch.
+
+    Args:
+        console: Where to; None shows nothing.
+        runs: The number of runs to come.
+        measured_on: What accuracies are measured on, ``"test"`` or ``"validation"``.
+    """
+
+    def __init__(self, console: Console | None, runs: int = 1, measured_on: str = "test") -> None:
+        self._console, self._runs, self._measured_on = console, runs, measured_on
+        self._finished, self._last, self._title, self._epochs = 0, dict[str, float](), "", 0
+        self._label, self._steps = "", 0
+        # It is drawn as a part of the picture below, never by itself.
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        )
+        self._all = self._bars.add_task("runs", total=runs)
+        self._current = self._bars.add_task("", total=None, visible=False)
+        self._live: AbstractContextManager[object] = nullcontext()
+        if console is not None and console.is_terminal:
+            self._live = Live(
+                get_renderable=self._picture, console=console, refresh_per_second=_REFRESHES, transient=True
+            )
+
+    def __enter__(self) -> Display:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, trace)
+
+    def begin(self, label: str, seed: int, epochs: int, steps: int) -> None:
+        """A run begins, of so many epochs of so many steps each."""
+        self._label, self._title = label, f"{label}, seed {seed}"
+        self._epochs, self._steps = epochs, steps
+
+    def epoch_begins(self, done: int, *, resumed: bool) -> None:
+        """An epoch begins, after ``done`` others; ``resumed`` if those were done by an earlier process."""
+        if resumed:
+            self._say(f"{self._title}: continued after epoch {done} of {self._epochs}")
+        title = f"{self._title}, epoch {done + 1}/{self._epochs}, step"
+        self._bars.reset(self._current, total=self._steps, description=title, visible=True)
+
+    def step(self) -> None:
+        """A step is done."""
+        self._bars.advance(self._current)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """An epoch is done; ``record`` says how well."""
+        self._last[self._label] = record["eval_accuracy"]
+        if self._console is not None and not self._console.is_terminal:
+            self._say(
+                f"{self._title}, epoch {record['epoch']}/{self._epochs}: {self._measured_on} accuracy "
+                f"{record['eval_accuracy']:.2f} %, training loss {record['train_loss']:.4f}, {record['seconds']:.2f} s"
+            )
+
+    def finish(self, record: dict[str, Any], *, known: bool) -> None:
+        """A run is done, or was ``known`` from an earlier process."""
+        self._finished += 1
+        self._last[record["label"]] = record["accuracy"]
+        self._bars.update(self._all, completed=self._finished)
+        how = "finished before" if known else f"{record['seconds_per_epoch']:.2f} s an epoch"
+        self._say(
+            f"[{self._finished}/{self._runs}] {record['label']}, seed {record['seed']}: "
+            f"{self._measured_on} accuracy {record['accuracy']:.2f} % ({how})"
+        )
+
+    def _say(self, line: str) -> None:
+        if self._console is not None:
+            self._console.print(line)
+
+    def _picture(self) -> Group:
+        last = "   ".join(f"{label} {accuracy:.1f} %" for label, accuracy in self._last.items())
+        return Group(self._bars, Text(f"last {self._measured_on} accuracy:  {last}" if last else ""))
+
+
+class ShowProgress(ProgressBar):
+    """Tells a :class:`Display` what Lightning does."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__()
+        self._display = display
+        self._resumed = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training begins, anew or from a checkpoint."""
+        self._resumed = trainer.current_epoch > 0
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Pass it on."""
+        self._display.epoch_begins(trainer.current_epoch, resumed=self._resumed)
+        self._resumed = False
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Pass it on."""
+        self._display.step()

@@ -1,0 +1,61 @@
+"""One rule, one seed, and its checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bpfree.lab.data import load
+from bpfree.lab.errors import RunError
+from bpfree.lab.options import TrainOptions
+from bpfree.lab.runs import Places, run
+from bpfree.lab.terminal import Display
+
+
+def train(options: TrainOptions, console: Console | None = None) -> dict[str, Any]:
+    """Train, and write the result as JSON beside the checkpoint and the log.
+
+    Args:
+        options: What is trained.
+        console: Where progress is shown; None shows nothing.
+
+    Returns:
+        The run's record.
+
+    Raises:
+        SettingsError: An option means nothing.
+        DataError: The data cannot be read.
+        RunError: There is nothing to resume, or something that was not asked to be resumed; the rule cannot be
+            trained on the model.
+    """
+    settings = options.run(options.rule, options.seed, details=True)
+    splits = load(options.data, options.data_dir, validation=options.validation)
+    directory = options.directory()
+    places = Places.of(settings, splits, directory)
+    known = places.record.is_file()
+    if not known:
+        _check(places, directory, resume=options.resume)
+    with Display(console, measured_on=splits.measured_on) as display:
+        record = run(settings, splits, directory, display=display, keep_checkpoint=True)
+        display.finish(record, known=known)
+    if console is not None:
+        console.print(f"result: {places.record}", soft_wrap=True)
+        console.print(f"checkpoint: {places.checkpoint}", soft_wrap=True)
+    return record
+
+
+def _check(places: Places, directory: Path, *, resume: bool) -> None:
+    unfinished = places.checkpoint.is_file()
+    if unfinished and not resume:
+        raise RunError(
+            f"{places.folder} holds an interrupted run of these settings: add --resume, or name another --out."
+        )
+    if resume and not unfinished:
+        others = sorted(path.parent.name for path in directory.glob("*/last.ckpt"))
+        found = f"There are only others: {', '.join(others)}." if others else "There is none at all."
+        raise RunError(
+            f"--resume: {directory} holds no checkpoint of a run with these settings. {found} Repeat the command that "
+            "began the run, with --resume added; or leave --resume out to begin anew."
+        )

@@ -1,0 +1,46 @@
+"""The order of the data: a function of seed and epoch, and every image once."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.data import DataLoader
+
+from bpfree.lab.data import Images
+from bpfree.lab.data.batches import InOrder, Shuffled, batches
+
+
+def order(seed: int, epoch: int) -> list[int]:
+    sampler = Shuffled(10, 4, seed)
+    sampler.set_epoch(epoch)
+    return torch.cat(list(sampler)).tolist()
+
+
+def test_every_image_comes_once_and_the_last_batch_is_what_is_left() -> None:
+    sampler = Shuffled(10, 4, seed=0)
+    assert [len(index) for index in sampler] == [4, 4, 2]
+    assert len(sampler) == 3
+    assert sorted(order(0, 0)) == list(range(10))
+
+
+def test_the_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
+    torch.manual_seed(1)
+    first = order(3, 5)
+    torch.manual_seed(2)
+    assert order(3, 5) == first
+    assert len({tuple(order(seed, epoch)) for seed in range(5) for epoch in range(5)}) == 25
+
+
+def test_a_batch_is_the_images_at_its_indices_and_draws_nothing() -> None:
+    images = Images(torch.arange(10.0).reshape(10, 1, 1, 1), torch.arange(10))
+    loader = batches(images, Shuffled(10, 4, seed=0))
+    assert isinstance(loader, DataLoader)
+    before = torch.get_rng_state()
+    found = list(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.cat([y for _, y in found]).tolist() == order(0, 0)
+    assert all(torch.equal(x.flatten(), y.float()) for x, y in found)
+
+
+def test_evaluation_is_in_order() -> None:
+    assert [index.tolist() for index in InOrder(5, 2)] == [[0, 1], [2, 3], [4]]
+    assert len(InOrder(5, 2)) == 3

@@ -1,0 +1,90 @@
+"""Models: shapes, sizes, and how they are asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bpfree.lab.errors import SettingsError
+from bpfree.lab.models import CNN, MLP
+from bpfree.lab.models.build import ModelSettings
+
+
+def test_mlp_has_the_weights_of_its_layers() -> None:
+    model = MLP((1, 28, 28), 10)
+    assert sum(weight.numel() for weight in model.parameters()) == 784 * 1024 + 1024 + 1024 * 1025 + 1024 * 10 + 10
+    assert sum(isinstance(module, nn.Tanh) for module in model) == 2
+    assert model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
+
+
+@pytest.mark.parametrize(("shape", "edge"), [((1, 28, 28), 2), ((3, 32, 32), 3)])
+def test_cnn_has_three_poolings(shape: tuple[int, ...], edge: int) -> None:
+    # 28 -> 13 -> 6 -> 2 and 32 -> 15 -> 7 -> 3.
+    model = CNN(shape, 10, activation="relu")
+    assert model.fc.in_features == 64 * edge * edge
+    assert model(torch.zeros(2, *shape)).shape == (2, 10)
+    assert sum(isinstance(module, nn.ReLU) for module in model) == 4
+
+
+def test_cnn_refuses_what_it_cannot_see() -> None:
+    with pytest.raises(SettingsError, match="too small"):
+        CNN((1, 8, 8), 10)
+    with pytest.raises(SettingsError, match="images of shape"):
+        CNN((64,), 10)
+
+
+OWN = """
+from torch import nn
+
+class Own(nn.Sequential):
+    def __init__(self, classes: int, width: int = 5, act: nn.Module | None = None):
+        super().__init__(nn.Flatten(), nn.Linear(16, width), act or nn.Tanh(), nn.Linear(width, classes))
+
+class Fixed(nn.Linear):
+    def __init__(self):
+        super().__init__(16, 3)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_models.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("own")
+def test_a_model_of_ones_own_gets_the_sizes_it_asks_for() -> None:
+    model = ModelSettings("own_models.Own", {"width": 7, "act": "torch.nn.ReLU"}).build((1, 4, 4), 3)
+    assert [type(module) for module in model] == [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear]
+    assert model(torch.zeros(2, 1, 4, 4)).shape == (2, 3)
+    assert isinstance(ModelSettings("own_models.Fixed").build((16,), 3), nn.Linear)
+
+
+@pytest.mark.usefixtures("own")
+def test_the_description_is_complete() -> None:
+    assert ModelSettings("own_models.Own").describe()["init_args"] == {"width": 5, "act": None}
+    described = ModelSettings("MLP", {"hidden": [3]}).describe()
+    assert described == {
+        "class_path": "bpfree.lab.models.MLP",
+        "init_args": {"hidden": [3], "activation": "tanh", "dropout": 0.0},
+    }
+    assert ModelSettings(**described).describe() == described
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("path", "arguments", "message"),
+    [
+        ("own_models.Owm", {}, "Owm"),
+        ("nowhere.Net", {}, "No module named 'nowhere'"),
+        ("own_models.Own", {"widht": 3}, "'widht' is not accepted"),
+        ("MLP", {"activation": "tan"}, "activation"),
+        ("json.JSONDecoder", {}, "json.JSONDecoder"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_named(path: str, arguments: dict, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        ModelSettings(path, arguments).build((1, 4, 4), 3)

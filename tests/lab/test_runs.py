@@ -1,0 +1,248 @@
+"""Runs: the same whether interrupted or not, and never repeated for nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import bpfree
+from bpfree.lab import runs
+from bpfree.lab.errors import RunError, SettingsError, WriteError
+from bpfree.lab.files import write_json
+from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.runs import Places, run
+from bpfree.lab.settings import RuleSettings, RunSettings, rule_settings
+from bpfree.lab.terminal import Display
+
+STEPS = 8  # an epoch of the tiny data
+
+
+class Interrupting(Display):
+    """Stops a run after some steps, by whatever ``stop`` does."""
+
+    def __init__(self, after: int, stop: Any) -> None:
+        super().__init__(None)
+        self.left, self.stop = after, stop
+
+    def step(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.stop()
+
+
+def crash() -> None:
+    raise OSError("stopped here")
+
+
+def state(settings: RunSettings, directory: Path) -> dict[str, Any]:
+    return torch.load(Places.of(settings, tiny.splits(), directory).checkpoint, weights_only=True)
+
+
+def timeless(record: dict[str, Any]) -> str:
+    """A record without what differs between two runs of one computation: times and places."""
+    epochs = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in record["epochs"]]
+    return json.dumps([epochs, record["accuracy"], record["parameters"]])
+
+
+def assert_equal(found: Any, expected: Any, path: str = "") -> None:
+    """Bit for bit, through dictionaries and lists."""
+    assert type(found) is type(expected), path
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), path
+        for key in expected:
+            assert_equal(found[key], expected[key], f"{path}.{key}")
+    elif isinstance(expected, list):
+        for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_equal(one, other, f"{path}[{number}]")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), path
+    else:
+        assert found == expected, path
+
+
+@pytest.mark.parametrize("label", ["BP", "DFA", "DRTP", "FA", "brSF"])
+def test_a_resumed_run_equals_the_uninterrupted_one(label: str, tmp_path: Path) -> None:
+    settings = tiny.settings(label)
+    whole = run(settings, tiny.splits(), tmp_path / "whole", keep_checkpoint=True)
+    with pytest.raises(OSError, match="stopped here"):
+        run(settings, tiny.splits(), tmp_path / "broken", display=Interrupting(2 * STEPS + 3, crash))
+    assert len(state(settings, tmp_path / "broken")["random_state"]["cpu"])
+    torch.rand(5)  # another process would not have this one's random state
+    resumed = run(settings, tiny.splits(), tmp_path / "broken", keep_checkpoint=True)
+    assert timeless(resumed) == timeless(whole)
+    expected, found = (state(settings, tmp_path / place) for place in ("whole", "broken"))
+    assert any(key.startswith("attachment.") for key in expected["state_dict"])
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "random_state"):
+        assert_equal(found[part], expected[part], part)
+
+
+KILLED = """
+import sys, os, signal
+sys.path.insert(0, sys.argv[1])
+import tiny, test_runs
+from pathlib import Path
+stop = lambda: os.kill(os.getpid(), signal.SIGKILL)
+test_runs.run(tiny.settings("DFA"), tiny.splits(), Path(sys.argv[2]), display=test_runs.Interrupting(19, stop))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
+def test_a_killed_process_is_continued_bit_for_bit(tmp_path: Path) -> None:
+    # Killed in the third step of the third epoch of eight steps each.
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path / "killed")]
+    ended = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    settings = tiny.settings("DFA")
+    assert not Places.of(settings, tiny.splits(), tmp_path / "killed").record.exists()
+    assert state(settings, tmp_path / "killed")["epoch"] == 1  # counted from 0: two are complete
+    resumed = run(settings, tiny.splits(), tmp_path / "killed", keep_checkpoint=True)
+    whole = run(settings, tiny.splits(), tmp_path / "whole", keep_checkpoint=True)
+    assert timeless(resumed) == timeless(whole)
+    for part in ("state_dict", "optimizer_states", "random_state"):
+        assert_equal(*(state(settings, tmp_path / place)[part] for place in ("killed", "whole")), part)
+
+
+def test_a_finished_run_is_read_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(tiny.settings(), epochs=1)
+    record = run(settings, tiny.splits(), tmp_path)
+    monkeypatch.setattr(runs, "_train", lambda *_: pytest.fail("it ran again"))
+    assert run(settings, tiny.splits(), tmp_path)["epochs"] == json.loads(json.dumps(record["epochs"]))
+    assert not list(tmp_path.glob("**/*.ckpt"))
+
+
+def test_every_setting_and_the_data_are_in_the_name() -> None:
+    data, settings = tiny.splits().describe(), tiny.settings()
+    changed = [
+        replace(settings, seed=1),
+        replace(settings, epochs=5),
+        replace(settings, batch_size=16),
+        replace(settings, threads=2),
+        replace(settings, details=True),
+        replace(settings, model=settings.model | {"init_args": {"hidden": [16]}}),
+        replace(settings, rule=replace(settings.rule, lr=0.5)),
+        replace(settings, rule=replace(settings.rule, optimizer="SGD")),
+        replace(settings, rule=replace(settings.rule, schedule="constant")),
+        replace(settings, rule=RuleSettings(rule=bpfree.DFA(error="sign"), lr=settings.rule.lr)),
+        replace(settings, rule=RuleSettings(rule=bpfree.DRTP(), lr=settings.rule.lr)),
+        replace(
+            settings,
+            rule=RuleSettings(rule=bpfree.DFA(feedback=bpfree.Feedback(shared=False)), lr=settings.rule.lr),
+        ),
+    ]
+    names = [settings.name(data), *(entry.name(data) for entry in changed)]
+    names += [
+        settings.name(data | {"checksums": {"made up": "1"}}),
+        settings.name(data | {"measured_on": "validation"}),
+    ]
+    assert len(set(names)) == len(names)
+    assert tiny.settings().name(data) == names[0]
+
+
+def test_a_rule_that_is_being_written_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "import dataclasses, bpfree\n@dataclasses.dataclass(frozen=True)\nclass Draft(bpfree.DFA):\n    pass\n"
+    (tmp_path / "draft_rule.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    import draft_rule
+
+    settings = tiny.settings(rule=RuleSettings(rule=draft_rule.Draft()))
+    before = settings.name({})
+    (tmp_path / "draft_rule.py").write_text(source + "# another thought\n")
+    assert settings.name({}) != before
+
+
+def test_weights_and_order_are_those_of_the_seed_whatever_the_rule() -> None:
+    first, other = (runs._task(tiny.settings(label), tiny.splits()) for label in ("BP", "DFA"))
+    assert_equal(dict(first.model.state_dict()), dict(other.model.state_dict()))
+    another = runs._task(tiny.settings(seed=1), tiny.splits())
+    assert not torch.equal(next(first.model.parameters()), next(another.model.parameters()))
+
+
+def test_the_record_holds_what_reports_read(tmp_path: Path) -> None:
+    record = run(tiny.settings(details=True, epochs=2), tiny.splits(), tmp_path)
+    assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2]
+    assert record["accuracy"] == record["epochs"][-1]["eval_accuracy"]
+    assert record["parameters"] == 64 * 16 + 16 + 16 * 16 + 16 + 16 * 4 + 4
+    assert record["filters_shape"] == [8, 8]
+    assert [len(row) for row in record["filters"]] == [64] * 16
+    assert {len(record["embedding"][key]) for key in ("x", "y", "label")} == {60}
+    assert record["embedding"]["label"] == tiny.splits().evaluation.y.tolist()
+    names = [tap["name"] for tap in record["epochs"][0]["alignment"]]
+    assert names == ["2", "5"]
+    assert record["embedding"]["layer"] == "5"
+    # At least the gradients of the weights are held at the end of the backward pass, 4 bytes each.
+    assert record["peak_memory_bytes"] >= 4 * record["parameters"]
+
+
+def test_the_rule_learns(tmp_path: Path) -> None:
+    record = run(tiny.settings(rule=rule_settings("DFA", lr=0.01), epochs=8), tiny.splits(), tmp_path)
+    assert record["accuracy"] > 60  # chance is 25
+    assert record["epochs"][-1]["train_loss"] < record["epochs"][0]["train_loss"]
+
+
+def test_a_run_that_diverges_is_named(tmp_path: Path) -> None:
+    model = ModelSettings("MLP", {"hidden": [16], "activation": "relu"}).describe()
+    settings = tiny.settings(rule=RuleSettings(rule=bpfree.DFA(), optimizer="SGD", lr=1e30), model=model)
+    with pytest.raises(RunError, match=r"DFA, seed 0: .*(NaN|nan)"):
+        run(settings, tiny.splits(), tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    settings = tiny.settings()
+    places = Places.of(settings, tiny.splits(), tmp_path)
+    places.folder.mkdir(parents=True)
+    places.checkpoint.write_bytes(b"half of")
+    with pytest.raises(RunError, match=r"last\.ckpt is damaged"):
+        run(settings, tiny.splits(), tmp_path)
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_json(tmp_path / "a.json", {"x": float("nan"), "y": [1.5]})
+    assert json.loads(path.read_text()) == {"x": None, "y": [1.5]}
+
+    def full(self: Path, *_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(WriteError, match=r"a\.json could not be written \(No space left on device\)"):
+        write_json(path, {"x": 2})
+    assert json.loads(path.read_text())["y"] == [1.5]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("name", "value"), [("epochs", 0), ("batch_size", 0), ("threads", 0), ("seed", -1)])
+def test_settings_that_mean_nothing(name: str, value: int) -> None:
+    with pytest.raises(SettingsError, match=str(value)):
+        tiny.settings(**{name: value})
+
+
+def test_the_learning_rate_follows_its_course(tmp_path: Path) -> None:
+    rule, rates = rule_settings("BP", lr=0.5), []
+
+    class Watching(Display):
+        def step(self) -> None:
+            rates.append(task.trainer.optimizers[0].param_groups[0]["lr"])
+
+    made = runs._task
+    with pytest.MonkeyPatch.context() as patch:
+        for schedule in ("cosine", "constant"):
+            settings = tiny.settings(rule=replace(rule, schedule=schedule), epochs=2)
+            task = made(settings, tiny.splits())
+            patch.setattr(runs, "_task", lambda *_, task=task: task)
+            patch.setattr(runs, "_step_memory", lambda *_: 0)
+            run(settings, tiny.splits(), tmp_path, display=Watching(None))
+    steps = 2 * STEPS
+    # What is seen after a step is the next one's rate.
+    expected = [0.25 * (1 + math.cos(math.pi * step / steps)) for step in range(1, steps + 1)]
+    assert rates[:steps] == pytest.approx(expected)
+    assert rates[steps:] == [0.5] * steps

@@ -1,0 +1,69 @@
+"""One line a rule, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from bpfree.lab.summary import deviation, recovery, summarize
+
+
+def tap(name: str, cosine: float | None, valid: int = 10) -> dict:
+    return {"name": name, "cosine_mean": cosine, "n_valid": valid}
+
+
+def run(label: str, seed: int, accuracy: float, seconds: float, memory: int, cosines: list[dict]) -> dict:
+    return {
+        "label": label,
+        "seed": seed,
+        "accuracy": accuracy,
+        "seconds_per_epoch": seconds,
+        "peak_memory_bytes": memory,
+        "epochs": [{"alignment": [tap("a", 0.9)]}, {"alignment": cosines}],
+    }
+
+
+RUNS = [
+    run("BP", 0, 98.0, 10.0, 100, [tap("a", 1.0), tap("b", 1.0)]),
+    run("DFA", 0, 95.0, 6.0, 90, [tap("a", 0.2), tap("b", 0.5)]),
+    run("Shallow", 0, 90.0, 3.0, 20, [tap("a", None, 0), tap("b", math.nan, 0)]),
+    run("BP", 1, 96.0, 20.0, 100, [tap("a", 1.0), tap("b", 1.0)]),
+    run("DFA", 1, 97.0, 16.0, 110, [tap("a", 0.4), tap("b", math.nan, 0)]),
+    run("Shallow", 1, 92.0, 4.0, 20, [tap("a", None, 0), tap("b", None, 0)]),
+]
+
+
+def test_summary_of_known_runs() -> None:
+    bp, dfa, shallow = summarize(RUNS, ["BP", "DFA", "Shallow"])
+    # (95 + 97) / 2 = 96 and ((95-96)^2 + (97-96)^2) / (2-1) = 2
+    assert dfa["accuracy_mean"] == 96.0
+    assert dfa["accuracy_std"] == pytest.approx(math.sqrt(2))
+    # (96 - 91) / (97 - 91)
+    assert dfa["recovery"] == pytest.approx(5 / 6)
+    # Ratios of the same seed, 6/10 and 16/20: their median is 0.7; of the medians it would be 11/15.
+    assert dfa["time_relative_to_bp"] == pytest.approx(0.7)
+    assert dfa["seconds_per_epoch"] == 11.0
+    assert dfa["peak_memory_bytes"] == 100
+    assert dfa["seeds"] == 2
+    assert [entry["name"] for entry in dfa["alignment"]] == ["a", "b"]
+    assert [entry["cosine_mean"] for entry in dfa["alignment"]] == pytest.approx([0.3, 0.5])
+    assert (bp["recovery"], shallow["recovery"]) == (1.0, 0.0)
+    assert bp["time_relative_to_bp"] == 1.0
+    assert [entry["cosine_mean"] for entry in shallow["alignment"]] == [None, None]
+
+
+def test_without_references_there_is_no_ratio() -> None:
+    (dfa,) = summarize([entry for entry in RUNS if entry["label"] == "DFA"], ["DFA", "FA"])
+    assert dfa["recovery"] is None
+    assert dfa["time_relative_to_bp"] is None
+
+
+def test_the_order_is_that_of_the_labels() -> None:
+    assert [entry["label"] for entry in summarize(RUNS, ["Shallow", "BP"])] == ["Shallow", "BP"]
+
+
+def test_limits() -> None:
+    assert deviation([3.0]) is None
+    assert recovery(1.0, 2.0, 2.0) is None
+    assert recovery(50.0, 98.0, 90.0) == -5.0
