@@ -106,6 +106,8 @@ def assemble(
         "settings": {
             "data": {"name": options.data, "validation": options.validation, "normalization": data["normalization"]},
             "model": first.model,
+            "taps": first.taps,
+            "error_at": first.error_at,
             "epochs": options.epochs,
             "batch_size": options.batch_size,
             "seeds": options.seed_list(),

@@ -21,7 +21,7 @@ def describe() -> dict[str, Any]:
         "bpfree": bpfree.__version__,
         "torch": str(torch.__version__),
         **_versions("lightning", "torchmetrics"),
-        "platform": platform.platform(terse=True),
+        "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", ""),

@@ -44,6 +44,9 @@ class Options:
         out: The folder for results; a name in runs/ by default.
         model: The network: MLP, CNN, or any torch.nn.Module by import path. Its arguments follow as --model.NAME; those
             called shape and classes come from the data.
+        taps: Names or glob patterns of the modules of the network after which feedback enters; by default every
+            non-linearity.
+        error_at: The name of the module at whose output the error is taken; by default the network's output.
     """
 
     data: str = "digits"
@@ -56,6 +59,8 @@ class Options:
     threads: int | None = None
     out: str | None = None
     model: ModelSettings = field(default_factory=ModelSettings)
+    taps: list[str] | None = None
+    error_at: str | None = None
 
     def run(self, label: str, seed: int, *, details: bool) -> RunSettings:
         """The settings of one run.
@@ -68,6 +73,8 @@ class Options:
             seed=seed,
             rule=rule_settings(label, self.settings, self.lr),
             model=self.model.describe(),
+            taps=self.taps,
+            error_at=self.error_at,
             epochs=self.epochs,
             batch_size=self.batch_size,
             threads=self.threads or torch.get_num_threads(),

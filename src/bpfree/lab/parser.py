@@ -19,6 +19,9 @@ from bpfree.errors import nearest
 from bpfree.lab.models.build import FROM_DATA, ModelSettings
 from bpfree.lab.options import Options
 
+_WORDS = {"rules": "LABEL", "taps": "NAME"}
+"""Options that take several words, and what one of them is called."""
+
 
 class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Help texts without the list of every module that torch has."""
@@ -82,8 +85,10 @@ def add_options(parser: Parser, kind: type[Options]) -> None:
                 nn.Module, "model", as_group=False, instantiate=False, required=False, skip=set(FROM_DATA),
                 default={"class_path": ModelSettings().class_path}, help=text,
             )  # fmt: skip
-        elif entry.name == "rules":
-            parser.add_argument(flag, type=str, nargs="+", default=_default(entry), help=text, metavar="LABEL")
+        elif entry.name in _WORDS:
+            parser.add_argument(
+                flag, type=str, nargs="+", default=_default(entry), help=text, metavar=_WORDS[entry.name]
+            )
         elif hints[entry.name] is bool:
             parser.add_argument(flag, action="store_true", help=text)
         else:

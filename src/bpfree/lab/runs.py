@@ -124,7 +124,7 @@ def _task(settings: RunSettings, splits: Splits) -> Classification:
     """The model, its weights drawn from the run's seed alone, and its rule, which draws from a generator of its own."""
     seed_everything(settings.seed, verbose=False)
     model = ModelSettings(**settings.model).build(splits.shape, splits.classes)
-    return Classification(model, settings.rule, classes=splits.classes, seed=settings.seed)
+    return Classification(model, settings, classes=splits.classes)
 
 
 def _step_memory(settings: RunSettings, splits: Splits) -> int:

@@ -163,6 +163,8 @@ class RunSettings:
         seed: Determines the initial weights, the order of the data and the feedback.
         rule: The rule and its optimizer.
         model: The model, as :meth:`bpfree.lab.models.build.ModelSettings.describe` gives it.
+        taps: Names or patterns of the taps; None for every non-linearity.
+        error_at: The module at whose output the error is taken; None for the model's.
         epochs: Passes over the training images.
         batch_size: Images a step.
         threads: torch's threads; sums differ in their last bits with another number.
@@ -173,6 +175,8 @@ class RunSettings:
     seed: int
     rule: RuleSettings
     model: dict[str, Any] = field(default_factory=dict)
+    taps: list[str] | None = None
+    error_at: str | None = None
     epochs: int
     batch_size: int
     threads: int

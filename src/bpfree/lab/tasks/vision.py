@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 import bpfree
-from bpfree.lab.settings import RuleSettings
+from bpfree.lab.settings import RunSettings
 
 # The part of a run that is done, 0 to 1 -> the factor of the learning rate.
 _COURSES: dict[str, Callable[[float], float]] = {
@@ -34,16 +34,15 @@ class Classification(LightningModule):
 
     Args:
         model: Maps images to ``(N, classes)`` logits.
-        settings: The rule and the optimizer.
+        run: The rule, its optimizer, where feedback enters, and the seed of the feedback.
         classes: The number of classes.
-        seed: Seeds the rule's feedback.
     """
 
-    def __init__(self, model: nn.Module, settings: RuleSettings, *, classes: int, seed: int) -> None:
+    def __init__(self, model: nn.Module, run: RunSettings, *, classes: int) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings = run.rule
         self.model = model
-        self.attachment = bpfree.attach(model, settings.rule, seed=seed)
+        self.attachment = bpfree.attach(model, run.rule.rule, taps=run.taps, error_at=run.error_at, seed=run.seed)
         measures = {"loss": MeanMetric(nan_strategy="disable"), "accuracy": _accuracy(classes)}
         self.train_measures = MetricCollection(measures)
         self.eval_measures = self.train_measures.clone()
