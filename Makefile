@@ -14,7 +14,7 @@ test: install
 check: install
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
-	$(RUN)/pyright
+	$(RUN)/mypy
 
 format: install
 	$(RUN)/ruff format .

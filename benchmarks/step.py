@@ -115,7 +115,7 @@ def subject(shape: Shape, rule: bpfree.Rule) -> Subject:
 
 def biotorch_subject(shape: Shape, mode: str) -> Subject:
     """A step as biotorch's users write it; its DFA evaluates the loss twice."""
-    from biotorch.module.biomodule import BioModule  # pyright: ignore
+    from biotorch.module.biomodule import BioModule
 
     model, (x, y) = BioModule(new_model(shape), mode=mode, output_dim=CLASSES), data(shape)
     loss = nn.CrossEntropyLoss()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ class Join(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient itself for the layer, B's for what lies below."""
         (grad,) = grads
         return grad, ctx.rule(grad, ctx.weight().to(grad), ctx.shape), None, None
@@ -115,10 +115,11 @@ class AsymmetricMechanism(Mechanism):
         if given is None:
             return None
         delivered, gradient = input_gradient(layer, given)
-        return Join.apply(output, delivered, self._backward_weight(name, layer), gradient)  # pyright: ignore
+        result: Tensor = Join.apply(output, delivered, self._backward_weight(name, layer), gradient)  # type: ignore[no-untyped-call]
+        return result
 
     def _backward_weight(self, name: str, layer: nn.Module) -> Callable[[], Tensor]:
-        weight: Tensor = layer.weight.detach()  # pyright: ignore
+        weight = cast(nn.Linear, layer).weight.detach()
         if name not in self.feedback:
             self._draw(name, weight)
         kept, passes = self.feedback[name], self.feedback.numbers["passes"]
@@ -169,7 +170,7 @@ def input_gradient(layer: nn.Module, given: Tensor) -> tuple[Tensor, InputGradie
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         padded = F.pad(
             given,
-            layer._reversed_padding_repeated_twice,  # pyright: ignore[reportPrivateUsage]
+            layer._reversed_padding_repeated_twice,
             mode=mode,
         )
         return padded, _convolution(layer, 0)
@@ -187,9 +188,9 @@ def _convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, padding: Any) -> Inpu
     )
 
 
-def _transposed(layer: nn.Module) -> InputGradient:
+def _transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) -> InputGradient:
     # The gradient of a transposed convolution's input is the plain convolution.
-    forward: Any = _FORWARDS[len(layer.kernel_size) - 1]  # pyright: ignore
+    forward: Any = _FORWARDS[len(layer.kernel_size) - 1]
     return lambda grad, weight, shape: forward(
         grad, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups
     )

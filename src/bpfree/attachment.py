@@ -62,7 +62,7 @@ def attach(
         AlreadyAttachedError: ``model`` or a part of it has a rule already.
         UnsupportedLayerError: No layer of the model can be served by the rule.
     """
-    if not isinstance(rule, Rule):  # pyright: ignore[reportUnnecessaryIsInstance] - callers are not type-checked
+    if not isinstance(rule, Rule):  # callers are not type-checked
         hint = f"bpfree.{rule.__name__}()" if isinstance(rule, type) else "bpfree.DFA()"
         raise OptionError(f"rule={rule!r} is not a rule. Pass an instance, for example {hint}.")
     if any(module in _ATTACHED for module in model.modules()):
@@ -92,7 +92,8 @@ def _error_module(model: nn.Module, name: str | None) -> nn.Module:
     modules = dict(model.named_modules())
     if (name or "") not in modules:
         raise ErrorPlacementError(f"error_at={name!r}: the model has no such module. {nearest(str(name), modules)}")
-    return modules[name or ""]
+    module: nn.Module = modules[name or ""]
+    return module
 
 
 def _run_once(attachment: Attachment, inputs: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> None:
@@ -141,7 +142,8 @@ class Attachment(nn.Module):
 
         The tensors there may be written into.
         """
-        return self.mechanism.feedback
+        feedback: nn.Module = self.mechanism.feedback
+        return feedback
 
     def targets(self, targets: Tensor) -> None:
         """Give the targets of this step, before ``loss.backward()``: for rules that learn from them (DRTP).

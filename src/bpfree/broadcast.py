@@ -15,6 +15,12 @@ Deliver = Callable[[Tensor], Sequence["Tensor | None"]]
 """Maps dL/do, shaped as the output, to one signal for each tap, shaped as the taps' outputs."""
 
 
+def broadcast(deliver: Deliver, output: Tensor, taps: Sequence[Tensor]) -> Tensor:
+    """The output as it is; in its backward pass ``deliver`` makes the gradients of ``taps`` from the output's."""
+    result: Tensor = Broadcast.apply(deliver, output, *taps)  # type: ignore[no-untyped-call]
+    return result
+
+
 class Broadcast(torch.autograd.Function):
     """Identity on the output; in backward, the taps' gradients are the signals made from the output's.
 
@@ -33,7 +39,7 @@ class Broadcast(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the error itself for the output and one signal a tap."""
         try:
             _ = ctx.saved_tensors

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bpfree.broadcast import Broadcast
+from bpfree.broadcast import broadcast
 from bpfree.errors import ErrorPlacementError, NonFiniteError, TapOutputError, TapSelectionError
 from bpfree.feedback import projection
 from bpfree.layout import batch_dims, sites_of
@@ -83,7 +83,8 @@ class DirectMechanism(Mechanism):
             # A checkpointed segment must be cut again, or it would save other tensors than the first time.
             return output.detach() if self.active and self.recomputing() else None
         if record.broadcast:
-            return self._above_error(name)
+            self._above_error(name)
+            return None
         _require_floating(output, name)
         record.names.append(name)
         record.outputs.append(output)
@@ -140,7 +141,7 @@ class DirectMechanism(Mechanism):
                 "cut the output layer off from its exact gradient. Leave that tap out."
             )
         deliver = self._prepare(record, output)
-        return Broadcast.apply(deliver, output, *record.outputs)  # pyright: ignore
+        return broadcast(deliver, output, record.outputs)
 
     def _prepare(self, record: _Record, output: Tensor) -> Callable[[Tensor], list[Tensor | None]]:
         dims = batch_dims(output, record.outputs, self.plan.batch_dims)

@@ -69,7 +69,7 @@ class Mechanism(nn.Module):
     @staticmethod
     def recomputing() -> bool:
         """Whether this forward pass runs inside a backward pass: a checkpointed segment's second time."""
-        return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # pyright: ignore
+        return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
     def install(self) -> None:
         """Put the hooks in."""

@@ -116,7 +116,7 @@ def _matches(part: type[nn.Module] | str, modules: dict[str, nn.Module]) -> list
     if isinstance(part, str):
         found = [name for name in modules if name == part or fnmatch.fnmatchcase(name, part)]
         hint = nearest(part, modules) if modules else "The model has no submodules."
-    elif isinstance(part, type):  # pyright: ignore[reportUnnecessaryIsInstance] - callers are not type-checked
+    elif isinstance(part, type):  # callers are not type-checked
         found = [name for name, module in modules.items() if isinstance(module, part)]
         hint = f"The model has {', '.join(sorted({type(m).__name__ for m in modules.values()}))}."
         part = part.__name__
