@@ -1,6 +1,7 @@
 """How feedback matrices are drawn, scaled, shared and stored."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -88,11 +89,53 @@ def test_precisions_share_their_numbers():
     assert torch.equal(feedback.draw(torch.empty(10, 20, dtype=torch.float64), seed=1).float(), single)
 
 
-def test_equal_widths_share_one_signal_tensor():
+def test_equal_widths_share_one_signal_tensor_that_lives_no_longer_than_needed():
     _, attachment = attached(bpfree.Feedback(), widths=(30, 30, 20))
     signals = attachment.feedback(torch.randn(4, 10), attachment.mechanism.sites)
-    assert signals[0] is signals[1]
-    assert signals[0].data_ptr() != signals[2].data_ptr()
+    narrow, second, first = signals[2], signals[1], signals[0]
+    assert first is second
+    assert first.data_ptr() != narrow.data_ptr()
+    kept = weakref.ref(first)
+    del first, second
+    assert kept() is None, "all taps have had it, so nothing should hold it"
+
+
+@pytest.mark.parametrize("feedback", [bpfree.Feedback(), bpfree.Feedback(shared=False)], ids=["shared", "own"])
+def test_a_convolutional_step_takes_no_more_memory_than_backpropagation(feedback):
+    # Signals of all widths at once would add a sixth on this network.
+    from bpfree.lab.measure import peak_bytes
+    from bpfree.lab.models.cnn import CNN
+
+    x, y = torch.randn(16, 3, 32, 32), torch.randint(0, 10, (16,))
+
+    def peak(rule):
+        model = CNN((3, 32, 32), 10)
+        bpfree.attach(model, rule, example_inputs=x)
+        F.cross_entropy(model(x), y).backward()
+        model.zero_grad()
+        return peak_bytes(lambda: F.cross_entropy(model(x), y).backward())
+
+    assert peak(bpfree.DFA(feedback=feedback)) <= 1.02 * peak(bpfree.BP())
+
+
+@pytest.mark.parametrize("widths", [(30, 30, 30), (30, 50, 20)], ids=["one signal", "just in time"])
+def test_another_consumer_of_a_tap_keeps_its_gradient(widths):
+    # An auxiliary loss on a hidden activation, taken by a hook that came before the rule's.
+    def gradient(with_output, with_auxiliary):
+        torch.manual_seed(3)
+        model, attachment = attached(bpfree.Feedback(), widths=widths)
+        attachment.detach()
+        seen = []
+        model[3].register_forward_hook(lambda module, args, out: seen.append(out))
+        bpfree.attach(model, bpfree.DFA())
+        x, y = torch.randn(6, 8), torch.randint(0, 10, (6,))
+        loss = with_output * F.cross_entropy(model(x), y) + with_auxiliary * seen[0].square().mean()
+        loss.backward()
+        return model[2].weight.grad
+
+    both = gradient(1.0, 1.0)
+    torch.testing.assert_close(both, gradient(1.0, 0.0) + gradient(0.0, 1.0))
+    assert gradient(0.0, 1.0).abs().max() > 0
 
 
 class QuantizedProjector(nn.Module):

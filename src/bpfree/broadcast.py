@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,15 +11,49 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bpfree.errors import UsedRecordError
+from bpfree.feedback import Signals
 
 Deliver = Callable[[Tensor], Sequence["Tensor | None"]]
-"""Maps dL/do, shaped as the output, to one signal for each tap, shaped as the taps' outputs."""
+"""Maps dL/do, shaped as the output, to one signal for each tap: shaped as the taps' outputs, or :class:`Signals`."""
 
 
-def broadcast(deliver: Deliver, output: Tensor, taps: Sequence[Tensor]) -> Tensor:
-    """The output as it is; in its backward pass ``deliver`` makes the gradients of ``taps`` from the output's."""
-    result: Tensor = Broadcast.apply(deliver, output, *taps)  # type: ignore[no-untyped-call]
+def broadcast(deliver: Deliver, output: Tensor, taps: Sequence[Tensor], *, just_in_time: bool) -> Tensor:
+    """The output as it is; in its backward pass ``deliver`` makes the gradients of ``taps`` from the output's.
+
+    Args:
+        deliver: Makes the signals.
+        output: Where the error is taken.
+        taps: What receives them.
+        just_in_time: Ask for each signal only when its segment is about to run, so that they never all exist at once.
+    """
+    arrivals = [_Arrival(tap) for tap in taps] if just_in_time else []
+    result: Tensor = Broadcast.apply(deliver, arrivals, output, *taps)  # type: ignore[no-untyped-call]
     return result
+
+
+class _Arrival:
+    """A hook on a tap's gradient: exchanges the stand-in, zeros without memory, for the tap's signal."""
+
+    def __init__(self, tap: Tensor) -> None:
+        self._of_tap = (tap.shape, tap.dtype, tap.device)
+        self._signal: Callable[[], Tensor] | None = None
+        if tap.requires_grad:
+            tap.register_hook(self)  # type: ignore[no-untyped-call]
+
+    def announce(self, signal: Callable[[], Tensor]) -> Tensor:
+        """Remember where the signal is to be had, and return the stand-in."""
+        self._signal = signal
+        shape, dtype, device = self._of_tap
+        return torch.zeros((), dtype=dtype, device=device).expand(shape)
+
+    def __call__(self, grad: Tensor) -> Tensor | None:
+        if self._signal is None:
+            return None
+        signal, self._signal = self._signal().to(grad), None
+        # Not a view of it where none is needed: see DirectMechanism._shaped.
+        shaped = signal if signal.shape == grad.shape else signal.view(grad.shape)
+        # Where the tap's output has another consumer as well, that one's gradient is in `grad` already.
+        return grad + shaped if any(grad.stride()) else shaped
 
 
 class Broadcast(torch.autograd.Function):
@@ -29,9 +64,9 @@ class Broadcast(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, deliver: Deliver, output: Tensor, *taps: Tensor) -> Tensor:
+    def forward(ctx: Any, deliver: Deliver, arrivals: Sequence[_Arrival], output: Tensor, *taps: Tensor) -> Tensor:
         """Return ``output``; ``taps`` are kept only as edges of the graph, not as memory."""
-        ctx.deliver = deliver
+        ctx.deliver, ctx.arrivals = deliver, arrivals
         # Nothing is needed from it, but autograd frees saved tensors after a backward pass: it tells us of a second.
         ctx.save_for_backward(output.new_empty(0))
         # Not `output` itself: autograd would make it a view that no in-place operation may follow.
@@ -49,4 +84,7 @@ class Broadcast(torch.autograd.Function):
                 "loss.backward(), or pass retain_graph=True to the first."
             ) from freed
         (error,) = grads
-        return None, error, *ctx.deliver(error)
+        signals = ctx.deliver(error)
+        if isinstance(signals, Signals):
+            signals = [arrival.announce(partial(signals.__getitem__, i)) for i, arrival in enumerate(ctx.arrivals)]
+        return None, None, error, *signals

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bpfree.broadcast import broadcast
 from bpfree.errors import ErrorPlacementError, NonFiniteError, TapOutputError, TapSelectionError
-from bpfree.feedback import projection
+from bpfree.feedback import Projection, Signals, projection
 from bpfree.layout import batch_dims, sites_of
 from bpfree.mechanism import Mechanism, Plan
 from bpfree.rules.base import Delivery, DirectRule
@@ -141,9 +141,14 @@ class DirectMechanism(Mechanism):
                 "cut the output layer off from its exact gradient. Leave that tap out."
             )
         deliver = self._prepare(record, output)
-        return broadcast(deliver, output, record.outputs)
+        return broadcast(deliver, output, record.outputs, just_in_time=self._just_in_time())
 
-    def _prepare(self, record: _Record, output: Tensor) -> Callable[[Tensor], list[Tensor | None]]:
+    def _just_in_time(self) -> bool:
+        # One signal for all taps is made at once. A compiled graph cannot hold hooks on tensors inside it.
+        compiling = torch.compiler.is_compiling()
+        return not compiling and isinstance(self.feedback, Projection) and self.feedback.kinds(self.sites) > 1
+
+    def _prepare(self, record: _Record, output: Tensor) -> Callable[[Tensor], Sequence[Tensor | None]]:
         dims = batch_dims(output, record.outputs, self.plan.batch_dims)
         sites = sites_of(record.names, record.outputs, dims, output)
         if self.segments is None and not torch.compiler.is_compiling():
@@ -155,12 +160,15 @@ class DirectMechanism(Mechanism):
         if not self.recomputing():  # a recomputed pass must not take what was given for the backward pass under way
             targets, self._targets = self._targets, None
 
-        def deliver(error: Tensor) -> list[Tensor | None]:
+        just_in_time = self._just_in_time()
+
+        def deliver(error: Tensor) -> Sequence[Tensor | None]:
             late, self._targets = self._targets, None
             rows = error.reshape(-1, c)
             _require_finite(rows)
             given = targets if targets is not None else late
-            return self._shaped(self.rule.signals(Delivery(rows, sites, given, self.feedback)), sites)
+            signals = self.rule.signals(Delivery(rows, sites, given, self.feedback))
+            return signals if just_in_time and isinstance(signals, Signals) else self._shaped(signals, sites)
 
         return deliver
 

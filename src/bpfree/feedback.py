@@ -7,9 +7,11 @@ Index conventions: ``N`` rows (samples; for sequences and graphs also tokens and
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +95,31 @@ class Feedback:
         return out
 
 
+class Signals(Sequence[Tensor]):
+    """One signal ``(N, n_l)`` a tap, made when it is asked for.
+
+    Taps with the same matrix and width get the same tensor, which is dropped when the last of them has it: one for each
+    of them, or all widths at once, would cost more memory than backpropagation takes.
+    """
+
+    def __init__(self, make: Callable[[str, int], Tensor], keys: Sequence[tuple[str, int]]) -> None:
+        self._make, self._keys = make, keys
+        self._made: dict[tuple[str, int], Tensor] = {}
+        self._left = Counter(keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The signal of tap ``index``."""
+        key = self._keys[index]
+        signal = self._made[key] if key in self._made else self._made.setdefault(key, self._make(*key))
+        self._left[key] -= 1
+        if not self._left[key]:
+            del self._made[key]
+        return signal
+
+
 class Projection(LateBuffers):
     """The matrices of one attachment, and the products d_l = e B_l.
 
@@ -157,23 +184,19 @@ class Projection(LateBuffers):
             return self[name][:, : site.width] * scale
         return self.feedback.draw(torch.empty(c, site.width), self._seed(name)) * scale
 
-    def forward(self, error: Tensor, sites: Sequence[Site]) -> list[Tensor]:
-        """One signal ``(N, n_l)`` a tap from the error ``(N, c)``.
+    def kinds(self, sites: Sequence[Site]) -> int:
+        """How many different signals these taps get: taps with the same matrix and width share one."""
+        return len({(self._name(site), site.width) for site in sites})
 
-        Taps with the same matrix get the same tensor: materializing one for each of them would cost more memory
-        than backpropagation takes.
-        """
+    def forward(self, error: Tensor, sites: Sequence[Site]) -> Signals:
+        """One signal ``(N, n_l)`` a tap from the error ``(N, c)``, each made when it is asked for."""
         assert self._sizes is not None
-        products: dict[tuple[str, int], Tensor] = {}
-        for site in sites:
-            key = (self._name(site), site.width)
-            if key not in products:
-                scale = self.feedback.scale(site.width, self._sizes[1], self._sizes[0])
-                # The scale goes onto the error, by far the smaller factor.
-                products[key] = self._product(error * scale, *key)
-        return [products[self._name(site), site.width] for site in sites]
+        return Signals(partial(self._product, error), [(self._name(site), site.width) for site in sites])
 
     def _product(self, error: Tensor, name: str, width: int) -> Tensor:
+        assert self._sizes is not None
+        # The scale goes onto the error, by far the smaller factor.
+        error = error * self.feedback.scale(width, self._sizes[1], self._sizes[0])
         if self.feedback.stored:
             return error @ self[name][:, :width].to(error)
         signal = error.new_empty(len(error), width)
