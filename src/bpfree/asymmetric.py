@@ -7,9 +7,11 @@ gradients.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from bpfree.draw import derived_seed
 from bpfree.errors import UnsupportedLayerError
-from bpfree.mechanism import Mechanism, Plan
+from bpfree.mechanism import Mechanism, Plan, Rule
 from bpfree.state import LateBuffers
-
-if TYPE_CHECKING:
-    from bpfree.rules.layerwise import LayerwiseRule
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -39,6 +38,35 @@ _FORWARDS = (F.conv1d, F.conv2d, F.conv3d)
 
 InputGradient = Callable[[Tensor, Tensor, torch.Size], Tensor]
 """(gradient of the output, B, shape of the input) -> signal for the input."""
+
+
+@dataclass(frozen=True)
+class LayerwiseRule(Rule):
+    """A rule whose Linear and convolution layers pass the error down through B in place of W.
+
+    Not backward-unlocked: a layer waits for the one above. Layers of other kinds pass their ordinary gradient.
+    A rule of your own overrides :meth:`draw` and :meth:`backward_weight`.
+    """
+
+    def mechanism(self, plan: Plan) -> Mechanism:
+        """Join every layer to its input through a function whose gradient uses B."""
+        return AsymmetricMechanism(self, plan)
+
+    @property
+    def redraws(self) -> bool:
+        """Whether B is drawn anew in every forward pass."""
+        return False
+
+    @abstractmethod
+    def draw(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        """What is kept, and saved, for one layer; drawn once."""
+
+    def backward_weight(self, weight: Tensor, kept: Tensor, generator: Callable[[], torch.Generator]) -> Tensor:
+        """B, of ``weight``'s shape, for the backward pass of one forward pass; what was kept, unless overridden.
+
+        ``generator()`` is one seeded for this layer and forward pass, for rules that draw anew.
+        """
+        return kept
 
 
 class Join(torch.autograd.Function):

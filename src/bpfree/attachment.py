@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.errors import AlreadyAttachedError, ErrorPlacementError, OptionError, StateError, nearest
-from bpfree.mechanism import Mechanism, Plan
+from bpfree.mechanism import Mechanism, Plan, Rule
 from bpfree.preserve import preserved
-from bpfree.rules.base import Rule
 from bpfree.tabulate import tabulate
 from bpfree.taps import TapChoice, select_taps
 

@@ -17,15 +17,57 @@ from torch import Tensor, nn
 
 from bpfree.broadcast import broadcast
 from bpfree.errors import ErrorPlacementError, NonFiniteError, TapOutputError, TapSelectionError
-from bpfree.feedback import Projection, Signals, projection
+from bpfree.feedback import Feedback, Projection, Projector, Signals, projection
 from bpfree.layout import batch_dims, sites_of
-from bpfree.mechanism import Mechanism, Plan
-from bpfree.rules.base import Delivery, DirectRule
+from bpfree.mechanism import Mechanism, Plan, Rule
 from bpfree.segments import Segments
 from bpfree.taps import Site, product
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What a direct rule knows when the error leaves the network.
+
+    Attributes:
+        error: e, shape ``(N, c)``: dL/do as autograd delivers it, one row a sample (token, node).
+        sites: The taps that were reached, in forward order.
+        targets: What ``attachment.targets(...)`` was given for this pass, or None.
+        project: Maps a vector ``(N, c)`` to one signal ``(N, n_l)`` a tap through the rule's feedback.
+    """
+
+    error: Tensor
+    sites: Sequence[Site]
+    targets: Tensor | None
+    project: Projector
+
+
+@dataclass(frozen=True)
+class DirectRule(Rule):
+    """A rule that gives every tap a signal at once, without the weights between the tap and the output.
+
+    A rule of your own overrides :meth:`vector` (what is projected) or, for anything else, :meth:`signals`.
+
+    Args:
+        feedback: How the feedback matrices are drawn, or any callable projector ``(error, sites) -> signals``; None
+            projects nothing.
+    """
+
+    feedback: Feedback | Projector | None = field(default_factory=Feedback, kw_only=True)
+
+    def mechanism(self, plan: Plan) -> Mechanism:
+        """Cut the graph at every tap and broadcast the error."""
+        return DirectMechanism(self, plan)
+
+    def vector(self, delivery: Delivery) -> Tensor:
+        """The vector ``(N, c)`` that is projected; the error itself unless a rule says otherwise."""
+        return delivery.error
+
+    def signals(self, delivery: Delivery) -> Sequence[Tensor | None]:
+        """One teaching signal ``(N, n_l)`` a tap, in the order of ``delivery.sites``; None trains nothing there."""
+        return delivery.project(self.vector(delivery), delivery.sites)
 
 
 @dataclass

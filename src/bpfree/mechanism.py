@@ -1,10 +1,17 @@
-"""What an attachment is made of: a plan of where to put hooks, and a mechanism that puts them there."""
+"""What an attachment is made of: a rule, a plan of where to put hooks, and a mechanism that puts them there.
+
+A rule is an immutable description; what it draws and learns lives in its mechanism. There are two families:
+
+- :class:`bpfree.direct.DirectRule` sends the error straight to every tap: it says which vector is projected;
+- :class:`bpfree.asymmetric.LayerwiseRule` goes back layer by layer with other weights than the forward ones.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -96,3 +103,19 @@ class Mechanism(nn.Module):
         """Header, rows and remarks that show what the rule does to the model."""
         remark = "Plain backpropagation: nothing is cut, every parameter gets its exact gradient."
         return [], [], [remark]
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """Base of every learning rule."""
+
+    @abstractmethod
+    def mechanism(self, plan: Plan) -> Mechanism:
+        """The object that puts this rule's hooks into one model and owns its state."""
+
+    def __str__(self) -> str:
+        """The rule with those options that are not at their defaults."""
+        default = type(self)()
+        options = {option.name: getattr(self, option.name) for option in fields(self)}
+        told = [f"{name}={value!r}" for name, value in options.items() if value != getattr(default, name)]
+        return f"{type(self).__name__}({', '.join(told)})"

@@ -43,6 +43,8 @@ LAYERS = {
 }
 
 
+# torch warns that an even kernel with padding="same" may copy its input: that is the case to be served here.
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("inplace", [False, True])
 def test_with_b_equal_to_w_every_layer_is_backpropagation(double, kind, inplace):
@@ -137,16 +139,16 @@ def test_magnitudes_have_the_layers_initial_deviation():
     # |M| of a normal M with deviation s has mean s sqrt(2/pi); uniform B has deviation s.
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(200, 200), nn.Linear(200, 200))
-    s = model[1].weight.std()
+    s = float(model[1].weight.detach().std())
     x = torch.randn(3, 200)
     with bpfree.attach(model, bpfree.SignSymmetry("fixed"), example_inputs=x) as attachment:
-        assert attachment.feedback["1"].mean() == pytest.approx(float(s) * (2 / torch.pi) ** 0.5, rel=0.02)
+        assert attachment.feedback["1"].mean() == pytest.approx(s * (2 / torch.pi) ** 0.5, rel=0.02)
     for distribution in ("uniform", "normal"):
         with bpfree.attach(model, bpfree.FA(distribution), example_inputs=x) as attachment:
             B = attachment.feedback["1"]
-            assert B.std() == pytest.approx(float(s), rel=0.02)
+            assert B.std() == pytest.approx(s, rel=0.02)
             # Four deviations of the mean of 40,000 numbers.
-            assert abs(float(B.mean())) < 4 * float(s) / 200
+            assert abs(float(B.mean())) < 4 * s / 200
             assert (B.abs().max() < 1.8 * s) == (distribution == "uniform")
 
 

@@ -1,23 +1,11 @@
 """The learning rules, one file a family, and the table of their names."""
 
+from bpfree.mechanism import Rule
 from bpfree.rules.backprop import BP, Shallow
-from bpfree.rules.base import Delivery, DirectRule, Rule
 from bpfree.rules.direct import DFA, DRTP
-from bpfree.rules.layerwise import FA, LayerwiseRule, SignSymmetry
+from bpfree.rules.layerwise import FA, SignSymmetry
 
 RULES: dict[str, type[Rule]] = {rule.__name__: rule for rule in (BP, Shallow, DFA, DRTP, FA, SignSymmetry)}
 """Every rule by its name."""
 
-__all__ = [
-    "BP",
-    "DFA",
-    "DRTP",
-    "FA",
-    "RULES",
-    "Delivery",
-    "DirectRule",
-    "LayerwiseRule",
-    "Rule",
-    "Shallow",
-    "SignSymmetry",
-]
+__all__ = ["BP", "DFA", "DRTP", "FA", "RULES", "Shallow", "SignSymmetry"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bpfree.mechanism import Mechanism, Plan
-from bpfree.rules.base import DirectRule, Rule
+from bpfree.direct import DirectRule
+from bpfree.mechanism import Mechanism, Plan, Rule
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,41 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bpfree.asymmetric import LayerwiseRule
 from bpfree.draw import draw
 from bpfree.errors import choice
-from bpfree.mechanism import Mechanism, Plan
-from bpfree.rules.base import Rule
-
-
-@dataclass(frozen=True)
-class LayerwiseRule(Rule):
-    """A rule whose Linear and convolution layers pass the error down through B in place of W.
-
-    Not backward-unlocked: a layer waits for the one above. Layers of other kinds pass their ordinary gradient.
-    A rule of your own overrides :meth:`draw` and :meth:`backward_weight`.
-    """
-
-    def mechanism(self, plan: Plan) -> Mechanism:
-        """Join every layer to its input through a function whose gradient uses B."""
-        from bpfree.asymmetric import AsymmetricMechanism
-
-        return AsymmetricMechanism(self, plan)
-
-    @property
-    def redraws(self) -> bool:
-        """Whether B is drawn anew in every forward pass."""
-        return False
-
-    @abstractmethod
-    def draw(self, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """What is kept, and saved, for one layer; drawn once."""
-
-    def backward_weight(self, weight: Tensor, kept: Tensor, generator: Callable[[], torch.Generator]) -> Tensor:
-        """B, of ``weight``'s shape, for the backward pass of one forward pass; what was kept, unless overridden.
-
-        ``generator()`` is one seeded for this layer and forward pass, for rules that draw anew.
-        """
-        return kept
 
 
 @dataclass(frozen=True)
