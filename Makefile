@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := OMP_WAIT_POLICY=PASSIVE $(VENV)/bin
 
-demo: install
+demo: $(VENV)/lab
 	$(RUN)/bpfree compare --out runs/demo
 
 test: install
@@ -20,12 +20,16 @@ format: install
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
 
-install: $(VENV)/installed
+install: $(VENV)/dev
 
 # torch goes in first and pinned: another package's open range would bring the newest build, with gigabytes of CUDA.
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/lab: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[lab]"
+	touch $@
+
+$(VENV)/dev: $(VENV)/lab
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,models]"
 	touch $@
 

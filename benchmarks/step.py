@@ -184,13 +184,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "step.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    shapes, pairs = (SHAPES[3:4], 2) if options.quick else (SHAPES, options.pairs)
+    shapes, pairs = (SHAPES[2:3], 2) if options.quick else (SHAPES, options.pairs)
     print(HEADER)
     rows = [row for shape in shapes for row in measure(shape, pairs)]
     if not importlib.util.find_spec("biotorch"):
         print("biotorch: not measured, it is not installed here (benchmarks/README.md says how)")
     command = " ".join(["python benchmarks/step.py", *sys.argv[1:]])
-    write_json(options.out, {"command": command, "environment": environment.describe() | KEEP_MEMORY, "rows": rows})
+    memory = {name: os.environ[name] for name in KEEP_MEMORY}
+    write_json(options.out, {"command": command, "environment": environment.describe() | memory, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -57,10 +57,10 @@ def test_against_a_second_copy_of_the_model():
         d = error @ attachment.feedback.matrix(site)
         cosines = F.cosine_similarity(d, g, dim=1)
         assert tap.name == site.name
-        assert tap.cosine_mean == pytest.approx(float(cosines.mean()), abs=1e-12)
-        assert tap.cosine_std == pytest.approx(float(cosines.std(correction=0)), abs=1e-12)
-        assert tap.norm_activation == pytest.approx(float(h.norm(dim=1).mean()))
-        assert tap.norm_signal == pytest.approx(float(d.norm(dim=1).mean()))
+        assert tap.cosine_mean == pytest.approx(float(cosines.detach().mean()), abs=1e-12)
+        assert tap.cosine_std == pytest.approx(float(cosines.detach().std(correction=0)), abs=1e-12)
+        assert tap.norm_activation == pytest.approx(float(h.detach().norm(dim=1).mean()))
+        assert tap.norm_signal == pytest.approx(float(d.detach().norm(dim=1).mean()))
         assert tap.norm_bp == pytest.approx(float(g.norm(dim=1).mean()))
         assert (tap.n_valid, tap.both_zero) == (9, 0.0)
 

@@ -7,6 +7,7 @@ requires no gradient, so that autograd never forms W^T delta. At ``error_at`` th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,6 +81,17 @@ class _Record:
     broadcast: bool = False
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """What a forward pass of certain names and shapes (``key``) looks like."""
+
+    key: Any
+    sites: tuple[Site, ...]
+    c: int
+    just_in_time: bool
+    like: Tensor
+
+
 class DirectMechanism(Mechanism):
     """Hooks, forward record and feedback of one direct rule on one model."""
 
@@ -94,6 +106,7 @@ class DirectMechanism(Mechanism):
         self.feedback = projection(rule.feedback, plan.seed)
         self.sites: tuple[Site, ...] = ()
         self.segments: Segments | None = None
+        self._layout: _Layout | None = None
         self._record: _Record | None = None
         self._targets: Tensor | None = None
 
@@ -182,27 +195,35 @@ class DirectMechanism(Mechanism):
                 f"nothing that learns lies between the last tap, {record.names[-1]!r}, and {where}: the tap would "
                 "cut the output layer off from its exact gradient. Leave that tap out."
             )
-        deliver = self._prepare(record, output)
-        return broadcast(deliver, output, record.outputs, just_in_time=self._just_in_time())
+        layout = self._laid_out(record, output)
+        deliver = self._prepare(layout)
+        return broadcast(deliver, output, record.outputs, just_in_time=layout.just_in_time)
 
-    def _just_in_time(self) -> bool:
-        # One signal for all taps is made at once. A compiled graph cannot hold hooks on tensors inside it.
+    def _laid_out(self, record: _Record, output: Tensor) -> _Layout:
+        """The layout of this forward pass; found once for passes of the same shapes."""
         compiling = torch.compiler.is_compiling()
-        return not compiling and isinstance(self.feedback, Projection) and self.feedback.kinds(self.sites) > 1
-
-    def _prepare(self, record: _Record, output: Tensor) -> Callable[[Tensor], Sequence[Tensor | None]]:
+        key = (output.shape, output.dtype, output.device, tuple(record.names), [tap.shape for tap in record.outputs])
+        if not compiling and self._layout is not None and key == self._layout.key:
+            return self._layout
         dims = batch_dims(output, record.outputs, self.plan.batch_dims)
         sites = sites_of(record.names, record.outputs, dims, output)
-        if self.segments is None and not torch.compiler.is_compiling():
+        if self.segments is None and not compiling:
             self.segments = Segments.walk(self.plan, sites, record.outputs, output)
+        # One signal for all taps is made at once. A compiled graph cannot hold hooks on tensors inside it.
+        just_in_time = not compiling and isinstance(self.feedback, Projection) and self.feedback.kinds(sites) > 1
+        like = _weights_like(self.plan.model, output)
+        layout = _Layout(key, sites, product(output.shape[dims:]), just_in_time, like)
         self.sites = sites
-        c = product(output.shape[dims:])
-        self.feedback.prepare(sites, c, _weights_like(self.plan.model, output))
+        if not compiling:  # a compiled pass has a layout of its own: it delivers in another way
+            self._layout = layout
+        return layout
+
+    def _prepare(self, layout: _Layout) -> Callable[[Tensor], Sequence[Tensor | None]]:
+        sites, c = layout.sites, layout.c
+        self.feedback.prepare(sites, c, layout.like)
         targets = None
         if not self.recomputing():  # a recomputed pass must not take what was given for the backward pass under way
             targets, self._targets = self._targets, None
-
-        just_in_time = self._just_in_time()
 
         def deliver(error: Tensor) -> Sequence[Tensor | None]:
             late, self._targets = self._targets, None
@@ -210,7 +231,7 @@ class DirectMechanism(Mechanism):
             _require_finite(rows)
             given = targets if targets is not None else late
             signals = self.rule.signals(Delivery(rows, sites, given, self.feedback))
-            return signals if just_in_time and isinstance(signals, Signals) else self._shaped(signals, sites)
+            return signals if layout.just_in_time and isinstance(signals, Signals) else self._shaped(signals, sites)
 
         return deliver
 
@@ -218,11 +239,16 @@ class DirectMechanism(Mechanism):
     def _shaped(signals: Sequence[Tensor | None], sites: Sequence[Site]) -> list[Tensor | None]:
         # Taps that share a signal get one tensor object: of several views, autograd would let several parameters keep
         # the same memory as their .grad.
-        views: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        views: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Tensor] = {}
         shaped: list[Tensor | None] = []
         for signal, site in zip(signals, sites, strict=True):
-            shape = (*site.batch, *site.features)
-            shaped.append(None if signal is None else views.setdefault((id(signal), shape), signal.view(shape)))
+            if signal is None:
+                shaped.append(None)
+                continue
+            key = (id(signal), site.batch, site.features)
+            if key not in views:
+                views[key] = signal.view(*site.batch, *site.features)
+            shaped.append(views[key])
         return shaped
 
     def targets(self, targets: Tensor) -> None:
@@ -268,7 +294,7 @@ def _require_finite(error: Tensor) -> None:
     # question would stall the queue of kernels.
     if torch.compiler.is_compiling() or error.dtype == torch.float16 or error.device.type != "cpu":
         return
-    if not torch.isfinite(error.sum()):
+    if not math.isfinite(error.sum().item()):
         raise NonFiniteError(
             "the error dL/do holds NaN or infinity, and every tap would learn from it. No gradient was written. "
             "Look for a diverging learning rate, a logarithm of zero, or bad input data."

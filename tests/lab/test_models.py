@@ -74,6 +74,14 @@ def test_the_description_is_complete() -> None:
     assert ModelSettings(**described).describe() == described
 
 
+def test_another_package_with_a_class_of_that_name_is_no_matter() -> None:
+    class MLP(nn.Linear):  # as torch_geometric's is, once a rule or model of one's own imports it
+        pass
+
+    MLP.__module__ = "elsewhere"
+    assert ModelSettings("MLP").describe()["class_path"] == "bpfree.lab.models.MLP"
+
+
 @pytest.mark.usefixtures("own")
 @pytest.mark.parametrize(
     ("path", "arguments", "message"),

@@ -11,7 +11,6 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch import nn
 
-# Imported for its side effect as well: jsonargparse knows classes that are imported by their bare names.
 import bpfree.lab.models as builtin
 from bpfree.lab.errors import SettingsError
 
@@ -55,9 +54,12 @@ class ModelSettings:
         return parser.instantiate(parsed).model
 
     def _parse(self, init_args: dict[str, Any], skip: frozenset[str] = frozenset()) -> tuple[ArgumentParser, Namespace]:
+        # In full: other packages have classes of these names too, and those that are imported would make it ambiguous.
+        known = self.class_path in builtin.__all__
+        class_path = f"{builtin.__name__}.{self.class_path}" if known else self.class_path
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(nn.Module, "model", required=True, skip=set(skip))
         try:
-            return parser, parser.parse_object({"model": {"class_path": self.class_path, "init_args": init_args}})
+            return parser, parser.parse_object({"model": {"class_path": class_path, "init_args": init_args}})
         except ArgumentError as error:
             raise SettingsError(f"--model {self.class_path}: {error}") from error
