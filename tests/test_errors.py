@@ -39,6 +39,8 @@ X = torch.randn(5, 6)
             errors.ErrorPlacementError,
             "no tap was reached",
         ),
+        (mlp(), bpfree.DFA(), {"seed": 2**64}, errors.OptionError, "seed"),
+        (mlp(), bpfree.DFA(), {"batch_dims": 0}, errors.OptionError, "batch_dims"),
         (mlp(), bpfree.DFA, {}, errors.OptionError, r"bpfree\.DFA\(\)"),
         (nn.Sequential(nn.Tanh()), bpfree.FA(), {}, errors.UnsupportedLayerError, "Linear and convolution"),
         (mlp(), bpfree.DFA(), {"example_inputs": torch.randn(5, 7)}, RuntimeError, "shapes"),
@@ -201,6 +203,40 @@ def test_a_non_finite_error_reaches_no_weight(bad):
     with pytest.raises(errors.NonFiniteError, match="diverging"):
         (model(X).sum() * bad).backward()
     assert all(parameter.grad is None for parameter in model[:4].parameters())
+
+
+def test_targets_that_are_no_tensor():
+    attachment = bpfree.attach(mlp(), bpfree.DRTP())
+    with pytest.raises(errors.TargetsError, match="list"):
+        attachment.targets([0, 1])
+
+
+def test_a_single_output_takes_targets_as_they_are():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    attachment = bpfree.attach(model, bpfree.DRTP(reduction="sum"), example_inputs=X)
+    y = torch.tensor([0, 1, 1, 0, 1])
+    attachment.targets(y)
+    model(X).sum().backward()
+    h = model[:2](X).detach()
+    d = y[:, None] * attachment.feedback.matrix(attachment.mechanism.sites[0])
+    torch.testing.assert_close(model[0].weight.grad, (d * (1 - h**2)).T @ X)
+
+
+def test_layerwise_states_that_do_not_fit():
+    def attached(width, start=0):
+        # A net with a Flatten in front has other names for its layers.
+        layers = [nn.Flatten()] * start + [nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 4)]
+        model = nn.Sequential(*layers)
+        return model, bpfree.attach(model, bpfree.FA())
+
+    model, saved = attached(8)
+    model(X)
+    with pytest.raises(errors.StateError, match="does not have: 2"):
+        attached(8, start=1)[1].load_state_dict(saved.state_dict())
+    wide, other = attached(9)
+    other.load_state_dict(saved.state_dict())
+    with pytest.raises(errors.StateError, match=r"layer '2' have shape \(4, 8\), its weights \(4, 9\)"):
+        wide(X).sum().backward()
 
 
 def test_states_that_do_not_fit():

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bpfree.draw import derived_seed
-from bpfree.errors import UnsupportedLayerError
+from bpfree.errors import StateError, UnsupportedLayerError
 from bpfree.mechanism import Mechanism, Plan, Rule
 from bpfree.state import LateBuffers
 
@@ -156,7 +156,24 @@ class AsymmetricMechanism(Mechanism):
             seed = derived_seed(self.feedback.numbers["seed"], name, passes)
             return torch.Generator(weight.device).manual_seed(seed)
 
-        return lambda: self.rule.backward_weight(weight, kept, generator)
+        def at_backward() -> Tensor:
+            B = self.rule.backward_weight(weight, kept, generator)
+            if B.shape != weight.shape:
+                raise StateError(
+                    f"the backward weights of layer {name!r} have shape {tuple(B.shape)}, its weights "
+                    f"{tuple(weight.shape)}: a loaded state is that of another model, or the rule drew another shape."
+                )
+            return B
+
+        return at_backward
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        start = f"{prefix}feedback."
+        saved = {key.removeprefix(start).replace("/", ".") for key in state_dict if key.startswith(start)}
+        unknown = saved - self._layers.keys() - self.feedback.numbers.keys()
+        if unknown:
+            raise StateError(f"the state is for layers that this model does not have: {', '.join(sorted(unknown))}.")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _draw(self, name: str, weight: Tensor) -> None:
         # On the CPU, so that every machine draws the same; once.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpfree.errors import AlreadyAttachedError, ErrorPlacementError, OptionError, StateError, nearest
+from bpfree.errors import AlreadyAttachedError, ErrorPlacementError, OptionError, StateError, TargetsError, nearest
 from bpfree.mechanism import Mechanism, Plan, Rule
 from bpfree.preserve import preserved
 from bpfree.tabulate import tabulate
@@ -56,6 +56,7 @@ def attach(
         The attachment: an ``nn.Module`` with the rule's state, and a context manager that detaches.
 
     Raises:
+        OptionError: ``rule``, ``seed`` or ``batch_dims`` means nothing.
         TapSelectionError: ``taps`` matches nothing.
         ErrorPlacementError: There is no module ``error_at``, or ``example_inputs`` does not reach it.
         AlreadyAttachedError: ``model`` or a part of it has a rule already.
@@ -64,6 +65,10 @@ def attach(
     if not isinstance(rule, Rule):  # callers are not type-checked
         hint = f"bpfree.{rule.__name__}()" if isinstance(rule, type) else "bpfree.DFA()"
         raise OptionError(f"rule={rule!r} is not a rule. Pass an instance, for example {hint}.")
+    if not 0 <= seed < 2**63:
+        raise OptionError(f"seed={seed} must lie between 0 and 2^63 - 1.")
+    if batch_dims is not None and batch_dims < 1:
+        raise OptionError(f"batch_dims={batch_dims}: at least the first dimension is the batch.")
     if any(module in _ATTACHED for module in model.modules()):
         raise AlreadyAttachedError(
             "the model, or a part of it, has a rule already: call its attachment.detach() first."
@@ -149,7 +154,12 @@ class Attachment(nn.Module):
 
         Args:
             targets: Class numbers ``(N,)``, integers, or numbers of the output's shape ``(N, c)``.
+
+        Raises:
+            TargetsError: They are not a tensor.
         """
+        if not isinstance(targets, Tensor):  # callers are not type-checked
+            raise TargetsError(f"targets are of type {type(targets).__name__}; a tensor is needed.")
         self.mechanism.targets(targets)
 
     def paused(self) -> AbstractContextManager[None]:

@@ -296,7 +296,7 @@ def _require_finite(error: Tensor) -> None:
         return
     if not math.isfinite(error.sum().item()):
         raise NonFiniteError(
-            "the error dL/do holds NaN or infinity, and every tap would learn from it. No gradient was written. "
+            "the error dL/do holds NaN or infinity, and every tap would learn from it. No tap got a signal. "
             "Look for a diverging learning rate, a logarithm of zero, or bad input data."
         )
 

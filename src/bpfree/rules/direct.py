@@ -92,7 +92,7 @@ def _one_hot(targets: Tensor | None, error: Tensor) -> Tensor:
     n, c = error.shape
     if targets is None:
         raise TargetsError("DRTP learns from targets: call attachment.targets(y) before loss.backward().")
-    if targets.numel() == n and not targets.is_floating_point():
+    if c > 1 and targets.numel() == n and not targets.is_floating_point():
         classes = targets.reshape(n).long()
         ignored = classes == IGNORED
         classes = classes.masked_fill(ignored, 0)
