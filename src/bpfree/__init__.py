@@ -24,9 +24,13 @@ from bpfree.feedback import Feedback as Feedback
 from bpfree.mechanism import Rule as Rule
 from bpfree.rules import BP as BP
 from bpfree.rules import DFA as DFA
+from bpfree.rules import DKP as DKP
 from bpfree.rules import DRTP as DRTP
 from bpfree.rules import FA as FA
+from bpfree.rules import FDFA as FDFA
+from bpfree.rules import LMS as LMS
 from bpfree.rules import RULES as RULES
+from bpfree.rules import GrAPE as GrAPE
 from bpfree.rules import Shallow as Shallow
 from bpfree.rules import SignSymmetry as SignSymmetry
 from bpfree.taps import Site as Site

@@ -93,7 +93,7 @@ def alignment(attachment: Attachment, closure: Callable[[], Tensor]) -> Alignmen
     Raises:
         TapSelectionError: The forward pass reaches no tap.
     """
-    with preserved(attachment.model, attachment):
+    with preserved(attachment.model, attachment), attachment.mechanism.fixed():
         rule = _observe(attachment, closure)
     with preserved(attachment.model, attachment), attachment.paused():
         exact = _observe(attachment, closure)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpfree.direct import DirectRule
 from bpfree.errors import AlreadyAttachedError, ErrorPlacementError, OptionError, StateError, TargetsError, nearest
 from bpfree.mechanism import Mechanism, Plan, Rule
 from bpfree.preserve import preserved
@@ -28,6 +29,7 @@ def attach(
     taps: TapChoice = None,
     error_at: str | None = None,
     batch_dims: int | None = None,
+    window: int = 1,
     seed: int = 0,
     example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
 ) -> Attachment:
@@ -48,6 +50,9 @@ def attach(
             dictionary or computes its own loss.
         batch_dims: How many leading dimensions are samples and not features, for the error and all taps. None: all
             dimensions of the error but the last where every tap has them too (tokens, nodes, points), else one.
+        window: For direct rules: the parameters of a segment learn from the signal ``window`` - 1 taps further up,
+            carried down by the segments between. 1 is the plain rule; a window as deep as the network is
+            backpropagation. One pass of input gradients more for every step beyond 1.
         seed: Seeds everything the rule draws. The global random state is neither read nor changed.
         example_inputs: A tensor, or the arguments (tuple) or keyword arguments (mapping) of one forward pass, run at
             once to find the shapes. Without it the first forward pass does; the numbers drawn are the same.
@@ -56,7 +61,7 @@ def attach(
         The attachment: an ``nn.Module`` with the rule's state, and a context manager that detaches.
 
     Raises:
-        OptionError: ``rule``, ``seed`` or ``batch_dims`` means nothing.
+        OptionError: ``rule``, ``seed``, ``batch_dims`` or ``window`` means nothing.
         TapSelectionError: ``taps`` matches nothing.
         ErrorPlacementError: There is no module ``error_at``, or ``example_inputs`` does not reach it.
         AlreadyAttachedError: ``model`` or a part of it has a rule already.
@@ -69,6 +74,8 @@ def attach(
         raise OptionError(f"seed={seed} must lie between 0 and 2^63 - 1.")
     if batch_dims is not None and batch_dims < 1:
         raise OptionError(f"batch_dims={batch_dims}: at least the first dimension is the batch.")
+    if window < 1 or (window > 1 and not isinstance(rule, DirectRule)):
+        raise OptionError(f"window={window}: at least 1, and more than 1 for direct rules only; this is {rule}.")
     if any(module in _ATTACHED for module in model.modules()):
         raise AlreadyAttachedError(
             "the model, or a part of it, has a rule already: call its attachment.detach() first."
@@ -81,6 +88,7 @@ def attach(
         error_module=_error_module(model, error_at),
         seed=seed,
         batch_dims=batch_dims,
+        window=window,
     )
     attachment = Attachment(rule, rule.mechanism(plan))
     if example_inputs is not None:
@@ -103,7 +111,7 @@ def _error_module(model: nn.Module, name: str | None) -> nn.Module:
 def _run_once(attachment: Attachment, inputs: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> None:
     """One forward pass that leaves buffers, counters and random state as they were."""
     model = attachment.model
-    with preserved(model, attachment), torch.enable_grad():
+    with preserved(model, attachment), attachment.mechanism.fixed(), torch.enable_grad():
         if isinstance(inputs, Mapping):
             model(**inputs)
         else:

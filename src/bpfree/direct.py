@@ -23,9 +23,12 @@ from bpfree.layout import batch_dims, sites_of
 from bpfree.mechanism import Mechanism, Plan, Rule
 from bpfree.segments import Segments
 from bpfree.taps import Site, product
+from bpfree.windows import Entry, windowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from bpfree.estimate import Observation
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,31 @@ class Delivery:
         sites: The taps that were reached, in forward order.
         targets: What ``attachment.targets(...)`` was given for this pass, or None.
         project: Maps a vector ``(N, c)`` to one signal ``(N, n_l)`` a tap through the rule's feedback.
+        observation: What the estimating pass saw, for rules that ask for one (:mod:`bpfree.estimate`).
     """
 
     error: Tensor
     sites: Sequence[Site]
     targets: Tensor | None
     project: Projector
+    observation: Observation | None = None
+
+
+@dataclass
+class Pending:
+    """What a mechanism has from one forward pass when its error arrives.
+
+    Attributes:
+        sites: The taps that were reached.
+        outputs: Their outputs h, where the mechanism asked for them.
+        observation: What an estimating pass saw.
+        evidence: What the feedback learns from.
+    """
+
+    sites: Sequence[Site]
+    outputs: Sequence[Tensor] = ()
+    observation: Observation | None = None
+    evidence: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,12 +99,13 @@ class _Record:
 
     names: list[str] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
+    entries: list[Tensor] = field(default_factory=list)
     handed_on: Tensor | None = None
     broadcast: bool = False
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """What a forward pass of certain names and shapes (``key``) looks like."""
 
     key: Any
@@ -106,7 +129,7 @@ class DirectMechanism(Mechanism):
         self.feedback = projection(rule.feedback, plan.seed)
         self.sites: tuple[Site, ...] = ()
         self.segments: Segments | None = None
-        self._layout: _Layout | None = None
+        self._layout: Layout | None = None
         self._record: _Record | None = None
         self._targets: Tensor | None = None
 
@@ -141,9 +164,12 @@ class DirectMechanism(Mechanism):
             self._above_error(name)
             return None
         _require_floating(output, name)
+        record.handed_on = entry = output.detach()
+        if self.plan.window > 1 and output.requires_grad:
+            record.handed_on = Entry.apply(entry.requires_grad_())  # type: ignore[no-untyped-call]
         record.names.append(name)
         record.outputs.append(output)
-        record.handed_on = output.detach()
+        record.entries.append(entry)
         return record.handed_on
 
     def _above_error(self, name: str) -> None:
@@ -185,6 +211,7 @@ class DirectMechanism(Mechanism):
         if output is record.handed_on:
             # The model ends in a tap (a final sigmoid, say): the error itself is that tap's exact gradient.
             record.names.pop()
+            record.entries.pop()
             output = record.outputs.pop()
         if not record.outputs:
             raise ErrorPlacementError(
@@ -196,10 +223,12 @@ class DirectMechanism(Mechanism):
                 "cut the output layer off from its exact gradient. Leave that tap out."
             )
         layout = self._laid_out(record, output)
-        deliver = self._prepare(layout)
+        deliver = self._prepare(layout, record.outputs)
+        if self.plan.window > 1:
+            return windowed(deliver, output, record.outputs, record.entries, self.plan.window)
         return broadcast(deliver, output, record.outputs, just_in_time=layout.just_in_time)
 
-    def _laid_out(self, record: _Record, output: Tensor) -> _Layout:
+    def _laid_out(self, record: _Record, output: Tensor) -> Layout:
         """The layout of this forward pass; found once for passes of the same shapes."""
         compiling = torch.compiler.is_compiling()
         key = (output.shape, output.dtype, output.device, tuple(record.names), [tap.shape for tap in record.outputs])
@@ -210,17 +239,23 @@ class DirectMechanism(Mechanism):
         if self.segments is None and not compiling:
             self.segments = Segments.walk(self.plan, sites, record.outputs, output)
         # One signal for all taps is made at once. A compiled graph cannot hold hooks on tensors inside it.
-        just_in_time = not compiling and isinstance(self.feedback, Projection) and self.feedback.kinds(sites) > 1
+        just_in_time = (
+            not compiling
+            and self.plan.window == 1
+            and isinstance(self.feedback, Projection)
+            and self.feedback.kinds(sites) > 1
+        )
         like = _weights_like(self.plan.model, output)
-        layout = _Layout(key, sites, product(output.shape[dims:]), just_in_time, like)
+        layout = Layout(key, sites, product(output.shape[dims:]), just_in_time, like)
         self.sites = sites
         if not compiling:  # a compiled pass has a layout of its own: it delivers in another way
             self._layout = layout
         return layout
 
-    def _prepare(self, layout: _Layout) -> Callable[[Tensor], Sequence[Tensor | None]]:
+    def _prepare(self, layout: Layout, outputs: Sequence[Tensor]) -> Callable[[Tensor], Sequence[Tensor | None]]:
         sites, c = layout.sites, layout.c
         self.feedback.prepare(sites, c, layout.like)
+        pending = self._begun(layout, outputs)
         targets = None
         if not self.recomputing():  # a recomputed pass must not take what was given for the backward pass under way
             targets, self._targets = self._targets, None
@@ -230,10 +265,18 @@ class DirectMechanism(Mechanism):
             rows = error.reshape(-1, c)
             _require_finite(rows)
             given = targets if targets is not None else late
-            signals = self.rule.signals(Delivery(rows, sites, given, self.feedback))
+            self._learn(pending, rows)
+            signals = self.rule.signals(Delivery(rows, sites, given, self.feedback, pending.observation))
             return signals if layout.just_in_time and isinstance(signals, Signals) else self._shaped(signals, sites)
 
         return deliver
+
+    def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
+        """What this forward pass leaves for its error; mechanisms that learn add to it."""
+        return Pending(layout.sites)
+
+    def _learn(self, pending: Pending, error: Tensor) -> None:
+        """Let the feedback learn, before it projects the error ``(N, c)``; fixed feedback does not."""
 
     @staticmethod
     def _shaped(signals: Sequence[Tensor | None], sites: Sequence[Site]) -> list[Tensor | None]:

@@ -46,6 +46,14 @@ class UnsupportedLayerError(BpfreeError, TypeError):
     """A rule cannot serve the model: none of its layers has the form that the rule needs."""
 
 
+class ForwardDerivativeError(BpfreeError, TypeError):
+    """A layer has no forward-mode derivative, or no perturbation of the taps reaches the error."""
+
+
+class FeedbackDivergedError(BpfreeError, ArithmeticError):
+    """Feedback that learns has grown beyond measure: its learning rate is too large."""
+
+
 class TargetsError(BpfreeError, ValueError):
     """The rule learns from targets, and none were given or they do not fit the output."""
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bpfree.draw import derived_seed, draw
 from bpfree.errors import OptionError, StateError, TapShapeError, choice
+from bpfree.spatial import Form
 from bpfree.state import LateBuffers
 from bpfree.taps import Site
 
@@ -54,6 +55,10 @@ class Feedback:
             sqrt(density), which keeps the signal's variance (sparse feedback: Crafton et al. 2019).
         stored: False keeps no matrix and draws it again from the seed, ``4096`` columns at a time, in every
             backward pass. On a CPU the numbers are those of the stored matrix; another device draws its own.
+        modes: How many spatial modes each channel's feedback is made of, for taps of shape ``(channels,
+            *positions)``: None gives every position numbers of its own (c x C x H x W), 1 one number a channel
+            (c x C, for nets that end in a global pool), k the k lowest cosine modes (c x C x k, low rank in space).
+            n_l above is then C k.
     """
 
     normalization: Normalization = "launay2020"
@@ -61,6 +66,7 @@ class Feedback:
     shared: bool = True
     density: float = 1.0
     stored: bool = True
+    modes: int | None = None
 
     def __post_init__(self) -> None:
         choice("normalization", self.normalization, _SCALES)
@@ -68,6 +74,12 @@ class Feedback:
             choice("distribution", self.distribution, ("normal", "uniform"))
         if not 0 < self.density <= 1:
             raise OptionError(f"density={self.density} is not in (0, 1].")
+        if self.modes is not None and self.modes < 1:
+            raise OptionError(f"modes={self.modes}: at least one spatial mode is needed; None takes every position.")
+
+    def form(self, site: Site) -> Form:
+        """What the numbers of one row of B_l stand for."""
+        return Form.of(site.features, self.modes)
 
     def scale(self, width: int, widest: int, c: int) -> float:
         """The factor of a tap of ``width`` features, ``widest`` among all taps, for an error of ``c`` numbers."""
@@ -102,9 +114,9 @@ class Signals(Sequence[Tensor]):
     of them, or all widths at once, would cost more memory than backpropagation takes.
     """
 
-    def __init__(self, make: Callable[[str, int], Tensor], keys: Sequence[tuple[str, int]]) -> None:
+    def __init__(self, make: Callable[[str, Form], Tensor], keys: Sequence[tuple[str, Form]]) -> None:
         self._make, self._keys = make, keys
-        self._made: dict[tuple[str, int], Tensor] = {}
+        self._made: dict[tuple[str, Form], Tensor] = {}
         self._left = Counter(keys)
 
     def __len__(self) -> int:
@@ -124,13 +136,14 @@ class Projection(LateBuffers):
     """The matrices of one attachment, and the products d_l = e B_l.
 
     ``projection["shared"]``, or ``projection[name]`` for one matrix a tap, is U: unscaled, of shape
-    ``(c, n)``; writing into it changes the feedback. ``projection.matrix(site)`` is B_l.
+    ``(c, m)`` with the coefficients of :class:`bpfree.spatial.Form`, by default the features; writing into it changes
+    the feedback. ``projection.matrix(site)`` is B_l.
     """
 
     def __init__(self, feedback: Feedback, seed: int) -> None:
         super().__init__(seed=seed)
         self.feedback = feedback
-        self._sizes: tuple[int, int] | None = None  # c and the width of the widest tap
+        self._sizes: tuple[int, int] | None = None  # c and the coefficients of the widest tap
 
     def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
         """Draw what is not there yet for these taps and an error of ``c`` numbers, in ``like``'s precision.
@@ -139,7 +152,7 @@ class Projection(LateBuffers):
             TapShapeError: A tap is wider than the feedback drawn for it, or the error's size changed.
             StateError: A loaded state does not fit the taps.
         """
-        widest = max([site.width for site in sites])
+        widest = max([self.feedback.form(site).size for site in sites])
         if self._sizes is None:
             self._sizes = (c, widest)
         elif c != self._sizes[0] or widest > self._sizes[1]:
@@ -156,61 +169,76 @@ class Projection(LateBuffers):
         assert self._sizes is not None
         if self.feedback.shared:
             return [("shared", site, self._sizes[1]) for site in sites[:1]]
-        return [(self._name(site), site, site.width) for site in sites]
+        return [(self.name(site), site, self.feedback.form(site).size) for site in sites]
 
     def _provide(self, name: str, site: Site, c: int, width: int, like: Tensor) -> None:
         if name not in self:
-            matrix = torch.empty(c, width, dtype=like.dtype)
-            self[name] = self.feedback.draw(matrix, self._seed(name)).to(like.device)
+            self[name] = self._drawn(name, torch.empty(c, width, dtype=like.dtype)).to(like.device)
         elif self[name].shape != (c, width):
             raise StateError(
                 f"the loaded feedback {name!r} has shape {tuple(self[name].shape)}; tap {site.name!r} and the "
                 f"error need {(c, width)}. The state is that of another model, other taps or another output size."
             )
 
+    def _drawn(self, name: str, matrix: Tensor) -> Tensor:
+        return self.feedback.draw(matrix, self._seed(name))
+
     def _seed(self, name: str) -> int:
         return derived_seed(self.numbers["seed"], name)
 
-    def _name(self, site: Site) -> str:
+    def name(self, site: Site) -> str:
+        """Under which name a tap's matrix is kept."""
         # One module may be reached with several widths; each width has a matrix of its own.
         return "shared" if self.feedback.shared else f"{site.module}:{site.width}"
 
     def matrix(self, site: Site) -> Tensor:
-        """B_l of one tap, shape ``(c, n_l)``. A regenerated matrix is drawn in full."""
-        assert self._sizes is not None, "matrices exist after the first forward pass, or with example_inputs="
-        c, widest = self._sizes
-        name, scale = self._name(site), self.feedback.scale(site.width, widest, c)
+        """B_l of one tap, shape ``(c, n_l)``. A regenerated matrix is drawn in full.
+
+        Raises:
+            TapShapeError: No forward pass has shown the shapes yet.
+        """
+        if self._sizes is None:
+            raise TapShapeError("feedback exists after the first forward pass, or with attach(..., example_inputs=).")
+        form, name = self.feedback.form(site), self.name(site)
         if self.feedback.stored:
-            return self[name][:, : site.width] * scale
-        return self.feedback.draw(torch.empty(c, site.width), self._seed(name)) * scale
+            return form.expand(self[name][:, : form.size] * self._scale(form))
+        return form.expand(self._drawn(name, torch.empty(self._sizes[0], form.size)) * self._scale(form))
+
+    def _scale(self, form: Form) -> float:
+        assert self._sizes is not None
+        c, widest = self._sizes
+        return self.feedback.scale(form.size, widest, c)
 
     def kinds(self, sites: Sequence[Site]) -> int:
-        """How many different signals these taps get: taps with the same matrix and width share one."""
-        return len({(self._name(site), site.width) for site in sites})
+        """How many different signals these taps get: taps with the same matrix and form share one."""
+        return len(set(self._keys(sites)))
+
+    def _keys(self, sites: Sequence[Site]) -> list[tuple[str, Form]]:
+        return [(self.name(site), self.feedback.form(site)) for site in sites]
 
     def forward(self, error: Tensor, sites: Sequence[Site]) -> Signals:
         """One signal ``(N, n_l)`` a tap from the error ``(N, c)``, each made when it is asked for."""
-        assert self._sizes is not None
-        return Signals(partial(self._product, error), [(self._name(site), site.width) for site in sites])
+        return Signals(partial(self._product, error), self._keys(sites))
 
-    def _product(self, error: Tensor, name: str, width: int) -> Tensor:
-        assert self._sizes is not None
+    def _product(self, error: Tensor, name: str, form: Form) -> Tensor:
         # The scale goes onto the error, by far the smaller factor.
-        error = error * self.feedback.scale(width, self._sizes[1], self._sizes[0])
+        error = error * self._scale(form)
         if self.feedback.stored:
-            return error @ self[name][:, :width].to(error)
-        signal = error.new_empty(len(error), width)
-        for start in range(0, width, _BLOCK):
-            stop = min(start + _BLOCK, width)
+            return form.expand(error @ self[name][:, : form.size].to(error))
+        signal = error.new_empty(len(error), form.size)
+        for start in range(0, form.size, _BLOCK):
+            stop = min(start + _BLOCK, form.size)
             block = torch.empty(error.shape[1], stop - start, dtype=error.dtype, device=error.device)
             signal[:, start:stop] = error @ self.feedback.draw(block, self._seed(name), start)
-        return signal
+        return form.expand(signal)
 
     def describe(self, site: Site) -> str:
         """The form of a tap's feedback, for the attachment's table."""
+        form = self.feedback.form(site)
         c = self._sizes[0] if self._sizes else "?"
         kind = "shared" if self.feedback.shared else "own"
-        return f"{c} x {site.width} {kind if self.feedback.stored else 'regenerated'}"
+        size = f"{form.size // form.modes} x {form.modes} modes" if form.modes else str(form.size)
+        return f"{c} x {size} {kind if self.feedback.stored else 'regenerated'}"
 
 
 class NoFeedback(nn.Module):

@@ -33,6 +33,7 @@ class Plan:
         error_module: That module.
         seed: The seed of everything the rule draws.
         batch_dims: The number of leading dimensions that are not features; None finds out.
+        window: How many segments a signal is carried through; 1 for the plain rule.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Plan:
     error_module: nn.Module
     seed: int
     batch_dims: int | None
+    window: int = 1
 
 
 class Mechanism(nn.Module):
@@ -61,6 +63,7 @@ class Mechanism(nn.Module):
         # In a tuple, so that the model does not become a submodule of its attachment.
         self._held = (plan,)
         self._pauses = 0
+        self._fixed = 0
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -95,6 +98,15 @@ class Mechanism(nn.Module):
             yield
         finally:
             self._pauses -= 1
+
+    @contextmanager
+    def fixed(self) -> Generator[None]:
+        """Within this context feedback that learns stays as it is."""
+        self._fixed += 1
+        try:
+            yield
+        finally:
+            self._fixed -= 1
 
     def targets(self, targets: Tensor) -> None:
         """Hear of the targets; most rules do not need them."""

@@ -29,7 +29,7 @@ class Segments:
         """Follow the graph of every tap, cut as it is, back to the parameters it ends in."""
         owners = {parameter: name.rpartition(".")[0] for name, parameter in plan.model.named_parameters()}
         names = [*(site.name for site in sites), plan.error_name or "(output)"]
-        reached = [_parameters(tensor) for tensor in (*taps, output)]
+        reached = [set(leaves([tensor])) for tensor in (*taps, output)]
         signals: dict[str, list[str]] = {}
         learners: list[str] = []
         for name, parameters in zip(names, reached, strict=True):
@@ -61,17 +61,17 @@ def _unique(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _parameters(root: Tensor) -> set[Tensor]:
-    """The leaf tensors that a backward pass from ``root`` would reach."""
-    found: set[Tensor] = set()
+def leaves(roots: Sequence[Tensor]) -> list[Tensor]:
+    """The leaf tensors that a backward pass from ``roots`` would reach, each once."""
+    found: dict[Tensor, None] = {}
     seen: set[Any] = set()
-    open_nodes: list[Any] = [root.grad_fn]
+    open_nodes: list[Any] = [root.grad_fn for root in roots]
     while open_nodes:
         node = open_nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found.add(node.variable)
+            found[node.variable] = None
         open_nodes.extend(following for following, _ in node.next_functions)
-    return found
+    return list(found)

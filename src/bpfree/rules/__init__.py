@@ -4,8 +4,11 @@ from bpfree.mechanism import Rule
 from bpfree.rules.backprop import BP, Shallow
 from bpfree.rules.direct import DFA, DRTP
 from bpfree.rules.layerwise import FA, SignSymmetry
+from bpfree.rules.learned import DKP, FDFA, LMS, GrAPE
 
-RULES: dict[str, type[Rule]] = {rule.__name__: rule for rule in (BP, Shallow, DFA, DRTP, FA, SignSymmetry)}
+RULES: dict[str, type[Rule]] = {
+    rule.__name__: rule for rule in (BP, Shallow, DFA, DRTP, GrAPE, FDFA, LMS, DKP, FA, SignSymmetry)
+}
 """Every rule by its name."""
 
-__all__ = ["BP", "DFA", "DRTP", "FA", "RULES", "Shallow", "SignSymmetry"]
+__all__ = ["BP", "DFA", "DKP", "DRTP", "FA", "FDFA", "LMS", "RULES", "GrAPE", "Shallow", "SignSymmetry"]

@@ -1,0 +1,316 @@
+"""Direct feedback that learns: the matrices move a little in every backward pass, before they project the error."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from bpfree.direct import DirectMechanism, DirectRule, Layout, Pending
+from bpfree.draw import derived_seed
+from bpfree.errors import FeedbackDivergedError, OptionError, choice
+from bpfree.estimate import Estimator, Observation, Perturbations
+from bpfree.feedback import Feedback, Projection
+from bpfree.mechanism import Plan
+from bpfree.spatial import Form
+from bpfree.state import LateBuffers
+from bpfree.taps import Site
+
+Stepper: TypeAlias = Literal["rule", "optimizer"]
+
+_DIVERGED = 1e4
+"""How many times the norm that it began with, or the largest of its evidence, a matrix may have."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a rule's learning rate may depend on.
+
+    Attributes:
+        rows: N, the number of samples (tokens, nodes) behind one step.
+        width: The number of coefficients of all taps together.
+        step: The number of this step, from 1.
+    """
+
+    rows: int
+    width: int
+    step: int
+
+
+@dataclass(frozen=True)
+class LearnedRule(DirectRule):
+    """A direct rule whose matrices B_l learn.
+
+    In each backward pass the rule has one piece of evidence a tap, of B_l's shape. From it follows a direction, down
+    which B_l takes a step of ``rate``. A rule of your own overrides :meth:`direction`, and :meth:`rate`.
+
+    Args:
+        feedback: How B_l begins; one matrix a tap.
+        every: Learn in every ``every``-th training pass only.
+        stepped_by: ``"rule"``: B_l takes the step by itself. ``"optimizer"``: the matrices are parameters of the
+            attachment, their ``.grad`` is the direction, and an optimizer of yours takes the step, with its own
+            learning rate and schedule: ``torch.optim.Adam(attachment.parameters(), 1e-4)``. They exist after
+            ``attach(..., example_inputs=...)``.
+    """
+
+    feedback: Feedback = field(default_factory=lambda: Feedback(shared=False), kw_only=True)
+    every: int = field(default=1, kw_only=True)
+    stepped_by: Stepper = field(default="rule", kw_only=True)
+
+    def __post_init__(self) -> None:
+        choice("stepped_by", self.stepped_by, ("rule", "optimizer"))
+        if self.every < 1:
+            raise OptionError(f"every={self.every}: learn in every pass (1), every second (2), ...")
+        if not isinstance(self.feedback, Feedback):
+            raise OptionError(f"{type(self).__name__} learns its feedback: give a bpfree.Feedback, not a projector.")
+        if self.feedback.shared or not self.feedback.stored:
+            raise OptionError(
+                f"{type(self).__name__} learns one matrix a tap: feedback=bpfree.Feedback(shared=False, stored=True)."
+            )
+
+    @abstractmethod
+    def mechanism(self, plan: Plan) -> LearnedMechanism:
+        """Cut the graph at every tap, let the feedback learn, broadcast the error."""
+
+    @abstractmethod
+    def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
+        """The gradient of what B_l, ``(c, m)``, descends on, given the evidence, ``(c, m)``."""
+
+    @abstractmethod
+    def rate(self, size: Size) -> float:
+        """The length of the step."""
+
+    @property
+    def begins_at_zero(self) -> bool:
+        """Whether B_l begins at zero and not at random."""
+        return True
+
+    @property
+    def keeps_norm(self) -> bool:
+        """Whether every B_l keeps the norm that it began with."""
+        return False
+
+    def memory(self, step: int) -> float:
+        """The weight of new evidence in its running average, from 1 (no average) down; ``step`` counts from 1."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class ForwardLearnedRule(LearnedRule):
+    """A learned rule whose evidence is the forward estimate of do/dh_l: no error and no backward pass enters it.
+
+    Args:
+        perturbations: ``"normal"`` or ``"rademacher"``, the distribution of v.
+    """
+
+    perturbations: Perturbations = field(default="normal", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("perturbations", self.perturbations, ("normal", "rademacher"))
+
+    def mechanism(self, plan: Plan) -> LearnedMechanism:
+        """An estimating pass runs behind the forward pass."""
+        return ForwardLearnedMechanism(self, plan)
+
+    def evidence(self, seen: Observation, matrices: Sequence[Tensor]) -> list[Tensor]:
+        """G_l = mean_b odot_b (x) v_b, shape ``(c, m_l)``, for every tap of ``seen``; ``matrices`` are their B_l."""
+        change = seen.change.to(matrices[0])
+        return [change.T @ v.to(change) / len(change) for v in seen.perturbations]
+
+
+class LearnedProjection(Projection):
+    """Matrices B_l that learn: ``projection[name]`` is B_l itself, scaled, of shape ``(c, m_l)``."""
+
+    def __init__(self, rule: LearnedRule, seed: int) -> None:
+        super().__init__(rule.feedback, seed)
+        self._rule = rule
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        super().__setitem__(name, nn.Parameter(tensor) if self._rule.stepped_by == "optimizer" else tensor)
+
+    def _drawn(self, name: str, matrix: Tensor) -> Tensor:
+        if self._rule.begins_at_zero:
+            return matrix.zero_()
+        # The scale is part of what learns.
+        c, widest = self._sizes or matrix.shape
+        return super()._drawn(name, matrix) * self.feedback.scale(matrix.shape[1], widest, c)
+
+    def _scale(self, form: Form) -> float:
+        return 1.0
+
+
+class LearnedMechanism(DirectMechanism):
+    """A direct mechanism whose feedback takes a step before it projects an error.
+
+    ``feedback[name]`` is B_l; ``averages[name]`` the running average of its evidence, for rules that take one.
+    """
+
+    rule: LearnedRule
+
+    def __init__(self, rule: LearnedRule, plan: Plan) -> None:
+        super().__init__(rule, plan)
+        self.feedback = LearnedProjection(rule, plan.seed)
+        self.averages = LateBuffers(passes=0, steps=0)
+        self.norms = LateBuffers()
+        self._usual: dict[str, float] = {}
+        self._learning = False
+
+    @property
+    def due(self) -> bool:
+        """Whether the feedback learns from the pass that has begun."""
+        passes: int = self.averages.numbers["passes"]
+        return self._record is not None and not self._fixed and passes % self.rule.every == 0
+
+    def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
+        for site in layout.sites:
+            name = self.feedback.name(site)
+            if name not in self.norms:
+                self.norms[name] = self.feedback[name].detach().norm()
+        self._pending = Pending(layout.sites)
+        return self._pending
+
+    def _learn(self, pending: Pending, error: Tensor) -> None:
+        evidence, pending.evidence = pending.evidence, {}
+        if not evidence:
+            return
+        step = self.averages.numbers["steps"] = self.averages.numbers["steps"] + 1
+        width = sum(self.feedback[name].shape[1] for name in evidence)
+        size = Size(rows=len(error) * _ranks(), width=width, step=step)
+        with torch.no_grad():
+            for name, given in evidence.items():
+                self._step(name, self._averaged(name, average_over_ranks(given), step), size)
+
+    def _averaged(self, name: str, evidence: Tensor, step: int) -> Tensor:
+        weight = self.rule.memory(step)
+        if weight == 1.0 and name not in self.averages:
+            # The first of an average, or no average at all.
+            if self.rule.memory(step + 1) < 1.0:
+                self.averages[name] = evidence.clone()
+            return evidence
+        return self.averages[name].lerp_(evidence, weight)
+
+    def _step(self, name: str, evidence: Tensor, size: Size) -> None:
+        matrix = self.feedback[name]
+        direction = self.rule.direction(matrix.detach(), evidence)
+        if isinstance(matrix, nn.Parameter):
+            matrix.grad = direction if matrix.grad is None else matrix.grad + direction
+        else:
+            matrix.sub_(direction, alpha=self.rule.rate(size))
+        self._check(name, matrix, evidence)
+
+    def _check(self, name: str, matrix: Tensor, evidence: Tensor) -> None:
+        norm = matrix.detach().norm()
+        # On an accelerator the question would stall the queue of kernels.
+        if matrix.device.type == "cpu":
+            usual = max(self._usual.get(name, float(self.norms[name])), float(evidence.norm()))
+            self._usual[name] = usual
+            if not math.isfinite(norm) or float(norm) > _DIVERGED * usual:
+                raise FeedbackDivergedError(
+                    f"the feedback of tap {name.rpartition(':')[0]!r} diverges: its norm is {float(norm):.1e}, that of "
+                    f"what it learns from at most {usual:.1e}. No signal was sent, and the weights are as they were. "
+                    f"Lower the learning rate of {type(self.rule).__name__}'s feedback."
+                )
+        if self.rule.keeps_norm:
+            matrix.data.mul_(self.norms[name] / norm)
+
+    def matrices(self, sites: Sequence[Site]) -> list[Tensor]:
+        """B_l, ``(c, m_l)``, of these taps."""
+        return [self.feedback[self.feedback.name(site)].detach() for site in sites]
+
+    def _gathered(self, sites: Sequence[Site], evidence: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The evidence by matrix: calls of one module have one, and learn from their mean."""
+        found: dict[str, list[Tensor]] = {}
+        for site, given in zip(sites, evidence, strict=True):
+            found.setdefault(self.feedback.name(site), []).append(given)
+        return {name: torch.stack(parts).mean(0) if len(parts) > 1 else parts[0] for name, parts in found.items()}
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        super()._begin(module, args)
+        self._learning = self.due
+        if self._record is not None:
+            self.averages.numbers["passes"] += 1
+
+
+class ForwardLearnedMechanism(LearnedMechanism):
+    """A learned mechanism whose evidence comes from an estimating pass, run when the forward pass has ended."""
+
+    rule: ForwardLearnedRule
+
+    def __init__(self, rule: ForwardLearnedRule, plan: Plan) -> None:
+        super().__init__(rule, plan)
+        self._estimator = Estimator(plan, rule.perturbations, rule.feedback.form)
+
+    def install(self) -> None:
+        """Also keep what costly layers give, and look back when the forward pass has ended."""
+        self._handles += self._estimator.tape.install()
+        super().install()
+        self._handles.append(self.plan.model.register_forward_hook(self._observe, with_kwargs=True))
+
+    def remove(self) -> None:
+        """Take the hooks out and forget the forward pass."""
+        super().remove()
+        self._estimator.tape.drop()
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        super()._begin(module, args)
+        if self._learning:
+            self._estimator.begin()
+        else:
+            self._estimator.tape.drop()
+
+    def _observe(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        if not self._learning:
+            return
+        self._learning = False
+        pending = self._pending
+        seed = derived_seed(self.plan.seed, "perturbations", self.averages.numbers["passes"], _rank())
+        seen = self._estimator.observe((args, kwargs), pending.sites, self._c, seed)
+        evidence = self.rule.evidence(seen, self.matrices(seen.sites))
+        pending.evidence = self._gathered(seen.sites, evidence)
+
+    def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
+        self._c = layout.c
+        return super()._begun(layout, outputs)
+
+
+class ErrorLearnedMechanism(LearnedMechanism):
+    """A learned mechanism whose evidence is e^T h_l, there when the error arrives."""
+
+    def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
+        pending = super()._begun(layout, outputs)
+        if self._learning:
+            pending.outputs = [output.detach() for output in outputs]
+        return pending
+
+    def _learn(self, pending: Pending, error: Tensor) -> None:
+        outputs, pending.outputs = pending.outputs, ()
+        if outputs:
+            forms = [self.rule.feedback.form(site) for site in pending.sites]
+            rows = [form.reduce(h.reshape(len(error), -1)) for form, h in zip(forms, outputs, strict=True)]
+            matrices = self.matrices(pending.sites)
+            evidence = [error.to(B).T @ h.to(B) for h, B in zip(rows, matrices, strict=True)]
+            pending.evidence = self._gathered(pending.sites, evidence)
+        super()._learn(pending, error)
+
+
+def average_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean of ``tensor`` over the processes of ``torch.distributed``; as it is where there is one."""
+    if _ranks() > 1:
+        tensor = tensor / _ranks()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if _ranks() > 1 else 0

@@ -1,0 +1,210 @@
+"""Direct rules whose feedback learns: from forward estimates of do/dh_l, or from errors and activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.errors import OptionError, choice
+from bpfree.estimate import Observation
+from bpfree.learned import (
+    ErrorLearnedMechanism,
+    ForwardLearnedMechanism,
+    ForwardLearnedRule,
+    LearnedMechanism,
+    LearnedRule,
+    Size,
+)
+from bpfree.mechanism import Plan
+
+GrAPEEstimate: TypeAlias = Literal["batch", "cumulative", "floor"]
+
+
+@dataclass(frozen=True)
+class GrAPE(ForwardLearnedRule):
+    """GrAPE: B_l turns towards the forward estimate of the mean Jacobian E[do/dh_l], its norm kept.
+
+    With g = G/|G|, b = B/|B| and c = <g, b>: B <- B + step every (1 - c) |B| (g - c b), then B is rescaled to its
+    first norm: a gradient step on 1 - cos(B, G) weighted by 1 - c. Source: Caillon, Fagnou, Delattre and Allauzen, the
+    reading of their equation 6 that can align anything; as printed the equation only rescales B (``literal``).
+
+    Args:
+        step: eta, the step of the feedback for every training pass; one that is taken every ``every`` passes is
+            ``every`` times as long.
+        estimate: G is this batch's estimate (``"batch"``), the average of all until now (``"cumulative"``, the
+            paper's), or one whose newest weight 1/t does not fall below ``floor`` (``"floor"``), so that it follows
+            weights that move.
+        floor: The least weight of the newest estimate.
+        literal: The equation as printed, B <- B - step (1 - c) B and then the rescaling: B stays as it is. To show it.
+        calibrate: In every ``calibrate``-th training pass the weights take a true backpropagation gradient; 0 never.
+            That step is weight transport, and ``print(attachment)`` says so. In the paper one every T epochs.
+    """
+
+    step: float = 0.1
+    estimate: GrAPEEstimate = "floor"
+    floor: float = 0.005
+    literal: bool = False
+    calibrate: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("estimate", self.estimate, ("batch", "cumulative", "floor"))
+        if not self.step > 0:
+            raise OptionError(f"step={self.step} must be positive.")
+        if not 0 < self.floor <= 1:
+            raise OptionError(f"floor={self.floor} is not in (0, 1].")
+        if self.calibrate < 0:
+            raise OptionError(f"calibrate={self.calibrate}: a number of passes, or 0 for never.")
+
+    def mechanism(self, plan: Plan) -> LearnedMechanism:
+        """An estimating pass runs behind the forward pass; calibrating passes are plain backpropagation."""
+        return CalibratedMechanism(self, plan) if self.calibrate else super().mechanism(plan)
+
+    @property
+    def begins_at_zero(self) -> bool:
+        """False: a direction is turned, so there must be one."""
+        return False
+
+    @property
+    def keeps_norm(self) -> bool:
+        """True."""
+        return True
+
+    def memory(self, step: int) -> float:
+        """The weight of the newest estimate in G."""
+        if self.estimate == "batch":
+            return 1.0
+        return max(1 / step, self.floor if self.estimate == "floor" else 0.0)
+
+    def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
+        """-(1 - c) |B| (g - c b), shape ``(c, m)``; (1 - c) B if ``literal``."""
+        tiny = torch.finfo(matrix.dtype).tiny
+        norm = matrix.norm()
+        g, b = evidence / evidence.norm().clamp_min(tiny), matrix / norm.clamp_min(tiny)
+        cosine: Tensor = (g * b).sum()
+        along = matrix if self.literal else norm * (cosine * b - g)
+        return along * (1 - cosine)
+
+    def rate(self, size: Size) -> float:
+        """eta, times the passes that one step stands for."""
+        return self.step * self.every
+
+
+class CalibratedMechanism(ForwardLearnedMechanism):
+    """Leaves the graph whole in every T-th training pass."""
+
+    rule: GrAPE
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        super()._begin(module, args)
+        if self._record is not None and self.averages.numbers["passes"] % self.rule.calibrate == 0:
+            self._record, self._learning = None, False
+
+    def table(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """Also says how often weights are transported."""
+        header, rows, remarks = super().table()
+        share = 1 / self.rule.calibrate
+        remark = f"Weight transport: every {self.rule.calibrate}th step ({share:.2%}) is plain backpropagation."
+        return header, rows, [*remarks, remark]
+
+
+@dataclass(frozen=True)
+class FDFA(ForwardLearnedRule):
+    """Forward direct feedback alignment: B_l is a running average of the forward estimate G_l of E[do/dh_l].
+
+    B <- (1 - beta) B + beta G. Source: Bacho and Chu 2022.
+
+    Args:
+        beta: The weight of the newest estimate. Its noise grows with n_l, so wide layers want a small one.
+        debiased: The weight begins at 1 and falls as 1/t to ``beta``, so that B is an average from the first step on;
+            False keeps it at ``beta``, as the published code does, and B creeps up from zero.
+    """
+
+    beta: float = 0.005
+    debiased: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.beta <= 1:
+            raise OptionError(f"beta={self.beta} is not in (0, 1].")
+
+    def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
+        """B - G, shape ``(c, m)``."""
+        return matrix - evidence
+
+    def rate(self, size: Size) -> float:
+        """The weight of the newest estimate."""
+        return max(1 / size.step, self.beta) if self.debiased else self.beta
+
+
+@dataclass(frozen=True)
+class LMS(ForwardLearnedRule):
+    """Least mean squares: B_l learns from what the present B leaves unexplained of the output's change.
+
+    r_b = odot_b - sum_k B_k v_b,k and B_l <- B_l + mu mean_b r_b (x) v_b,l, with mu = scale N / (sum_k m_k + N), the
+    Widrow-Hoff rule with a normalised step. Its noise falls as B approaches E[J]; FDFA's does not.
+
+    Args:
+        scale: s in mu, in (0, 1]; .1 to .5 serves. A wide net (sum m_k large against N) forgets its start slowly.
+    """
+
+    scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scale > 0:
+            raise OptionError(f"scale={self.scale} must be positive.")
+
+    def evidence(self, seen: Observation, matrices: Sequence[Tensor]) -> list[Tensor]:
+        """mean_b r_b (x) v_b, shape ``(c, m_l)``, for every tap of ``seen``."""
+        perturbations = [v.to(B) for v, B in zip(seen.perturbations, matrices, strict=True)]
+        residual = seen.change.to(matrices[0])
+        for v, B in zip(perturbations, matrices, strict=True):
+            residual = torch.addmm(residual, v, B.T, alpha=-1)
+        return [residual.T @ v / len(residual) for v in perturbations]
+
+    def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
+        """Against the evidence, shape ``(c, m)``."""
+        return -evidence
+
+    def rate(self, size: Size) -> float:
+        """The normalised step mu."""
+        return self.scale * size.rows / (size.width + size.rows)
+
+
+@dataclass(frozen=True)
+class DKP(LearnedRule):
+    """Direct Kolen-Pollack: B_l learns as a layer would that led from h_l straight to the output.
+
+    Its gradient is sum_b e_b (x) h_b,l + decay B. No estimating pass. Source: Webster, Choi and Ahn 2020.
+
+    Args:
+        lr: The step of the feedback, where the rule takes it.
+        decay: The decay of B.
+    """
+
+    lr: float = 0.1
+    decay: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lr > 0:
+            raise OptionError(f"lr={self.lr} must be positive.")
+        if self.decay < 0:
+            raise OptionError(f"decay={self.decay} is negative.")
+
+    def mechanism(self, plan: Plan) -> LearnedMechanism:
+        """The activations at the taps are kept for the error."""
+        return ErrorLearnedMechanism(self, plan)
+
+    def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
+        """e^T h + decay B, shape ``(c, m)``."""
+        return torch.add(evidence, matrix, alpha=self.decay)
+
+    def rate(self, size: Size) -> float:
+        """The learning rate."""
+        return self.lr

@@ -1,0 +1,114 @@
+"""Windows: the parameters of a segment learn from a signal further up, carried down by the segments between.
+
+With a window of w, the signal of tap l is taken at tap l + w - 1 and carried down through w - 1 segments by their input
+gradients; near the top it is the error itself. All windows take the same step down at once, so a window costs w - 1
+passes of input gradients, and no segment waits for more than w - 1 others. 1 is the plain rule; a window as deep as the
+network is backpropagation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bpfree.broadcast import Deliver
+from bpfree.errors import UsedRecordError
+from bpfree.segments import leaves
+
+
+def windowed(
+    deliver: Deliver, output: Tensor, taps: Sequence[Tensor], entries: Sequence[Tensor], window: int
+) -> Tensor:
+    """The output as it is; its backward pass gives every parameter the gradient of its window.
+
+    Args:
+        deliver: Maps dL/do to one signal for each tap, shaped as the taps' outputs.
+        output: Where the error is taken, with the graph of the last segment.
+        taps: The taps' outputs, with the graphs of their segments.
+        entries: What the taps handed on: leaves of the segments above, one a tap.
+        window: How many segments a signal is for, at least 2.
+    """
+    below = {id(entry) for entry in entries}
+    learners = [leaf for leaf in leaves([*taps, output]) if id(leaf) not in below]
+    record = _Record(deliver, output, tuple(taps), tuple(entries), tuple(learners), window)
+    result: Tensor = Windowed.apply(record, output.detach(), *learners)  # type: ignore[no-untyped-call]
+    return result
+
+
+class Entry(torch.autograd.Function):
+    """Identity on what a tap hands on: a leaf itself could not be followed by an in-place operation."""
+
+    @staticmethod
+    def forward(ctx: Any, entry: Tensor) -> Tensor:
+        """Return the same numbers as another tensor."""
+        return entry.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """Pass the gradient."""
+        return grads[0]
+
+
+class _Record:
+    """One forward pass: the roots of its segments, and the leaves that they end in."""
+
+    def __init__(
+        self,
+        deliver: Deliver,
+        output: Tensor,
+        taps: tuple[Tensor, ...],
+        entries: tuple[Tensor, ...],
+        learners: tuple[Tensor, ...],
+        window: int,
+    ) -> None:
+        self._deliver, self._output, self._taps, self._entries = deliver, output, taps, entries
+        self._learners, self._window = learners, window
+
+    def gradients(self, error: Tensor) -> Sequence[Tensor | None]:
+        """One gradient for each leaf that learns, from dL/do."""
+        signals = self._deliver(error)
+        carrying = [entry for entry in self._entries if entry.requires_grad]
+        for _ in range(self._window - 1):
+            carried = iter(self._gradients(signals, error, carrying, again=True))
+            signals = [next(carried) if entry.requires_grad else None for entry in self._entries]
+        return self._gradients(signals, error, self._learners, again=False)
+
+    def _gradients(
+        self, signals: Sequence[Tensor | None], error: Tensor, leaves: Sequence[Tensor], *, again: bool
+    ) -> Sequence[Tensor | None]:
+        # One call for all segments: they do not touch each other, and autograd runs them at once where it can.
+        pairs = zip((*self._taps, self._output), (*signals, error), strict=True)
+        given = [(root, signal) for root, signal in pairs if signal is not None and root.requires_grad]
+        roots, grads = zip(*given, strict=True)
+        return torch.autograd.grad(roots, leaves, grads, retain_graph=again, allow_unused=True)
+
+
+class Windowed(torch.autograd.Function):
+    """Identity on the output; its inputs are the parameters, whose gradients it returns.
+
+    As inputs of one function they get their gradients in the one backward pass that the user asked for: accumulation,
+    hooks and DDP's reducer see nothing unusual.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, record: _Record, output: Tensor, *learners: Tensor) -> Tensor:
+        """Return ``output``."""
+        ctx.record = record
+        # Not `output` itself: see Broadcast.
+        return output.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """One gradient for each parameter."""
+        record, ctx.record = ctx.record, None
+        if record is None:
+            raise UsedRecordError(
+                "this forward pass was already used by a backward pass, and windows cannot keep it for a second "
+                "(retain_graph=True). Run the model again before the next loss.backward()."
+            )
+        return None, None, *record.gradients(grads[0])
