@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,7 +93,7 @@ def alignment(attachment: Attachment, closure: Callable[[], Tensor]) -> Alignmen
     Raises:
         TapSelectionError: The forward pass reaches no tap.
     """
-    with preserved(attachment.model, attachment), attachment.mechanism.fixed():
+    with preserved(attachment.model, attachment), attachment.fixed():
         rule = _observe(attachment, closure)
     with preserved(attachment.model, attachment), attachment.paused():
         exact = _observe(attachment, closure)
@@ -110,10 +110,21 @@ def _observe(attachment: Attachment, closure: Callable[[], Tensor]) -> _Pass:
     with _watching(attachment, seen), torch.enable_grad():
         loss = closure()
     if seen.outputs:
-        gradients: Any = torch.autograd.grad(loss, seen.outputs, allow_unused=True)
-        pairs = zip(gradients, seen.outputs, strict=True)
+        pairs = zip(_arriving(attachment, loss, seen.outputs), seen.outputs, strict=True)
         seen.gradients = [torch.zeros_like(tap) if given is None else given for given, tap in pairs]
     return seen
+
+
+def _arriving(attachment: Attachment, loss: Tensor, outputs: list[Tensor]) -> Sequence[Tensor | None]:
+    """What comes down to the taps' outputs."""
+    mechanism: Any = attachment.mechanism
+    if mechanism.plan.window == 1 or not mechanism.active:
+        return torch.autograd.grad(loss, outputs, allow_unused=True)
+    # Windows end in parameters and not in the taps' outputs. What is above the error, or ends the model, is in neither.
+    learners = [parameter for parameter in attachment.model.parameters() if parameter.requires_grad]
+    found: Sequence[Tensor | None] = torch.autograd.grad(loss, [*outputs, *learners], allow_unused=True)[: len(outputs)]
+    carried = [*mechanism.carried, *[None] * (len(outputs) - len(mechanism.carried))]
+    return [signal if signal is not None else given for signal, given in zip(carried, found, strict=True)]
 
 
 @contextmanager

@@ -94,9 +94,10 @@ class AsymmetricMechanism(Mechanism):
     gradient, such as the first.
     """
 
+    rule: LayerwiseRule
+
     def __init__(self, rule: LayerwiseRule, plan: Plan) -> None:
-        super().__init__(plan)
-        self.rule = rule
+        super().__init__(rule, plan)
         modules = plan.model.named_modules()
         self._layers = {name: module for name, module in modules if isinstance(module, SERVED)}
         if not self._layers:

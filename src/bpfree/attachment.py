@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bpfree.asymmetric import LayerwiseRule
 from bpfree.direct import DirectRule
 from bpfree.errors import AlreadyAttachedError, ErrorPlacementError, OptionError, StateError, TargetsError, nearest
 from bpfree.mechanism import Mechanism, Plan, Rule
@@ -30,6 +31,7 @@ def attach(
     error_at: str | None = None,
     batch_dims: int | None = None,
     window: int = 1,
+    within: LayerwiseRule | None = None,
     seed: int = 0,
     example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
 ) -> Attachment:
@@ -53,6 +55,8 @@ def attach(
         window: For direct rules: the parameters of a segment learn from the signal ``window`` - 1 taps further up,
             carried down by the segments between. 1 is the plain rule; a window as deep as the network is
             backpropagation. One pass of input gradients more for every step beyond 1.
+        within: For direct rules: the layerwise rule that carries signals down inside a segment and a window, in place
+            of backpropagation's transposed weights: with ``bpfree.KolenPollack()`` no weight is transported at all.
         seed: Seeds everything the rule draws. The global random state is neither read nor changed.
         example_inputs: A tensor, or the arguments (tuple) or keyword arguments (mapping) of one forward pass, run at
             once to find the shapes. Without it the first forward pass does; the numbers drawn are the same.
@@ -61,7 +65,7 @@ def attach(
         The attachment: an ``nn.Module`` with the rule's state, and a context manager that detaches.
 
     Raises:
-        OptionError: ``rule``, ``seed``, ``batch_dims`` or ``window`` means nothing.
+        OptionError: ``rule``, ``seed``, ``batch_dims``, ``window`` or ``within`` means nothing.
         TapSelectionError: ``taps`` matches nothing.
         ErrorPlacementError: There is no module ``error_at``, or ``example_inputs`` does not reach it.
         AlreadyAttachedError: ``model`` or a part of it has a rule already.
@@ -74,8 +78,7 @@ def attach(
         raise OptionError(f"seed={seed} must lie between 0 and 2^63 - 1.")
     if batch_dims is not None and batch_dims < 1:
         raise OptionError(f"batch_dims={batch_dims}: at least the first dimension is the batch.")
-    if window < 1 or (window > 1 and not isinstance(rule, DirectRule)):
-        raise OptionError(f"window={window}: at least 1, and more than 1 for direct rules only; this is {rule}.")
+    _check_window(rule, window, within)
     if any(module in _ATTACHED for module in model.modules()):
         raise AlreadyAttachedError(
             "the model, or a part of it, has a rule already: call its attachment.detach() first."
@@ -90,7 +93,8 @@ def attach(
         batch_dims=batch_dims,
         window=window,
     )
-    attachment = Attachment(rule, rule.mechanism(plan))
+    inner = None if within is None else within.mechanism(plan)
+    attachment = Attachment(rule, rule.mechanism(plan), within=inner)
     if example_inputs is not None:
         try:
             _run_once(attachment, example_inputs)
@@ -98,6 +102,17 @@ def attach(
             attachment.detach()
             raise
     return attachment
+
+
+def _check_window(rule: Rule, window: int, within: LayerwiseRule | None) -> None:
+    direct = isinstance(rule, DirectRule)
+    if window < 1 or (window > 1 and not direct):
+        raise OptionError(f"window={window}: at least 1, and more than 1 for direct rules only; this is {rule}.")
+    if within is not None and not (direct and isinstance(within, LayerwiseRule)):
+        raise OptionError(
+            f"within={within!r}: a layerwise rule (bpfree.KolenPollack(), bpfree.FA()) inside the segments of a direct "
+            f"one; the rule is {rule}."
+        )
 
 
 def _error_module(model: nn.Module, name: str | None) -> nn.Module:
@@ -111,7 +126,7 @@ def _error_module(model: nn.Module, name: str | None) -> nn.Module:
 def _run_once(attachment: Attachment, inputs: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> None:
     """One forward pass that leaves buffers, counters and random state as they were."""
     model = attachment.model
-    with preserved(model, attachment), attachment.mechanism.fixed(), torch.enable_grad():
+    with preserved(model, attachment), attachment.fixed(), torch.enable_grad():
         if isinstance(inputs, Mapping):
             model(**inputs)
         else:
@@ -128,14 +143,18 @@ class Attachment(nn.Module):
     Attributes:
         rule: The rule.
         mechanism: What put the hooks in; it holds the feedback.
+        within: The same of the layerwise rule inside the segments of a direct one, or None.
     """
 
-    def __init__(self, rule: Rule, mechanism: Mechanism) -> None:
+    def __init__(self, rule: Rule, mechanism: Mechanism, *, within: Mechanism | None = None) -> None:
         super().__init__()
         self.rule = rule
         self.mechanism = mechanism
+        self.within = within
         self._attached = True
-        mechanism.install()
+        # Layers are joined to their inputs before a tap cuts what they give.
+        for part in self._parts():
+            part.install()
         _ATTACHED.update(self.model.modules())
 
     @property
@@ -170,14 +189,30 @@ class Attachment(nn.Module):
             raise TargetsError(f"targets are of type {type(targets).__name__}; a tensor is needed.")
         self.mechanism.targets(targets)
 
-    def paused(self) -> AbstractContextManager[None]:
-        """A context within which forward passes are plain autograd."""
-        return self.mechanism.paused()
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Within this context forward passes are plain autograd."""
+        with ExitStack() as stack:
+            for part in self._parts():
+                stack.enter_context(part.paused())
+            yield
+
+    @contextmanager
+    def fixed(self) -> Generator[None]:
+        """Within this context feedback that learns stays as it is, to measure it."""
+        with ExitStack() as stack:
+            for part in self._parts():
+                stack.enter_context(part.fixed())
+            yield
+
+    def _parts(self) -> list[Mechanism]:
+        return [self.mechanism] if self.within is None else [self.within, self.mechanism]
 
     def detach(self) -> None:
         """Take every hook out. The model is as it was, with the weights it has learned. A second call does nothing."""
         if self._attached:
-            self.mechanism.remove()
+            for part in self._parts():
+                part.remove()
             for module in self.model.modules():
                 _ATTACHED.discard(module)
             self._attached = False
@@ -191,24 +226,31 @@ class Attachment(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         # A tensor, so that any format that stores tensors can hold the whole state.
-        destination[prefix + "rule"] = torch.tensor(list(_fingerprint(self.rule).encode()), dtype=torch.uint8)
+        destination[prefix + "rule"] = torch.tensor(list(self._fingerprint().encode()), dtype=torch.uint8)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved = state_dict.pop(prefix + "rule", None)
         if saved is None:
             raise StateError(f"the state holds no {prefix + 'rule'!r}: it is not that of an attachment.")
         of = bytes(saved.tolist()).decode()
-        if of != _fingerprint(self.rule):
-            raise StateError(f"the state is that of {of}; this attachment runs {_fingerprint(self.rule)}.")
+        if of != self._fingerprint():
+            raise StateError(f"the state is that of {of}; this attachment runs {self._fingerprint()}.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def _fingerprint(self) -> str:
+        inner = "" if self.within is None else f" with {_fingerprint(self.within.rule)} within"
+        return _fingerprint(self.rule) + inner
+
     def __repr__(self) -> str:
-        state = "" if self._attached else ", detached"
-        header, rows, remarks = self.mechanism.table()
-        title = f"{self.rule!s} on {type(self.model).__name__}{state}"
-        size = sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
-        memory = f"Feedback memory: {size / 2**10:,.1f} KiB" if size else "No feedback is stored."
-        return "\n".join([title, *tabulate(header, rows), *remarks, memory])
+        window = self.mechanism.plan.window
+        title = f"{self.rule!s} on {type(self.model).__name__}" + (f", window {window}" if window > 1 else "")
+        lines = [title if self._attached else f"{title}, detached"]
+        for part in reversed(self._parts()):
+            header, rows, remarks = part.table()
+            lines += [f"within: {part.rule!s}"] if part is self.within else []
+            lines += [*tabulate(header, rows), *remarks]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in (*self.buffers(), *self.parameters()))
+        return "\n".join([*lines, f"Feedback memory: {size / 2**10:,.1f} KiB" if size else "No feedback is stored."])
 
 
 def _fingerprint(rule: Rule) -> str:

@@ -116,19 +116,27 @@ class Layout:
 
 
 class DirectMechanism(Mechanism):
-    """Hooks, forward record and feedback of one direct rule on one model."""
+    """Hooks, forward record and feedback of one direct rule on one model.
+
+    Attributes:
+        sites: The taps that the last forward pass reached.
+        segments: What lies between them, once known.
+        carried: With a window, what the taps' segments learned from in the last backward pass, while fixed.
+    """
+
+    rule: DirectRule
 
     def __init__(self, rule: DirectRule, plan: Plan) -> None:
-        super().__init__(plan)
+        super().__init__(rule, plan)
         if not plan.taps:
             raise TapSelectionError(
                 "the model has no non-linearity modules to tap. Name the taps (taps=...), or put bpfree.Tap() "
                 "modules into the model after its functional non-linearities."
             )
-        self.rule = rule
         self.feedback = projection(rule.feedback, plan.seed)
         self.sites: tuple[Site, ...] = ()
         self.segments: Segments | None = None
+        self.carried: list[Tensor | None] = []
         self._layout: Layout | None = None
         self._record: _Record | None = None
         self._targets: Tensor | None = None
@@ -225,7 +233,7 @@ class DirectMechanism(Mechanism):
         layout = self._laid_out(record, output)
         deliver = self._prepare(layout, record.outputs)
         if self.plan.window > 1:
-            return windowed(deliver, output, record.outputs, record.entries, self.plan.window)
+            return windowed(deliver, output, record.outputs, record.entries, self.plan.window, self._arrived)
         return broadcast(deliver, output, record.outputs, just_in_time=layout.just_in_time)
 
     def _laid_out(self, record: _Record, output: Tensor) -> Layout:
@@ -270,6 +278,10 @@ class DirectMechanism(Mechanism):
             return signals if layout.just_in_time and isinstance(signals, Signals) else self._shaped(signals, sites)
 
         return deliver
+
+    def _arrived(self, signals: Sequence[Tensor | None]) -> None:
+        # For whoever measures: behind a window a signal is no gradient of the tap's output that autograd could be asked.
+        self.carried = list(signals) if self._fixed else []
 
     def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
         """What this forward pass leaves for its error; mechanisms that learn add to it."""

@@ -52,13 +52,15 @@ class Mechanism(nn.Module):
     This base puts in none: the model trains by plain backpropagation.
 
     Attributes:
+        rule: The rule.
         feedback: A module with what the rule draws and learns; its kind is the mechanism's own.
     """
 
     feedback: Any
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, rule: Rule, plan: Plan) -> None:
         super().__init__()
+        self.rule = rule
         self.feedback = LateBuffers()
         # In a tuple, so that the model does not become a submodule of its attachment.
         self._held = (plan,)

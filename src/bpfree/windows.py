@@ -8,7 +8,7 @@ network is backpropagation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,12 @@ from bpfree.segments import leaves
 
 
 def windowed(
-    deliver: Deliver, output: Tensor, taps: Sequence[Tensor], entries: Sequence[Tensor], window: int
+    deliver: Deliver,
+    output: Tensor,
+    taps: Sequence[Tensor],
+    entries: Sequence[Tensor],
+    window: int,
+    arrived: Callable[[Sequence[Tensor | None]], None],
 ) -> Tensor:
     """The output as it is; its backward pass gives every parameter the gradient of its window.
 
@@ -31,10 +36,11 @@ def windowed(
         taps: The taps' outputs, with the graphs of their segments.
         entries: What the taps handed on: leaves of the segments above, one a tap.
         window: How many segments a signal is for, at least 2.
+        arrived: Is shown what each segment learns from, one tensor a tap, shaped as its output.
     """
     below = {id(entry) for entry in entries}
     learners = [leaf for leaf in leaves([*taps, output]) if id(leaf) not in below]
-    record = _Record(deliver, output, tuple(taps), tuple(entries), tuple(learners), window)
+    record = _Record(deliver, output, tuple(taps), tuple(entries), tuple(learners), window, arrived)
     result: Tensor = Windowed.apply(record, output.detach(), *learners)  # type: ignore[no-untyped-call]
     return result
 
@@ -64,9 +70,10 @@ class _Record:
         entries: tuple[Tensor, ...],
         learners: tuple[Tensor, ...],
         window: int,
+        arrived: Callable[[Sequence[Tensor | None]], None],
     ) -> None:
         self._deliver, self._output, self._taps, self._entries = deliver, output, taps, entries
-        self._learners, self._window = learners, window
+        self._learners, self._window, self._arrived = learners, window, arrived
 
     def gradients(self, error: Tensor) -> Sequence[Tensor | None]:
         """One gradient for each leaf that learns, from dL/do."""
@@ -75,6 +82,7 @@ class _Record:
         for _ in range(self._window - 1):
             carried = iter(self._gradients(signals, error, carrying, again=True))
             signals = [next(carried) if entry.requires_grad else None for entry in self._entries]
+        self._arrived(signals)
         return self._gradients(signals, error, self._learners, again=False)
 
     def _gradients(

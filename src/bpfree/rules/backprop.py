@@ -14,7 +14,7 @@ class BP(Rule):
 
     def mechanism(self, plan: Plan) -> Mechanism:
         """No hooks."""
-        return Mechanism(plan)
+        return Mechanism(self, plan)
 
 
 @dataclass(frozen=True)

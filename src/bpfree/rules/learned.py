@@ -103,12 +103,13 @@ class CalibratedMechanism(ForwardLearnedMechanism):
         super()._begin(module, args)
         if self._record is not None and self.averages.numbers["passes"] % self.rule.calibrate == 0:
             self._record, self._learning = None, False
+            self._estimator.tape.drop()
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
         """Also says how often weights are transported."""
         header, rows, remarks = super().table()
         share = 1 / self.rule.calibrate
-        remark = f"Weight transport: every {self.rule.calibrate}th step ({share:.2%}) is plain backpropagation."
+        remark = f"Weight transport: one step in {self.rule.calibrate} ({share:.2%}) is plain backpropagation."
         return header, rows, [*remarks, remark]
 
 
