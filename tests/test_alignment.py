@@ -171,3 +171,34 @@ def test_a_copy_is_not_needed(monkeypatch):
     monkeypatch.setattr(copy, "deepcopy", lambda *_: pytest.fail("the model was copied"))
     model, (x, y) = network(), data()
     bpfree.alignment(bpfree.attach(model, bpfree.DFA()), closure_for(model, x, y))
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_feedback_is_compared_with_the_mean_jacobian(dims):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).double()
+    shape = (5,) if dims == 1 else (5, 3)
+    x = torch.randn(*shape, 6, dtype=torch.float64)
+    attachment = bpfree.attach(model, bpfree.DFA(), example_inputs=x)
+    report = bpfree.alignment(attachment, lambda: model(x).square().mean())
+    jacobian = torch.func.vmap(torch.func.jacrev(model[2:]))(model[:2](x).detach().flatten(0, -2)).mean(0)
+    B = attachment.feedback.matrix(attachment.mechanism.sites[0])
+    expected = float(F.cosine_similarity(B.flatten(), jacobian.detach().flatten(), 0))
+    assert report.taps[0].cosine_feedback == pytest.approx(expected, abs=1e-12)
+    assert f"{expected:.3f}" in str(report)
+    assert math.isnan(bpfree.alignment(attachment, lambda: model(x).sum(), jacobian=False).taps[0].cosine_feedback)
+
+
+def test_a_rule_without_matrices_has_no_feedback_to_compare():
+    model, (x, y) = network(), data()
+    attachment = bpfree.attach(model, bpfree.FA())
+    assert math.isnan(bpfree.alignment(attachment, closure_for(model, x, y)).taps[0].cosine_feedback)
+
+
+def test_learned_feedback_arrives_at_the_mean_jacobian():
+    model, (x, y) = network(), data(64)
+    model.eval()
+    attachment = bpfree.attach(model, bpfree.GrAPE(step=0.5))
+    for _ in range(300):
+        F.cross_entropy(model(x), y).backward()
+    report = bpfree.alignment(attachment, closure_for(model, x, y))
+    assert min(tap.cosine_feedback for tap in report.taps) > 0.9

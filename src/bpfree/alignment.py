@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,10 +13,16 @@ from torch import Tensor, nn
 
 from bpfree.attachment import Attachment
 from bpfree.errors import TapSelectionError
+from bpfree.feedback import Projection
+from bpfree.jacobian import mean_jacobians
 from bpfree.layout import batch_dims
 from bpfree.preserve import preserved
 from bpfree.tabulate import tabulate
 from bpfree.taps import product
+
+
+_AFFORDABLE = 64
+"""The numbers of error up to which the mean Jacobian is measured unasked."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class TapAlignment:
         norm_activation: Mean over rows of the norm of h_l.
         norm_signal: Mean over rows of the norm of the rule's signal d_l.
         norm_bp: Mean over rows of the norm of dL/dh_l.
+        cosine_feedback: cos(B_l, E[J_l]) of the feedback matrix and the mean Jacobian E[do/dh_l] over the batch, the
+            quantity that GrAPE moves (Caillon et al.); NaN where there is no matrix, or it was not asked for.
     """
 
     name: str
@@ -41,6 +50,7 @@ class TapAlignment:
     norm_activation: float
     norm_signal: float
     norm_bp: float
+    cosine_feedback: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class AlignmentReport:
     taps: tuple[TapAlignment, ...]
 
     def __str__(self) -> str:
-        header = ["tap", "cosine", "std", "valid", "both zero", "|h|", "|d|", "|dL/dh|"]
+        header = ["tap", "cosine", "std", "valid", "both zero", "|h|", "|d|", "|dL/dh|", "cos(B, E[J])"]
         rows = [
             [
                 tap.name,
@@ -60,6 +70,7 @@ class AlignmentReport:
                 f"{tap.both_zero:.2f}",
             ]
             + [f"{norm:.2e}" for norm in (tap.norm_activation, tap.norm_signal, tap.norm_bp)]
+            + ["" if math.isnan(tap.cosine_feedback) else f"{tap.cosine_feedback:.3f}"]
             for tap in self.taps
         ]
         return "\n".join(tabulate(header, rows))
@@ -73,9 +84,12 @@ class _Pass:
     outputs: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
     error: Tensor | None = None
+    jacobians: list[Tensor] = field(default_factory=list)
 
 
-def alignment(attachment: Attachment, closure: Callable[[], Tensor]) -> AlignmentReport:
+def alignment(
+    attachment: Attachment, closure: Callable[[], Tensor], *, jacobian: bool | None = None
+) -> AlignmentReport:
     """Compare the rule's signal d_l with backpropagation's dL/dh_l at every tap, sample by sample.
 
     Both come from the same weights, mode, batch and dropout mask; weights, buffers, gradients and random state are
@@ -86,6 +100,8 @@ def alignment(attachment: Attachment, closure: Callable[[], Tensor]) -> Alignmen
         attachment: The rule on its model.
         closure: Runs the model on a batch and returns the loss, one number. It is called twice, and must not call
             ``backward()``. Leave other random sources than torch's alone in it.
+        jacobian: Also compare B_l with E[do/dh_l], which takes a backward pass for each number of the error; None
+            does so for errors of at most 64 numbers.
 
     Returns:
         The report; ``print`` it for a table.
@@ -96,19 +112,52 @@ def alignment(attachment: Attachment, closure: Callable[[], Tensor]) -> Alignmen
     with preserved(attachment.model, attachment), attachment.fixed():
         rule = _observe(attachment, closure)
     with preserved(attachment.model, attachment), attachment.paused():
-        exact = _observe(attachment, closure)
+        exact = _observe(attachment, closure, jacobian=_with_jacobian(attachment, rule, jacobian))
     if not rule.names:
         raise TapSelectionError("no tap was reached, so there is nothing to compare: name taps, attach(..., taps=...).")
-    dims = 1 if rule.error is None else batch_dims(rule.error, rule.outputs, attachment.mechanism.plan.batch_dims)
+    dims = _dims(attachment, rule)
+    of_feedback = _feedback_cosines(attachment, exact)
     columns = zip(rule.names, rule.outputs, rule.gradients, exact.gradients, strict=True)
-    return AlignmentReport(tuple(_compare(name, *(_rows(tensor, dims) for tensor in rest)) for name, *rest in columns))
+    return AlignmentReport(
+        tuple(
+            _compare(name, _rows(h, dims), _rows(signal, dims), _rows(gradient, dims), of_feedback.get(name, math.nan))
+            for name, h, signal, gradient in columns
+        )
+    )
 
 
-def _observe(attachment: Attachment, closure: Callable[[], Tensor]) -> _Pass:
+def _dims(attachment: Attachment, seen: _Pass) -> int:
+    return 1 if seen.error is None else batch_dims(seen.error, seen.outputs, attachment.mechanism.plan.batch_dims)
+
+
+def _with_jacobian(attachment: Attachment, seen: _Pass, asked: bool | None) -> bool:
+    if not isinstance(attachment.feedback, Projection) or seen.error is None or asked is False:
+        return False
+    return bool(asked) or product(seen.error.shape[_dims(attachment, seen) :]) <= _AFFORDABLE
+
+
+def _feedback_cosines(attachment: Attachment, exact: _Pass) -> dict[str, float]:
+    """cos(B_l, E[J_l]) by tap."""
+    if not exact.jacobians:
+        return {}
+    mechanism: Any = attachment.mechanism
+    sites = {site.name: site for site in mechanism.sites}
+    pairs = zip(exact.names, exact.jacobians, strict=True)
+    return {name: _cosine(mechanism.feedback.matrix(sites[name]), J) for name, J in pairs if name in sites}
+
+
+def _cosine(B: Tensor, J: Tensor) -> float:
+    B, J = B.detach().double().flatten(), J.double().flatten()
+    return float(B @ J / (B.norm() * J.norm()))
+
+
+def _observe(attachment: Attachment, closure: Callable[[], Tensor], *, jacobian: bool = False) -> _Pass:
     """Run the closure with every tap watched, and send the loss back as far as the taps alone."""
     seen = _Pass()
     with _watching(attachment, seen), torch.enable_grad():
         loss = closure()
+    if jacobian and seen.error is not None:
+        seen.jacobians = mean_jacobians(seen.error, seen.outputs, _dims(attachment, seen))
     if seen.outputs:
         pairs = zip(_arriving(attachment, loss, seen.outputs), seen.outputs, strict=True)
         seen.gradients = [torch.zeros_like(tap) if given is None else given for given, tap in pairs]
@@ -163,7 +212,7 @@ def _rows(tensor: Tensor, dims: int) -> Tensor:
     return tensor.detach().double().reshape(product(tensor.shape[:dims]), -1)
 
 
-def _compare(name: str, activation: Tensor, signal: Tensor, exact: Tensor) -> TapAlignment:
+def _compare(name: str, activation: Tensor, signal: Tensor, exact: Tensor, of_feedback: float) -> TapAlignment:
     of_signal, of_exact = signal.norm(dim=1), exact.norm(dim=1)
     valid = (of_signal > 0) & (of_exact > 0)
     cosines = ((signal * exact).sum(1) / (of_signal * of_exact))[valid]
@@ -176,4 +225,5 @@ def _compare(name: str, activation: Tensor, signal: Tensor, exact: Tensor) -> Ta
         norm_activation=float(activation.norm(dim=1).mean()),
         norm_signal=float(of_signal.mean()),
         norm_bp=float(of_exact.mean()),
+        cosine_feedback=of_feedback,
     )
