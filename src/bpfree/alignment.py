@@ -20,7 +20,6 @@ from bpfree.preserve import preserved
 from bpfree.tabulate import tabulate
 from bpfree.taps import product
 
-
 _AFFORDABLE = 64
 """The numbers of error up to which the mean Jacobian is measured unasked."""
 

@@ -280,7 +280,7 @@ class DirectMechanism(Mechanism):
         return deliver
 
     def _arrived(self, signals: Sequence[Tensor | None]) -> None:
-        # For whoever measures: behind a window a signal is no gradient of the tap's output that autograd could be asked.
+        # For whoever measures: autograd has no gradient of a tap's output here that it could be asked for.
         self.carried = list(signals) if self._fixed else []
 
     def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
