@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,23 @@ CLASSES = 10
 RULES: dict[str, bpfree.Rule] = {
     "DFA": bpfree.DFA(),
     "DRTP": bpfree.DRTP(),
+    "GrAPE": bpfree.GrAPE(),
+    "GrAPE, every=4": bpfree.GrAPE(every=4),
+    "FDFA": bpfree.FDFA(),
+    "FDFA, every=4": bpfree.FDFA(every=4),
+    "LMS": bpfree.LMS(),
+    "DKP": bpfree.DKP(),
+    "DFA, window=2": bpfree.DFA(),
     "FA": bpfree.FA(),
     "uSF": bpfree.SignSymmetry("uniform"),
+    "KolenPollack": bpfree.KolenPollack(),
+    "WeightMirror": bpfree.WeightMirror(),
+    "PEPITA": bpfree.PEPITA(),
+    "ForwardGradient weights": bpfree.ForwardGradient("weights"),
+    "ForwardGradient activations": bpfree.ForwardGradient("activations"),
     "Shallow": bpfree.Shallow(),
 }
+WINDOWS = {"DFA, window=2": 2}
 BIOTORCH = {"biotorch DFA": "dfa", "biotorch FA": "fa"}
 
 
@@ -47,22 +61,32 @@ class Subject:
 
     model: nn.Module
     forward_backward: Callable[[], object]
+    period: int = 1
+    """After how many steps the same work comes again."""
 
     def step(self) -> None:
         """Drop the old gradients, forward, loss, backward."""
         self.model.zero_grad(set_to_none=True)
         self.forward_backward()
 
+    def steps(self, count: int) -> None:
+        """Several steps."""
+        for _ in range(count):
+            self.step()
+
     def peak_bytes(self) -> int:
-        """The most memory one step takes, gradients included; those of the step before are gone by then."""
+        """The most memory a step takes, gradients included; those of the step before are gone by then."""
+        return max(self._peak_bytes() for _ in range(self.period))
+
+    def _peak_bytes(self) -> int:
         self.model.zero_grad(set_to_none=True)
         return peak_bytes(self.forward_backward)
 
-    def flops(self) -> int:
+    def flops(self) -> float:
         """Operations of the matrix products and convolutions of one step."""
         with FlopCounterMode(display=False) as counter:
-            self.step()
-        return counter.get_total_flops()
+            self.steps(self.period)
+        return counter.get_total_flops() / self.period
 
 
 @dataclass(frozen=True)
@@ -101,16 +125,16 @@ def new_model(shape: Shape) -> nn.Module:
     return shape.build()
 
 
-def subject(shape: Shape, rule: bpfree.Rule) -> Subject:
+def subject(shape: Shape, rule: bpfree.Rule, window: int = 1) -> Subject:
     """The network with ``rule`` attached."""
     model, (x, y) = new_model(shape), data(shape)
-    attachment = bpfree.attach(model, rule, example_inputs=x)
+    attachment = bpfree.attach(model, rule, window=window, example_inputs=x)
 
     def forward_backward() -> None:
         attachment.targets(y)
         F.cross_entropy(model(x), y).backward()
 
-    return Subject(model, forward_backward)
+    return Subject(model, forward_backward, getattr(rule, "every", 1))
 
 
 def biotorch_subject(shape: Shape, mode: str) -> Subject:
@@ -124,7 +148,7 @@ def biotorch_subject(shape: Shape, mode: str) -> Subject:
 
 def subjects(shape: Shape) -> dict[str, Subject]:
     """Every rule on one shape."""
-    found = {name: subject(shape, rule) for name, rule in RULES.items()}
+    found = {name: subject(shape, rule, WINDOWS.get(name, 1)) for name, rule in RULES.items()}
     if importlib.util.find_spec("biotorch") and len(shape.batch) == 2:
         found |= {name: biotorch_subject(shape, mode) for name, mode in BIOTORCH.items()}
     return found
@@ -135,7 +159,8 @@ def measure(shape: Shape, pairs: int) -> list[dict[str, Any]]:
     reference = subject(shape, bpfree.BP())
     rows = []
     for name, one in subjects(shape).items():
-        ratio = paired_ratio(one.step, reference.step, repeats=pairs, warmup=3)
+        timed, beside = partial(one.steps, one.period), partial(reference.steps, one.period)
+        ratio = paired_ratio(timed, beside, repeats=pairs, warmup=3)
         row = {"shape": shape.name, "subject": name, "time": asdict(ratio)}
         row |= {"flops_ratio": one.flops() / reference.flops()}
         row |= {"peak_bytes": one.peak_bytes(), "peak_bytes_bp": reference.peak_bytes()}

@@ -58,7 +58,7 @@ class Subject:
 
 def train(subject: Subject, model: nn.Module, attachment: bpfree.Attachment, steps: int = STEPS) -> list[float]:
     """The losses of ``steps`` steps of Adam on the fixed batch, and one after them."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    optimizer = torch.optim.Adam([*model.parameters(), *attachment.parameters()], lr=RATE)
     losses = []
     for _ in range(steps + 1):
         attachment.targets(subject.targets)

@@ -202,3 +202,19 @@ def test_learned_feedback_arrives_at_the_mean_jacobian():
         F.cross_entropy(model(x), y).backward()
     report = bpfree.alignment(attachment, closure_for(model, x, y))
     assert min(tap.cosine_feedback for tap in report.taps) > 0.9
+
+
+def test_forward_gradients_are_measured_too():
+    model, (x, y) = network(), data()
+    attachment = bpfree.attach(model, bpfree.ForwardGradient())
+    report = bpfree.alignment(attachment, closure_for(model, x, y))
+    assert all(0 < abs(tap.cosine_mean) < 1 for tap in report.taps)
+
+
+@pytest.mark.parametrize("rule", [bpfree.ForwardGradient("weights"), bpfree.PEPITA()], ids=str)
+def test_a_rule_without_signals_is_told_so(rule):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+    attachment = bpfree.attach(model, rule)
+    x, y = torch.randn(5, 6), torch.randint(0, 4, (5,))
+    with pytest.raises(bpfree.errors.TapSelectionError, match="no tap got a signal"):
+        bpfree.alignment(attachment, closure_for(model, x, y, attachment))

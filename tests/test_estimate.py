@@ -68,7 +68,7 @@ def observed(model, x, seed=4, perturbations="normal", modes=None, **options):
     with preserved(model):
         estimator = Estimator(mechanism.plan, perturbations, rule.feedback.form)
         estimator.begin()
-        seen = estimator.observe(((x,), {}), mechanism.sites, mechanism._c, seed)
+        seen = estimator.observe(((x,), {}), mechanism.sites, CLASSES, seed)
     attachment.detach()
     return seen, mechanism.sites
 
@@ -150,7 +150,7 @@ def estimates(model, x, draws, kind="normal", **options):
     estimator, found = Estimator(mechanism.plan, kind, rule.feedback.form), []
     for seed in range(draws):
         estimator.begin()
-        seen = estimator.observe(((x,), {}), mechanism.sites, mechanism._c, seed)
+        seen = estimator.observe(((x,), {}), mechanism.sites, CLASSES, seed)
         found.append([seen.change.T @ v / len(v) for v in seen.perturbations])
     attachment.detach()
     return [torch.stack(parts) for parts in zip(*found, strict=True)], mechanism.sites

@@ -15,6 +15,7 @@ from bpfree.alignment import AlignmentReport as AlignmentReport
 from bpfree.alignment import TapAlignment as TapAlignment
 from bpfree.alignment import alignment as alignment
 from bpfree.asymmetric import LayerwiseRule as LayerwiseRule
+from bpfree.asymmetric import serve_layer as serve_layer
 from bpfree.attachment import Attachment as Attachment
 from bpfree.attachment import attach as attach
 from bpfree.direct import Delivery as Delivery
@@ -29,10 +30,14 @@ from bpfree.rules import DRTP as DRTP
 from bpfree.rules import FA as FA
 from bpfree.rules import FDFA as FDFA
 from bpfree.rules import LMS as LMS
+from bpfree.rules import PEPITA as PEPITA
 from bpfree.rules import RULES as RULES
+from bpfree.rules import ForwardGradient as ForwardGradient
 from bpfree.rules import GrAPE as GrAPE
+from bpfree.rules import KolenPollack as KolenPollack
 from bpfree.rules import Shallow as Shallow
 from bpfree.rules import SignSymmetry as SignSymmetry
+from bpfree.rules import WeightMirror as WeightMirror
 from bpfree.taps import Site as Site
 from bpfree.taps import Tap as Tap
 

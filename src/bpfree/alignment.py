@@ -113,7 +113,10 @@ def alignment(
     with preserved(attachment.model, attachment), attachment.paused():
         exact = _observe(attachment, closure, jacobian=_with_jacobian(attachment, rule, jacobian))
     if not rule.names:
-        raise TapSelectionError("no tap was reached, so there is nothing to compare: name taps, attach(..., taps=...).")
+        raise TapSelectionError(
+            "no tap got a signal, so there is nothing to compare: name taps that the pass reaches, attach(..., "
+            "taps=...). Rules with no backward pass at all have none."
+        )
     dims = _dims(attachment, rule)
     of_feedback = _feedback_cosines(attachment, exact)
     columns = zip(rule.names, rule.outputs, rule.gradients, exact.gradients, strict=True)
@@ -179,8 +182,10 @@ def _arriving(attachment: Attachment, loss: Tensor, outputs: list[Tensor]) -> Se
 def _watching(attachment: Attachment, seen: _Pass) -> Generator[None]:
     plan = attachment.mechanism.plan
 
-    def watch(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def watch(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+        def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+            if not torch.is_grad_enabled():  # an estimating pass
+                return None
             calls = sum(known.partition("#")[0] == name for known in seen.names)
             seen.names.append(f"{name}#{calls + 1}" if calls else name)
             seen.outputs.append(output if output.requires_grad else output.detach().requires_grad_())

@@ -27,7 +27,13 @@ from bpfree.state import LateBuffers
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 SERVED: tuple[type[nn.Module], ...] = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
-"""The layers that a layerwise rule gives backward weights."""
+"""The layers of torch that a layerwise rule gives backward weights."""
+
+_LINEAR = {
+    "torch_geometric.nn.dense.linear.Linear": False,
+    "transformers.pytorch_utils.Conv1D": True,
+}
+"""Linear layers that are not torch's, by import path, so that nobody has to import them: whether W is (in, out)."""
 
 _INPUT_GRADIENTS = (
     convolution_gradients.conv1d_input,
@@ -40,9 +46,31 @@ InputGradient = Callable[[Tensor, Tensor, torch.Size], Tensor]
 """(gradient of the output, B, shape of the input) -> signal for the input."""
 
 
+def serve_layer(layer: type[nn.Module], *, transposed: bool = False) -> None:
+    """Let layerwise rules give backward weights to a kind of linear layer that is not derived from ``nn.Linear``.
+
+    Known already: the ``Linear`` of torch_geometric and the ``Conv1D`` of transformers.
+
+    Args:
+        layer: The class. Its ``forward(x)`` maps the last dimension of one tensor by its parameter ``weight``, and may
+            add a bias: ``x @ weight.T``.
+        transposed: ``x @ weight`` instead.
+    """
+    _LINEAR[_path(layer)] = transposed
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _linear_kinds(layer: nn.Module) -> list[bool]:
+    """Of the registered kinds that ``layer`` is, whether W is (in, out); the most derived first."""
+    return [_LINEAR[_path(kind)] for kind in type(layer).__mro__ if _path(kind) in _LINEAR]
+
+
 @dataclass(frozen=True)
 class LayerwiseRule(Rule):
-    """A rule whose Linear and convolution layers pass the error down through B in place of W.
+    """A rule whose linear and convolution layers pass the error down through B in place of W.
 
     Not backward-unlocked: a layer waits for the one above. Layers of other kinds pass their ordinary gradient.
     A rule of your own overrides :meth:`draw` and :meth:`backward_weight`.
@@ -98,12 +126,16 @@ class AsymmetricMechanism(Mechanism):
 
     def __init__(self, rule: LayerwiseRule, plan: Plan) -> None:
         super().__init__(rule, plan)
-        modules = plan.model.named_modules()
-        self._layers = {name: module for name, module in modules if isinstance(module, SERVED)}
+        self._layers = {
+            name: module
+            for name, module in plan.model.named_modules()
+            if isinstance(module, SERVED) or _linear_kinds(module)
+        }
         if not self._layers:
             raise UnsupportedLayerError(
                 f"{type(rule).__name__} gives backward weights to Linear and convolution layers, and the model has "
-                "none. Use a direct rule (bpfree.DFA) or backpropagation."
+                "none. Use a direct rule (bpfree.DFA) or backpropagation; bpfree.serve_layer() makes a linear layer of "
+                "your own known."
             )
         self.feedback = LateBuffers(seed=plan.seed, passes=0)
         self._inputs: dict[str, Tensor] = {}
@@ -131,13 +163,14 @@ class AsymmetricMechanism(Mechanism):
         if not self.active:
             return None
         self._called.add(name)
-        given = args[0] if args else kwargs["input"]
+        key = "input" if "input" in kwargs else next(iter(kwargs), "")
+        given = args[0] if args else kwargs[key]
         if not given.requires_grad:
             return None
         self._inputs[name] = given
         if args:
             return (given.detach(), *args[1:]), kwargs
-        return args, {**kwargs, "input": given.detach()}
+        return args, {**kwargs, key: given.detach()}
 
     def _join(self, name: str, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         given = self._inputs.pop(name, None)
@@ -207,11 +240,10 @@ def input_gradient(layer: nn.Module, given: Tensor) -> tuple[Tensor, InputGradie
 
     The tensor is the input itself, or the padded input where the padding is not a plain number of zeros.
     """
-    if isinstance(layer, nn.Linear):
-        return given, _linear
     if isinstance(layer, _TRANSPOSED):
         return given, _transposed(layer)
-    assert isinstance(layer, _CONVOLUTIONS)
+    if not isinstance(layer, _CONVOLUTIONS):
+        return given, _linear_transposed if any(_linear_kinds(layer)[:1]) else _linear
     if layer.padding == "same" or layer.padding_mode != "zeros":
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         padded = F.pad(
@@ -227,6 +259,10 @@ def _linear(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
     return grad.matmul(weight)
 
 
+def _linear_transposed(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+    return grad.matmul(weight.T)
+
+
 def _convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, padding: Any) -> InputGradient:
     backward: Any = _INPUT_GRADIENTS[len(layer.kernel_size) - 1]
     return lambda grad, weight, shape: backward(
@@ -240,3 +276,15 @@ def _transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspos
     return lambda grad, weight, shape: forward(
         grad, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups
     )
+
+
+def matrices(layer: nn.Module, weight: Tensor) -> Tensor:
+    """``weight``, of the shape of ``layer``'s, as the linear maps of one place: shape (groups, out, in).
+
+    A view of ``weight`` where that is contiguous. For a convolution the place is one window of its input, in =
+    channels of a group x kernel; for a transposed convolution it is one point, out = channels of a group x kernel.
+    """
+    if isinstance(layer, (*_CONVOLUTIONS, *_TRANSPOSED)):
+        grouped = weight.reshape(layer.groups, -1, *weight.shape[1:]).flatten(2)
+        return grouped.mT if isinstance(layer, _TRANSPOSED) else grouped
+    return (weight.T if any(_linear_kinds(layer)[:1]) else weight).unsqueeze(0)

@@ -15,6 +15,7 @@ from bpfree.asymmetric import LayerwiseRule
 from bpfree.direct import DirectRule
 from bpfree.errors import AlreadyAttachedError, ErrorPlacementError, OptionError, StateError, TargetsError, nearest
 from bpfree.mechanism import Mechanism, Plan, Rule
+from bpfree.mirror import MirrorMechanism
 from bpfree.preserve import preserved
 from bpfree.tabulate import tabulate
 from bpfree.taps import TapChoice, select_taps
@@ -188,6 +189,19 @@ class Attachment(nn.Module):
         if not isinstance(targets, Tensor):  # callers are not type-checked
             raise TargetsError(f"targets are of type {type(targets).__name__}; a tensor is needed.")
         self.mechanism.targets(targets)
+
+    def mirror(self, steps: int) -> None:
+        """Take ``steps`` mirror steps (:class:`bpfree.WeightMirror`), such as before training begins.
+
+        Raises:
+            OptionError: Neither the rule nor the one within it is a weight mirror.
+            StateError: No forward pass has shown yet which layers there are.
+        """
+        mirrors = [part for part in self._parts() if isinstance(part, MirrorMechanism)]
+        if not mirrors:
+            raise OptionError(f"{self.rule} has nothing to mirror: that is for bpfree.WeightMirror().")
+        for part in mirrors:
+            part.mirror(steps)
 
     @contextmanager
     def paused(self) -> Generator[None]:

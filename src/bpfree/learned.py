@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from bpfree.direct import DirectMechanism, DirectRule, Layout, Pending
 from bpfree.draw import derived_seed
 from bpfree.errors import FeedbackDivergedError, OptionError, choice
-from bpfree.estimate import Estimator, Observation, Perturbations
+from bpfree.estimate import Observation, Perturbations
 from bpfree.feedback import Feedback, Projection
 from bpfree.mechanism import Plan
+from bpfree.observing import ObservingMechanism, rank
 from bpfree.spatial import Form
 from bpfree.state import LateBuffers
 from bpfree.taps import Site
@@ -174,8 +175,7 @@ class LearnedMechanism(DirectMechanism):
             name = self.feedback.name(site)
             if name not in self.norms:
                 self.norms[name] = self.feedback[name].detach().norm()
-        self._pending = Pending(layout.sites)
-        return self._pending
+        return super()._begun(layout, outputs)
 
     def _learn(self, pending: Pending, error: Tensor) -> None:
         evidence, pending.evidence = pending.evidence, {}
@@ -239,46 +239,28 @@ class LearnedMechanism(DirectMechanism):
             self.averages.numbers["passes"] += 1
 
 
-class ForwardLearnedMechanism(LearnedMechanism):
-    """A learned mechanism whose evidence comes from an estimating pass, run when the forward pass has ended."""
+class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
+    """A learned mechanism whose evidence comes from an estimating pass."""
 
     rule: ForwardLearnedRule
 
     def __init__(self, rule: ForwardLearnedRule, plan: Plan) -> None:
-        super().__init__(rule, plan)
-        self._estimator = Estimator(plan, rule.perturbations, rule.feedback.form)
+        super().__init__(rule, plan, rule.perturbations)
 
-    def install(self) -> None:
-        """Also keep what costly layers give, and look back when the forward pass has ended."""
-        self._handles += self._estimator.tape.install()
-        super().install()
-        self._handles.append(self.plan.model.register_forward_hook(self._observe, with_kwargs=True))
+    def _form(self, site: Site) -> Form:
+        # Perturbations stay within what B can express, for less noise.
+        return self.rule.feedback.form(site)
 
-    def remove(self) -> None:
-        """Take the hooks out and forget the forward pass."""
-        super().remove()
-        self._estimator.tape.drop()
+    def _wanted(self) -> bool:
+        return self._learning
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
-        super()._begin(module, args)
-        if self._learning:
-            self._estimator.begin()
-        else:
-            self._estimator.tape.drop()
+    def _seed(self) -> int:
+        return derived_seed(self.plan.seed, "perturbations", self.averages.numbers["passes"], rank())
 
-    def _observe(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-        if not self._learning:
-            return
-        self._learning = False
-        pending = self._pending
-        seed = derived_seed(self.plan.seed, "perturbations", self.averages.numbers["passes"], _rank())
-        seen = self._estimator.observe((args, kwargs), pending.sites, self._c, seed)
-        evidence = self.rule.evidence(seen, self.matrices(seen.sites))
-        pending.evidence = self._gathered(seen.sites, evidence)
-
-    def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
-        self._c = layout.c
-        return super()._begun(layout, outputs)
+    def _seen(self, pending: Pending, observation: Observation) -> None:
+        # The evidence is far smaller than the perturbations, which need not wait for the error.
+        evidence = self.rule.evidence(observation, self.matrices(observation.sites))
+        pending.evidence = self._gathered(observation.sites, evidence)
 
 
 class ErrorLearnedMechanism(LearnedMechanism):
@@ -311,7 +293,3 @@ def average_over_ranks(tensor: Tensor) -> Tensor:
 
 def _ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _ranks() > 1 else 0

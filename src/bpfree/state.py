@@ -17,29 +17,50 @@ class LateBuffers(nn.Module):
     They are buffers: they move with ``.to()``, are saved by ``state_dict()``, and loading them before the first
     forward pass creates them. Names may hold dots, as modules' names do. ``numbers`` are integers saved beside
     them (seeds, counters), read without asking a device.
+
+    An ``nn.Parameter`` is kept as one. :meth:`reserve` makes one that has no numbers yet, for whoever must hold it
+    before its shape is known (an optimizer); what is stored under its name later goes into that same object.
     """
 
     def __init__(self, **numbers: int) -> None:
         super().__init__()
         self.numbers = numbers
 
+    def reserve(self, name: str, like: Tensor) -> None:
+        """Make an empty parameter on ``like``'s device and in its precision; autograd does not compute its gradient."""
+        empty = torch.empty(0, dtype=like.dtype, device=like.device)
+        self.register_parameter(_key(name), nn.Parameter(empty, requires_grad=False))
+
+    def _find(self, name: str) -> Tensor | None:
+        tensor = self._buffers.get(_key(name))
+        if tensor is None:
+            tensor = self._parameters.get(_key(name))
+        return tensor if tensor is not None and tensor.numel() else None
+
     def __contains__(self, name: str) -> bool:
-        return _key(name) in self._buffers
+        return self._find(name) is not None
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._buffers.get(_key(name))
+        tensor = self._find(name)
         if tensor is None:
             raise KeyError(f"nothing is stored for {name!r}; there are: {', '.join(self) or 'none yet'}")
         return tensor
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
-        self.register_buffer(_key(name), tensor)
+        reserved = self._parameters.get(_key(name))
+        if reserved is not None:
+            reserved.data = tensor.detach().to(reserved.device)
+        elif isinstance(tensor, nn.Parameter):
+            self.register_parameter(_key(name), tensor)
+        else:
+            self.register_buffer(_key(name), tensor)
 
     def __iter__(self) -> Iterator[str]:
-        return (key.replace("/", ".") for key in self._buffers)
+        names = (key.replace("/", ".") for key in (*self._buffers, *self._parameters))
+        return (name for name in names if name in self)
 
     def __len__(self) -> int:
-        return len(self._buffers)
+        return sum(1 for _ in self)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -48,22 +69,28 @@ class LateBuffers(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in self.numbers.keys() & {key.removeprefix(prefix) for key in state_dict}:
             self.numbers[name] = int(state_dict.pop(prefix + name))
-        for name in self._buffers:
+        for name in (*self._buffers, *self._parameters):
             if prefix + name not in state_dict:
                 raise StateError(f"the state has nothing for {prefix + name!r}: it is that of another model or rule.")
         for key, value in state_dict.items():
             name = key.removeprefix(prefix)
-            if not key.startswith(prefix) or "." in name:
-                continue
-            present = self._buffers.get(name)
-            if present is None:
-                self.register_buffer(name, torch.empty_like(value))
-            elif present.shape != value.shape:
-                raise StateError(
-                    f"the saved {key!r} has shape {tuple(value.shape)}, this attachment's {tuple(present.shape)}: "
-                    "the state is that of another model, other taps or another output size."
-                )
+            if key.startswith(prefix) and "." not in name:
+                self._make_room(key, name, value)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _make_room(self, key: str, name: str, value: Tensor) -> None:
+        parameter = self._parameters.get(name)
+        present = self._buffers.get(name) if parameter is None else parameter
+        if present is None:
+            self[name.replace("/", ".")] = torch.empty_like(value)
+        elif parameter is not None and 0 in (parameter.numel(), value.numel()):
+            # Reserved: drawn in one of the two, and not yet in the other.
+            parameter.data = torch.empty_like(value, device=parameter.device)
+        elif present.shape != value.shape:
+            raise StateError(
+                f"the saved {key!r} has shape {tuple(value.shape)}, this attachment's {tuple(present.shape)}: "
+                "the state is that of another model, other taps or another output size."
+            )
 
 
 def _key(name: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import bpfree
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.models import CNN, MLP
 from bpfree.lab.models.build import ModelSettings
@@ -27,6 +28,17 @@ def test_cnn_has_three_poolings(shape: tuple[int, ...], edge: int) -> None:
     assert model.fc.in_features == 64 * edge * edge
     assert model(torch.zeros(2, *shape)).shape == (2, 10)
     assert sum(isinstance(module, nn.ReLU) for module in model) == 4
+
+
+def test_cnn_takes_feedback_behind_its_poolings() -> None:
+    model = CNN((3, 32, 32), 10, activation="leaky_relu", negative_slope=0.3)
+    attachment = bpfree.attach(model, bpfree.DFA(), taps=["pool1", "pool2", "pool3", "act"])
+    model(torch.zeros(2, 3, 32, 32)).sum().backward()
+    # 32 -> 15 -> 7 -> 3, of 32, 64 and 64 channels.
+    sizes = {"pool1": 32 * 15 * 15, "pool2": 64 * 7 * 7, "pool3": 64 * 3 * 3, "act": 128}
+    assert list(attachment.taps) == list(sizes)
+    assert attachment.feedback["shared"].shape == (10, max(sizes.values()))
+    assert {module.negative_slope for module in model if isinstance(module, nn.LeakyReLU)} == {0.3}
 
 
 def test_cnn_refuses_what_it_cannot_see() -> None:
@@ -69,7 +81,7 @@ def test_the_description_is_complete() -> None:
     described = ModelSettings("MLP", {"hidden": [3]}).describe()
     assert described == {
         "class_path": "bpfree.lab.models.MLP",
-        "init_args": {"hidden": [3], "activation": "tanh", "dropout": 0.0},
+        "init_args": {"hidden": [3], "activation": "tanh", "dropout": 0.0, "initialization": "torch"},
     }
     assert ModelSettings(**described).describe() == described
 
@@ -96,3 +108,12 @@ def test_another_package_with_a_class_of_that_name_is_no_matter() -> None:
 def test_a_model_that_cannot_be_built_is_named(path: str, arguments: dict, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         ModelSettings(path, arguments).build((1, 4, 4), 3)
+
+
+def test_he_initialization_keeps_the_size_of_what_passes():
+    torch.manual_seed(0)
+    model = MLP((784,), 10, hidden=[512] * 6, activation="relu", initialization="he")
+    x = torch.randn(500, 784)
+    hidden = nn.Sequential(*list(model)[:-1])(x)
+    assert 0.7 < float(hidden.square().mean() / x.square().mean()) < 1.3
+    assert all(float(layer.bias.detach().abs().max()) == 0 for layer in model if isinstance(layer, nn.Linear))

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import bpfree
 from by_hand import assert_same
@@ -119,14 +118,20 @@ def test_above_the_last_tap_gradients_are_backpropagations():
     assert not torch.allclose(found[0], exact[0])
 
 
-def test_layerwise_rules_say_that_they_cannot_serve_its_linear_layers():
-    # torch_geometric.nn.Linear is not an nn.Linear; with a plain layer on top, that one alone is served.
-    with pytest.raises(bpfree.errors.UnsupportedLayerError, match=r"bpfree\.DFA"):
-        bpfree.attach(subject().build(), bpfree.FA())
-    case = subject(jk="cat")
+def test_feedback_alignment_serves_its_linear_layers(double):
+    # torch_geometric.nn.Linear is not an nn.Linear. With B = W the way back is backpropagation's.
+    case = subject()
+    exact = case.gradients(case.build())
     model = case.build()
-    model.lin = nn.Linear(48, CLASSES)
     attachment = case.attach(model, bpfree.FA())
-    case.gradients(model, attachment)
-    assert list(attachment.feedback) == ["lin"]
-    assert "convs.0.lin" in str(attachment)
+    random = [gradient.clone() for gradient in case.gradients(model, attachment)]
+    assert list(attachment.feedback) == ["convs.1.lin", "convs.2.lin"]
+    assert not torch.allclose(random[0], exact[0])
+    for name in attachment.feedback:
+        attachment.feedback[name].copy_(model.get_submodule(name).weight)
+    assert_same(case.gradients(model, attachment), exact)
+
+
+@pytest.mark.parametrize("rule", [bpfree.KolenPollack(), bpfree.WeightMirror()], ids=str)
+def test_backward_weights_that_learn_serve_them_too(rule):
+    assert_rule_serves(subject(), rule)

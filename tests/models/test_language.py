@@ -147,21 +147,29 @@ def test_above_the_error_and_the_last_tap_gradients_are_backpropagations(options
     assert not torch.allclose(found[lowest], exact[lowest])
 
 
-def test_feedback_alignment_serves_the_head_alone_and_says_so(double):
-    # The blocks' Conv1D is a linear layer of transformers' own: below the head ordinary gradients pass.
+def test_feedback_alignment_serves_the_transposed_layers_of_its_blocks(double):
+    # Conv1D is a linear layer whose weight is (in, out). With B = W the way back is backpropagation's.
     case = subject({}, tied=False)
-    twin, model = case.build(), case.build()
+    exact = case.gradients(case.build())
+    model = case.build()
     attachment = case.attach(model, bpfree.FA())
-    found = case.gradients(model, attachment)
-    assert list(attachment.feedback) == ["lm_head"]
-    assert "Ordinary gradients pass through transformer.h.0.attn.c_attn (Conv1D)" in str(attachment)
+    random = [gradient.clone() for gradient in case.gradients(model, attachment)]
+    assert len(list(attachment.feedback)) == 4 * BLOCKS + 1
+    assert not torch.allclose(random[0], exact[0])
+    for name in attachment.feedback:
+        attachment.feedback[name].copy_(model.get_submodule(name).weight)
+    assert_same(case.gradients(model, attachment), exact, SINGLE)
 
-    torch.manual_seed(11)
-    below = twin.transformer(TOKENS).last_hidden_state
-    logits = twin.lm_head(below.detach())
-    error = _logits_error(logits)
-    outputs, given = [logits, below], [error, error @ attachment.feedback["lm_head"]]
-    assert_same(found, torch.autograd.grad(outputs, list(twin.parameters()), given), SINGLE)
+
+def test_weight_mirrors_learn_transposed_weights_too(double):
+    case = subject({})
+    model = case.build()
+    attachment = case.attach(model, bpfree.WeightMirror(rate=0.1, decay=0.1))
+    case.gradients(model, attachment)
+    attachment.mechanism.mirror(100)
+    for name in attachment.feedback:
+        W, B = model.get_submodule(name).weight.detach(), attachment.feedback[name]
+        assert F.cosine_similarity(W.flatten(), B.flatten(), 0) > 0.95
 
 
 def test_a_model_that_returns_an_object_needs_error_at():

@@ -180,3 +180,43 @@ def test_input_as_keyword(double):
     assert list(attachment.feedback) == ["two"]
     set_feedback(attachment, model)
     assert_same(gradients(model, x), exact)
+
+
+class Plain(nn.Module):
+    """x W^T with W (out, in); its input has a name of its own."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(first, second))
+
+    def forward(self, values):
+        return values @ self.weight.T
+
+
+class Turned(Plain):
+    """x W with W (in, out)."""
+
+    def forward(self, values):
+        return values @ self.weight
+
+
+def test_linear_layers_of_ones_own_can_be_served(double):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.plain, self.turned = nn.Linear(6, 5), Plain(7, 5), Turned(7, 4)
+
+        def forward(self, x):
+            return self.turned(values=self.plain(self.stem(x).tanh()).tanh())
+
+    with pytest.raises(bpfree.errors.UnsupportedLayerError, match=r"bpfree\.serve_layer"):
+        bpfree.attach(nn.Sequential(Plain(3, 3)), bpfree.FA())
+    bpfree.serve_layer(Plain)
+    bpfree.serve_layer(Turned, transposed=True)  # derived from a served one, and told apart
+    model, x = Net(), torch.randn(3, 6)
+    exact = gradients(model, x)
+    attachment = bpfree.attach(model, bpfree.FA(), example_inputs=x)
+    assert list(attachment.feedback) == ["plain", "turned"]
+    assert not torch.allclose(gradients(model, x)[0], exact[0])
+    set_feedback(attachment, model)
+    assert_same(gradients(model, x), exact)

@@ -9,9 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bpfree.asymmetric import LayerwiseRule
+from bpfree.asymmetric import AsymmetricMechanism, LayerwiseRule
 from bpfree.draw import draw
-from bpfree.errors import choice
+from bpfree.errors import OptionError, choice
+from bpfree.kolen_pollack import KolenPollackMechanism
+from bpfree.mechanism import Plan
+from bpfree.mirror import MirrorMechanism
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,71 @@ class SignSymmetry(LayerwiseRule):
         if self.magnitude == "batch":
             kept = _random_like(weight, "normal", generator()).abs() * kept
         return kept * weight.sign()
+
+
+@dataclass(frozen=True)
+class KolenPollack(FA):
+    """Kolen-Pollack learning: B_l begins as feedback alignment's and gets the gradient of W_l in every step.
+
+    Where W_l and B_l take the same steps and both decay, W_l - B_l shrinks by the decay alone: by 1 - lr decay in each
+    step of SGD or AdamW, whatever the gradients are. So give one optimizer both, with a weight decay above zero::
+
+        torch.optim.SGD([*model.parameters(), *attachment.parameters()], lr=.1, weight_decay=1e-3)
+
+    ``attachment.feedback[name]`` is the parameter B of the layer of that name; a backward pass leaves a copy of W's
+    gradient in its ``.grad``. Source: Kolen and Pollack 1994; Akrout et al. 2019.
+
+    Args:
+        distribution: Of the first B: ``"uniform"`` or ``"normal"``; mean zero and the standard deviation that the
+            layer's weights have when the rule first runs.
+    """
+
+    def mechanism(self, plan: Plan) -> AsymmetricMechanism:
+        """Join every layer to its input through a parameter B."""
+        return KolenPollackMechanism(self, plan)
+
+
+@dataclass(frozen=True)
+class WeightMirror(FA):
+    """Weight mirrors: B_l learns W_l from noise that is sent through layer l alone.
+
+    B <- (1 - decay) B + (rate / n) sum_k y_k xi_k^T with n vectors xi of mean 0 and variance 1 and y = W xi, no bias
+    and no other layer. E[y xi^T] = W, so that B goes to (rate / decay) W. A convolution's xi is one window of its
+    input and a transposed convolution's one point: every entry of W then has n terms, whatever the padding and the
+    stride. Source: Akrout et al. 2019.
+
+    A mirror step runs before every training forward pass but the first; ``attachment.mirror(steps)`` runs more, as
+    before training. The noise comes from the rule's own generator and is the same on every process.
+
+    Args:
+        distribution: Of the first B, as in :class:`FA`.
+        rate: The weight of one step's estimate of W.
+        decay: What B loses in one step, in (0, 1]: outside B grows without bound, or swings. Equal to ``rate``, B goes
+            to W.
+        batch: n, the number of noise vectors of one step. B is off by noise of |W|^2 rate^2 fan_in /
+            (n decay (2 - decay)).
+        steps: The number of mirror steps before a training forward pass; 0 leaves all to ``attachment.mirror``.
+    """
+
+    rate: float = 0.01
+    decay: float = 0.01
+    batch: int = 64
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.rate < float("inf"):
+            raise OptionError(f"rate={self.rate} must be a positive number.")
+        if not 0 < self.decay <= 1:
+            raise OptionError(f"decay={self.decay} is not in (0, 1]: B would diverge, or swing about W.")
+        if self.batch < 1:
+            raise OptionError(f"batch={self.batch}: at least one noise vector a step.")
+        if self.steps < 0:
+            raise OptionError(f"steps={self.steps}: 0 or more mirror steps before each training pass.")
+
+    def mechanism(self, plan: Plan) -> AsymmetricMechanism:
+        """Join every layer to its input through a B that mirrors W."""
+        return MirrorMechanism(self, plan, rate=self.rate, decay=self.decay, batch=self.batch, steps=self.steps)
 
 
 def _random_like(weight: Tensor, distribution: str, generator: torch.Generator) -> Tensor:

@@ -102,8 +102,11 @@ class CalibratedMechanism(ForwardLearnedMechanism):
     def _begin(self, module: nn.Module, args: Any) -> None:
         super()._begin(module, args)
         if self._record is not None and self.averages.numbers["passes"] % self.rule.calibrate == 0:
-            self._record, self._learning = None, False
-            self._estimator.tape.drop()
+            self._record = None
+
+    def _wanted(self) -> bool:
+        calibrating = self.averages.numbers["passes"] % self.rule.calibrate == 0
+        return super()._wanted() and not calibrating
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
         """Also says how often weights are transported."""

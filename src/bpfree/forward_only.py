@@ -1,0 +1,300 @@
+"""Forward passes that store no graph: a rule makes the parameters' gradients of the error alone.
+
+Below the module where the error is taken the model runs without a graph. Its output leaves through one autograd
+function, whose inputs are the parameters and whose backward pass returns what the rule makes of the error. What lies
+above is ordinary.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+import torch.autograd.forward_ad as dual
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bpfree.direct import DirectRule
+from bpfree.draw import derived_seed
+from bpfree.errors import ErrorPlacementError, ForwardDerivativeError, NonFiniteError, OptionError, UsedRecordError
+from bpfree.estimate import Call, DualPass, Perturbations, join, perturbation, split
+from bpfree.feedback import NoFeedback
+from bpfree.mechanism import Mechanism, Plan, Rule
+from bpfree.observing import ObservingMechanism, rank
+from bpfree.preserve import RandomState
+from bpfree.state import LateBuffers
+from bpfree.taps import Site
+
+Gradients: TypeAlias = Callable[[Tensor], Mapping[nn.Parameter, Tensor]]
+"""Maps dL/do, shaped as the output, to the gradients of the parameters that learn."""
+
+
+class Received(torch.autograd.Function):
+    """Identity on the output; its inputs are the parameters, whose gradients a rule makes of the output's.
+
+    As inputs of one function they get their gradients in the one backward pass that the user asked for: accumulation,
+    hooks and DDP's reducer see nothing unusual. All trainable parameters are inputs, for DDP waits for all of them;
+    those that do not learn get None.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradients: Gradients, output: Tensor, *parameters: nn.Parameter) -> Tensor:
+        """Return ``output``."""
+        ctx.gradients, ctx.parameters = gradients, parameters
+        # Not `output` itself: autograd would make it a view that no in-place operation may follow.
+        return output.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """One gradient for each parameter."""
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise UsedRecordError(
+                "this forward pass was already used by a backward pass, and a rule that runs forward only cannot keep "
+                "it for a second (retain_graph=True). Run the model again before the next loss.backward()."
+            )
+        (error,) = grads
+        _require_finite(error)
+        found = gradients(error)
+        return None, None, *(found.get(parameter) for parameter in ctx.parameters)
+
+
+def _require_finite(error: Tensor) -> None:
+    # float16 errors may overflow by design: GradScaler looks for that and skips the step. On an accelerator the
+    # question would stall the queue of kernels.
+    if error.dtype == torch.float16 or error.device.type != "cpu":
+        return
+    if not math.isfinite(error.sum().item()):
+        raise NonFiniteError(
+            "the error dL/do holds NaN or infinity, and every parameter would learn from it. None got a gradient. "
+            "Look for a diverging learning rate, a logarithm of zero, or bad input data."
+        )
+
+
+class ForwardOnlyMechanism(Mechanism):
+    """Switches the graph off when the model is called and on again where the error is taken."""
+
+    def __init__(self, rule: Rule, plan: Plan) -> None:
+        super().__init__(rule, plan)
+        # What the pass under way has changed; None when there is none, or its output has left.
+        self._open: ExitStack | None = None
+        self._left = False
+
+    @abstractmethod
+    def _start(self, call: Call, stack: ExitStack) -> None:
+        """Make ready for a forward pass; ``stack`` takes what must be put back when the output leaves."""
+
+    @abstractmethod
+    def _gradients(self, output: Tensor, where: str) -> tuple[Gradients, Tensor]:
+        """What makes the gradients of this pass, and its output as a plain tensor."""
+
+    def install(self) -> None:
+        """Put hooks on the model and on the module where the error is taken."""
+        plan, add = self.plan, self._handles.append
+        add(plan.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+        add(plan.error_module.register_forward_hook(self._leave))
+        add(plan.model.register_forward_hook(self._end, always_call=True))
+
+    def remove(self) -> None:
+        """Take the hooks out."""
+        super().remove()
+        self._close()
+
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        # A pass that was interrupted from the keyboard has not been ended.
+        self._close()
+        self._left = False
+        if not self.active:
+            return
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            self._start((args, kwargs), stack)
+            self._open = stack.pop_all()
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        where = repr(self.plan.error_name) if self.plan.error_name else "the model's output"
+        if self._left:
+            raise ErrorPlacementError(f"error_at: {where} was reached twice in one forward pass.")
+        if self._open is None:
+            return None
+        try:
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                raise ErrorPlacementError(
+                    f"the error is taken at {where}, which is of type {type(output).__name__}, not one floating point "
+                    "tensor. Name a module whose output is one: error_at='head', for example."
+                )
+            gradients, plain = self._gradients(output, where)
+        finally:
+            self._close()
+        self._left = True
+        parameters = [parameter for parameter in self.plan.model.parameters() if parameter.requires_grad]
+        result: Tensor = Received.apply(gradients, plain, *parameters)  # type: ignore[no-untyped-call]
+        return result
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        missed, self._left = self._open is not None, False
+        self._close()
+        # `output` is None when the forward pass raised: that error goes to the user, not ours.
+        if missed and output is not None:
+            raise ErrorPlacementError(
+                f"error_at={self.plan.error_name!r} was not reached in this forward pass, so nothing below can learn. "
+                "Name a module that every training pass runs through."
+            )
+
+    def _close(self) -> None:
+        stack, self._open = self._open, None
+        if stack is not None:
+            stack.close()
+
+
+class WeightsMechanism(ForwardOnlyMechanism):
+    """The forward gradient of the weights: the model's own forward pass runs with dual numbers.
+
+    One pass gives output and directional derivative; a second one would compute every output twice. The price: hooks
+    of the user's below ``error_at`` see dual numbers, which ``detach()`` makes constants of.
+
+    Args:
+        rule: The rule.
+        plan: Where it is put.
+        kind: What the directions V are drawn from.
+    """
+
+    def __init__(self, rule: Rule, plan: Plan, kind: Perturbations) -> None:
+        super().__init__(rule, plan)
+        if plan.window > 1:
+            raise OptionError(f"window={plan.window}: {rule} sends no signals to taps that could be carried.")
+        self.feedback = LateBuffers(seed=plan.seed, passes=0)
+        self._kind: Perturbations = kind
+        self._directions: dict[nn.Parameter, Tensor] = {}
+        self._differentiable = False
+
+    def remove(self) -> None:
+        """Take the hooks out and forget the forward pass."""
+        super().remove()
+        self._directions = {}
+
+    def _start(self, call: Call, stack: ExitStack) -> None:
+        stack.enter_context(_differentiable_attention())
+        if not self._differentiable:
+            # Once, for its named errors: one raised in the model's own pass could not be given a name.
+            DualPass(self.plan)(call, self._perturbed, RandomState.now(self.plan.model))
+            self._differentiable = True
+        if not self.recomputing():
+            self.feedback.numbers["passes"] += 1
+        stack.enter_context(dual.dual_level())
+        stack.enter_context(self._perturbed())
+
+    @contextmanager
+    def _perturbed(self) -> Generator[None]:
+        """Within this context every parameter that the model asks for is a dual number, its tangent V."""
+        self._directions = {}
+        owners = [module for module in self.plan.model.modules() if module._parameters]
+        plain = [module._parameters for module in owners]
+        flat = [(module, module._flat_weights) for module in owners if isinstance(module, nn.RNNBase)]
+        handles = [module.register_forward_pre_hook(self._flatten) for module, _ in flat]
+        try:
+            for module, parameters in zip(owners, plain, strict=True):
+                module._parameters = _Asked(parameters, self._number)
+            yield
+        finally:
+            for module, parameters in zip(owners, plain, strict=True):
+                module._parameters = parameters
+            for recurrent, weights in flat:
+                recurrent._flat_weights = weights
+            for handle in handles:
+                handle.remove()
+
+    def _flatten(self, module: nn.RNNBase, args: Any) -> None:
+        # Recurrent modules have a second way to their parameters.
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+
+    def _number(self, parameter: nn.Parameter) -> Tensor:
+        if not parameter.requires_grad:
+            return parameter
+        if parameter not in self._directions:
+            self._directions[parameter] = self._drawn(parameter, len(self._directions))
+        return join(parameter, self._directions[parameter])
+
+    def _drawn(self, parameter: nn.Parameter, number: int) -> Tensor:
+        seed, passes = self.feedback.numbers["seed"], self.feedback.numbers["passes"]
+        purpose = derived_seed(seed, "directions", passes, rank(), number)
+        generator = torch.Generator(parameter.device).manual_seed(purpose)
+        return perturbation((1, parameter.numel()), self._kind, parameter, generator).view(parameter.shape)
+
+    def _gradients(self, output: Tensor, where: str) -> tuple[Gradients, Tensor]:
+        directions, self._directions = self._directions, {}
+        primal, change = split(output)
+        if change is None:
+            raise ForwardDerivativeError(
+                f"no change of a trainable parameter arrives at {where}: nothing below it learns, or the model takes "
+                "its values out of the graph (detach(), .data)."
+            )
+        return partial(_along, change, directions), primal
+
+    def table(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """What every parameter gets."""
+        where = f"below {self.plan.error_name!r}" if self.plan.error_name else "of the model"
+        remark = f"Every trainable parameter {where} gets (dL/dV) V, V random and drawn anew in every pass."
+        return [], [], [remark, "No graph is stored and nothing runs backward. Taps have no signals."]
+
+
+def _along(change: Tensor, directions: dict[nn.Parameter, Tensor], error: Tensor) -> dict[nn.Parameter, Tensor]:
+    """(sum e . odot) V, for every V in place: the memory of the direction becomes the gradient's."""
+    slope = (error.to(torch.promote_types(error.dtype, torch.float32)) * change).sum()
+    return {parameter: direction.mul_(slope.to(direction)) for parameter, direction in directions.items()}
+
+
+class _Asked(dict[str, Any]):
+    """A module's parameters: whoever asks for one by name gets what ``number`` makes of it.
+
+    So a parameter that a forward pass does not use is not perturbed, and gets no noise for a gradient.
+    """
+
+    def __init__(self, parameters: dict[str, Any], number: Callable[[nn.Parameter], Tensor]) -> None:
+        super().__init__(parameters)
+        self._number = number
+
+    def __getitem__(self, name: str) -> Tensor | None:
+        parameter = super().__getitem__(name)
+        return None if parameter is None else self._number(parameter)
+
+
+@contextmanager
+def _differentiable_attention() -> Generator[None]:
+    """Ways through attention that have a forward-mode derivative."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _NoMatrix(NoFeedback):
+    def describe(self, site: Site) -> str:
+        """What the attachment's table says."""
+        return "random direction"
+
+
+class ActivationsMechanism(ObservingMechanism):
+    """The forward gradient of the activations: perturbations at the taps, and the output's answer to them."""
+
+    def __init__(self, rule: DirectRule, plan: Plan, kind: Perturbations) -> None:
+        super().__init__(rule, plan, kind)
+        self.feedback = _NoMatrix()
+        self.directions = LateBuffers(seed=plan.seed, passes=0)
+
+    def _wanted(self) -> bool:
+        self.directions.numbers["passes"] += 1
+        return True
+
+    def _seed(self) -> int:
+        return derived_seed(self.directions.numbers["seed"], "directions", self.directions.numbers["passes"], rank())

@@ -1,0 +1,132 @@
+"""The mechanism of Kolen-Pollack learning: backward weights that get the gradients of the forward ones."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.utils.hooks import RemovableHandle
+
+from bpfree.asymmetric import AsymmetricMechanism, LayerwiseRule
+from bpfree.errors import UnsupportedLayerError
+from bpfree.mechanism import Plan
+
+
+@dataclass
+class _Watch:
+    """One weight whose gradients are copied.
+
+    Attributes:
+        weight: W.
+        handle: Takes its hook out.
+        versions: How often W and B had been written to when B last got a gradient.
+    """
+
+    weight: Tensor
+    handle: RemovableHandle
+    versions: tuple[int, int] | None = None
+
+
+class KolenPollackMechanism(AsymmetricMechanism):
+    """Backward weights that are parameters, and that hold the gradient of W when a backward pass has ended.
+
+    ``feedback[name]`` is B of the layer ``name``, an ``nn.Parameter``. Every served layer has one from the start, so
+    that an optimizer can be given it; it stays empty until a forward pass shows that the layer's input needs a
+    gradient, and for ever where it does not.
+
+    When a backward pass ends, ``B.grad`` becomes a copy of ``W.grad`` for those layers that passed a signal down. Then,
+    and not sooner: DDP has by then averaged ``W.grad`` over the processes, and needs to know nothing of B.
+    """
+
+    def __init__(self, rule: LayerwiseRule, plan: Plan) -> None:
+        super().__init__(rule, plan)
+        for name, layer in self._layers.items():
+            if not isinstance(layer.weight, nn.Parameter):
+                raise UnsupportedLayerError(
+                    f"{type(rule).__name__} gives B the gradient of W, and the weight of layer {name!r} is no "
+                    "parameter: it is computed from others (a parametrization). Use bpfree.FA or bpfree.WeightMirror."
+                )
+            self.feedback.reserve(name, layer.weight)
+        self._watched: dict[str, _Watch] = {}
+        self._passed_down: set[str] = set()
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Parameters are copied without their hooks: a copy's first forward pass puts them in again.
+        return {**self.__dict__, "_watched": {}}
+
+    def remove(self) -> None:
+        """Take the hooks out, those on the weights too."""
+        super().remove()
+        for watch in self._watched.values():
+            watch.handle.remove()
+        self._watched.clear()
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        super()._begin(module, args)
+        if not self.recomputing():
+            # What a torch.autograd.grad() left, which accumulates nothing.
+            self._passed_down.clear()
+
+    def _backward_weight(self, name: str, layer: nn.Module) -> Callable[[], Tensor]:
+        found = super()._backward_weight(name, layer)
+        self._watch(name, layer)
+
+        def at_backward() -> Tensor:
+            self._passed_down.add(name)
+            return found()
+
+        return at_backward
+
+    def _watch(self, name: str, layer: nn.Module) -> None:
+        weight, watch = layer.weight, self._watched.get(name)
+        assert isinstance(weight, Tensor)
+        if not weight.requires_grad or (watch is not None and watch.weight is weight):
+            return
+        if watch is not None:
+            watch.handle.remove()
+        # A tensor's hooks are beyond the garbage collector: a mechanism that they held would never be freed.
+        of = weakref.ref(self)
+
+        def accumulated(_: Tensor) -> None:
+            mechanism = of()
+            if mechanism is not None:
+                mechanism._accumulated(name)
+
+        handle = weight.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
+        self._watched[name] = _Watch(weight, handle)
+
+    def _accumulated(self, name: str) -> None:
+        if name in self._passed_down:
+            self._passed_down.discard(name)
+            # Behind the end of the backward pass, and behind what DDP does there: queued by what is queued.
+            at_end: Callable[[Callable[[], None]], None] = Variable._execution_engine.queue_callback
+            at_end(partial(at_end, partial(self._copy, name)))
+
+    def _copy(self, name: str) -> None:
+        watch = self._watched.get(name)
+        if watch is None or watch.weight.grad is None:
+            return
+        B = self.feedback[name]
+        versions = (watch.weight._version, B._version)
+        if watch.versions is not None and versions[0] != watch.versions[0] and versions[1] == watch.versions[1]:
+            self._warn(name)
+        watch.versions = versions
+        # A copy: what scales or clips both gradients would act on one tensor twice.
+        B.grad = watch.weight.grad.detach().to(B, copy=True)
+
+    def _warn(self, name: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the weight of layer {name!r} was changed, its backward weights have a gradient and were not: no "
+                "optimizer has them, so B does not learn. Give it both, torch.optim.SGD([*model.parameters(), "
+                "*attachment.parameters()], lr=.1, weight_decay=1e-3).",
+                stacklevel=2,
+            )

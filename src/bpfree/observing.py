@@ -1,0 +1,86 @@
+"""Direct mechanisms that look back at a forward pass: an estimating pass runs behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from bpfree.direct import DirectMechanism, DirectRule, Layout, Pending
+from bpfree.estimate import Estimator, Observation, Perturbations
+from bpfree.mechanism import Plan
+from bpfree.spatial import Form
+from bpfree.taps import Site
+
+
+class ObservingMechanism(DirectMechanism):
+    """Runs the estimating pass when a forward pass has ended, and hands on what it saw.
+
+    Args:
+        rule: The rule.
+        plan: Where it is put.
+        kind: What the perturbations are drawn from.
+    """
+
+    def __init__(self, rule: DirectRule, plan: Plan, kind: Perturbations) -> None:
+        super().__init__(rule, plan)
+        self._estimator = Estimator(plan, kind, self._form)
+        self._observing = False
+        self._unobserved: tuple[Pending, int] | None = None
+
+    def _form(self, site: Site) -> Form:
+        """What the perturbation of a tap is made of: one number a feature."""
+        return Form.of(site.features, None)
+
+    def _wanted(self) -> bool:
+        """Whether the pass that begins is to be observed; asked once a pass."""
+        return True
+
+    def _seed(self) -> int:
+        """The seed of this pass's perturbations."""
+        raise NotImplementedError
+
+    def _seen(self, pending: Pending, observation: Observation) -> None:
+        """Hear what the estimating pass saw of the forward pass behind ``pending``."""
+        pending.observation = observation
+
+    def install(self) -> None:
+        """Also keep what costly layers give, and look back when the forward pass has ended."""
+        self._handles += self._estimator.tape.install()
+        super().install()
+        self._handles.append(self.plan.model.register_forward_hook(self._observe, with_kwargs=True))
+
+    def remove(self) -> None:
+        """Take the hooks out and forget the forward pass."""
+        super().remove()
+        self._estimator.tape.drop()
+        self._unobserved = None
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        self._unobserved = None
+        super()._begin(module, args)
+        # A recomputed pass has been observed already.
+        self._observing = self._record is not None and not self.recomputing() and self._wanted()
+        if self._observing:
+            self._estimator.begin()
+        else:
+            self._estimator.tape.drop()
+
+    def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
+        pending = super()._begun(layout, outputs)
+        self._unobserved = (pending, layout.c)
+        return pending
+
+    def _observe(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        if not self._observing or self._unobserved is None:
+            return
+        self._observing = False
+        (pending, c), self._unobserved = self._unobserved, None
+        self._seen(pending, self._estimator.observe((args, kwargs), pending.sites, c, self._seed()))
+
+
+def rank() -> int:
+    """The number of this process in ``torch.distributed``; 0 where there is one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
