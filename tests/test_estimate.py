@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from bpfree.direct import DirectMechanism
 from bpfree.estimate import Estimator, perturbation
+from bpfree.mechanisms.direct import DirectMechanism
 from bpfree.preserve import preserved
 from bpfree.spatial import cosine_modes
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpfree.asymmetric import LayerwiseRule
-from bpfree.direct import DirectRule
 from bpfree.errors import AlreadyAttachedError, ErrorPlacementError, OptionError, StateError, TargetsError, nearest
-from bpfree.mechanism import Mechanism, Plan, Rule
-from bpfree.mirror import MirrorMechanism
+from bpfree.mechanisms.asymmetric import LayerwiseRule
+from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.mechanisms.direct import DirectRule
+from bpfree.mechanisms.mirror import MirrorMechanism
+from bpfree.plan import Plan
 from bpfree.preserve import preserved
 from bpfree.tabulate import tabulate
 from bpfree.taps import TapChoice, select_taps

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bpfree.draw import derived_seed
 from bpfree.errors import ForwardDerivativeError
-from bpfree.mechanism import Plan
+from bpfree.plan import Plan
 from bpfree.preserve import RandomState, preserved
 from bpfree.spatial import Form
 from bpfree.taps import Site, product

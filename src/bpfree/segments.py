@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bpfree.mechanism import Plan
+from bpfree.plan import Plan
 from bpfree.taps import Site
 
 

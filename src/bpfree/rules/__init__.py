@@ -1,6 +1,6 @@
 """The learning rules, one file a family, and the table of their names."""
 
-from bpfree.mechanism import Rule
+from bpfree.mechanisms.base import Rule
 from bpfree.rules.backprop import BP, Shallow
 from bpfree.rules.direct import DFA, DRTP
 from bpfree.rules.forward_only import PEPITA, ForwardGradient

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bpfree.direct import DirectRule
-from bpfree.mechanism import Mechanism, Plan, Rule
+from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.mechanisms.direct import DirectRule
+from bpfree.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bpfree.direct import Delivery, DirectRule
 from bpfree.errors import OptionError, TargetsError, choice
+from bpfree.mechanisms.direct import Delivery, DirectRule
 
 Reduction: TypeAlias = Literal["mean", "sum"]
 

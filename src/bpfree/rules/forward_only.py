@@ -8,12 +8,13 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from bpfree.direct import Delivery, DirectRule
 from bpfree.errors import OptionError, choice
 from bpfree.estimate import Perturbations
-from bpfree.forward_only import ActivationsMechanism, WeightsMechanism
-from bpfree.mechanism import Mechanism, Plan, Rule
-from bpfree.modulation import ModulatedMechanism, Modulation, OutputError, Positions
+from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.mechanisms.direct import Delivery, DirectRule
+from bpfree.mechanisms.forward_only import ActivationsMechanism, WeightsMechanism
+from bpfree.mechanisms.pepita import ModulatedMechanism, Modulation, OutputError, Positions
+from bpfree.plan import Plan
 
 Of: TypeAlias = Literal["activations", "weights"]
 Per: TypeAlias = Literal["sample", "row", "batch"]

@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bpfree.asymmetric import AsymmetricMechanism, LayerwiseRule
 from bpfree.draw import draw
 from bpfree.errors import OptionError, choice
-from bpfree.kolen_pollack import KolenPollackMechanism
-from bpfree.mechanism import Plan
-from bpfree.mirror import MirrorMechanism
+from bpfree.mechanisms.asymmetric import AsymmetricMechanism, LayerwiseRule
+from bpfree.mechanisms.kolen_pollack import KolenPollackMechanism
+from bpfree.mechanisms.mirror import MirrorMechanism
+from bpfree.plan import Plan
 
 
 @dataclass(frozen=True)

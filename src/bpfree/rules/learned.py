@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bpfree.errors import OptionError, choice
 from bpfree.estimate import Observation
-from bpfree.learned import (
+from bpfree.mechanisms.learned import (
     ErrorLearnedMechanism,
     ForwardLearnedMechanism,
     ForwardLearnedRule,
@@ -19,7 +19,7 @@ from bpfree.learned import (
     LearnedRule,
     Size,
 )
-from bpfree.mechanism import Plan
+from bpfree.plan import Plan
 
 GrAPEEstimate: TypeAlias = Literal["batch", "cumulative", "floor"]
 

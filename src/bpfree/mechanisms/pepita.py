@@ -30,9 +30,10 @@ from bpfree.errors import (
     UnsupportedLayerError,
 )
 from bpfree.estimate import Call
-from bpfree.forward_only import ForwardOnlyMechanism, Gradients
 from bpfree.layout import batch_dims
-from bpfree.mechanism import Plan, Rule
+from bpfree.mechanisms.base import Rule
+from bpfree.mechanisms.forward_only import ForwardOnlyMechanism, Gradients
+from bpfree.plan import Plan
 from bpfree.preserve import RandomState, preserved
 from bpfree.state import LateBuffers
 from bpfree.taps import product

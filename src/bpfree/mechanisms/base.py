@@ -1,15 +1,15 @@
-"""What an attachment is made of: a rule, a plan of where to put hooks, and a mechanism that puts them there.
+"""What an attachment is made of: a rule, and the mechanism that puts its hooks into a model.
 
 A rule is an immutable description; what it draws and learns lives in its mechanism. There are two families:
 
-- :class:`bpfree.direct.DirectRule` sends the error straight to every tap: it says which vector is projected;
-- :class:`bpfree.asymmetric.LayerwiseRule` goes back layer by layer with other weights than the forward ones.
+- :class:`bpfree.mechanisms.direct.DirectRule` sends the error straight to every tap: it says which vector is projected;
+- :class:`bpfree.mechanisms.asymmetric.LayerwiseRule` goes back layer by layer with other weights than the forward ones.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,32 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from bpfree.plan import Plan
 from bpfree.state import LateBuffers
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where a rule is to be put.
-
-    Attributes:
-        model: The model, unchanged.
-        taps: The tap modules by name.
-        explicit: Whether the user named the taps.
-        error_name: The name of the module at whose output the error is taken; "" is the model.
-        error_module: That module.
-        seed: The seed of everything the rule draws.
-        batch_dims: The number of leading dimensions that are not features; None finds out.
-        window: How many segments a signal is carried through; 1 for the plain rule.
-    """
-
-    model: nn.Module
-    taps: Mapping[str, nn.Module]
-    explicit: bool
-    error_name: str
-    error_module: nn.Module
-    seed: int
-    batch_dims: int | None
-    window: int = 1
 
 
 class Mechanism(nn.Module):

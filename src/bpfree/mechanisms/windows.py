@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bpfree.broadcast import Deliver
 from bpfree.errors import UsedRecordError
+from bpfree.mechanisms.broadcast import Deliver
 from bpfree.segments import leaves
 
 

@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bpfree.direct import DirectMechanism, DirectRule, Layout, Pending
 from bpfree.draw import derived_seed
 from bpfree.errors import FeedbackDivergedError, OptionError, choice
 from bpfree.estimate import Observation, Perturbations
 from bpfree.feedback import Feedback, Projection
-from bpfree.mechanism import Plan
-from bpfree.observing import ObservingMechanism, rank
+from bpfree.mechanisms.direct import DirectMechanism, DirectRule, Layout, Pending
+from bpfree.mechanisms.observing import ObservingMechanism, rank
+from bpfree.plan import Plan
 from bpfree.spatial import Form
 from bpfree.state import LateBuffers
 from bpfree.taps import Site

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpfree.asymmetric import AsymmetricMechanism, LayerwiseRule, matrices
 from bpfree.draw import derived_seed, draw
 from bpfree.errors import OptionError, StateError
-from bpfree.mechanism import Plan
+from bpfree.mechanisms.asymmetric import AsymmetricMechanism, LayerwiseRule, matrices
+from bpfree.plan import Plan
 
 
 class MirrorMechanism(AsymmetricMechanism):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
-from bpfree.asymmetric import AsymmetricMechanism, LayerwiseRule
 from bpfree.errors import UnsupportedLayerError
-from bpfree.mechanism import Plan
+from bpfree.mechanisms.asymmetric import AsymmetricMechanism, LayerwiseRule
+from bpfree.plan import Plan
 
 
 @dataclass

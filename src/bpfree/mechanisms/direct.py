@@ -2,7 +2,7 @@
 
 A forward hook at a tap keeps the output h, with the graph of its own segment, and hands on ``h.detach()``, which
 requires no gradient, so that autograd never forms W^T delta. At ``error_at`` the output passes through
-:class:`bpfree.broadcast.Broadcast` together with every kept h.
+:class:`bpfree.mechanisms.broadcast.Broadcast` together with every kept h.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bpfree.broadcast import broadcast
 from bpfree.errors import ErrorPlacementError, NonFiniteError, TapOutputError, TapSelectionError
 from bpfree.feedback import Feedback, Projection, Projector, Signals, projection
 from bpfree.layout import batch_dims, sites_of
-from bpfree.mechanism import Mechanism, Plan, Rule
+from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.mechanisms.broadcast import broadcast
+from bpfree.mechanisms.windows import Entry, windowed
+from bpfree.plan import Plan
 from bpfree.segments import Segments
 from bpfree.taps import Site, product
-from bpfree.windows import Entry, windowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from bpfree.draw import derived_seed
 from bpfree.errors import StateError, UnsupportedLayerError
-from bpfree.mechanism import Mechanism, Plan, Rule
+from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.plan import Plan
 from bpfree.state import LateBuffers
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

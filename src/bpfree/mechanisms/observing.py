@@ -8,9 +8,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bpfree.direct import DirectMechanism, DirectRule, Layout, Pending
 from bpfree.estimate import Estimator, Observation, Perturbations
-from bpfree.mechanism import Plan
+from bpfree.mechanisms.direct import DirectMechanism, DirectRule, Layout, Pending
+from bpfree.plan import Plan
 from bpfree.spatial import Form
 from bpfree.taps import Site
 

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bpfree.direct import DirectRule
 from bpfree.draw import derived_seed
 from bpfree.errors import ErrorPlacementError, ForwardDerivativeError, NonFiniteError, OptionError, UsedRecordError
 from bpfree.estimate import Call, DualPass, Perturbations, join, perturbation, split
 from bpfree.feedback import NoFeedback
-from bpfree.mechanism import Mechanism, Plan, Rule
-from bpfree.observing import ObservingMechanism, rank
+from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.mechanisms.direct import DirectRule
+from bpfree.mechanisms.observing import ObservingMechanism, rank
+from bpfree.plan import Plan
 from bpfree.preserve import RandomState
 from bpfree.state import LateBuffers
 from bpfree.taps import Site

@@ -1,0 +1,1 @@
+"""How rules are put into models: one file a kind of hooks."""

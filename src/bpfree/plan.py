@@ -1,0 +1,33 @@
+"""Where a rule is to be put."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a rule is to be put.
+
+    Attributes:
+        model: The model, unchanged.
+        taps: The tap modules by name.
+        explicit: Whether the user named the taps.
+        error_name: The name of the module at whose output the error is taken; "" is the model.
+        error_module: That module.
+        seed: The seed of everything the rule draws.
+        batch_dims: The number of leading dimensions that are not features; None finds out.
+        window: How many segments a signal is carried through; 1 for the plain rule.
+    """
+
+    model: nn.Module
+    taps: Mapping[str, nn.Module]
+    explicit: bool
+    error_name: str
+    error_module: nn.Module
+    seed: int
+    batch_dims: int | None
+    window: int = 1
