@@ -72,6 +72,12 @@ RULES = [
     bpfree.DRTP(),
     bpfree.FA(),
     bpfree.SignSymmetry("batch"),
+    bpfree.GrAPE(),
+    bpfree.LMS(),
+    bpfree.DKP(),
+    bpfree.KolenPollack(),
+    bpfree.WeightMirror(),
+    bpfree.ForwardGradient(),
 ]
 
 
@@ -83,7 +89,7 @@ def test_measuring_leaves_no_trace(rule, known):
         model = network(dropout=0.4)
         x, y = data()
         attachment = bpfree.attach(model, rule, example_inputs=x if known else None)
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        optimizer = torch.optim.Adam([*model.parameters(), *attachment.parameters()], lr=0.01)
         for _ in range(3):
             F.cross_entropy(model(x), y, reduction="sum")  # a graph that is alive while measuring
             optimizer.zero_grad()

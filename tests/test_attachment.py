@@ -17,6 +17,15 @@ RULES = [
     bpfree.DRTP(),
     bpfree.FA(),
     bpfree.SignSymmetry("batch"),
+    bpfree.GrAPE(),
+    bpfree.FDFA(every=2),
+    bpfree.LMS(),
+    bpfree.DKP(),
+    bpfree.KolenPollack(),
+    bpfree.WeightMirror(),
+    bpfree.PEPITA(),
+    bpfree.ForwardGradient("activations"),
+    bpfree.ForwardGradient("weights"),
 ]
 by_name = pytest.mark.parametrize("rule", RULES, ids=str)
 
@@ -162,7 +171,7 @@ def test_a_restored_run_continues_bit_for_bit(rule, example):
         torch.manual_seed(seed)
         model = network()
         attachment = bpfree.attach(model, rule, seed=seed, example_inputs=batch()[0] if example else None)
-        return model, attachment, torch.optim.Adam(model.parameters(), lr=0.01)
+        return model, attachment, torch.optim.Adam([*model.parameters(), *attachment.parameters()], lr=0.01)
 
     model, attachment, optimizer = start(1)
     for _ in range(3):

@@ -69,8 +69,9 @@ def test_every_rule_serves(name, rule):
     assert_rule_serves(subject(name), rule)
 
 
-def steps(model, attachment, x, y, count, lr=0.0):
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+def steps(model, attachment, x, y, count, lr=0.0, feedback_lr=0.0):
+    groups = [{"params": list(model.parameters())}, {"params": list(attachment.parameters()), "lr": feedback_lr or lr}]
+    optimizer = torch.optim.SGD(groups, lr=lr)
     for _ in range(count):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
@@ -202,13 +203,13 @@ def test_lms_begins_with_the_estimate_times_its_normalised_step(batch):
 def test_dkp_is_its_gradient_written_out(batch):
     x, y = batch
     model = mlp()
-    attachment = bpfree.attach(model, bpfree.DKP(lr=0.3, decay=0.01))
+    attachment = bpfree.attach(model, bpfree.DKP(decay=0.01))
     h1 = torch.tanh(model[0](x))
     h2 = torch.tanh(model[2](h1))
     e = (model[4](h2).softmax(1) - F.one_hot(y, C)) / len(x)
     B1, B2 = torch.zeros(C, 8), torch.zeros(C, 8)
     for _ in range(2):
-        steps(model, attachment, x, y, 1)
+        steps(model, attachment, x, y, 1, feedback_lr=0.3)
         B1, B2 = (B - 0.3 * (e.T @ h + 0.01 * B) for B, h in ((B1, h1), (B2, h2)))
     assert_same([attachment.feedback[name] for name in names(attachment)], [B1.detach(), B2.detach()])
 
@@ -216,10 +217,10 @@ def test_dkp_is_its_gradient_written_out(batch):
 def test_dkp_on_a_convolution(double):
     model, x, y = convnet(), torch.randn(5, 1, 8, 8), torch.randint(0, C, (5,))
     outputs = []
-    attachment = bpfree.attach(model, bpfree.DKP(lr=0.3), taps=["3", "5"])
+    attachment = bpfree.attach(model, bpfree.DKP(), taps=["3", "5"])
     for tap in (3, 5):
         model[tap].register_forward_hook(lambda module, args, output: outputs.append(output.detach()), prepend=True)
-    steps(model, attachment, x, y, 1)
+    steps(model, attachment, x, y, 1, feedback_lr=0.3)
     with torch.no_grad():
         e = (model[7](outputs[1].flatten(1)).softmax(1) - F.one_hot(y, C)) / 5
     for name, h in zip(names(attachment), outputs, strict=True):
@@ -242,18 +243,33 @@ def test_an_optimizer_of_ones_own_takes_the_step(batch):
     model, twin = pair()
     options = {"beta": 0.1, "debiased": False}
     own = bpfree.attach(model, bpfree.FDFA(**options), seed=7)
-    other = bpfree.attach(twin, bpfree.FDFA(stepped_by="optimizer"), seed=7, example_inputs=batch[0])
+    other = bpfree.attach(twin, bpfree.FDFA(stepped_by="optimizer"), seed=7)
     feedback = torch.optim.SGD(other.parameters(), lr=0.1)
     course = torch.optim.lr_scheduler.StepLR(feedback, 100)
-    assert [parameter.shape for parameter in other.parameters()] == [(C, 8), (C, 8)]
     for _ in range(5):
         steps(model, own, *batch, 1)
         feedback.zero_grad()
-        steps(twin, other, *batch, 1)
+        F.cross_entropy(twin(batch[0]), batch[1]).backward()
         feedback.step()
         course.step()
-    for name in names(own):
-        torch.testing.assert_close(own.feedback[name], other.feedback[name].detach(), rtol=1e-12, atol=1e-14)
+    assert [parameter.shape for parameter in other.parameters()] == [(C, 8), (C, 8)]
+    for mine, theirs in zip(names(own), names(other), strict=True):
+        torch.testing.assert_close(own.feedback[mine], other.feedback[theirs].detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_feedback_that_no_optimizer_has_is_warned_about(batch):
+    model = mlp()
+    bpfree.attach(model, bpfree.DKP())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def train():
+        for _ in range(6):
+            optimizer.zero_grad()
+            F.cross_entropy(model(batch[0]), batch[1]).backward()
+            optimizer.step()
+
+    with pytest.warns(UserWarning, match="still zero: no optimizer has it"):
+        train()
 
 
 def test_channel_shared_and_low_rank_feedback_are_constant_and_smooth_in_space(double):
@@ -352,7 +368,7 @@ def test_feedback_that_diverges_is_reported_with_its_tap_before_the_weights_are_
 
 def test_a_diverging_optimizer_of_the_feedback_is_reported_too(batch):
     model = mlp()
-    attachment = bpfree.attach(model, bpfree.FDFA(stepped_by="optimizer"), example_inputs=batch[0])
+    attachment = bpfree.attach(model, bpfree.FDFA(stepped_by="optimizer"))
     feedback = torch.optim.SGD(attachment.parameters(), lr=5.0)
 
     def train():
@@ -378,9 +394,8 @@ def test_a_diverging_optimizer_of_the_feedback_is_reported_too(batch):
         (lambda: bpfree.FDFA(feedback=bpfree.Feedback()), "shared=False"),
         (lambda: bpfree.FDFA(feedback=None), "give a bpfree.Feedback"),
         (lambda: bpfree.LMS(scale=0.0), "scale=0.0"),
-        (lambda: bpfree.DKP(lr=0.0), "lr=0.0"),
         (lambda: bpfree.DKP(decay=-1.0), "decay=-1.0"),
-        (lambda: bpfree.DKP(stepped_by="me"), "stepped_by='me'"),
+        (lambda: bpfree.FDFA(stepped_by="me"), "stepped_by='me'"),
         (lambda: bpfree.Feedback(modes=0), "modes=0"),
     ],
 )
@@ -396,7 +411,7 @@ def train_on_rank(rank, rule):
     model = mlp().double()
     attachment = bpfree.attach(model, rule, seed=3)
     parallel = nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD([*model.parameters(), *attachment.parameters()], lr=0.1)
     half = slice(4 * rank, 4 * rank + 4)
     for _ in range(3):
         optimizer.zero_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ Stepper: TypeAlias = Literal["rule", "optimizer"]
 
 _DIVERGED = 1e4
 """How many times the norm that it began with, or the largest of its evidence, a matrix may have."""
+
+_PATIENCE = 5
+"""At which step a matrix that an optimizer should have moved is looked at."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,7 @@ class LearnedRule(DirectRule):
         every: Learn in every ``every``-th training pass only.
         stepped_by: ``"rule"``: B_l takes the step by itself. ``"optimizer"``: the matrices are parameters of the
             attachment, their ``.grad`` is the direction, and an optimizer of yours takes the step, with its own
-            learning rate and schedule: ``torch.optim.Adam(attachment.parameters(), 1e-4)``. They exist after
-            ``attach(..., example_inputs=...)``.
+            learning rate and schedule: ``torch.optim.Adam(attachment.parameters(), 1e-4)``.
     """
 
     feedback: Feedback = field(default_factory=lambda: Feedback(shared=False), kw_only=True)
@@ -83,9 +86,9 @@ class LearnedRule(DirectRule):
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
         """The gradient of what B_l, ``(c, m)``, descends on, given the evidence, ``(c, m)``."""
 
-    @abstractmethod
     def rate(self, size: Size) -> float:
-        """The length of the step."""
+        """The length of the step, where the rule takes it."""
+        return 1.0
 
     @property
     def begins_at_zero(self) -> bool:
@@ -130,12 +133,17 @@ class ForwardLearnedRule(LearnedRule):
 class LearnedProjection(Projection):
     """Matrices B_l that learn: ``projection[name]`` is B_l itself, scaled, of shape ``(c, m_l)``."""
 
-    def __init__(self, rule: LearnedRule, seed: int) -> None:
-        super().__init__(rule.feedback, seed)
+    def __init__(self, rule: LearnedRule, plan: Plan) -> None:
+        super().__init__(rule.feedback, plan.seed)
         self._rule = rule
+        if rule.stepped_by == "optimizer":
+            like = next(plan.model.parameters(), torch.empty(0))
+            for name in plan.taps:
+                self.reserve(name, like)
 
-    def __setitem__(self, name: str, tensor: Tensor) -> None:
-        super().__setitem__(name, nn.Parameter(tensor) if self._rule.stepped_by == "optimizer" else tensor)
+    def name(self, site: Site) -> str:
+        """Under which name a tap's matrix is kept: what an optimizer holds has its tap's name alone."""
+        return site.module if self._rule.stepped_by == "optimizer" else super().name(site)
 
     def _drawn(self, name: str, matrix: Tensor) -> Tensor:
         if self._rule.begins_at_zero:
@@ -158,7 +166,7 @@ class LearnedMechanism(DirectMechanism):
 
     def __init__(self, rule: LearnedRule, plan: Plan) -> None:
         super().__init__(rule, plan)
-        self.feedback = LearnedProjection(rule, plan.seed)
+        self.feedback = LearnedProjection(rule, plan)
         self.averages = LateBuffers(passes=0, steps=0)
         self.norms = LateBuffers()
         self._usual: dict[str, float] = {}
@@ -201,10 +209,19 @@ class LearnedMechanism(DirectMechanism):
         matrix = self.feedback[name]
         direction = self.rule.direction(matrix.detach(), evidence)
         if isinstance(matrix, nn.Parameter):
+            self._expect_steps(name, matrix, size)
             matrix.grad = direction if matrix.grad is None else matrix.grad + direction
         else:
             matrix.sub_(direction, alpha=self.rule.rate(size))
         self._check(name, matrix, evidence)
+
+    def _expect_steps(self, name: str, matrix: Tensor, size: Size) -> None:
+        if size.step == _PATIENCE and self.rule.begins_at_zero and not bool(matrix.any()):
+            warnings.warn(
+                f"the feedback of tap {name!r} has had a gradient for {_PATIENCE - 1} steps and is still zero: no "
+                "optimizer has it. Give it one: torch.optim.Adam(attachment.parameters(), 1e-4).",
+                stacklevel=2,
+            )
 
     def _check(self, name: str, matrix: Tensor, evidence: Tensor) -> None:
         norm = matrix.detach().norm()
@@ -214,7 +231,7 @@ class LearnedMechanism(DirectMechanism):
             self._usual[name] = usual
             if not math.isfinite(norm) or float(norm) > _DIVERGED * usual:
                 raise FeedbackDivergedError(
-                    f"the feedback of tap {name.rpartition(':')[0]!r} diverges: its norm is {float(norm):.1e}, that of "
+                    f"the feedback of tap {name.partition(':')[0]!r} diverges: its norm is {float(norm):.1e}, that of "
                     f"what it learns from at most {usual:.1e}. No signal was sent, and the weights are as they were. "
                     f"Lower the learning rate of {type(self.rule).__name__}'s feedback."
                 )
@@ -255,7 +272,7 @@ class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
         return self._learning
 
     def _seed(self) -> int:
-        return derived_seed(self.plan.seed, "perturbations", self.averages.numbers["passes"], rank())
+        return derived_seed(self.feedback.numbers["seed"], "perturbations", self.averages.numbers["passes"], rank())
 
     def _seen(self, pending: Pending, observation: Observation) -> None:
         # The evidence is far smaller than the perturbations, which need not wait for the error.

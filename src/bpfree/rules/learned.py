@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -18,6 +18,7 @@ from bpfree.mechanisms.learned import (
     LearnedMechanism,
     LearnedRule,
     Size,
+    Stepper,
 )
 from bpfree.plan import Plan
 
@@ -184,20 +185,19 @@ class LMS(ForwardLearnedRule):
 class DKP(LearnedRule):
     """Direct Kolen-Pollack: B_l learns as a layer would that led from h_l straight to the output.
 
-    Its gradient is sum_b e_b (x) h_b,l + decay B. No estimating pass. Source: Webster, Choi and Ahn 2020.
+    Its gradient is sum_b e_b (x) h_b,l + decay B. The matrices are parameters of the attachment: give them to an
+    optimizer, ``torch.optim.Adam([*model.parameters(), *attachment.parameters()])``. No estimating pass. Source:
+    Webster, Choi and Ahn 2020.
 
     Args:
-        lr: The step of the feedback, where the rule takes it.
         decay: The decay of B.
     """
 
-    lr: float = 0.1
     decay: float = 1e-6
+    stepped_by: Stepper = field(default="optimizer", init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.lr > 0:
-            raise OptionError(f"lr={self.lr} must be positive.")
         if self.decay < 0:
             raise OptionError(f"decay={self.decay} is negative.")
 
@@ -208,7 +208,3 @@ class DKP(LearnedRule):
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
         """e^T h + decay B, shape ``(c, m)``."""
         return torch.add(evidence, matrix, alpha=self.decay)
-
-    def rate(self, size: Size) -> float:
-        """The learning rate."""
-        return self.lr
