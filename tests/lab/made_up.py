@@ -85,6 +85,7 @@ def run(label: str, seed: int, epochs: int, taps: list[str], n_filters: int, n_p
         "accuracy": records[-1]["eval_accuracy"] if records else None,
         "seconds_per_epoch": 8.1 * time,
         "peak_memory_bytes": int(memory * 2**20),
+        "feedback_bytes": 81920,
         "parameters": 1863690,
         "filters": stripes(n_filters, luck) if seed == 0 and n_filters else None,
         "filters_shape": [SIDE, SIDE] if seed == 0 and n_filters else None,
@@ -186,5 +187,6 @@ def summary(label: str, runs: list[dict[str, Any]], low: float | None, high: flo
         "time_relative_to_bp": RULES[label][3],
         "seconds_per_epoch": 8.1 * RULES[label][3],
         "peak_memory_bytes": runs[0]["peak_memory_bytes"],
+        "feedback_bytes": runs[0]["feedback_bytes"],
         "seeds": len(runs),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch.utils.data import DataLoader
 
@@ -44,3 +46,15 @@ def test_a_batch_is_the_images_at_its_indices_and_draws_nothing() -> None:
 def test_evaluation_is_in_order() -> None:
     assert [index.tolist() for index in InOrder(5, 2)] == [[0, 1], [2, 3], [4]]
     assert len(InOrder(5, 2)) == 3
+
+
+def test_epochs_of_so_many_steps_follow_each_other_through_the_passes() -> None:
+    passes = [order(3, number) for number in range(4)]
+    sampler = Shuffled(10, 4, seed=3, steps=5)
+    found = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        assert len(list(sampler)) == len(sampler) == 5
+        found += [index.tolist() for index in sampler]
+    # Ten batches of 4, 4, 2, 4, 4, 2, ...: three passes and the first batch of the fourth.
+    assert list(itertools.chain.from_iterable(found)) == [*passes[0], *passes[1], *passes[2], *passes[3][:4]]

@@ -61,10 +61,14 @@ def test_compare_from_end_to_end() -> None:
     exact = written["runs"][0]["epochs"][-1]["alignment"]
     assert [tap["cosine_mean"] for tap in exact] == pytest.approx([1.0, 1.0])
     assert written["runs"][1]["epochs"][-1]["alignment"][0]["cosine_mean"] is None
+    assert written["runs"][0]["alignment_mean"] == pytest.approx(1.0)
+    assert written["runs"][1]["alignment_mean"] is None
+    # The feedback of DFA is one matrix for both taps, 4 classes x 16 units.
+    assert [entry["feedback_bytes"] for entry in written["summary"]] == [0, 0, 4 * 4 * 16]
     assert (folder / "report.html").stat().st_size < 3e6
     shown = text.getvalue()
     assert "\x1b" not in shown
-    for expected in ("DFA, seed 1, epoch 2/2: test accuracy", "[6/6]", "recovery", "report.html"):
+    for expected in ("DFA, seed 1, epoch 2/2: test accuracy", "[6/6]", "recovery", "feedback MiB", "report.html"):
         assert expected in shown
 
 
@@ -115,10 +119,30 @@ settings:
     mine = labels["Mine"].rule.rule
     assert (type(mine).__name__, mine.gain, mine.feedback) == ("Scaled", 2.0, bpfree.Feedback(shared=False))
     assert labels["uSF"].rule.rule == bpfree.SignSymmetry("uniform")
-    assert labels["BP"].model["init_args"] == {"channels": [32, 64, 64], "hidden": 32, "activation": "relu"}
+    model = {"channels": [32, 64, 64], "hidden": 32, "activation": "relu", "negative_slope": 0.01}
+    assert labels["BP"].model["init_args"] == model
     # The command in the report asks for the same.
     again = ask(shlex.split(command_line("compare", parsed))[1:])
     assert plan_runs(again) == plan_runs(parsed)
+
+
+def test_windows_are_for_direct_rules_and_differ_by_label() -> None:
+    asked = ["--rules", "BP", "Shallow", "FA", "DFA", "DFA2", "DFA1", "--seeds", "1", "--window", "4"]
+    asked += ["--settings.DFA2.rule", "DFA", "--settings.DFA2.window", "2"]
+    asked += ["--settings.DFA1.rule", "DFA", "--settings.DFA1.window", "1"]
+    parsed = ask(["compare", *asked])
+    found = {entry.label: entry.rule.window for entry in plan_runs(parsed)}
+    assert found == {"BP": 1, "Shallow": 1, "FA": 1, "DFA": 4, "DFA2": 2, "DFA1": 1}
+    described = {entry.label: entry.rule.describe() for entry in plan_runs(parsed)}
+    assert described["DFA2"]["window"] == 2
+    assert "window" not in described["DFA1"]
+    assert plan_runs(ask(shlex.split(command_line("compare", parsed))[1:])) == plan_runs(parsed)
+
+
+@pytest.mark.parametrize(("label", "window"), [("DFA", 0), ("BP", 2), ("FA", 2)])
+def test_windows_that_mean_nothing(label: str, window: int) -> None:
+    with pytest.raises(SettingsError, match=f"window {window}"):
+        rule_settings(label, {label: RuleOverrides(window=window)})
 
 
 def ask(arguments: list[str]) -> CompareOptions:

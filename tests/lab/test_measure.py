@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.measure import input_share, paired_ratio, peak_bytes
+from bpfree.lab.measure import input_share, paired_ratio, peak_bytes, stored_bytes
 
 MIB = 2**20
 
@@ -53,6 +53,13 @@ def test_peak_includes_the_backward_pass() -> None:
         (x * x).exp().sum().backward()
 
     assert peak_bytes(step) >= 3 * MIB
+
+
+def test_what_a_module_stores() -> None:
+    module = torch.nn.Linear(3, 2)  # 8 float32
+    module.register_buffer("kept", torch.zeros(5, dtype=torch.uint8))
+    module.extra = torch.zeros(9)  # neither parameter nor buffer
+    assert stored_bytes(module) == 8 * 4 + 5
 
 
 def test_ratio_of_known_waits() -> None:

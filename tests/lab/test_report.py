@@ -104,6 +104,7 @@ def test_every_rule_number_and_setting_is_on_the_page(small: dict[str, Any], pag
         assert row["label"] in text
         assert f"{row['accuracy_mean']:.2f} ± {row['accuracy_std']:.2f}" in text
         assert f"{row['peak_memory_bytes'] / 1024**2:.1f}" in text
+        assert f"{row['feedback_bytes'] / 1024**2:.2f}" in text
     for tap in small["summary"][0]["alignment"]:
         assert f"Tap {tap['name']}" in text
     for expected in (
@@ -165,6 +166,7 @@ def test_missing_values_become_dashes(small: dict[str, Any], tmp_path: Path) -> 
     bare = copy.deepcopy(small)
     for row in bare["summary"]:
         row.update(accuracy_std=None, recovery=None, time_relative_to_bp=float("nan"), peak_memory_bytes=None)
+        del row["feedback_bytes"]  # of a comparison that did not measure it
         row["alignment"] = [{"name": "1", "cosine_mean": None}]
     for run in bare["runs"]:
         run.update(filters=None, filters_shape=None, embedding=None, parameters=None)

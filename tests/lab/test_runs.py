@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -133,6 +134,7 @@ def test_every_setting_and_the_data_are_in_the_name() -> None:
         replace(settings, rule=replace(settings.rule, lr=0.5)),
         replace(settings, rule=replace(settings.rule, optimizer="SGD")),
         replace(settings, rule=replace(settings.rule, schedule="constant")),
+        replace(settings, rule=replace(settings.rule, window=2)),
         replace(settings, rule=RuleSettings(rule=bpfree.DFA(error="sign"), lr=settings.rule.lr)),
         replace(settings, rule=RuleSettings(rule=bpfree.DRTP(), lr=settings.rule.lr)),
         replace(
@@ -182,6 +184,48 @@ def test_the_record_holds_what_reports_read(tmp_path: Path) -> None:
     assert record["embedding"]["layer"] == "5"
     # At least the gradients of the weights are held at the end of the backward pass, 4 bytes each.
     assert record["peak_memory_bytes"] >= 4 * record["parameters"]
+    assert record["feedback_bytes"] == 4 * 4 * 16
+    assert record["alignment_mean"] == pytest.approx(
+        statistics.fmean(tap["cosine_mean"] for tap in record["epochs"][-1]["alignment"])
+    )
+
+
+def test_a_window_reaches_the_rule() -> None:
+    task = runs._task(tiny.settings(rule=replace(rule_settings("DFA"), window=3)), tiny.splits())
+    x, y = tiny.splits().train.x[:8], tiny.splits().train.y[:8]
+    task.model.eval()
+    torch.nn.functional.cross_entropy(task(x), y).backward()
+    found = [weight.grad.clone() for weight in task.model.parameters()]
+    task.model.zero_grad()
+    # Two taps: a window of three is as deep as the network, which makes it backpropagation.
+    with task.attachment.paused():
+        torch.nn.functional.cross_entropy(task(x), y).backward()
+    for gradient, weight in zip(found, task.model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, weight.grad)
+
+
+class Weighted(bpfree.BP):
+    """A rule with a weight of its own, whose gradient it sets, as rules with learned backward weights do."""
+
+    def mechanism(self, plan: Any) -> Any:
+        mechanism = super().mechanism(plan)
+        mechanism.own = torch.nn.Parameter(torch.ones(3))
+        return mechanism
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "SGD"])
+def test_weights_of_the_rule_are_optimized_as_the_models(optimizer: str) -> None:
+    rule = RuleSettings(rule=Weighted(), optimizer=optimizer, lr=0.5, weight_decay=0.1)
+    task = runs._task(tiny.settings(rule=rule), tiny.splits())
+    own = task.attachment.mechanism.own
+    made = task.optimizer()
+    (group,) = made.param_groups
+    assert [weight is own for weight in group["params"]] == [False] * len(list(task.model.parameters())) + [True]
+    own.grad = torch.ones(3)
+    made.step()
+    # The first step of Adam is lr, of SGD lr times the gradient; decay is in the gradient, or beside it for AdamW.
+    expected = {"Adam": 1 - 0.5, "AdamW": 1 - 0.5 - 0.05, "SGD": 1 - 0.5 * 1.1}[optimizer]
+    torch.testing.assert_close(own.detach(), torch.full((3,), expected))
 
 
 def test_the_rule_learns(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from bpfree.lab.summary import deviation, recovery, summarize
+from bpfree.lab.summary import deviation, mean_cosine, recovery, summarize
 
 
 def tap(name: str, cosine: float | None, valid: int = 10) -> dict:
@@ -20,6 +20,7 @@ def run(label: str, seed: int, accuracy: float, seconds: float, memory: int, cos
         "accuracy": accuracy,
         "seconds_per_epoch": seconds,
         "peak_memory_bytes": memory,
+        "feedback_bytes": 2 * memory,
         "epochs": [{"alignment": [tap("a", 0.9)]}, {"alignment": cosines}],
     }
 
@@ -45,6 +46,7 @@ def test_summary_of_known_runs() -> None:
     assert dfa["time_relative_to_bp"] == pytest.approx(0.7)
     assert dfa["seconds_per_epoch"] == 11.0
     assert dfa["peak_memory_bytes"] == 100
+    assert dfa["feedback_bytes"] == 200
     assert dfa["seeds"] == 2
     assert [entry["name"] for entry in dfa["alignment"]] == ["a", "b"]
     assert [entry["cosine_mean"] for entry in dfa["alignment"]] == pytest.approx([0.3, 0.5])
@@ -64,6 +66,9 @@ def test_the_order_is_that_of_the_labels() -> None:
 
 
 def test_limits() -> None:
+    assert mean_cosine([tap("a", 0.25), tap("b", math.nan, 0), tap("c", 0.75)]) == 0.5
+    assert mean_cosine([tap("a", None, 0)]) is None
+    assert mean_cosine([]) is None
     assert deviation([3.0]) is None
     assert recovery(1.0, 2.0, 2.0) is None
     assert recovery(50.0, 98.0, 90.0) == -5.0

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bpfree.lab.data import Images, Splits
+from bpfree.lab.data import Images, Normalization, Splits
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.settings import RunSettings, rule_settings
 
@@ -18,7 +18,8 @@ def splits() -> Splits:
     x = 0.5 * torch.randn(300, 1, 8, 8, generator=generator)
     x[torch.arange(300), 0, 2 * y] += 1.0
     train, test = Images(x[:240], y[:240]), Images(x[240:], y[240:])
-    return Splits("tiny", train, test, classes=4, normalization=(0.0, 1.0), checksums={"made up": "0"})
+    normalization = Normalization((0.0,), (1.0,))
+    return Splits("tiny", train, test, classes=4, normalization=normalization, checksums={"made up": "0"})
 
 
 def settings(label: str = "DFA", **changes: Any) -> RunSettings:

@@ -10,7 +10,7 @@ from typing import Any
 import bpfree
 from bpfree.errors import BpfreeError
 from bpfree.lab.options import CompareOptions, Options, TrainOptions
-from bpfree.lab.parser import Parser, add_options, read_options, summary
+from bpfree.lab.parser import Parser, add_options, read_options, summary, with_model
 
 _DESCRIPTION = """Train neural networks without backpropagation, and see what that costs and buys.
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     parser, commands = make_parser()
-    parsed = parser.parse_args(None if arguments is None else list(arguments))
+    parsed = parser.parse_args(with_model(sys.argv[1:] if arguments is None else arguments))
     name = parsed.command
     try:
         options = read_options(commands[name], parsed[name], _COMMANDS[name])

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from bpfree.lab import environment
-from bpfree.lab.data import Splits, load
+from bpfree.lab.data import Data, load
 from bpfree.lab.files import write_json
 from bpfree.lab.options import CompareOptions, command_line
 from bpfree.lab.runs import Places, run
@@ -25,8 +25,8 @@ from bpfree.lab.terminal import Display
 FORMAT = "bpfree-comparison/1"
 _WARM_STEPS = 20
 _OF_A_RUN = (
-    "label", "seed", "epochs", "accuracy", "seconds_per_epoch", "peak_memory_bytes", "parameters", "filters",
-    "filters_shape", "embedding",
+    "label", "seed", "epochs", "alignment_mean", "seconds_per_epoch", "peak_memory_bytes", "feedback_bytes",
+    "parameters", "filters", "filters_shape", "embedding",
 )  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def compare(options: CompareOptions, console: Console | None = None) -> dict[str
     """
     # Everything that can be wrong with the request is found before the first hour of training.
     plan = plan_runs(options)
-    splits = load(options.data, options.data_dir, validation=options.validation)
+    splits = load(options.data, options.data_dir, validation=options.validation, text=options.text)
     directory = options.directory()
     records = _run_all(plan, splits, directory / "runs", console)
     comparison = assemble(options, plan, records, splits)
@@ -66,12 +66,12 @@ def plan_runs(options: CompareOptions) -> list[RunSettings]:
     """All runs, seed by seed: what slows the machine down for a while then falls on every rule."""
     seeds = options.seed_list()
     return [
-        options.run(label, seed, details=seed == seeds[0]) for seed in seeds for label in options.rules
+        options.run(label, seed, details=seed == seeds[0]) for seed in seeds for label in options.labels()
     ]  # fmt: skip
 
 
 def _run_all(
-    plan: Sequence[RunSettings], splits: Splits, directory: Path, console: Console | None
+    plan: Sequence[RunSettings], splits: Data, directory: Path, console: Console | None
 ) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     with Display(console, runs=len(plan), measured_on=splits.measured_on) as display:
@@ -82,44 +82,52 @@ def _run_all(
                 warm_up(settings, splits)
                 cold = False
             records.append(run(settings, splits, directory, display=display))
-            display.finish(records[-1], known=known)
+            display.finish(settings, records[-1], known=known)
     return records
 
 
-def warm_up(settings: RunSettings, splits: Splits) -> None:
+def warm_up(settings: RunSettings, splits: Data) -> None:
     """Train a few steps and forget them: what a process does for the first time must not count against one rule."""
     few = splits.train.take(torch.arange(min(len(splits.train), _WARM_STEPS * settings.batch_size)))
     with tempfile.TemporaryDirectory() as folder:
-        run(replace(settings, epochs=1, details=False), replace(splits, train=few), Path(folder))
+        run(replace(settings, epochs=1, steps=None, details=False), replace(splits, train=few), Path(folder))
 
 
 def assemble(
-    options: CompareOptions, plan: Sequence[RunSettings], records: Sequence[Mapping[str, Any]], splits: Splits
+    options: CompareOptions, plan: Sequence[RunSettings], records: Sequence[Mapping[str, Any]], splits: Data
 ) -> dict[str, Any]:
     """The comparison in the form ``bpfree-comparison/1``."""
     data = splits.describe()
-    first = plan[0]
+    first, task = plan[0], options.task()
     return {
         "format": FORMAT,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command_line("compare", options),
+        "task": task.name,
         "settings": {
-            "data": {"name": options.data, "validation": options.validation, "normalization": data["normalization"]},
+            "data": _data_settings(options, data),
             "model": first.model,
             "taps": first.taps,
             "error_at": first.error_at,
-            "epochs": options.epochs,
-            "batch_size": options.batch_size,
+            **first.length.describe(),
+            "batch_size": first.batch_size,
             "seeds": options.seed_list(),
             "measured_on": splits.measured_on,
             "rules": {settings.label: settings.rule.describe() for settings in plan},
         },
         "environment": environment.describe(),
-        "data": {key: data[key] for key in ("name", "n_train", "n_eval", "classes", "shape", "checksums")},
-        "runs": [{key: record[key] for key in _OF_A_RUN} | {"label": settings.label}
+        "data": {key: value for key, value in data.items() if key not in ("measured_on", "normalization")},
+        "runs": [{key: record[key] for key in (*_OF_A_RUN, task.metric.name)} | {"label": settings.label}
                  for settings, record in zip(plan, records, strict=True)],
-        "summary": summarize(records, options.rules),
+        "summary": summarize(records, options.labels(), task.metric),
     }  # fmt: skip
+
+
+def _data_settings(options: CompareOptions, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What was done to the data; how text was read stands among its facts."""
+    if options.data == "text":
+        return {"name": options.data}
+    return {"name": options.data, "validation": options.validation, "normalization": data["normalization"]}
 
 
 def _report(comparison: dict[str, Any], directory: Path) -> Path:

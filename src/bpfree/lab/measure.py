@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from bpfree.lab.errors import SettingsError
@@ -40,6 +41,11 @@ def peak_bytes(step: Callable[[], object], device: str | torch.device = "cpu") -
         kept = step()
     del kept  # what the step returns is alive at its end and belongs to it
     return max(0, max(accumulate(_allocations(profiler)), default=0))
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """What the parameters and buffers of ``module`` take, in bytes; of a rule's attachment, the feedback."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*module.parameters(), *module.buffers()])
 
 
 def _cuda_peak(step: Callable[[], object], device: str | torch.device) -> int:

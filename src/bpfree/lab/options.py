@@ -12,17 +12,19 @@ from typing import Any
 import torch
 
 import bpfree
+from bpfree.lab.data.text import TextSettings
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.settings import (
-    DEFAULT_RULES,
     RuleOverrides,
     RunSettings,
+    Schedule,
     import_path,
     plain,
     rule_options,
     rule_settings,
 )
+from bpfree.lab.tasks import Task, task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,35 +32,52 @@ class Options:
     """What both commands take.
 
     Args:
-        data: The data set: digits (5,000 real handwritten digits that come with an installed package, no network) or
-            mnist (all 70,000).
-        data_dir: The folder with the original files of MNIST; without it they are downloaded once.
+        data: The data set: digits (5,000 real handwritten digits that come with an installed package, no network),
+            mnist (all 70,000), cifar10 (60,000 photographs, 3 x 32 x 32) or text (language modelling on any text).
+        data_dir: The folder with the original files of MNIST, which are downloaded once without it, or with those of
+            CIFAR-10 (cifar-10-batches-py), which are not. For text, the folder with the files train, valid and test
+            (.txt or .txt.gz), one sentence or paragraph a line.
+        text: How text is read.
         validation: Hold out this many training images and measure on them in place of the test set. Choose settings
             this way; then measure once on the test set.
-        epochs: Passes over the training images.
-        batch_size: Images a step.
-        lr: A learning rate for every rule that has none in --settings; without it, that of each rule's preset.
+        epochs: Passes over the training data, with an evaluation after each; by default 5 for images.
+        steps: Steps of a run, in place of epochs; by default 800 for text.
+        evaluations: How many times a run that is counted in steps is evaluated, at even distances.
+        batch_size: Images or sequences a step; by default 128 images or 16 sequences.
+        lr: A learning rate for every rule that has none in --settings; without it, that of each rule's preset for
+            images, and 1e-3 for text.
+        schedule: The learning rate's course for every rule that has none in --settings; without it, that of each
+            rule's preset for images (cosine), and constant for text.
+        window: Layers learn from the signal window - 1 taps further up, carried down to them by ordinary
+            backpropagation; 1 is the plain rule. For every direct rule but Shallow that has none in --settings.
         settings: What differs from a rule's preset, by label. For example --settings.DFA.lr 1e-4,
-            --settings.DFA.optimizer SGD, --settings.Mine.rule my_file.MyRule.
+            --settings.DFA.optimizer SGD, --settings.DFA.window 2, --settings.Mine.rule my_file.MyRule.
         threads: Threads that torch computes with; by default its own choice.
         out: The folder for results; a name in runs/ by default.
-        model: The network: MLP, CNN, or any torch.nn.Module by import path. Its arguments follow as --model.NAME; those
-            called shape and classes come from the data.
-        taps: Names or glob patterns of the modules of the network after which feedback enters; by default every
-            non-linearity.
-        error_at: The name of the module at whose output the error is taken; by default the network's output.
+        model: The network: MLP (by default for images), CNN, CausalTransformer (by default for text), or any
+            torch.nn.Module by import path. Its arguments follow as --model.NAME; those called shape and classes come
+            from the data.
+        taps: Names or glob patterns of the modules of the network after which feedback enters; by default what the
+            network suggests (suggested_taps of its class), or every non-linearity.
+        error_at: The name of the module at whose output the error is taken; by default what the network suggests
+            (suggested_error_at of its class), or its output.
     """
 
     data: str = "digits"
     data_dir: str | None = None
     validation: int = 0
-    epochs: int = 5
-    batch_size: int = 128
+    text: TextSettings = field(default_factory=TextSettings)
+    epochs: int | None = None
+    steps: int | None = None
+    evaluations: int = 8
+    batch_size: int | None = None
     lr: float | None = None
+    schedule: Schedule | None = None
+    window: int = 1
     settings: dict[str, RuleOverrides] = field(default_factory=dict)
     threads: int | None = None
     out: str | None = None
-    model: ModelSettings = field(default_factory=ModelSettings)
+    model: ModelSettings | None = None
     taps: list[str] | None = None
     error_at: str | None = None
 
@@ -68,18 +87,43 @@ class Options:
         Raises:
             SettingsError: A value means nothing.
         """
+        task = self.task()
+        model = self.model or ModelSettings(task.model)
+        lr = task.lr if self.lr is None else self.lr
+        epochs, steps = self.length()
         return RunSettings(
             label=label,
             seed=seed,
-            rule=rule_settings(label, self.settings, self.lr),
-            model=self.model.describe(),
-            taps=self.taps,
-            error_at=self.error_at,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
+            rule=rule_settings(label, self.settings, lr, self.window, self.schedule or task.schedule),
+            model=model.describe(),
+            task=task.name,
+            taps=self.taps or model.suggestion("taps"),
+            error_at=self.error_at or model.suggestion("error_at"),
+            epochs=epochs,
+            steps=steps,
+            batch_size=task.batch_size if self.batch_size is None else self.batch_size,
             threads=self.threads or torch.get_num_threads(),
             details=details,
         )
+
+    def task(self) -> Task:
+        """What is done with the data."""
+        return task_of(self.data)
+
+    def length(self) -> tuple[int, int | None]:
+        """The parts that a run has, and its steps if it is counted in those.
+
+        Raises:
+            SettingsError: It is to be counted in both, or is never evaluated.
+        """
+        if self.evaluations < 1:
+            raise SettingsError(f"--evaluations {self.evaluations} must be at least 1.")
+        if self.epochs is not None and self.steps is not None:
+            raise SettingsError(f"--epochs {self.epochs} --steps {self.steps}: give one of the two.")
+        epochs, steps = self.epochs, self.steps
+        if epochs is None and steps is None:
+            epochs, steps = self.task().epochs, self.task().steps
+        return (self.evaluations, steps) if epochs is None else (epochs, None)
 
     def directory(self) -> Path:
         """The folder for results."""
@@ -96,23 +140,29 @@ class CompareOptions(Options):
 
     Args:
         rules: The labels of the rules, in the table's order: BP, Shallow (the frozen control), FA, uSF, frSF, brSF,
-            DFA, sDFA, "ternary DFA", DRTP, or labels of your own that --settings explains.
+            DFA, sDFA, "ternary DFA", DRTP, or labels of your own that --settings explains. By default BP, Shallow, FA,
+            uSF, DFA and DRTP for images, and BP, Shallow and DFA for text.
         seeds: How many seeds (0, 1, ...), or a list of them such as [0, 5].
     """
 
-    rules: list[str] = field(default_factory=lambda: list(DEFAULT_RULES))
+    rules: list[str] | None = None
     seeds: int | list[int] = 3
 
     def __post_init__(self) -> None:
-        if not self.rules or len(set(self.rules)) < len(self.rules):
-            raise SettingsError(f"--rules {' '.join(self.rules)}: name at least one rule, and each only once.")
+        labels = self.labels()
+        if not labels or len(set(labels)) < len(labels):
+            raise SettingsError(f"--rules {' '.join(labels)}: name at least one rule, and each only once.")
         chosen = self.seed_list()
         if not chosen or len(set(chosen)) < len(chosen):
             raise SettingsError(f"--seeds {self.seeds}: give at least one seed, and each only once.")
         for label in self.settings:
-            if label not in self.rules:
-                hint = bpfree.errors.nearest(label, self.rules)
+            if label not in labels:
+                hint = bpfree.errors.nearest(label, labels)
                 raise SettingsError(f"--settings.{label}: no rule of this name is compared. {hint}")
+
+    def labels(self) -> list[str]:
+        """The labels of the rules."""
+        return list(self.task().rules if self.rules is None else self.rules)
 
     def seed_list(self) -> list[int]:
         """The seeds."""
@@ -148,7 +198,7 @@ def command_line(command: str, options: Options) -> str:
     for entry in fields(options):
         value, default = getattr(options, entry.name), getattr(type(options)(), entry.name)
         if isinstance(value, ModelSettings):
-            value, default = value.describe(), default.describe()
+            value = value.describe()
         if value != default:
             words += [f"--{entry.name.replace('_', '-')}", *_words(value)]
     return shlex.join(words)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import itertools
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, NoReturn, get_type_hints
 
@@ -18,6 +19,7 @@ from torch import nn
 from bpfree.errors import nearest
 from bpfree.lab.models.build import FROM_DATA, ModelSettings
 from bpfree.lab.options import Options
+from bpfree.lab.tasks import task_of
 
 _WORDS = {"rules": "LABEL", "taps": "NAME"}
 """Options that take several words, and what one of them is called."""
@@ -83,7 +85,7 @@ def add_options(parser: Parser, kind: type[Options]) -> None:
         if entry.name == "model":
             parser.add_subclass_arguments(
                 nn.Module, "model", as_group=False, instantiate=False, required=False, skip=set(FROM_DATA),
-                default={"class_path": ModelSettings().class_path}, help=text,
+                help=text,
             )  # fmt: skip
         elif entry.name in _WORDS:
             parser.add_argument(
@@ -103,9 +105,23 @@ def read_options(parser: Parser, parsed: Namespace, kind: type[Options]) -> Opti
     """
     values = parser.instantiate(parsed).as_dict()
     # As it was given: the model is built anew in every run, after that run's seed is set.
-    model = parsed.model.as_dict()
+    model = parsed.model and ModelSettings(parsed.model.class_path, parsed.model.as_dict().get("init_args", {}))
     given = {entry.name: values[entry.name] for entry in fields(kind) if entry.name != "model"}
-    return kind(**given, model=ModelSettings(model["class_path"], model.get("init_args", {})))
+    return kind(**given, model=model)
+
+
+def with_model(arguments: Sequence[str]) -> list[str]:
+    """The command line, with the model that is meant where arguments of it are given and no model is.
+
+    jsonargparse would take it from a default, but would also hand that default's arguments on to any other model that
+    has some of the same name.
+    """
+    words = [argument.partition("=")[0] for argument in arguments]
+    if "--model" in words or not any(word.startswith("--model.") for word in words):
+        return list(arguments)
+    following = dict(itertools.pairwise(arguments))
+    data = next((word[7:] for word in arguments if word.startswith("--data=")), following.get("--data", Options.data))
+    return [*arguments[:1], "--model", ModelSettings(task_of(data).model).full_path, *arguments[1:]]
 
 
 def summary(kind: type[Options]) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -17,21 +16,22 @@ from lightning.pytorch.loggers import CSVLogger
 
 from bpfree.errors import BpfreeError
 from bpfree.lab import environment
-from bpfree.lab.data import Splits
 from bpfree.lab.data.batches import InOrder, Shuffled, batches
+from bpfree.lab.data.samples import Data
 from bpfree.lab.errors import RunError
 from bpfree.lab.files import read_json, replacing, write_json
-from bpfree.lab.measure import peak_bytes
+from bpfree.lab.measure import peak_bytes, stored_bytes
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.quiet import quiet
 from bpfree.lab.settings import RunSettings
-from bpfree.lab.tasks.pictures import embedding, filters
+from bpfree.lab.summary import mean_cosine
+from bpfree.lab.tasks import TASKS
+from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.records import EpochRecords, TrainingSeconds
-from bpfree.lab.tasks.vision import Classification
 from bpfree.lab.terminal import Display, ShowProgress
 
-_EVALUATION_BATCH = 1000
 _WARM_STEPS = 3
+_PICTURES = dict.fromkeys(("filters", "filters_shape", "embedding"))  # what a record says where none were asked for
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Places:
     folder: Path
 
     @classmethod
-    def of(cls, settings: RunSettings, splits: Splits, directory: Path) -> Places:
+    def of(cls, settings: RunSettings, splits: Data, directory: Path) -> Places:
         """The places of this run in ``directory``. Other settings or other data have other places."""
         name = settings.name(splits.describe())
         folder = directory / name
@@ -58,7 +58,7 @@ class Places:
 
 def run(
     settings: RunSettings,
-    splits: Splits,
+    splits: Data,
     directory: Path,
     *,
     display: Display | None = None,
@@ -96,38 +96,43 @@ def run(
     return record
 
 
-def _train(settings: RunSettings, splits: Splits, places: Places, display: Display) -> dict[str, Any]:
-    train = batches(splits.train, Shuffled(len(splits.train), settings.batch_size, settings.seed))
-    evaluation = batches(splits.evaluation, InOrder(len(splits.evaluation), _EVALUATION_BATCH))
-    display.begin(settings.label, settings.seed, settings.epochs, len(train))
+def _train(settings: RunSettings, splits: Data, places: Places, display: Display) -> dict[str, Any]:
+    of_task, n = TASKS[settings.task], len(splits.train)
+    train = batches(splits.train, Shuffled(n, settings.batch_size, settings.seed, settings.length.steps))
+    evaluation = batches(splits.evaluation, InOrder(len(splits.evaluation), of_task.evaluation_batch))
+    display.begin(settings, len(train))
     peak = _step_memory(settings, splits)
     task, clock = _task(settings, splits), TrainingSeconds()
-    records = EpochRecords(splits.evaluation, clock, display.epoch)
+    first = splits.evaluation.take(torch.arange(min(len(splits.evaluation), of_task.alignment_samples)))
+    records = EpochRecords(first, clock, display.epoch)
     trainer = _trainer(settings, places, [clock, records, ShowProgress(display)])
     _fit(trainer, task, (train, evaluation), places)
     return {
         "label": settings.label,
         "seed": settings.seed,
         "epochs": records.epochs,
-        "accuracy": records.epochs[-1]["eval_accuracy"],
+        of_task.metric.name: records.epochs[-1][f"eval_{of_task.metric.name}"],
         "seconds_per_epoch": statistics.median(epoch["seconds"] for epoch in records.epochs),
+        "alignment_mean": mean_cosine(records.epochs[-1]["alignment"]),
         "peak_memory_bytes": peak,
+        "feedback_bytes": stored_bytes(task.attachment),
         "parameters": sum(weight.numel() for weight in task.model.parameters()),
-        **_pictures(settings, splits, task),
+        **_PICTURES,
+        **(task.pictures(splits) if settings.details else {}),
         "settings": settings.rule.describe() | {"model": settings.model, "batch_size": settings.batch_size},
         "data": splits.describe(),
         "environment": environment.describe(),
     }
 
 
-def _task(settings: RunSettings, splits: Splits) -> Classification:
+def _task(settings: RunSettings, splits: Data) -> Learner:
     """The model, its weights drawn from the run's seed alone, and its rule, which draws from a generator of its own."""
     seed_everything(settings.seed, verbose=False)
     model = ModelSettings(**settings.model).build(splits.shape, splits.classes)
-    return Classification(model, settings, classes=splits.classes)
+    return TASKS[settings.task].learner_class()(model, settings, splits)
 
 
-def _step_memory(settings: RunSettings, splits: Splits) -> int:
+def _step_memory(settings: RunSettings, splits: Data) -> int:
     """The allocator's peak during one training step, on a task made for this. Warms the machine up by the way."""
     task = _task(settings, splits).to(_device())
     optimizer = task.optimizer()
@@ -135,7 +140,7 @@ def _step_memory(settings: RunSettings, splits: Splits) -> int:
 
     def step() -> None:
         task.attachment.targets(y)
-        F.cross_entropy(task(x), y).backward()
+        task.loss(task(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -164,7 +169,7 @@ def _trainer(settings: RunSettings, places: Places, callbacks: list[Callback]) -
     )
 
 
-def _fit(trainer: Trainer, task: Classification, loaders: tuple[Any, Any], places: Places) -> None:
+def _fit(trainer: Trainer, task: Learner, loaders: tuple[Any, Any], places: Places) -> None:
     """Train from the beginning, or from the checkpoint that an interrupted run has left.
 
     Raises:
@@ -178,13 +183,6 @@ def _fit(trainer: Trainer, task: Classification, loaders: tuple[Any, Any], place
         trainer.fit(task, *loaders, ckpt_path=str(places.checkpoint), weights_only=True)
     except (pickle.UnpicklingError, EOFError, KeyError) as error:
         raise RunError(f"{places.checkpoint} is damaged ({error}). Delete it to start this run anew.") from error
-
-
-def _pictures(settings: RunSettings, splits: Splits, task: Classification) -> dict[str, Any]:
-    if not settings.details:
-        return {"filters": None, "filters_shape": None, "embedding": None}
-    points = embedding(task.attachment, splits.evaluation, task.device)
-    return {**filters(task.model, splits.shape), "embedding": points}
 
 
 def _device() -> str:

@@ -15,6 +15,7 @@ import torch
 import bpfree
 from bpfree.errors import nearest
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.length import Length
 
 Optimizer: TypeAlias = Literal["Adam", "AdamW", "SGD"]
 Schedule: TypeAlias = Literal["constant", "cosine"]
@@ -31,6 +32,9 @@ class RuleSettings:
         weight_decay: The optimizer's weight decay.
         momentum: SGD's momentum; the other optimizers do not use it.
         schedule: The learning rate stays (constant), or falls along half a cosine to 0 at the last step (cosine).
+        window: Layers learn from the signal ``window`` - 1 taps further up, carried down to them by ordinary
+            backpropagation, see :func:`bpfree.attach`. More than 1 for direct rules only.
+        within: The layerwise rule that carries signals down inside segments and windows in place of backpropagation.
     """
 
     rule: bpfree.Rule
@@ -39,6 +43,14 @@ class RuleSettings:
     weight_decay: float = 0.0
     momentum: float = 0.0
     schedule: Schedule = "cosine"
+    window: int = 1
+    within: bpfree.LayerwiseRule | None = None
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise SettingsError(f"--window {self.window} must be at least 1.")
+        if self.window > 1 and not isinstance(self.rule, bpfree.DirectRule):
+            raise SettingsError(f"window {self.window}: windows are for direct rules such as DFA, not for {self.rule}.")
 
     def describe(self) -> dict[str, Any]:
         """The settings as a report shows them; of the rule's options those that are not at their defaults."""
@@ -47,6 +59,10 @@ class RuleSettings:
         for name in ("weight_decay", "momentum"):
             if getattr(self, name):
                 shown[name] = getattr(self, name)
+        if self.window > 1:
+            shown["window"] = self.window
+        if self.within is not None:
+            shown["within"] = str(self.within)
         return shown
 
 
@@ -61,6 +77,8 @@ class RuleOverrides:
         weight_decay: The optimizer's weight decay.
         momentum: SGD's momentum.
         schedule: Whether the learning rate stays, or falls to 0 along half a cosine.
+        window: For direct rules: layers learn from the signal window - 1 taps further up.
+        within: For direct rules: the layerwise rule that carries signals down inside segments and windows.
     """
 
     rule: bpfree.Rule | None = None
@@ -69,6 +87,8 @@ class RuleOverrides:
     weight_decay: float | None = None
     momentum: float | None = None
     schedule: Schedule | None = None
+    window: int | None = None
+    within: bpfree.LayerwiseRule | None = None
 
     def given(self) -> dict[str, Any]:
         """The values that are not None, by name."""
@@ -90,23 +110,28 @@ PRESETS: dict[str, RuleSettings] = {
 }
 """Label -> settings to begin with: learning rates that did well on held-out training images of digits and MNIST."""
 
-DEFAULT_RULES = ("BP", "Shallow", "FA", "uSF", "DFA", "DRTP")
-
 
 def rule_settings(
-    label: str, overrides: Mapping[str, RuleOverrides] | None = None, lr: float | None = None
+    label: str,
+    overrides: Mapping[str, RuleOverrides] | None = None,
+    lr: float | None = None,
+    window: int = 1,
+    schedule: Schedule | None = None,
 ) -> RuleSettings:
     """The complete settings of one label.
 
-    Its preset (or, for another rule of bpfree, that rule as it comes), changed by ``lr``, changed by ``overrides``.
+    Its preset (or, for another rule of bpfree, that rule as it comes), changed by ``lr``, ``window`` and ``schedule``,
+    changed by ``overrides``.
 
     Args:
         label: A preset's name, a rule's class name, or a new label whose override names a rule.
         overrides: Label -> what differs.
         lr: A learning rate for every label that has none of its own in ``overrides``.
+        window: The same of windows; for direct rules alone, and not for the frozen control, which would begin to learn.
+        schedule: The same of the learning rate's course.
 
     Raises:
-        SettingsError: An unknown label.
+        SettingsError: An unknown label, or a window that the rule cannot have.
     """
     given = (overrides or {}).get(label, RuleOverrides()).given()
     if label in PRESETS:
@@ -120,7 +145,10 @@ def rule_settings(
             f"rule {label!r} is not known. {nearest(label, dict.fromkeys([*PRESETS, *bpfree.RULES]))} "
             f"For a rule of your own, also give --settings.{label}.rule your_module.YourRule."
         )
-    general = {} if lr is None else {"lr": lr}
+    general: dict[str, Any] = {name: value for name, value in (("lr", lr), ("schedule", schedule)) if value is not None}
+    rule = given.get("rule", start.rule)
+    if isinstance(rule, bpfree.DirectRule) and not isinstance(rule, bpfree.Shallow):
+        general["window"] = window
     return replace(start, **(general | given))
 
 
@@ -163,10 +191,13 @@ class RunSettings:
         seed: Determines the initial weights, the order of the data and the feedback.
         rule: The rule and its optimizer.
         model: The model, as :meth:`bpfree.lab.models.build.ModelSettings.describe` gives it.
+        task: What is trained on what, one of :data:`bpfree.lab.tasks.TASKS`.
         taps: Names or patterns of the taps; None for every non-linearity.
         error_at: The module at whose output the error is taken; None for the model's.
-        epochs: Passes over the training images.
-        batch_size: Images a step.
+        epochs: The parts of a run; behind each the model is evaluated and the run can be continued. A part is a pass
+            over the training data.
+        steps: Steps of the whole run, in ``epochs`` equal parts that pay no regard to passes.
+        batch_size: Samples a step.
         threads: torch's threads; sums differ in their last bits with another number.
         details: Also keep the first layer's filters and a t-SNE of the last hidden layer.
     """
@@ -175,9 +206,11 @@ class RunSettings:
     seed: int
     rule: RuleSettings
     model: dict[str, Any] = field(default_factory=dict)
+    task: str = "classification"
     taps: list[str] | None = None
     error_at: str | None = None
     epochs: int
+    steps: int | None = None
     batch_size: int
     threads: int
     details: bool = False
@@ -186,9 +219,19 @@ class RunSettings:
         for name in ("epochs", "batch_size", "threads"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1.")
+        if self.steps is not None and (self.steps < 1 or self.steps % self.epochs):
+            raise SettingsError(
+                f"--steps {self.steps} are not {self.epochs} equal parts, one before each evaluation. Name a multiple "
+                "of them, or another number of --evaluations."
+            )
         # numpy, which Lightning seeds as well, takes no others.
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed {self.seed} must lie between 0 and {2**32 - 1}.")
+
+    @property
+    def length(self) -> Length:
+        """How far the run is after each of its parts."""
+        return Length(self.epochs) if self.steps is None else Length(self.epochs, self.steps // self.epochs)
 
     def name(self, data: Mapping[str, Any]) -> str:
         """A file name for this run on this data: label, seed, and a hash of everything that changes its numbers."""

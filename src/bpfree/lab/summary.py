@@ -6,31 +6,38 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bpfree.lab.tasks import CLASSIFICATION, Metric
+
 REFERENCE, CONTROL = "BP", "Shallow"
 """The labels of backpropagation and of the frozen control."""
 
 
-def summarize(runs: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[dict[str, Any]]:
+def summarize(
+    runs: Sequence[Mapping[str, Any]], labels: Sequence[str], metric: Metric = CLASSIFICATION.metric
+) -> list[dict[str, Any]]:
     """One entry a label, in the order of ``labels``; labels without runs are left out.
 
-    Accuracy is the mean over seeds and its sample standard deviation (None for one seed). ``recovery`` is
-    (rule - control) / (BP - control), the part of what backpropagation gains over the frozen control. Times and
+    The metric is the mean over seeds and its sample standard deviation (None for one seed). ``recovery`` is
+    (rule - control) / (BP - control), the part of what backpropagation gains over the frozen control; of perplexity it
+    is that of its logarithm, the loss. Times and
     memory are medians over seeds; ``time_relative_to_bp`` is the median of the ratios to BP of the same seed.
     Alignment is each tap's mean over seeds, after the last epoch.
     """
     groups = {label: [run for run in runs if run["label"] == label] for label in labels}
-    means = {label: _mean([run["accuracy"] for run in group]) for label, group in groups.items()}
+    scores = {label: [run[metric.name] for run in group] for label, group in groups.items()}
+    linear = {label: _mean([metric.linear(score) for score in found]) for label, found in scores.items()}
     bp_seconds = {run["seed"]: run["seconds_per_epoch"] for run in groups.get(REFERENCE, [])}
     return [
         {
             "label": label,
-            "accuracy_mean": means[label],
-            "accuracy_std": deviation([run["accuracy"] for run in group]),
-            "recovery": recovery(means[label], means.get(REFERENCE), means.get(CONTROL)),
+            f"{metric.name}_mean": _mean(scores[label]),
+            f"{metric.name}_std": deviation(scores[label]),
+            "recovery": recovery(linear[label], linear.get(REFERENCE), linear.get(CONTROL)),
             "alignment": _alignment(group),
             "time_relative_to_bp": _relative(group, bp_seconds),
             "seconds_per_epoch": statistics.median(run["seconds_per_epoch"] for run in group),
             "peak_memory_bytes": int(statistics.median(run["peak_memory_bytes"] for run in group)),
+            "feedback_bytes": int(statistics.median(run["feedback_bytes"] for run in group)),
             "seeds": len(group),
         }
         for label, group in groups.items()
@@ -38,11 +45,17 @@ def summarize(runs: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[
     ]
 
 
-def recovery(accuracy: float | None, reference: float | None, control: float | None) -> float | None:
-    """(accuracy - control) / (reference - control); None where one is unknown or the two references are equal."""
-    if accuracy is None or reference is None or control is None or reference == control:
+def mean_cosine(taps: Sequence[Mapping[str, Any]]) -> float | None:
+    """The mean over those taps of one alignment that have a cosine; None if none has."""
+    # A tap where no sample has a signal has no cosine: NaN in memory, null in a file.
+    return _mean([tap["cosine_mean"] for tap in taps if tap["cosine_mean"] is not None and tap["n_valid"] > 0])
+
+
+def recovery(score: float | None, reference: float | None, control: float | None) -> float | None:
+    """(score - control) / (reference - control); None where one is unknown or the two references are equal."""
+    if score is None or reference is None or control is None or reference == control:
         return None
-    return (accuracy - control) / (reference - control)
+    return (score - control) / (reference - control) + 0.0  # no -0.0
 
 
 def deviation(values: Sequence[float]) -> float | None:
@@ -60,11 +73,8 @@ def _relative(group: Sequence[Mapping[str, Any]], bp_seconds: Mapping[int, float
 
 
 def _alignment(group: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    cosines: dict[str, list[float]] = {}
+    taps: dict[str, list[Mapping[str, Any]]] = {}
     for run in group:
         for tap in run["epochs"][-1]["alignment"]:
-            known = cosines.setdefault(tap["name"], [])
-            # A tap where no sample has a signal has no cosine: NaN in memory, null in a file.
-            if tap["cosine_mean"] is not None and tap["n_valid"] > 0:
-                known.append(tap["cosine_mean"])
-    return [{"name": name, "cosine_mean": _mean(values)} for name, values in cosines.items()]
+            taps.setdefault(tap["name"], []).append(tap)
+    return [{"name": name, "cosine_mean": mean_cosine(entries)} for name, entries in taps.items()]

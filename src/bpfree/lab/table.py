@@ -7,44 +7,53 @@ from typing import Any
 
 from rich.table import Table
 
+from bpfree.lab.length import Length
+from bpfree.lab.tasks import compared
+
 _TAPS = 4  # cosines shown of one rule; of a deeper net the lower and the upper ones
 
 
 def table(comparison: Mapping[str, Any]) -> Table:
     """The summary of a comparison, one row a rule."""
-    settings, data = comparison["settings"], comparison["data"]
+    settings, data, task = comparison["settings"], comparison["data"], compared(comparison)
+    metric, length = task.metric, Length.of(settings)
     taps = shorten([tap["name"] for tap in _alignment(comparison["summary"])])
     result = Table(
-        title=f"{data['name']}, {settings['epochs']} epochs: accuracy on {data['n_eval']:,} "
-        f"{settings['measured_on']} images",
-        caption="recovery = (rule - Shallow) / (BP - Shallow); cosine = rule's signal to backpropagation's, per tap; "
-        "s/epoch counts training steps alone; memory is the allocator's peak in one step",
+        title=f"{data['name']}, {length.total:,} {length.unit}s: {metric.name} on {data['n_eval']:,} "
+        f"{settings['measured_on']} {task.samples}",
+        caption=f"recovery = {metric.recovery}; "
+        "cosine = rule's signal to backpropagation's, per tap; "
+        f"s/{length.part} counts training steps alone; peak is the allocator's in one step; "
+        "feedback is what the rule stores",
     )
     result.add_column("rule", no_wrap=True)
     for heading in (
-        f"{settings['measured_on']} %",
+        f"{settings['measured_on']}{metric.unit or ' ' + metric.name}",
         "recovery",
         f"cosine at {' '.join(taps)}" if taps else "cosine",
-        "s/epoch",
+        f"s/{length.part}",
         "time / BP",
         "peak MiB",
+        "feedback MiB",
     ):
         result.add_column(heading, justify="right")
     for entry in comparison["summary"]:
-        result.add_row(*_row(entry))
+        result.add_row(*_row(entry, metric.name))
     return result
 
 
-def _row(entry: Mapping[str, Any]) -> list[str]:
-    spread = "" if entry["accuracy_std"] is None else f" ± {entry['accuracy_std']:.2f}"
+def _row(entry: Mapping[str, Any], metric: str) -> list[str]:
+    mean, deviation = entry[f"{metric}_mean"], entry[f"{metric}_std"]
+    spread = "" if deviation is None else f" ± {deviation:.2f}"
     return [
         entry["label"],
-        f"{entry['accuracy_mean']:.2f}{spread}",
+        f"{mean:.2f}{spread}",
         number(entry["recovery"], "{:.2f}"),
         " ".join(shorten([number(tap["cosine_mean"], "{:.2f}") for tap in entry["alignment"]])) or "-",
         f"{entry['seconds_per_epoch']:.2f}",
         number(entry["time_relative_to_bp"], "{:.2f}"),
         f"{entry['peak_memory_bytes'] / 2**20:.1f}",
+        f"{entry['feedback_bytes'] / 2**20:.2f}",
     ]
 
 

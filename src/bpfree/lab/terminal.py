@@ -13,6 +13,10 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from bpfree.lab.length import Length
+from bpfree.lab.settings import RunSettings
+from bpfree.lab.tasks import CLASSIFICATION, TASKS
+
 _REFRESHES = 4  # a second; drawing takes time from the runs that are being timed
 _PIPE_WIDTH = 160  # a pipe has no width of its own, and rich's 80 would break the table's lines
 
@@ -26,18 +30,19 @@ def make_console() -> Console:
 class Display:
     """Progress of one or several runs; a context manager.
 
-    On a terminal: a bar for all runs, one for the current epoch, and the last accuracy of every rule. Elsewhere: one
-    line an epoch.
+    On a terminal: a bar for all runs, one for the current part of a run (an epoch, or the steps until the next
+    evaluation), and the last value of every rule. Elsewhere: one line a part.
 
     Args:
         console: Where to; None shows nothing.
         runs: The number of runs to come.
-        measured_on: What accuracies are measured on, ``"test"`` or ``"validation"``.
+        measured_on: What models are evaluated on, ``"test"`` or ``"validation"``.
     """
 
     def __init__(self, console: Console | None, runs: int = 1, measured_on: str = "test") -> None:
         self._console, self._runs, self._measured_on = console, runs, measured_on
-        self._finished, self._last, self._title, self._epochs = 0, dict[str, float](), "", 0
+        self._metric, self._length = CLASSIFICATION.metric, Length(1)
+        self._finished, self._last, self._title = 0, dict[str, float](), ""
         self._label, self._steps = "", 0
         # It is drawn as a part of the picture below, never by itself.
         self._bars = Progress(
@@ -60,16 +65,18 @@ class Display:
     ) -> None:
         self._live.__exit__(kind, error, trace)
 
-    def begin(self, label: str, seed: int, epochs: int, steps: int) -> None:
-        """A run begins, of so many epochs of so many steps each."""
-        self._label, self._title = label, f"{label}, seed {seed}"
-        self._epochs, self._steps = epochs, steps
+    def begin(self, settings: RunSettings, steps: int) -> None:
+        """A run begins, whose parts have so many steps each."""
+        self._label, self._title = settings.label, f"{settings.label}, seed {settings.seed}"
+        self._metric, self._length, self._steps = TASKS[settings.task].metric, settings.length, steps
 
     def epoch_begins(self, done: int, *, resumed: bool) -> None:
-        """An epoch begins, after ``done`` others; ``resumed`` if those were done by an earlier process."""
+        """A part begins, after ``done`` others; ``resumed`` if those were done by an earlier process."""
+        length = self._length
         if resumed:
-            self._say(f"{self._title}: continued after epoch {done} of {self._epochs}")
-        title = f"{self._title}, epoch {done + 1}/{self._epochs}, step"
+            after = f"{length.unit} {length.after(done)} of {length.total}"
+            self._say(f"{self._title}: continued after {after}")
+        title = f"{self._title}, {length.unit} {length.after(done + 1)}/{length.total}, step"
         self._bars.reset(self._current, total=self._steps, description=title, visible=True)
 
     def step(self) -> None:
@@ -77,23 +84,26 @@ class Display:
         self._bars.advance(self._current)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch is done; ``record`` says how well."""
-        self._last[self._label] = record["eval_accuracy"]
+        """A part is done; ``record`` says how well."""
+        metric, length = self._metric, self._length
+        self._last[self._label] = value = record[f"eval_{metric.name}"]
         if self._console is not None and not self._console.is_terminal:
             self._say(
-                f"{self._title}, epoch {record['epoch']}/{self._epochs}: {self._measured_on} accuracy "
-                f"{record['eval_accuracy']:.2f} %, training loss {record['train_loss']:.4f}, {record['seconds']:.2f} s"
+                f"{self._title}, {length.unit} {length.after(record['epoch'])}/{length.total}: "
+                f"{self._measured_on} {metric.name} {metric.show(value)}, training loss {record['train_loss']:.4f}, "
+                f"{record['seconds']:.2f} s"
             )
 
-    def finish(self, record: dict[str, Any], *, known: bool) -> None:
+    def finish(self, settings: RunSettings, record: dict[str, Any], *, known: bool) -> None:
         """A run is done, or was ``known`` from an earlier process."""
+        metric = TASKS[settings.task].metric
         self._finished += 1
-        self._last[record["label"]] = record["accuracy"]
+        self._last[record["label"]] = value = record[metric.name]
         self._bars.update(self._all, completed=self._finished)
-        how = "finished before" if known else f"{record['seconds_per_epoch']:.2f} s an epoch"
+        how = "finished before" if known else f"{record['seconds_per_epoch']:.2f} s for {settings.length.part}"
         self._say(
             f"[{self._finished}/{self._runs}] {record['label']}, seed {record['seed']}: "
-            f"{self._measured_on} accuracy {record['accuracy']:.2f} % ({how})"
+            f"{self._measured_on} {metric.name} {metric.show(value)} ({how})"
         )
 
     def _say(self, line: str) -> None:
@@ -101,8 +111,8 @@ class Display:
             self._console.print(line)
 
     def _picture(self) -> Group:
-        last = "   ".join(f"{label} {accuracy:.1f} %" for label, accuracy in self._last.items())
-        return Group(self._bars, Text(f"last {self._measured_on} accuracy:  {last}" if last else ""))
+        last = "   ".join(f"{label} {self._metric.show(value)}" for label, value in self._last.items())
+        return Group(self._bars, Text(f"last {self._measured_on} {self._metric.name}:  {last}" if last else ""))
 
 
 class ShowProgress(ProgressBar):

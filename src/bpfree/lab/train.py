@@ -31,7 +31,7 @@ def train(options: TrainOptions, console: Console | None = None) -> dict[str, An
             trained on the model.
     """
     settings = options.run(options.rule, options.seed, details=True)
-    splits = load(options.data, options.data_dir, validation=options.validation)
+    splits = load(options.data, options.data_dir, validation=options.validation, text=options.text)
     directory = options.directory()
     places = Places.of(settings, splits, directory)
     known = places.record.is_file()
@@ -39,7 +39,7 @@ def train(options: TrainOptions, console: Console | None = None) -> dict[str, An
         _check(places, directory, resume=options.resume)
     with Display(console, measured_on=splits.measured_on) as display:
         record = run(settings, splits, directory, display=display, keep_checkpoint=True)
-        display.finish(record, known=known)
+        display.finish(settings, record, known=known)
     if console is not None:
         console.print(f"result: {places.record}", soft_wrap=True)
         console.print(f"checkpoint: {places.checkpoint}", soft_wrap=True)

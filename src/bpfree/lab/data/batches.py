@@ -7,57 +7,68 @@ one indexing of a tensor.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bpfree.lab.data.splits import Images
+from bpfree.lab.data.samples import Samples
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
     """A data set whose items are batches: indexed with an int64 tensor of shape ``(N,)``."""
 
-    def __init__(self, images: Images) -> None:
-        self.images = images
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
 
     def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
         # index_select copies rows; general indexing of the same rows is several times slower.
-        return self.images.x.index_select(0, index), self.images.y.index_select(0, index)
+        return self.samples.x.index_select(0, index), self.samples.y.index_select(0, index)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.samples)
 
 
 class Shuffled(Sampler[Tensor]):
     """Batches of indices in an order that depends on the seed and the epoch alone.
 
     A resumed run therefore sees the batches that the uninterrupted one would have seen, and every rule sees the same.
-    The last batch holds what is left over. Lightning calls :meth:`set_epoch` before every epoch.
+    The last batch of a pass holds what is left over. Lightning calls :meth:`set_epoch` before every epoch.
 
     Args:
         n: The number of samples.
         size: The number of samples of a batch.
         seed: With the epoch, it determines the order.
+        steps: Batches an epoch: each begins in the endless row of passes where the one before it ended. None makes
+            every epoch one pass.
     """
 
-    def __init__(self, n: int, size: int, seed: int) -> None:
+    def __init__(self, n: int, size: int, seed: int, steps: int | None = None) -> None:
         self.n, self.size, self.seed, self.epoch = n, size, seed, 0
+        self._pass = -(-n // size)
+        self.steps = steps or self._pass
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of this epoch, counted from 0, from the next iteration on."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Tensor]:
+        first, skipped = divmod(self.epoch * self.steps, self._pass)
+        passes = map(self._batches, itertools.count(first))
+        yield from itertools.islice(itertools.chain.from_iterable(passes), skipped, skipped + self.steps)
+
+    def _batches(self, number: int) -> tuple[Tensor, ...]:
+        """The batches of one pass over the data."""
         # Hashed, because a CPU generator looks at the lower 32 bits of its seed alone: two numbers side by side in
         # 64 bits would leave one of them out.
-        mixed = hashlib.sha256(f"{self.seed} {self.epoch}".encode()).digest()
+        mixed = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "big"))
-        yield from torch.randperm(self.n, generator=generator).split(self.size)
+        return torch.randperm(self.n, generator=generator).split(self.size)
 
     def __len__(self) -> int:
-        return -(-self.n // self.size)
+        return self.steps
 
 
 class InOrder(Sampler[Tensor]):
@@ -73,8 +84,8 @@ class InOrder(Sampler[Tensor]):
         return -(-self.n // self.size)
 
 
-def batches(images: Images, sampler: Sampler[Tensor]) -> DataLoader[tuple[Tensor, Tensor]]:
+def batches(samples: Samples, sampler: Sampler[Tensor]) -> DataLoader[tuple[Tensor, Tensor]]:
     """A loader that yields ``(x, y)`` for each tensor of indices that ``sampler`` gives."""
     # A loader draws a seed for its workers at every start. Its own generator keeps it from touching the global one,
     # whose state belongs to the model (dropout).
-    return DataLoader(Batches(images), batch_size=None, sampler=sampler, generator=torch.Generator())
+    return DataLoader(Batches(samples), batch_size=None, sampler=sampler, generator=torch.Generator())

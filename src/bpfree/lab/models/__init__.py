@@ -2,5 +2,6 @@
 
 from bpfree.lab.models.cnn import CNN
 from bpfree.lab.models.mlp import MLP
+from bpfree.lab.models.transformer import CausalTransformer
 
-__all__ = ["CNN", "MLP"]
+__all__ = ["CNN", "MLP", "CausalTransformer"]

@@ -19,12 +19,12 @@ _MODULES: dict[str, type[nn.Module]] = {
 }
 
 
-def activation_module(name: str) -> nn.Module:
-    """A new module for the non-linearity ``name``.
+def activation_module(name: str, negative_slope: float = 0.01) -> nn.Module:
+    """A new module for the non-linearity ``name``; ``negative_slope`` is that of ``leaky_relu`` below zero.
 
     Raises:
         SettingsError: An unknown name.
     """
     if name not in _MODULES:
         raise SettingsError(f"activation {name!r} is not known. {nearest(name, _MODULES)}")
-    return _MODULES[name]()
+    return nn.LeakyReLU(negative_slope) if name == "leaky_relu" else _MODULES[name]()

@@ -15,7 +15,7 @@ import bpfree.lab.models as builtin
 from bpfree.lab.errors import SettingsError
 
 FROM_DATA = frozenset({"shape", "classes"})
-"""Arguments that a model gets from the data set, if it has them: one image's shape, and the number of classes."""
+"""Arguments that a model gets from the data set, if it has them: one input's shape, and the number of classes."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,13 @@ class ModelSettings:
     class_path: str = f"{builtin.__name__}.MLP"
     init_args: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def full_path(self) -> str:
+        """The import path of the class."""
+        # Other packages have classes of these names too, and those that are imported would make it ambiguous.
+        known = self.class_path in builtin.__all__
+        return f"{builtin.__name__}.{self.class_path}" if known else self.class_path
+
     def describe(self) -> dict[str, Any]:
         """``class_path`` and ``init_args``, with the values of arguments that were not given.
 
@@ -40,26 +47,37 @@ class ModelSettings:
         shown = parsed.model.as_dict()
         return {"class_path": shown["class_path"], "init_args": shown.get("init_args", {})}
 
-    def build(self, shape: Sequence[int], classes: int) -> nn.Module:
-        """The model for images of this shape, its weights drawn from the global random state.
+    def suggestion(self, name: str) -> Any:
+        """The ``suggested_<name>`` of the model's class, or None.
+
+        ``taps`` are names or patterns of where feedback enters, ``error_at`` names where the error is taken.
 
         Raises:
             SettingsError: There is no such class, or the arguments do not fit it.
         """
+        found = getattr(self._class(), f"suggested_{name}", None)
+        return list(found) if isinstance(found, tuple) else found
+
+    def _class(self) -> type[nn.Module]:
         module, _, name = self.describe()["class_path"].rpartition(".")
-        taken = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        return getattr(importlib.import_module(module), name)
+
+    def build(self, shape: Sequence[int], classes: int) -> nn.Module:
+        """The model for inputs of this shape, its weights drawn from the global random state.
+
+        Raises:
+            SettingsError: There is no such class, or the arguments do not fit it.
+        """
+        taken = inspect.signature(self._class()).parameters
         known = {"shape": list(shape), "classes": classes}
         from_data = {name: value for name, value in known.items() if name in taken}
         parser, parsed = self._parse(self.init_args | from_data)
         return parser.instantiate(parsed).model
 
     def _parse(self, init_args: dict[str, Any], skip: frozenset[str] = frozenset()) -> tuple[ArgumentParser, Namespace]:
-        # In full: other packages have classes of these names too, and those that are imported would make it ambiguous.
-        known = self.class_path in builtin.__all__
-        class_path = f"{builtin.__name__}.{self.class_path}" if known else self.class_path
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(nn.Module, "model", required=True, skip=set(skip))
         try:
-            return parser, parser.parse_object({"model": {"class_path": class_path, "init_args": init_args}})
+            return parser, parser.parse_object({"model": {"class_path": self.full_path, "init_args": init_args}})
         except ArgumentError as error:
             raise SettingsError(f"--model {self.class_path}: {error}") from error

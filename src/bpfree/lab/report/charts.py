@@ -8,6 +8,7 @@ from typing import Any
 
 import altair as alt
 
+from bpfree.lab.length import Length
 from bpfree.lab.report.panels import Panel
 from bpfree.lab.report.series import Row, short
 from bpfree.lab.report.style import Style
@@ -20,12 +21,12 @@ CLASS_COLOURS = ["#cc6677", "#5a4fcf", "#c0a836", "#1d8a3f", "#3fa6c9"]
 CLASS_COLOURS += ["#aa4499", "#44aa99", "#8a8a2d", "#b0622d", "#708090"]
 
 
-def curves(rows: Sequence[Row], panel: Panel, style: Style, *, interactive: bool) -> alt.LayerChart:
-    """Mean lines over epochs with a band from the smallest to the largest seed.
+def curves(rows: Sequence[Row], panel: Panel, style: Style, *, length: Length, interactive: bool) -> alt.LayerChart:
+    """Mean lines over a run, of this length, with a band from the smallest to the largest seed.
 
     Interactive charts show the values under the pointer and follow the page's parameter `chosen`.
     """
-    base = alt.Chart().encode(epochs(rows), colour(style))
+    base = alt.Chart().encode(epochs(rows, length), colour(style))
     band = base.mark_area(aria=False, clip=True, opacity=1)
     line = base.mark_line(aria=False, clip=True, strokeWidth=2, point=one_epoch(rows))
     layers = [
@@ -36,19 +37,21 @@ def curves(rows: Sequence[Row], panel: Panel, style: Style, *, interactive: bool
         zero = alt.Chart().mark_rule(aria=False, color=style.zero, strokeWidth=1)
         layers.insert(0, zero.encode(alt.Y(datum=0)))
     if interactive:
-        layers.append(hover(base, panel))
+        layers.append(hover(base, panel, length))
     placed = {name: panel.place.format(f"datum.{key}") for name, key in (("m", "mean"), ("l", "low"), ("h", "high"))}
+    if length.steps:
+        placed["step"] = f"datum.epoch * {length.steps}"
     chart = alt.layer(*layers, data=alt.InlineData(values=list(rows))).transform_calculate(**placed)
     return chart.add_params(alt.param(name=CHOSEN, value=[])) if interactive else chart
 
 
-def hover(base: alt.Chart, panel: Panel) -> alt.Chart:
+def hover(base: alt.Chart, panel: Panel, length: Length) -> alt.Chart:
     """A point that appears where the pointer is nearest, with its values beside it."""
     near = alt.selection_point(name="near", nearest=True, on="pointerover", clear="pointerout", empty=False)
     titles = {"mean": "mean", "low": "lowest seed", "high": "highest seed"}
     values = [alt.Tooltip(f"{key}:Q", title=title, format=panel.digits) for key, title in titles.items()]
     # Vega-Lite 6.4 loses the text of a tooltip beneath `nearest`, but not what a format function returns.
-    names = [alt.Tooltip("rule:N", format="", formatType="asItIs"), alt.Tooltip("epoch:Q")]
+    names = [alt.Tooltip("rule:N", format="", formatType="asItIs"), alt.Tooltip(f"{length.unit}:Q")]
     return (
         base.mark_point(aria=False, filled=True, size=70, clip=True)
         .encode(vertical(panel, "m"), tooltip=[*names, *values])
@@ -81,15 +84,16 @@ def scatter(embedding: Mapping[str, Any], style: Style) -> alt.LayerChart:
     return alt.layer(dots, halo, name, data=alt.InlineData(values=points)).properties(autosize=fit)
 
 
-def epochs(rows: Sequence[Row]) -> alt.X:
-    """The horizontal axis, from the first epoch to the last, with whole numbers."""
+def epochs(rows: Sequence[Row], length: Length) -> alt.X:
+    """The horizontal axis, from the first epoch to the last, with whole numbers; in steps where those are counted."""
     found = [row["epoch"] for row in rows] or [1]
     start, last = min(found), max(found)
     domain = [start, last] if start < last else [start - 1, last + 1]
     step = epoch_step(last - start)
     values = [epoch for epoch in range(start, last + 1) if epoch % step == 0]
-    axis = alt.Axis(values=values, format="d", grid=False, labelOverlap="greedy", labelSeparation=6)
-    return alt.X("epoch:Q", title="epoch", scale=alt.Scale(domain=domain, nice=False), axis=axis)
+    label = {"labelExpr": f"format(datum.value * {length.steps}, ',')"} if length.steps else {"format": "d"}
+    axis = alt.Axis(values=values, grid=False, labelOverlap="greedy", labelSeparation=6, **label)
+    return alt.X("epoch:Q", title=length.unit, scale=alt.Scale(domain=domain, nice=False), axis=axis)
 
 
 def epoch_step(length: int) -> int:

@@ -12,10 +12,12 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from bpfree.lab.length import Length
 from bpfree.lab.report import charts, panels, series, tables, text
 from bpfree.lab.report.filters import filters
 from bpfree.lab.report.picture import vega_lite
 from bpfree.lab.report.style import Style, marks, on_screen
+from bpfree.lab.tasks import compared
 
 HERE = Path(__file__).parent
 
@@ -55,6 +57,8 @@ def html(comparison: Mapping[str, Any]) -> str:
     )
     return environment.get_template("page.html").render(
         comparison=comparison,
+        task=compared(comparison),
+        length=Length.of(comparison["settings"]),
         marks={mark.label: (i, mark) for i, mark in enumerate(found)},
         text=text,
         tables=tables,
@@ -72,19 +76,12 @@ def html(comparison: Mapping[str, Any]) -> str:
 
 def learning_charts(comparison: Mapping[str, Any], style: Style) -> dict[str, Any]:
     """The two panels of learning curves, by title."""
-    accuracy = series.rows(comparison, series.metric("eval_accuracy"))
-    loss = series.rows(comparison, series.metric("train_loss"))
-    n_eval = comparison["data"].get("n_eval")
-    found = {
-        f"Accuracy on the {tables.measured_on(comparison)} set": (
-            accuracy,
-            panels.accuracy_panel(accuracy, n_eval),
-        ),
-        "Training loss": (loss, panels.loss_panel(loss)),
-    }
+    length = Length.of(comparison["settings"])
     return {
-        title: charts.curves(rows, panel, style, interactive=True).properties(width="container", height=340)
-        for title, (rows, panel) in found.items()
+        title: charts.curves(rows, panel, style, length=length, interactive=True).properties(
+            width="container", height=340
+        )
+        for title, rows, panel in panels.learning(comparison)
         if rows
     }
 
@@ -93,8 +90,11 @@ def alignment_charts(comparison: Mapping[str, Any], style: Style) -> dict[str, A
     """One chart a tap, all with the same axes, by title; taps without any valid cosine are left out."""
     rows = {tap: series.rows(comparison, series.cosine(tap)) for tap in series.taps(comparison)}
     panel = panels.cosine_panel([row for each in rows.values() for row in each])
+    length = Length.of(comparison["settings"])
     return {
-        f"Tap {tap}": charts.curves(each, panel, style, interactive=True).properties(width="container", height=210)
+        f"Tap {tap}": charts.curves(each, panel, style, length=length, interactive=True).properties(
+            width="container", height=210
+        )
         for tap, each in rows.items()
         if each
     }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 
+from bpfree.lab.report import series, tables
 from bpfree.lab.report.series import Row, short
+from bpfree.lab.tasks import compared
 
 # Accuracies that get a tick where at least FEWEST_TICKS of them lie in the axis's range.
 ACCURACY_TICKS = (
@@ -58,6 +61,20 @@ class Panel:
     zero: bool = False
 
 
+def learning(comparison: Mapping[str, Any]) -> list[tuple[str, list[Row], Panel]]:
+    """The two charts of learning, each a title, rows and axis: what rules are compared by, and the training loss."""
+    metric = compared(comparison).metric
+    score = series.rows(comparison, series.metric(f"eval_{metric.name}"))
+    loss = series.rows(comparison, series.metric("train_loss"))
+    place = (
+        accuracy_panel(score, comparison["data"].get("n_eval"))
+        if metric.name == "accuracy"
+        else loss_panel(score, metric.name)
+    )
+    title = f"{metric.name.capitalize()} on the {tables.measured_on(comparison)} set"
+    return [(title, score, place), ("Training loss", loss, loss_panel(loss))]
+
+
 def accuracy_panel(rows: Sequence[Row], n_eval: int | None) -> Panel:
     """Accuracy in per cent, spaced by the logarithm of the error: 98 to 99 takes as much room as 96 to 98.
 
@@ -87,14 +104,14 @@ def steps(low: float, high: float) -> list[float]:
     return [round(i * step, 9) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def loss_panel(rows: Sequence[Row]) -> Panel:
-    """Loss on a logarithmic axis, or a linear one where a loss is not positive."""
+def loss_panel(rows: Sequence[Row], title: str = "training loss") -> Panel:
+    """Loss, or its like, on a logarithmic axis, or a linear one where a loss is not positive."""
     lowest = min((row["low"] for row in rows), default=0)
     if lowest <= 0:
-        return Panel("training loss", alt.Scale(zero=False), alt.Axis(format=".3~g", tickCount=5))
+        return Panel(title, alt.Scale(zero=False), alt.Axis(format=".3~g", tickCount=5))
     domain = [short(lowest / 1.08), short(max(row["high"] for row in rows) * 1.08)]
     axis = alt.Axis(format=".3~g", values=log_ticks(*domain), labelOverlap="greedy")
-    return Panel("training loss", alt.Scale(type="log", domain=domain, nice=False), axis)
+    return Panel(title, alt.Scale(type="log", domain=domain, nice=False), axis)
 
 
 def log_ticks(low: float, high: float) -> list[float]:

@@ -9,6 +9,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
+from bpfree.lab.length import Length
 from bpfree.lab.report import charts, panels, series
 from bpfree.lab.report.style import Style, marks, on_paper
 
@@ -45,30 +46,27 @@ def vega_lite() -> str:
 
 
 def learning(comparison: Mapping[str, Any], style: Style) -> alt.HConcatChart:
-    """Evaluation accuracy and training loss side by side."""
-    accuracy = series.rows(comparison, series.metric("eval_accuracy"))
-    loss = series.rows(comparison, series.metric("train_loss"))
-    measured = comparison["settings"].get("measured_on", "evaluation")
-    left = charts.curves(
-        accuracy, panels.accuracy_panel(accuracy, comparison["data"].get("n_eval")), style, interactive=False
-    )
-    right = charts.curves(loss, panels.loss_panel(loss), style, interactive=False)
-    size = {"width": WIDTH // 2 - 60, "height": HEIGHT}
-    return alt.hconcat(
-        left.properties(title=f"Accuracy on the {measured} set", **size),
-        right.properties(title="Training loss", **size),
-        spacing=36,
-    )
+    """What rules are compared by, and training loss, side by side."""
+    length = Length.of(comparison["settings"])
+    found = [
+        charts.curves(rows, panel, style, length=length, interactive=False).properties(
+            title=title, width=WIDTH // 2 - 60, height=HEIGHT
+        )
+        for title, rows, panel in panels.learning(comparison)
+    ]
+    return alt.hconcat(*found, spacing=36)
 
 
 def alignment(comparison: Mapping[str, Any], style: Style) -> alt.ConcatChart | None:
     """One chart a tap, all with the same axis; None where no cosine was measured."""
     rows = {tap: series.rows(comparison, series.cosine(tap)) for tap in series.taps(comparison)}
     panel = panels.cosine_panel([row for each in rows.values() for row in each])
-    columns = min(COLUMNS, len(rows))
+    columns, length = min(COLUMNS, len(rows)), Length.of(comparison["settings"])
     size = {"width": WIDTH // max(1, columns) - 64, "height": HEIGHT // 2 + 30}
     found = [
-        charts.curves(each, panel, style, interactive=False).properties(title=f"Alignment at tap {tap}", **size)
+        charts.curves(each, panel, style, length=length, interactive=False).properties(
+            title=f"Alignment at tap {tap}", **size
+        )
         for tap, each in rows.items()
         if each
     ]

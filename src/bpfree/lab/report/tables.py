@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bpfree.lab.length import Length
 from bpfree.lab.report import series, text
+from bpfree.lab.tasks import compared
 
 Comparison = Mapping[str, Any]
 
@@ -28,19 +30,19 @@ def kind(comparison: Comparison, label: str) -> str:
 
 def abstract(comparison: Comparison) -> str:
     """One sentence: what was compared, on what."""
-    settings, data = comparison["settings"], comparison["data"]
+    settings, data, task = comparison["settings"], comparison["data"], compared(comparison)
     size = next((run["parameters"] for run in comparison["runs"] if run.get("parameters")), None)
     model = "One model" if size is None else f"One model of {size:,} parameters"
-    seeds, epochs = settings.get("seeds") or [], settings.get("epochs")
+    seeds, length = settings.get("seeds") or [], Length.of(settings)
     times = [text.count(len(seeds), "seed")] if seeds else []
-    times += [text.count(epochs, "epoch")] if epochs else []
-    training = f" on {data['n_train']:,} samples" if data.get("n_train") else ""
+    times += [text.count(length.total, length.unit)] if length.total else []
+    training = f" on {data['n_train']:,} {task.samples}" if data.get("n_train") else ""
     scored = f"{data['n_eval']:,} " if data.get("n_eval") else ""
-    compared = text.count(len(series.labels(comparison)), "rule")
+    rules = text.count(len(series.labels(comparison)), "rule")
     return (
-        f"{model}, trained{training} of {data_name(comparison)} with {compared}"
-        f"{' (' + ', '.join(times) + ' each)' if times else ''}; accuracy is measured on {scored}"
-        f"{measured_on(comparison)} samples after the last epoch."
+        f"{model}, trained{training} of {data_name(comparison)} with {rules}"
+        f"{' (' + ', '.join(times) + ' each)' if times else ''}; {task.metric.name} is measured on "
+        f"{scored}{measured_on(comparison)} {task.samples} after the last {length.unit}."
     )
 
 
@@ -51,10 +53,11 @@ def closest(comparison: Comparison) -> str:
     others = [row for row in rated if not kind(comparison, row["label"])]
     if not reference or not others:
         return ""
-    best = max(others, key=lambda row: row["recovery"])
+    best, metric = max(others, key=lambda row: row["recovery"]), compared(comparison).metric
+    found, wanted = (text.number(row[f"{metric.name}_mean"]) + metric.unit for row in (best, reference[0]))
     return (
-        f"Closest to backpropagation: {best['label']}, {text.number(best['accuracy_mean'])} % against "
-        f"{text.number(reference[0]['accuracy_mean'])} % (recovery ratio {text.number(best['recovery'])})."
+        f"Closest to backpropagation: {best['label']}, {metric.name} {found} against {wanted} "
+        f"(recovery ratio {text.number(best['recovery'])})."
     )
 
 

@@ -30,12 +30,12 @@ def mean_std(mean: object, std: object, digits: int = 2) -> str:
     return f"{number(mean, digits)} ± {number(std, digits)}"
 
 
-def mebibytes(size: object) -> str:
-    """A size in bytes as MiB, with one decimal below 100 MiB."""
+def mebibytes(size: object, digits: int = 1) -> str:
+    """A size in bytes as MiB, with `digits` decimals below 100 MiB."""
     if not is_number(size):
         return DASH
     mib = size / 2**20
-    return number(mib, 1 if mib < 100 else 0)
+    return number(mib, digits if mib < 100 else 0)
 
 
 def date(created: object) -> str:

@@ -1,4 +1,4 @@
-"""What is written down of every epoch: losses, accuracies, seconds and alignment."""
+"""What is written down of every epoch: losses, the task's metric, seconds and alignment."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 import bpfree
-from bpfree.lab.data import Images
+from bpfree.lab.data.samples import Samples
 from bpfree.lab.errors import RunError
-from bpfree.lab.tasks.vision import Classification
-
-ALIGNMENT_SAMPLES = 512
-"""How many evaluation images alignment is measured on."""
+from bpfree.lab.tasks.learner import Learner
 
 
 class TrainingSeconds(Callback):
@@ -55,42 +51,44 @@ class EpochRecords(Callback):
     """One dictionary an epoch, in the form that reports read; kept in checkpoints.
 
     Args:
-        images: What alignment is measured on: the first :data:`ALIGNMENT_SAMPLES` of it.
+        samples: What alignment is measured on.
         seconds: The clock of the training steps.
         announce: Called with every new record.
     """
 
-    def __init__(self, images: Images, seconds: TrainingSeconds, announce: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, samples: Samples, seconds: TrainingSeconds, announce: Callable[[dict[str, Any]], None]) -> None:
         self.epochs: list[dict[str, Any]] = []
-        self._x, self._y = images.x[:ALIGNMENT_SAMPLES], images.y[:ALIGNMENT_SAMPLES]
+        self._samples = samples
         self._seconds, self._announce = seconds, announce
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Classification) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Learner) -> None:
         """Write down the epoch; evaluation has run by now.
 
         Raises:
-            RunError: The loss is not finite: the run has diverged.
+            RunError: A loss is not finite: the run has diverged.
         """
         measured = pl_module.measured()
-        if not math.isfinite(measured["train_loss"]):
-            raise RunError(
-                f"the training loss is {measured['train_loss']} in epoch {trainer.current_epoch + 1}. Lower the "
-                "learning rate, --settings.LABEL.lr."
-            )
+        for name, of in (("train_loss", "training"), ("eval_loss", "evaluation")):
+            if not math.isfinite(measured[name]):
+                raise RunError(
+                    f"the {of} loss is {measured[name]} by step {trainer.global_step}. Lower the learning rate, "
+                    "--settings.LABEL.lr."
+                )
         pl_module.log_dict(measured | {"seconds": self._seconds.total}, batch_size=1)
-        record = {"epoch": trainer.current_epoch + 1, **measured, "seconds": self._seconds.total}
+        record = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **measured}
+        record["seconds"] = self._seconds.total
         record["alignment"] = self._alignment(pl_module)
         self.epochs.append(record)
         self._announce(record)
 
-    def _alignment(self, task: Classification) -> list[dict[str, Any]]:
+    def _alignment(self, task: Learner) -> list[dict[str, Any]]:
         if not task.attachment.taps:
             return []  # a model without modules for its non-linearities: there is no place to compare at
-        x, y = self._x.to(task.device), self._y.to(task.device)
+        x, y = self._samples.x.to(task.device), self._samples.y.to(task.device)
 
         def loss() -> Tensor:
             task.attachment.targets(y)
-            return F.cross_entropy(task.model(x), y)
+            return task.loss(task.model(x), y)
 
         training = task.model.training
         task.model.eval()  # as in evaluation: no dropout

@@ -1,0 +1,52 @@
+"""How long a run is: passes over the data, or steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Length:
+    """The parts of a run, each followed by an evaluation.
+
+    Attributes:
+        parts: The number of parts.
+        steps: Steps a part, or None where each is a pass over the training data.
+    """
+
+    parts: int
+    steps: int | None = None
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Length:
+        """That of a comparison, from its ``settings``."""
+        if not settings.get("steps"):
+            return cls(settings.get("epochs") or 0)
+        return cls(settings["evaluations"], settings["steps"] // settings["evaluations"])
+
+    def describe(self) -> dict[str, int]:
+        """The entries of a comparison's ``settings`` that :meth:`of` reads."""
+        if self.steps is None:
+            return {"epochs": self.parts}
+        return {"steps": self.parts * self.steps, "evaluations": self.parts}
+
+    @property
+    def unit(self) -> str:
+        """What is counted, ``"epoch"`` or ``"step"``."""
+        return "epoch" if self.steps is None else "step"
+
+    @property
+    def total(self) -> int:
+        """How many of them a run has."""
+        return self.after(self.parts)
+
+    @property
+    def part(self) -> str:
+        """What a time stands for: ``"epoch"``, or ``"100 steps"``."""
+        return "epoch" if self.steps is None else f"{self.steps:,} steps"
+
+    def after(self, part: int) -> int:
+        """How many of them are done after this part, the first being 1."""
+        return part * (self.steps or 1)

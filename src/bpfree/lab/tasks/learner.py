@@ -1,0 +1,139 @@
+"""What all tasks share: a model that learns by any rule, with an ordinary training step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric, Metric, MetricCollection
+
+import bpfree
+from bpfree.lab.settings import RunSettings
+
+# The part of a run that is done, 0 to 1 -> the factor of the learning rate.
+_COURSES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+}
+
+
+class Learner(LightningModule):
+    """A model that learns what a task asks of it.
+
+    Nothing in it depends on the rule: optimization is automatic, and the loss is the task's. The attachment is a
+    submodule, so checkpoints hold its state. They hold the random state too, so that a resumed run continues as
+    if it had not been interrupted.
+
+    A task overrides :meth:`loss`, and what it measures beside the mean loss: :meth:`update` and :meth:`values`.
+
+    Args:
+        model: What is trained.
+        run: The rule, its optimizer, where feedback enters, and the seed of the feedback.
+        measures: What is measured beside the mean loss, by name.
+    """
+
+    def __init__(self, model: nn.Module, run: RunSettings, measures: dict[str, Metric] | None = None) -> None:
+        super().__init__()
+        self.settings = run.rule
+        self.model = model
+        self.attachment = bpfree.attach(
+            model,
+            run.rule.rule,
+            taps=run.taps,
+            error_at=run.error_at,
+            window=run.rule.window,
+            within=run.rule.within,
+            seed=run.seed,
+        )
+        self.train_measures = MetricCollection({"loss": MeanMetric(nan_strategy="disable"), **(measures or {})})
+        self.eval_measures = self.train_measures.clone()
+        self._random_state: dict[str, Any] | None = None
+
+    def loss(self, output: Tensor, y: Tensor) -> Tensor:
+        """The loss of a batch, one number."""
+        raise NotImplementedError
+
+    def update(self, measures: MetricCollection, output: Tensor, y: Tensor) -> None:
+        """Measure a batch; the loss is measured already."""
+
+    def values(self, measures: MetricCollection) -> dict[str, float]:
+        """What was measured, by name: the loss, and what the task is compared by."""
+        raise NotImplementedError
+
+    def pictures(self, splits: Any) -> dict[str, Any]:
+        """What the trained network looks like from inside, by name, for reports."""
+        return {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The model's output."""
+        return self.model(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss of one batch; Lightning calls ``backward()`` on it."""
+        x, y = batch
+        self.attachment.targets(y)
+        output = self(x)
+        loss = self.loss(output, y)
+        self._measure(self.train_measures, loss.detach(), output.detach(), y)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Measure one batch."""
+        x, y = batch
+        output = self(x)
+        self._measure(self.eval_measures, self.loss(output, y), output, y)
+
+    def _measure(self, measures: MetricCollection, loss: Tensor, output: Tensor, y: Tensor) -> None:
+        measures["loss"].update(loss, weight=len(y))
+        self.update(measures, output, y)
+
+    def measured(self) -> dict[str, float]:
+        """What was measured since the last call, as ``train_<name>`` and ``eval_<name>``; starts anew."""
+        found: dict[str, float] = {}
+        for part, measures in (("train", self.train_measures), ("eval", self.eval_measures)):
+            found |= {f"{part}_{name}": value for name, value in self.values(measures).items()}
+            measures.reset()
+        return found
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The rule's optimizer over the weights of model and rule, and the course of its learning rate over the run."""
+        optimizer = self.optimizer()
+        steps = int(self.trainer.estimated_stepping_batches)
+        course = _COURSES[self.settings.schedule]
+        scheduler = LambdaLR(optimizer, lambda step: course(min(step / steps, 1.0)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The rule's optimizer alone."""
+        settings = self.settings
+        # Some rules have weights of their own, whose gradients they set; they take the same steps as the model's.
+        weights = [*self.model.parameters(), *self.attachment.parameters()]
+        # Fused: one pass over the weights in place of ten, which on a CPU is a third of a small network's step.
+        options = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
+        if settings.optimizer == "SGD":
+            return torch.optim.SGD(weights, momentum=settings.momentum, **options)
+        kind = torch.optim.AdamW if settings.optimizer == "AdamW" else torch.optim.Adam
+        return kind(weights, **options)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep torch's random state: dropout draws from it."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the random state; it is set when training begins, after whatever is drawn until then."""
+        self._random_state = checkpoint["random_state"]
+
+    def on_train_epoch_start(self) -> None:
+        """Set the random state of the checkpoint that training continues from."""
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state["cpu"].cpu())
+            if self._random_state["cuda"]:
+                torch.cuda.set_rng_state_all([state.cpu() for state in self._random_state["cuda"]])
+            self._random_state = None
