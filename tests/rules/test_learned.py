@@ -182,7 +182,7 @@ def test_lms_has_no_noise_left_where_the_net_is_linear(batch):
     for rule in (bpfree.LMS(scale=0.5), bpfree.FDFA(beta=0.05)):
         model = linear_net()
         attachment = bpfree.attach(model, rule, taps=nn.Identity)
-        steps(model, attachment, *batch, 2000)
+        steps(model, attachment, *batch, 800)
         matrices = [attachment.feedback[name] for name in names(attachment)]
         pairs = list(zip(matrices, targets_of(model), strict=True))
         found[type(rule)] = max(float((B - J).norm() / J.norm()) for B, J in pairs)

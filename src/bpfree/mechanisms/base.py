@@ -8,6 +8,7 @@ A rule is an immutable description; what it draws and learns lives in its mechan
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from bpfree.errors import NonFiniteError
 from bpfree.plan import Plan
 from bpfree.state import LateBuffers
 
@@ -109,3 +111,16 @@ class Rule(ABC):
         options = {option.name: getattr(self, option.name) for option in fields(self)}
         told = [f"{name}={value!r}" for name, value in options.items() if value != getattr(default, name)]
         return f"{type(self).__name__}({', '.join(told)})"
+
+
+def require_finite(error: Tensor, harm: str) -> None:
+    """Raise :class:`NonFiniteError`, saying ``harm``, if dL/do holds NaN or infinity."""
+    # float16 errors may overflow by design: GradScaler looks for that and skips the step. On an accelerator the
+    # question would stall the queue of kernels.
+    if torch.compiler.is_compiling() or error.dtype == torch.float16 or error.device.type != "cpu":
+        return
+    if not math.isfinite(error.sum().item()):
+        raise NonFiniteError(
+            f"the error dL/do holds NaN or infinity, and {harm} Look for a diverging learning rate, a logarithm of "
+            "zero, or bad input data."
+        )

@@ -7,7 +7,6 @@ requires no gradient, so that autograd never forms W^T delta. At ``error_at`` th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bpfree.errors import ErrorPlacementError, NonFiniteError, TapOutputError, TapSelectionError
+from bpfree.errors import ErrorPlacementError, TapOutputError, TapSelectionError
 from bpfree.feedback import Feedback, Projection, Projector, Signals, projection
 from bpfree.layout import batch_dims, sites_of
-from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.mechanisms.base import Mechanism, Rule, require_finite
 from bpfree.mechanisms.broadcast import broadcast
 from bpfree.mechanisms.windows import Entry, windowed
 from bpfree.plan import Plan
@@ -272,7 +271,7 @@ class DirectMechanism(Mechanism):
         def deliver(error: Tensor) -> Sequence[Tensor | None]:
             late, self._targets = self._targets, None
             rows = error.reshape(-1, c)
-            _require_finite(rows)
+            require_finite(rows, "every tap would learn from it. No tap got a signal.")
             given = targets if targets is not None else late
             self._learn(pending, rows)
             signals = self.rule.signals(Delivery(rows, sites, given, self.feedback, pending.observation))
@@ -342,18 +341,6 @@ def _require_floating(output: Any, name: str) -> None:
         raise TapOutputError(
             f"the output of tap {name!r} is {found}; a tap needs one floating point tensor. Choose a module inside "
             "it, or put a bpfree.Tap() where the tensor is."
-        )
-
-
-def _require_finite(error: Tensor) -> None:
-    # float16 errors may overflow by design: GradScaler looks for that and skips the step. On an accelerator the
-    # question would stall the queue of kernels.
-    if torch.compiler.is_compiling() or error.dtype == torch.float16 or error.device.type != "cpu":
-        return
-    if not math.isfinite(error.sum().item()):
-        raise NonFiniteError(
-            "the error dL/do holds NaN or infinity, and every tap would learn from it. No tap got a signal. "
-            "Look for a diverging learning rate, a logarithm of zero, or bad input data."
         )
 
 

@@ -7,7 +7,6 @@ above is ordinary.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,14 +20,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bpfree.draw import derived_seed
-from bpfree.errors import ErrorPlacementError, ForwardDerivativeError, NonFiniteError, OptionError, UsedRecordError
+from bpfree.errors import ErrorPlacementError, ForwardDerivativeError, OptionError, UsedRecordError
 from bpfree.estimate import Call, DualPass, Perturbations, join, perturbation, split
 from bpfree.feedback import NoFeedback
-from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.mechanisms.base import Mechanism, Rule, require_finite
 from bpfree.mechanisms.direct import DirectRule
-from bpfree.mechanisms.observing import ObservingMechanism, rank
+from bpfree.mechanisms.observing import ObservingMechanism
 from bpfree.plan import Plan
 from bpfree.preserve import RandomState
+from bpfree.ranks import rank
 from bpfree.state import LateBuffers
 from bpfree.taps import Site
 
@@ -62,21 +62,9 @@ class Received(torch.autograd.Function):
                 "it for a second (retain_graph=True). Run the model again before the next loss.backward()."
             )
         (error,) = grads
-        _require_finite(error)
+        require_finite(error, "every parameter would learn from it. None got a gradient.")
         found = gradients(error)
         return None, None, *(found.get(parameter) for parameter in ctx.parameters)
-
-
-def _require_finite(error: Tensor) -> None:
-    # float16 errors may overflow by design: GradScaler looks for that and skips the step. On an accelerator the
-    # question would stall the queue of kernels.
-    if error.dtype == torch.float16 or error.device.type != "cpu":
-        return
-    if not math.isfinite(error.sum().item()):
-        raise NonFiniteError(
-            "the error dL/do holds NaN or infinity, and every parameter would learn from it. None got a gradient. "
-            "Look for a diverging learning rate, a logarithm of zero, or bad input data."
-        )
 
 
 class ForwardOnlyMechanism(Mechanism):

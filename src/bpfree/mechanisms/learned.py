@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from bpfree.draw import derived_seed
@@ -18,8 +17,9 @@ from bpfree.errors import FeedbackDivergedError, OptionError, choice
 from bpfree.estimate import Observation, Perturbations
 from bpfree.feedback import Feedback, Projection
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule, Layout, Pending
-from bpfree.mechanisms.observing import ObservingMechanism, rank
+from bpfree.mechanisms.observing import ObservingMechanism
 from bpfree.plan import Plan
+from bpfree.ranks import average_over_ranks, rank, ranks
 from bpfree.spatial import Form
 from bpfree.state import LateBuffers
 from bpfree.taps import Site
@@ -191,7 +191,7 @@ class LearnedMechanism(DirectMechanism):
             return
         step = self.averages.numbers["steps"] = self.averages.numbers["steps"] + 1
         width = sum(self.feedback[name].shape[1] for name in evidence)
-        size = Size(rows=len(error) * _ranks(), width=width, step=step)
+        size = Size(rows=len(error) * ranks(), width=width, step=step)
         with torch.no_grad():
             for name, given in evidence.items():
                 self._step(name, self._averaged(name, average_over_ranks(given), step), size)
@@ -298,15 +298,3 @@ class ErrorLearnedMechanism(LearnedMechanism):
             evidence = [error.to(B).T @ h.to(B) for h, B in zip(rows, matrices, strict=True)]
             pending.evidence = self._gathered(pending.sites, evidence)
         super()._learn(pending, error)
-
-
-def average_over_ranks(tensor: Tensor) -> Tensor:
-    """The mean of ``tensor`` over the processes of ``torch.distributed``; as it is where there is one."""
-    if _ranks() > 1:
-        tensor = tensor / _ranks()
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from bpfree.estimate import Estimator, Observation, Perturbations
@@ -79,8 +78,3 @@ class ObservingMechanism(DirectMechanism):
         self._observing = False
         (pending, c), self._unobserved = self._unobserved, None
         self._seen(pending, self._estimator.observe((args, kwargs), pending.sites, c, self._seed()))
-
-
-def rank() -> int:
-    """The number of this process in ``torch.distributed``; 0 where there is one."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
