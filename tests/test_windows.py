@@ -150,16 +150,20 @@ def test_autograd_forms_no_input_gradient_in_the_last_pass(double):
 
 
 @pytest.mark.parametrize("name", ["mlp", "convolution"])
-@pytest.mark.parametrize("within", [bpfree.FA(), bpfree.SignSymmetry()], ids=str)
+@pytest.mark.parametrize("within", [bpfree.FA(), bpfree.SignSymmetry(), bpfree.KolenPollack()], ids=str)
 def test_other_backward_weights_inside_a_deep_window_are_their_own_rule(double, name, within):
     """Nothing of the direct rule is left in a window as deep as the network."""
     model, twin = MODELS[name][0](), MODELS[name][0]()
     x, y = batch(name)
-    bpfree.attach(model, bpfree.DFA(), window=DEPTH + 1, within=within, seed=3)
-    bpfree.attach(twin, within, seed=3)
+    inside = bpfree.attach(model, bpfree.DFA(), window=DEPTH + 1, within=within, seed=3)
+    alone = bpfree.attach(twin, within, seed=3)
     for one in (model, twin):
         F.cross_entropy(one(x), y).backward()
     assert_same([p.grad for p in model.parameters()], [p.grad for p in twin.parameters()])
+    # What learns (Kolen-Pollack's backward weights) learns the same, once.
+    learned = [[p.grad for p in attachment.parameters() if p.grad is not None] for attachment in (inside, alone)]
+    assert_same(*learned)
+    assert bool(learned[0]) == isinstance(within, bpfree.KolenPollack)
 
 
 def test_an_attachment_with_backward_weights_inside_saves_and_shows_both():
