@@ -173,6 +173,7 @@ def test_an_attachment_with_backward_weights_inside_saves_and_shows_both():
     F.cross_entropy(model(x), y).backward()
     shown = str(attachment)
     assert "window 2" in shown
+    assert "the signal one tap further up" in shown
     assert "within: FA()" in shown
     again = bpfree.attach(mlp(), bpfree.GrAPE(), window=2, within=bpfree.FA(), seed=8)
     again.load_state_dict(copy.deepcopy(attachment.state_dict()))
@@ -195,6 +196,7 @@ def test_a_second_backward_pass_is_refused():
     ("rule", "options", "said"),
     [
         (bpfree.DFA(), {"window": 0}, "window=0"),
+        (bpfree.DFA(), {"window": 1.5}, "window=1.5: a whole number"),
         (bpfree.BP(), {"window": 2}, "direct rules only"),
         (bpfree.FA(), {"within": bpfree.FA()}, "inside the segments of a direct"),
         (bpfree.DFA(), {"within": bpfree.DFA()}, "a layerwise rule"),

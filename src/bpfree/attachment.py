@@ -108,8 +108,10 @@ def attach(
 
 def _check_window(rule: Rule, window: int, within: LayerwiseRule | None) -> None:
     direct = isinstance(rule, DirectRule)
-    if window < 1 or (window > 1 and not direct):
-        raise OptionError(f"window={window}: at least 1, and more than 1 for direct rules only; this is {rule}.")
+    if not isinstance(window, int) or window < 1 or (window > 1 and not direct):  # callers are not type-checked
+        raise OptionError(
+            f"window={window}: a whole number, at least 1, and more than 1 for direct rules only; the rule is {rule}."
+        )
     if within is not None and not (direct and isinstance(within, LayerwiseRule)):
         raise OptionError(
             f"within={within!r}: a layerwise rule (bpfree.KolenPollack(), bpfree.FA()) inside the segments of a direct "

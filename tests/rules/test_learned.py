@@ -339,6 +339,28 @@ def test_a_calibrating_step_is_backpropagation(batch):
     assert "Weight transport: one step in 3 (33.33%) is plain backpropagation." in str(attachment)
 
 
+@pytest.mark.parametrize("rule", [bpfree.GrAPE(), bpfree.DKP()], ids=str)
+def test_an_empty_batch_teaches_nothing(rule):
+    model = mlp()
+    attachment = bpfree.attach(model, rule, example_inputs=torch.randn(2, 6))
+    before = [attachment.feedback[name].clone() for name in names(attachment)]
+    model(torch.randn(0, 6)).sum().backward()
+    assert_equal([attachment.feedback[name] for name in names(attachment)], before)
+
+
+@pytest.mark.parametrize("rule", [bpfree.FDFA(), bpfree.DKP()], ids=str)
+def test_a_compiled_model_learns_the_same(batch, rule):
+    model, twin = pair()
+    for one, run in ((model, torch.compile(model, backend="eager")), (twin, twin)):
+        attachment = bpfree.attach(one, rule, seed=7, example_inputs=batch[0])
+        optimizer = torch.optim.SGD([*one.parameters(), *attachment.parameters()], lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(run(batch[0]), batch[1]).backward()
+            optimizer.step()
+    assert_same([p.detach() for p in model.parameters()], [p.detach() for p in twin.parameters()])
+
+
 def test_a_batch_of_one_is_served(double):
     model = mlp()
     x, y = torch.randn(1, 6), torch.randint(0, C, (1,))

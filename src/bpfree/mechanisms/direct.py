@@ -332,7 +332,7 @@ class DirectMechanism(Mechanism):
             for site, layers in zip(self.sites, learners, strict=False)
         ]
         rows.append([self.plan.error_name or "(output)", "", "exact gradient", learners[-1]])
-        return header, rows, self.segments.remarks
+        return header, rows, [*_of_window(self.plan.window), *self.segments.remarks]
 
 
 def _require_floating(output: Any, name: str) -> None:
@@ -342,6 +342,13 @@ def _require_floating(output: Any, name: str) -> None:
             f"the output of tap {name!r} is {found}; a tap needs one floating point tensor. Choose a module inside "
             "it, or put a bpfree.Tap() where the tensor is."
         )
+
+
+def _of_window(window: int) -> list[str]:
+    if window == 1:
+        return []
+    up = "one tap" if window == 2 else f"{window - 1} taps"
+    return [f"With a window of {window}, layers learn from the signal {up} further up than their row says."]
 
 
 def _weights_like(model: nn.Module, output: Tensor) -> Tensor:

@@ -155,6 +155,10 @@ class LearnedProjection(Projection):
     def _scale(self, form: Form) -> float:
         return 1.0
 
+    def describe(self, site: Site) -> str:
+        """The form of a tap's feedback, for the attachment's table."""
+        return f"{super().describe(site)}, learns"
+
 
 class LearnedMechanism(DirectMechanism):
     """A direct mechanism whose feedback takes a step before it projects an error.
@@ -184,6 +188,11 @@ class LearnedMechanism(DirectMechanism):
             if name not in self.norms:
                 self.norms[name] = self.feedback[name].detach().norm()
         return super()._begun(layout, outputs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _broadcast(self, record: Any, output: Tensor, where: str) -> Tensor:
+        # A compiled backward pass would leave out what Python does in it: the learning.
+        return super()._broadcast(record, output, where)
 
     def _learn(self, pending: Pending, error: Tensor) -> None:
         evidence, pending.evidence = pending.evidence, {}
@@ -275,6 +284,8 @@ class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
         return derived_seed(self.feedback.numbers["seed"], "perturbations", self.averages.numbers["passes"], rank())
 
     def _seen(self, pending: Pending, observation: Observation) -> None:
+        if not len(observation.change):  # an empty batch says nothing
+            return
         # The evidence is far smaller than the perturbations, which need not wait for the error.
         evidence = self.rule.evidence(observation, self.matrices(observation.sites))
         pending.evidence = self._gathered(observation.sites, evidence)
@@ -291,7 +302,7 @@ class ErrorLearnedMechanism(LearnedMechanism):
 
     def _learn(self, pending: Pending, error: Tensor) -> None:
         outputs, pending.outputs = pending.outputs, ()
-        if outputs:
+        if outputs and len(error):
             forms = [self.rule.feedback.form(site) for site in pending.sites]
             rows = [form.reduce(h.reshape(len(error), -1)) for form, h in zip(forms, outputs, strict=True)]
             matrices = self.matrices(pending.sites)

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 import bpfree
+from bpfree.errors import TapSelectionError
 from bpfree.lab.data.samples import Samples
 from bpfree.lab.errors import RunError
 from bpfree.lab.tasks.learner import Learner
@@ -94,6 +95,8 @@ class EpochRecords(Callback):
         task.model.eval()  # as in evaluation: no dropout
         try:
             return [asdict(tap) for tap in bpfree.alignment(task.attachment, loss).taps]
+        except TapSelectionError:
+            return []  # a rule with no backward pass sends no signals
         finally:
             task.model.train(training)
 
