@@ -140,8 +140,9 @@ class CompareOptions(Options):
 
     Args:
         rules: The labels of the rules, in the table's order: BP, Shallow (the frozen control), FA, uSF, frSF, brSF,
-            DFA, sDFA, "ternary DFA", DRTP, or labels of your own that --settings explains. By default BP, Shallow, FA,
-            uSF, DFA and DRTP for images, and BP, Shallow and DFA for text.
+            DFA, sDFA, "ternary DFA", DRTP, GrAPE, FDFA, LMS, DKP, KP, WM, PEPITA, FG-A, FG-W, or labels of your own
+            that --settings explains. By default BP, Shallow, FA, uSF, DFA and DRTP for images, and BP, Shallow and DFA
+            for text.
         seeds: How many seeds (0, 1, ...), or a list of them such as [0, 5].
     """
 

@@ -107,6 +107,16 @@ PRESETS: dict[str, RuleSettings] = {
     "sDFA": RuleSettings(rule=bpfree.DFA(error="sign"), lr=1e-3),
     "ternary DFA": RuleSettings(rule=bpfree.DFA(error="ternary"), lr=3e-3),
     "DRTP": RuleSettings(rule=bpfree.DRTP(), lr=3e-3),
+    "GrAPE": RuleSettings(rule=bpfree.GrAPE(), lr=3e-3),
+    "FDFA": RuleSettings(rule=bpfree.FDFA(), lr=3e-3),
+    "LMS": RuleSettings(rule=bpfree.LMS(), lr=3e-3),
+    "DKP": RuleSettings(rule=bpfree.DKP(), lr=3e-3),
+    # The difference of W and B shrinks by the decay alone, and exactly so where it is not part of the gradient.
+    "KP": RuleSettings(rule=bpfree.KolenPollack(), optimizer="AdamW", lr=3e-3, weight_decay=0.1),
+    "WM": RuleSettings(rule=bpfree.WeightMirror(), lr=3e-3),
+    "PEPITA": RuleSettings(rule=bpfree.PEPITA(), lr=3e-3),
+    "FG-A": RuleSettings(rule=bpfree.ForwardGradient("activations"), lr=3e-4),
+    "FG-W": RuleSettings(rule=bpfree.ForwardGradient("weights"), lr=3e-3),
 }
 """Label -> settings to begin with: learning rates that did well on held-out training images of digits and MNIST."""
 
