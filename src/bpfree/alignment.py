@@ -129,7 +129,9 @@ def alignment(
 
 
 def _dims(attachment: Attachment, seen: _Pass) -> int:
-    return 1 if seen.error is None else batch_dims(seen.error, seen.outputs, attachment.mechanism.plan.batch_dims)
+    if seen.error is None:
+        return 1
+    return batch_dims(seen.error.shape, [tap.shape for tap in seen.outputs], attachment.mechanism.plan.batch_dims)
 
 
 def _with_jacobian(attachment: Attachment, seen: _Pass, asked: bool | None) -> bool:

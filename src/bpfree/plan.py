@@ -31,3 +31,8 @@ class Plan:
     seed: int
     batch_dims: int | None
     window: int = 1
+
+    @property
+    def where(self) -> str:
+        """Where the error is taken, as messages name it."""
+        return repr(self.error_name) if self.error_name else "the model's output"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bpfree.errors import NonFiniteError
+from bpfree.errors import ErrorPlacementError, NonFiniteError
 from bpfree.plan import Plan
 from bpfree.state import LateBuffers
 
@@ -124,3 +124,24 @@ def require_finite(error: Tensor, harm: str) -> None:
             f"the error dL/do holds NaN or infinity, and {harm} Look for a diverging learning rate, a logarithm of "
             "zero, or bad input data."
         )
+
+
+def not_a_tensor(plan: Plan, output: object) -> ErrorPlacementError:
+    """What is raised where the error's place gives something else than one floating point tensor."""
+    return ErrorPlacementError(
+        f"the error is taken at {plan.where}, which is of type {type(output).__name__}, not one floating point tensor. "
+        "Name a module whose output is one: error_at='head', for example."
+    )
+
+
+def reached_twice(plan: Plan) -> ErrorPlacementError:
+    """What is raised where one forward pass reaches the error's place again."""
+    return ErrorPlacementError(f"error_at: {plan.where} was reached twice in one forward pass.")
+
+
+def not_reached(plan: Plan) -> ErrorPlacementError:
+    """What is raised where a forward pass never reaches the error's place."""
+    return ErrorPlacementError(
+        f"error_at={plan.error_name!r} was not reached in this forward pass, so nothing below it can learn. Name a "
+        "module that every training pass runs through."
+    )

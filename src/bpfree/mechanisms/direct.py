@@ -1,8 +1,8 @@
-"""The mechanism of the direct rules: the graph is cut at every tap, and one function hands each its signal.
+"""The mechanism of the direct rules: the graph is cut at every tap, and the error sends each its signal.
 
-A forward hook at a tap keeps the output h, with the graph of its own segment, and hands on ``h.detach()``, which
-requires no gradient, so that autograd never forms W^T delta. At ``error_at`` the output passes through
-:class:`bpfree.mechanisms.broadcast.Broadcast` together with every kept h.
+A forward hook at a tap takes the output h, with the graph of its own segment, and hands on ``h.detach()``, which
+requires no gradient, so that autograd never forms W^T delta. What becomes of h, and on which way its signal reaches it,
+is up to the :class:`bpfree.mechanisms.passage.Passage`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ from torch import Tensor, nn
 from bpfree.errors import ErrorPlacementError, TapOutputError, TapSelectionError
 from bpfree.feedback import Feedback, Projection, Projector, Signals, projection
 from bpfree.layout import batch_dims, sites_of
-from bpfree.mechanisms.base import Mechanism, Rule, require_finite
-from bpfree.mechanisms.broadcast import broadcast
-from bpfree.mechanisms.windows import Entry, windowed
+from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, require_finite
+from bpfree.mechanisms.passage import Cut, Passage
+from bpfree.mechanisms.windows import WindowedPassage
 from bpfree.plan import Plan
 from bpfree.segments import Segments
 from bpfree.taps import Site, product
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bpfree.estimate import Observation
 
 
@@ -93,17 +91,6 @@ class DirectRule(Rule):
         return delivery.project(self.vector(delivery), delivery.sites)
 
 
-@dataclass
-class _Record:
-    """One forward pass under way: the taps reached so far."""
-
-    names: list[str] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
-    entries: list[Tensor] = field(default_factory=list)
-    handed_on: Tensor | None = None
-    broadcast: bool = False
-
-
 @dataclass(frozen=True)
 class Layout:
     """What a forward pass of certain names and shapes (``key``) looks like."""
@@ -113,6 +100,32 @@ class Layout:
     c: int
     just_in_time: bool
     like: Tensor
+
+
+class Dispatch:
+    """What one forward pass leaves for its error: called with dL/do, it returns the signals.
+
+    Args:
+        mechanism: Whose pass it was.
+        layout: What the pass looked like.
+        pending: What the mechanism keeps of it.
+        targets: The targets given for it.
+    """
+
+    def __init__(self, mechanism: DirectMechanism, layout: Layout, pending: Pending, targets: Tensor | None) -> None:
+        self._mechanism, self._layout, self._pending, self._targets = mechanism, layout, pending, targets
+
+    def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
+        """One signal a tap, shaped as its output; or :class:`bpfree.feedback.Signals`, made when asked for."""
+        layout, mechanism = self._layout, self._mechanism
+        rows = error.reshape(-1, layout.c)
+        require_finite(rows, "every tap would learn from it. No tap got a signal.")
+        late = mechanism.take_targets()
+        given = self._targets if self._targets is not None else late
+        mechanism.learn(self._pending, rows)
+        project, seen = mechanism.feedback, self._pending.observation
+        signals = mechanism.rule.signals(Delivery(rows, layout.sites, given, project, seen))
+        return signals if layout.just_in_time and isinstance(signals, Signals) else _shaped(signals, layout.sites)
 
 
 class DirectMechanism(Mechanism):
@@ -138,7 +151,7 @@ class DirectMechanism(Mechanism):
         self.segments: Segments | None = None
         self.carried: list[Tensor | None] = []
         self._layout: Layout | None = None
-        self._record: _Record | None = None
+        self._passage: Passage | None = None
         self._targets: Tensor | None = None
 
     # -- hooks ---------------------------------------------------------------------------------------------------
@@ -148,7 +161,7 @@ class DirectMechanism(Mechanism):
         # Bound methods and partials of them: a deep copy of the model then has a deep copy of the rule.
         plan = self.plan
         add = self._handles.append
-        add(plan.model.register_forward_pre_hook(self._begin))
+        add(plan.model.register_forward_pre_hook(self._enter))
         for name, module in plan.taps.items():
             if module is not plan.error_module:
                 add(module.register_forward_hook(partial(self._cut, name)))
@@ -158,27 +171,29 @@ class DirectMechanism(Mechanism):
     def remove(self) -> None:
         """Take the hooks out and forget the forward pass and its targets."""
         super().remove()
-        self._record = self._targets = None
+        self._passage = self._targets = None
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
-        self._record = _Record() if self.active else None
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self._passage = self._opened() if self.active else None
+        self._begin()
+
+    def _opened(self) -> Passage:
+        window = self.plan.window
+        return Cut() if window == 1 else WindowedPassage(window, self._arrived)
+
+    def _begin(self) -> None:
+        """Make ready for the forward pass that begins, ``_passage``; None is a pass that is not the rule's."""
 
     def _cut(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        record = self._record
-        if record is None:
+        passage = self._passage
+        if passage is None:
             # A checkpointed segment must be cut again, or it would save other tensors than the first time.
             return output.detach() if self.active and self.recomputing() else None
-        if record.broadcast:
+        if passage.left:
             self._above_error(name)
             return None
         _require_floating(output, name)
-        record.handed_on = entry = output.detach()
-        if self.plan.window > 1 and output.requires_grad:
-            record.handed_on = Entry.apply(entry.requires_grad_())  # type: ignore[no-untyped-call]
-        record.names.append(name)
-        record.outputs.append(output)
-        record.entries.append(entry)
-        return record.handed_on
+        return passage.cut(name, output)
 
     def _above_error(self, name: str) -> None:
         # Default taps above error_at are left alone: what lies there is exact.
@@ -189,63 +204,51 @@ class DirectMechanism(Mechanism):
             )
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        record = self._record
-        if record is None:
+        passage = self._passage
+        if passage is None:
             return None
-        where = repr(self.plan.error_name) if self.plan.error_name else "the model's output"
         # Whatever is wrong is said once: _end runs although this raises.
-        reached, record.broadcast = record.broadcast, True
+        reached, passage.left = passage.left, True
         if not isinstance(output, Tensor):
-            raise ErrorPlacementError(
-                f"the error is taken at {where}, which is of type {type(output).__name__}, not one tensor. Name a "
-                "module whose output is one tensor: error_at='head', for example."
-            )
+            raise not_a_tensor(self.plan, output)
         if reached:
-            raise ErrorPlacementError(f"error_at: {where} was reached twice in one forward pass.")
-        return self._broadcast(record, output, where)
+            raise reached_twice(self.plan)
+        return self._broadcast(passage, output)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        record, self._record = self._record, None
+        passage, self._passage = self._passage, None
         # `output` is None when the forward pass raised: that error goes to the user, not ours.
-        if record is not None and not record.broadcast and output is not None:
-            raise ErrorPlacementError(
-                f"error_at={self.plan.error_name!r} was not reached in this forward pass, so no tap can learn. Name "
-                "a module that every training pass runs through."
-            )
+        if passage is not None and not passage.left and output is not None:
+            raise not_reached(self.plan)
 
     # -- the error -------------------------------------------------------------------------------------------------
 
-    def _broadcast(self, record: _Record, output: Tensor, where: str) -> Tensor:
-        if output is record.handed_on:
+    def _broadcast(self, passage: Passage, output: Tensor) -> Tensor:
+        if passage.ends_the_model(output):
             # The model ends in a tap (a final sigmoid, say): the error itself is that tap's exact gradient.
-            record.names.pop()
-            record.entries.pop()
-            output = record.outputs.pop()
-        if not record.outputs:
+            output = passage.uncut()
+        if not passage.names:
             raise ErrorPlacementError(
-                f"no tap was reached before {where}. Name taps that the forward pass runs through below it."
+                f"no tap was reached before {self.plan.where}. Name taps that the forward pass runs through below it."
             )
         if not output.requires_grad:
             raise ErrorPlacementError(
-                f"nothing that learns lies between the last tap, {record.names[-1]!r}, and {where}: the tap would "
-                "cut the output layer off from its exact gradient. Leave that tap out."
+                f"nothing that learns lies between the last tap, {passage.names[-1]!r}, and {self.plan.where}: the tap "
+                "would cut the output layer off from its exact gradient. Leave that tap out."
             )
-        layout = self._laid_out(record, output)
-        deliver = self._prepare(layout, record.outputs)
-        if self.plan.window > 1:
-            return windowed(deliver, output, record.outputs, record.entries, self.plan.window, self._arrived)
-        return broadcast(deliver, output, record.outputs, just_in_time=layout.just_in_time)
+        layout = self._laid_out(passage, output)
+        return passage.leave(output, self._dispatch(layout, passage.outputs), just_in_time=layout.just_in_time)
 
-    def _laid_out(self, record: _Record, output: Tensor) -> Layout:
+    def _laid_out(self, passage: Passage, output: Tensor) -> Layout:
         """The layout of this forward pass; found once for passes of the same shapes."""
         compiling = torch.compiler.is_compiling()
-        key = (output.shape, output.dtype, output.device, tuple(record.names), [tap.shape for tap in record.outputs])
+        key = (output.shape, output.dtype, output.device, tuple(passage.names), passage.shapes)
         if not compiling and self._layout is not None and key == self._layout.key:
             return self._layout
-        dims = batch_dims(output, record.outputs, self.plan.batch_dims)
-        sites = sites_of(record.names, record.outputs, dims, output)
+        dims = batch_dims(output.shape, passage.shapes, self.plan.batch_dims)
+        sites = sites_of(passage.names, passage.shapes, dims, output.shape)
         if self.segments is None and not compiling:
-            self.segments = Segments.walk(self.plan, sites, record.outputs, output)
+            self.segments = Segments.walk(self.plan, sites, passage.outputs, output)
         # One signal for all taps is made at once. A compiled graph cannot hold hooks on tensors inside it.
         just_in_time = (
             not compiling
@@ -260,24 +263,17 @@ class DirectMechanism(Mechanism):
             self._layout = layout
         return layout
 
-    def _prepare(self, layout: Layout, outputs: Sequence[Tensor]) -> Callable[[Tensor], Sequence[Tensor | None]]:
-        sites, c = layout.sites, layout.c
-        self.feedback.prepare(sites, c, layout.like)
+    def _dispatch(self, layout: Layout, outputs: Sequence[Tensor]) -> Dispatch:
+        self.feedback.prepare(layout.sites, layout.c, layout.like)
         pending = self._begun(layout, outputs)
-        targets = None
-        if not self.recomputing():  # a recomputed pass must not take what was given for the backward pass under way
-            targets, self._targets = self._targets, None
+        # A recomputed pass must not take what was given for the backward pass under way.
+        targets = None if self.recomputing() else self.take_targets()
+        return Dispatch(self, layout, pending, targets)
 
-        def deliver(error: Tensor) -> Sequence[Tensor | None]:
-            late, self._targets = self._targets, None
-            rows = error.reshape(-1, c)
-            require_finite(rows, "every tap would learn from it. No tap got a signal.")
-            given = targets if targets is not None else late
-            self._learn(pending, rows)
-            signals = self.rule.signals(Delivery(rows, sites, given, self.feedback, pending.observation))
-            return signals if layout.just_in_time and isinstance(signals, Signals) else self._shaped(signals, sites)
-
-        return deliver
+    def take_targets(self) -> Tensor | None:
+        """The targets that were given and not used, which then are."""
+        targets, self._targets = self._targets, None
+        return targets
 
     def _arrived(self, signals: Sequence[Tensor | None]) -> None:
         # For whoever measures: autograd has no gradient of a tap's output here that it could be asked for.
@@ -287,24 +283,8 @@ class DirectMechanism(Mechanism):
         """What this forward pass leaves for its error; mechanisms that learn add to it."""
         return Pending(layout.sites)
 
-    def _learn(self, pending: Pending, error: Tensor) -> None:
+    def learn(self, pending: Pending, error: Tensor) -> None:
         """Let the feedback learn, before it projects the error ``(N, c)``; fixed feedback does not."""
-
-    @staticmethod
-    def _shaped(signals: Sequence[Tensor | None], sites: Sequence[Site]) -> list[Tensor | None]:
-        # Taps that share a signal get one tensor object: of several views, autograd would let several parameters keep
-        # the same memory as their .grad.
-        views: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Tensor] = {}
-        shaped: list[Tensor | None] = []
-        for signal, site in zip(signals, sites, strict=True):
-            if signal is None:
-                shaped.append(None)
-                continue
-            key = (id(signal), site.batch, site.features)
-            if key not in views:
-                views[key] = signal.view(*site.batch, *site.features)
-            shaped.append(views[key])
-        return shaped
 
     def targets(self, targets: Tensor) -> None:
         """Keep the targets of the next (or the current) forward pass for its backward pass."""
@@ -357,3 +337,19 @@ def _weights_like(model: nn.Module, output: Tensor) -> Tensor:
         if parameter.is_floating_point():
             return torch.empty(0, dtype=parameter.dtype, device=output.device)
     return output.new_empty(0)
+
+
+def _shaped(signals: Sequence[Tensor | None], sites: Sequence[Site]) -> list[Tensor | None]:
+    # Taps that share a signal get one tensor object: of several views, autograd would let several parameters keep
+    # the same memory as their .grad.
+    views: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Tensor] = {}
+    shaped: list[Tensor | None] = []
+    for signal, site in zip(signals, sites, strict=True):
+        if signal is None:
+            shaped.append(None)
+            continue
+        key = (id(signal), site.batch, site.features)
+        if key not in views:
+            views[key] = signal.view(*site.batch, *site.features)
+        shaped.append(views[key])
+    return shaped

@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from bpfree.estimate import Observation, Perturbations
 from bpfree.feedback import Feedback, Projection
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule, Layout, Pending
 from bpfree.mechanisms.observing import ObservingMechanism
+from bpfree.mechanisms.passage import Passage
 from bpfree.plan import Plan
 from bpfree.ranks import average_over_ranks, rank, ranks
 from bpfree.spatial import Form
@@ -180,7 +181,7 @@ class LearnedMechanism(DirectMechanism):
     def due(self) -> bool:
         """Whether the feedback learns from the pass that has begun."""
         passes: int = self.averages.numbers["passes"]
-        return self._record is not None and not self._fixed and passes % self.rule.every == 0
+        return self._passage is not None and not self._fixed and passes % self.rule.every == 0
 
     def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
         for site in layout.sites:
@@ -190,11 +191,12 @@ class LearnedMechanism(DirectMechanism):
         return super()._begun(layout, outputs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _broadcast(self, record: Any, output: Tensor, where: str) -> Tensor:
+    def _broadcast(self, passage: Passage, output: Tensor) -> Tensor:
         # A compiled backward pass would leave out what Python does in it: the learning.
-        return super()._broadcast(record, output, where)
+        return super()._broadcast(passage, output)
 
-    def _learn(self, pending: Pending, error: Tensor) -> None:
+    def learn(self, pending: Pending, error: Tensor) -> None:
+        """Let every matrix take the step that its evidence asks for."""
         evidence, pending.evidence = pending.evidence, {}
         if not evidence:
             return
@@ -258,10 +260,10 @@ class LearnedMechanism(DirectMechanism):
             found.setdefault(self.feedback.name(site), []).append(given)
         return {name: torch.stack(parts).mean(0) if len(parts) > 1 else parts[0] for name, parts in found.items()}
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
-        super()._begin(module, args)
+    def _begin(self) -> None:
+        super()._begin()
         self._learning = self.due
-        if self._record is not None:
+        if self._passage is not None:
             self.averages.numbers["passes"] += 1
 
 
@@ -300,7 +302,8 @@ class ErrorLearnedMechanism(LearnedMechanism):
             pending.outputs = [output.detach() for output in outputs]
         return pending
 
-    def _learn(self, pending: Pending, error: Tensor) -> None:
+    def learn(self, pending: Pending, error: Tensor) -> None:
+        """Gather the evidence, and let every matrix take its step."""
         outputs, pending.outputs = pending.outputs, ()
         if outputs and len(error):
             forms = [self.rule.feedback.form(site) for site in pending.sites]
@@ -308,4 +311,4 @@ class ErrorLearnedMechanism(LearnedMechanism):
             matrices = self.matrices(pending.sites)
             evidence = [error.to(B).T @ h.to(B) for h, B in zip(rows, matrices, strict=True)]
             pending.evidence = self._gathered(pending.sites, evidence)
-        super()._learn(pending, error)
+        super().learn(pending, error)

@@ -57,11 +57,11 @@ class ObservingMechanism(DirectMechanism):
         self._estimator.tape.drop()
         self._unobserved = None
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
+    def _begin(self) -> None:
         self._unobserved = None
-        super()._begin(module, args)
+        super()._begin()
         # A recomputed pass has been observed already.
-        self._observing = self._record is not None and not self.recomputing() and self._wanted()
+        self._observing = self._passage is not None and not self.recomputing() and self._wanted()
         if self._observing:
             self._estimator.begin()
         else:

@@ -285,7 +285,7 @@ class ModulatedMechanism(ForwardOnlyMechanism):
         first.check()
         self._note(first, head)
         _, x = _input(first.call)
-        dims = batch_dims(output, [x], self.plan.batch_dims)
+        dims = batch_dims(output.shape, [x.shape], self.plan.batch_dims)
         if x.shape[:dims] != output.shape[:dims]:
             raise TapShapeError(
                 f"the model's input has the shape {tuple(x.shape)} and the error {tuple(output.shape)}: PEPITA changes "

@@ -17,32 +17,44 @@ from torch.autograd.function import once_differentiable
 
 from bpfree.errors import UsedRecordError
 from bpfree.mechanisms.broadcast import Deliver
+from bpfree.mechanisms.passage import Cut
 from bpfree.segments import leaves
 
 
-def windowed(
-    deliver: Deliver,
-    output: Tensor,
-    taps: Sequence[Tensor],
-    entries: Sequence[Tensor],
-    window: int,
-    arrived: Callable[[Sequence[Tensor | None]], None],
-) -> Tensor:
-    """The output as it is; its backward pass gives every parameter the gradient of its window.
+class WindowedPassage(Cut):
+    """Every segment's graph is kept, and is run once for each step of a window.
 
     Args:
-        deliver: Maps dL/do to one signal for each tap, shaped as the taps' outputs.
-        output: Where the error is taken, with the graph of the last segment.
-        taps: The taps' outputs, with the graphs of their segments.
-        entries: What the taps handed on: leaves of the segments above, one a tap.
         window: How many segments a signal is for, at least 2.
         arrived: Is shown what each segment learns from, one tensor a tap, shaped as its output.
     """
-    below = {id(entry) for entry in entries}
-    learners = [leaf for leaf in leaves([*taps, output]) if id(leaf) not in below]
-    record = _Record(deliver, output, tuple(taps), tuple(entries), tuple(learners), window, arrived)
-    result: Tensor = Windowed.apply(record, output.detach(), *learners)  # type: ignore[no-untyped-call]
-    return result
+
+    def __init__(self, window: int, arrived: Callable[[Sequence[Tensor | None]], None]) -> None:
+        super().__init__()
+        self._window, self._arrived = window, arrived
+        # What the taps hand on: leaves of the segments above.
+        self._entries: list[Tensor] = []
+
+    def _taken(self, output: Tensor) -> Tensor:
+        entry = super()._taken(output)
+        self._entries.append(entry)
+        if not output.requires_grad:
+            return entry
+        handed_on: Tensor = Entry.apply(entry.requires_grad_())  # type: ignore[no-untyped-call]
+        return handed_on
+
+    def _given_back(self) -> Tensor:
+        self._entries.pop()
+        return super()._given_back()
+
+    def leave(self, output: Tensor, deliver: Deliver, *, just_in_time: bool) -> Tensor:
+        """The output as it is; its backward pass gives every parameter the gradient of its window."""
+        below = {id(entry) for entry in self._entries}
+        learners = [leaf for leaf in leaves([*self.outputs, output]) if id(leaf) not in below]
+        taps, entries = tuple(self.outputs), tuple(self._entries)
+        record = _Record(deliver, output, taps, entries, tuple(learners), self._window, self._arrived)
+        result: Tensor = Windowed.apply(record, output.detach(), *learners)  # type: ignore[no-untyped-call]
+        return result
 
 
 class Entry(torch.autograd.Function):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bpfree.errors import OptionError, choice
 from bpfree.estimate import Observation
@@ -100,10 +100,10 @@ class CalibratedMechanism(ForwardLearnedMechanism):
 
     rule: GrAPE
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
-        super()._begin(module, args)
-        if self._record is not None and self.averages.numbers["passes"] % self.rule.calibrate == 0:
-            self._record = None
+    def _begin(self) -> None:
+        super()._begin()
+        if self._passage is not None and self.averages.numbers["passes"] % self.rule.calibrate == 0:
+            self._passage = None
 
     def _wanted(self) -> bool:
         calibrating = self.averages.numbers["passes"] % self.rule.calibrate == 0
