@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -72,6 +72,22 @@ def perturbation(shape: tuple[int, int], kind: Perturbations, like: Tensor, gene
     count = product(shape)
     bytes_ = torch.empty(-(-count // 8), dtype=torch.int64, device=like.device).random_(0, 256, generator=generator)
     return F.embedding(bytes_, _SIGNS.to(like)).flatten()[:count].view(shape)
+
+
+@contextmanager
+def differentiable_attention(*, fused: bool = False) -> Generator[None]:
+    """Within this context attention goes by ways that have a forward-mode derivative.
+
+    Args:
+        fused: Whether fused kernels stay allowed all the same: attention does not always take one.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class Tape:
@@ -166,7 +182,8 @@ class DualPass:
 
     def _run(self, call: Call, prepare: Callable[[], Any], start: RandomState) -> Tensor:
         (plan,) = self._held
-        with preserved(plan.model), torch.no_grad(), dual.dual_level(), self._attention(), prepare():
+        attention = differentiable_attention(fused=self._fused)
+        with preserved(plan.model), torch.no_grad(), dual.dual_level(), attention, prepare():
             start.restore()
             output = _up_to_error(plan, call)
             _, tangent = split(output)
@@ -177,20 +194,6 @@ class DualPass:
                 "that out, or use a rule with no estimating pass (bpfree.DFA, bpfree.DKP)."
             )
         return tangent
-
-    @contextmanager
-    def _attention(self) -> Generator[None]:
-        """Ways through attention that have a forward-mode derivative."""
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            if self._fused:
-                yield
-            else:
-                with sdpa_kernel(SDPBackend.MATH):
-                    yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
 
     def _unserved(self, call: Call, prepare: Callable[[], Any], start: RandomState) -> ForwardDerivativeError:
         """Run again with every module watched, to find the one that has no derivative."""

@@ -17,11 +17,10 @@ import torch
 import torch.autograd.forward_ad as dual
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bpfree.draw import derived_seed
 from bpfree.errors import ErrorPlacementError, ForwardDerivativeError, OptionError, UsedRecordError
-from bpfree.estimate import Call, DualPass, Perturbations, join, perturbation, split
+from bpfree.estimate import Call, DualPass, Perturbations, differentiable_attention, join, perturbation, split
 from bpfree.feedback import NoFeedback
 from bpfree.mechanisms.base import Mechanism, Rule, require_finite
 from bpfree.mechanisms.direct import DirectRule
@@ -170,7 +169,7 @@ class WeightsMechanism(ForwardOnlyMechanism):
         self._directions = {}
 
     def _start(self, call: Call, stack: ExitStack) -> None:
-        stack.enter_context(_differentiable_attention())
+        stack.enter_context(differentiable_attention())
         if not self._differentiable:
             # Once, for its named errors: one raised in the model's own pass could not be given a name.
             DualPass(self.plan)(call, self._perturbed, RandomState.now(self.plan.model))
@@ -253,18 +252,6 @@ class _Asked(dict[str, Any]):
     def __getitem__(self, name: str) -> Tensor | None:
         parameter = super().__getitem__(name)
         return None if parameter is None else self._number(parameter)
-
-
-@contextmanager
-def _differentiable_attention() -> Generator[None]:
-    """Ways through attention that have a forward-mode derivative."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class _NoMatrix(NoFeedback):
