@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bpfree.convolution import CONVOLUTIONS
 from bpfree.draw import derived_seed
 from bpfree.errors import ForwardDerivativeError
 from bpfree.plan import Plan
@@ -32,7 +33,6 @@ Perturbations: TypeAlias = Literal["normal", "rademacher"]
 Call: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
 """The arguments and keyword arguments of one forward pass."""
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SIGNS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1) * 2 - 1  # the 8 bits of every byte as -1 and 1
 
 
@@ -99,7 +99,7 @@ class Tape:
 
     def __init__(self, model: nn.Module) -> None:
         # Exactly these classes: a subclass may compute anything.
-        kinds = (nn.Linear, *_CONVOLUTIONS)
+        kinds = (nn.Linear, *CONVOLUTIONS)
         self._layers = [layer for layer in model.modules() if type(layer) in kinds and "forward" not in vars(layer)]
         self._kept: dict[nn.Module, list[tuple[Tensor, int]]] | None = None
 

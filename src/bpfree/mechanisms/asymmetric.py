@@ -19,15 +19,15 @@ import torch.nn.grad as convolution_gradients
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bpfree.convolution import CONVOLUTIONS, Convolution, padded
 from bpfree.draw import derived_seed
 from bpfree.errors import StateError, UnsupportedLayerError
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.plan import Plan
 from bpfree.state import LateBuffers
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-SERVED: tuple[type[nn.Module], ...] = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
+SERVED: tuple[type[nn.Module], ...] = (nn.Linear, *CONVOLUTIONS, *_TRANSPOSED)
 """The layers of torch that a layerwise rule gives backward weights."""
 
 _LINEAR = {
@@ -243,17 +243,10 @@ def input_gradient(layer: nn.Module, given: Tensor) -> tuple[Tensor, InputGradie
     """
     if isinstance(layer, _TRANSPOSED):
         return given, _transposed(layer)
-    if not isinstance(layer, _CONVOLUTIONS):
+    if not isinstance(layer, CONVOLUTIONS):
         return given, _linear_transposed if any(_linear_kinds(layer)[:1]) else _linear
-    if layer.padding == "same" or layer.padding_mode != "zeros":
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        padded = F.pad(
-            given,
-            layer._reversed_padding_repeated_twice,
-            mode=mode,
-        )
-        return padded, _convolution(layer, 0)
-    return given, _convolution(layer, 0 if layer.padding == "valid" else layer.padding)
+    delivered, padding = padded(layer, given)
+    return delivered, _convolution(layer, padding)
 
 
 def _linear(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
@@ -264,7 +257,7 @@ def _linear_transposed(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tenso
     return grad.matmul(weight.T)
 
 
-def _convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, padding: Any) -> InputGradient:
+def _convolution(layer: Convolution, padding: Any) -> InputGradient:
     backward: Any = _INPUT_GRADIENTS[len(layer.kernel_size) - 1]
     return lambda grad, weight, shape: backward(
         shape, weight, grad, layer.stride, padding, layer.dilation, layer.groups
@@ -285,7 +278,7 @@ def matrices(layer: nn.Module, weight: Tensor) -> Tensor:
     A view of ``weight`` where that is contiguous. For a convolution the place is one window of its input, in =
     channels of a group x kernel; for a transposed convolution it is one point, out = channels of a group x kernel.
     """
-    if isinstance(layer, (*_CONVOLUTIONS, *_TRANSPOSED)):
+    if isinstance(layer, (*CONVOLUTIONS, *_TRANSPOSED)):
         grouped = weight.reshape(layer.groups, -1, *weight.shape[1:]).flatten(2)
         return grouped.mT if isinstance(layer, _TRANSPOSED) else grouped
     return (weight.T if any(_linear_kinds(layer)[:1]) else weight).unsqueeze(0)

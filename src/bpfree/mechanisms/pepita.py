@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 import torch.nn.grad as convolution_gradients
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from bpfree.convolution import CONVOLUTIONS, padded
 from bpfree.draw import derived_seed, draw
 from bpfree.errors import (
     ErrorPlacementError,
@@ -41,8 +41,7 @@ from bpfree.taps import product
 OutputError: TypeAlias = Literal["first", "second"]
 Positions: TypeAlias = Literal["mean", "sqrt", "sum"]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_SERVED = (nn.Linear, *_CONVOLUTIONS)
+_SERVED = (nn.Linear, *CONVOLUTIONS)
 _WEIGHT_GRADIENTS = (
     convolution_gradients.conv1d_weight,
     convolution_gradients.conv2d_weight,
@@ -320,7 +319,7 @@ class ModulatedMechanism(ForwardOnlyMechanism):
         n = len(rows)
 
         def hidden(call: _Call, h: Tensor) -> Tensor:
-            positions = product(call.shape[2:]) if isinstance(call.layer, _CONVOLUTIONS) else 1
+            positions = product(call.shape[2:]) if isinstance(call.layer, CONVOLUTIONS) else 1
             shared = {"mean": positions, "sqrt": math.sqrt(positions), "sum": 1}[options.positions]
             assert call.h is not None
             signal: Tensor = (call.h - h) * (options.scale / (n * shared))
@@ -400,10 +399,7 @@ def _local_gradients(layer: Any, input: Tensor, signal: Tensor) -> list[tuple[nn
 def _weight_gradient(layer: Any, input: Tensor, signal: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return signal.reshape(-1, layer.out_features).T @ input.reshape(-1, layer.in_features)
-    padding = 0 if layer.padding == "valid" else layer.padding
-    if layer.padding == "same" or layer.padding_mode != "zeros":
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        input, padding = F.pad(input, layer._reversed_padding_repeated_twice, mode=mode), 0
+    input, padding = padded(layer, input)
     backward: Any = _WEIGHT_GRADIENTS[len(layer.kernel_size) - 1]
     gradient: Tensor = backward(input, layer.weight.shape, signal, layer.stride, padding, layer.dilation, layer.groups)
     return gradient
