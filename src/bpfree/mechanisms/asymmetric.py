@@ -25,6 +25,7 @@ from bpfree.errors import StateError, UnsupportedLayerError
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.plan import Plan
 from bpfree.state import LateBuffers
+from bpfree.tabulate import others
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 SERVED: tuple[type[nn.Module], ...] = (nn.Linear, *CONVOLUTIONS, *_TRANSPOSED)
@@ -218,14 +219,8 @@ class AsymmetricMechanism(Mechanism):
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
         """A row for each served layer; the layers that pass ordinary gradients are remarked on."""
         rows = [[name, type(layer).__name__, self._state(name)] for name, layer in self._layers.items()]
-        others = sorted(
-            {
-                f"{name or '(model)'} ({type(module).__name__})"
-                for name, module in self.plan.model.named_modules()
-                if name not in self._layers and next(module.parameters(recurse=False), None) is not None
-            }
-        )
-        remarks = [f"Ordinary gradients pass through {', '.join(others)}."] if others else []
+        ordinary = ", ".join(sorted(others(self.plan.model, self._layers)))
+        remarks = [f"Ordinary gradients pass through {ordinary}."] if ordinary else []
         return ["layer", "kind", "backward weights"], rows, remarks
 
     def _state(self, name: str) -> str:

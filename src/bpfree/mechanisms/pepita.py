@@ -36,6 +36,7 @@ from bpfree.mechanisms.forward_only import ForwardOnlyMechanism, Gradients
 from bpfree.plan import Plan
 from bpfree.preserve import RandomState, preserved
 from bpfree.state import LateBuffers
+from bpfree.tabulate import others
 from bpfree.taps import product
 
 OutputError: TypeAlias = Literal["first", "second"]
@@ -353,12 +354,8 @@ class ModulatedMechanism(ForwardOnlyMechanism):
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
         """A row for each layer that could learn; what stays as it is is remarked on."""
         rows = [[name, type(layer).__name__, self._role(name)] for name, layer in self._layers.items()]
-        others = [
-            f"{name or '(model)'} ({type(module).__name__})"
-            for name, module in self.plan.model.named_modules()
-            if name not in self._layers and next(module.parameters(recurse=False), None) is not None
-        ]
-        remarks = [f"No gradient reaches {', '.join(others)}, unless above error_at."] if others else []
+        unreached = ", ".join(others(self.plan.model, self._layers))
+        remarks = [f"No gradient reaches {unreached}, unless above error_at."] if unreached else []
         return ["layer", "kind", "learns from"], rows, remarks
 
     def _role(self, name: str) -> str:
