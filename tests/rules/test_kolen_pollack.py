@@ -14,33 +14,9 @@ import bpfree
 from by_hand import TanhMLP, assert_same, softmax_error
 from contract import Subject, assert_equal, assert_rule_serves, hooks
 from distributed import run_on_two_ranks
+from small import CLASSES, MODELS, batch, mlp, train
 
-CLASSES = 4
-
-
-def mlp():
-    return nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, CLASSES))
-
-
-def convnet():
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
-        nn.Tanh(),
-        nn.Flatten(),
-        nn.Linear(96, CLASSES),
-    )
-
-
-MODELS = {"mlp": (mlp, (6,), ["2", "4"]), "convnet": (convnet, (2, 8, 8), ["2", "5"])}
 by_model = pytest.mark.parametrize("name", MODELS)
-
-
-def batch(name, n=10):
-    generator = torch.Generator().manual_seed(5)
-    shape = MODELS[name][1]
-    return torch.randn(n, *shape, generator=generator), torch.randint(0, CLASSES, (n,), generator=generator)
 
 
 def gaps(attachment):
@@ -50,13 +26,6 @@ def gaps(attachment):
 
 def both(attachment):
     return [*attachment.model.parameters(), *attachment.parameters()]
-
-
-def train(attachment, optimizer, x, y, steps, run=None):
-    for _ in range(steps):
-        optimizer.zero_grad()
-        F.cross_entropy((run or attachment.model)(x), y).backward()
-        optimizer.step()
 
 
 OPTIMIZERS = {
@@ -77,7 +46,7 @@ def test_the_gap_shrinks_by_the_decay_alone(double, name, kind):
     attachment.model(x)
     start = gaps(attachment)
     assert list(start) == MODELS[name][2]
-    train(attachment, optimizer, x, y, 30)
+    train(attachment.model, optimizer, x, y, 30)
     for layer, gap in gaps(attachment).items():
         assert start[layer].abs().min() > 0
         assert_same([gap], [start[layer] * (1 - 0.1 * 0.2) ** 30], 1e-12)
@@ -87,7 +56,7 @@ def test_without_decay_the_gap_stays(double):
     x, y = batch("mlp")
     attachment = bpfree.attach(mlp(), bpfree.KolenPollack(), example_inputs=x)
     start, first = gaps(attachment), [p.detach().clone() for p in attachment.parameters()]
-    train(attachment, torch.optim.Adam(both(attachment), lr=0.01), x, y, 10)
+    train(attachment.model, torch.optim.Adam(both(attachment), lr=0.01), x, y, 10)
     assert_same(gaps(attachment).values(), start.values())
     assert not any(torch.equal(*pair) for pair in zip(first[1:], list(attachment.parameters())[1:], strict=True))
 
@@ -106,7 +75,7 @@ def test_with_decay_the_gradients_become_backpropagations(double, name):
 
     before = apart()
     assert before > 0.1
-    train(attachment, optimizer, x, y, 400)  # .98^400 = 3.1e-4 of the gap is left
+    train(attachment.model, optimizer, x, y, 400)  # .98^400 = 3.1e-4 of the gap is left
     assert apart() < 1e-2 * before
 
 
@@ -120,7 +89,7 @@ def test_gradients_are_feedback_alignments_with_this_b_written_out_by_hand(doubl
     x, y = batch("mlp")
     attachment = bpfree.attach(mlp(), bpfree.KolenPollack("normal"))
     optimizer = torch.optim.SGD(both(attachment), lr=0.3, weight_decay=0.01)
-    train(attachment, optimizer, x, y, 4)
+    train(attachment.model, optimizer, x, y, 4)
     B = {name: attachment.feedback[name].detach().clone() for name in attachment.feedback}
     hand = TanhMLP(attachment.model)
     found = gradients(attachment.model, x, y)
@@ -262,9 +231,9 @@ def test_a_copy_learns_for_itself(double):
     kept = attachment.feedback["2"].grad.clone()
     # Its steps are those that the original takes.
     x, y = x + 1, y.flip(0)
-    train(other, torch.optim.SGD([*twin.parameters(), *other.parameters()], lr=0.1, weight_decay=0.1), x, y, 5)
+    train(other.model, torch.optim.SGD([*twin.parameters(), *other.parameters()], lr=0.1, weight_decay=0.1), x, y, 5)
     assert torch.equal(attachment.feedback["2"].grad, kept)
-    train(attachment, torch.optim.SGD(both(attachment), lr=0.1, weight_decay=0.1), x, y, 5)
+    train(attachment.model, torch.optim.SGD(both(attachment), lr=0.1, weight_decay=0.1), x, y, 5)
     assert_equal(host.parameters(), [*twin.parameters(), *other.parameters()])
 
 
@@ -281,16 +250,16 @@ def test_a_restored_run_continues_bit_for_bit(example, kind, saved_after):
         return attachment, OPTIMIZERS[kind](both(attachment))
 
     attachment, optimizer = start(1)
-    train(attachment, optimizer, x, y, saved_after)
+    train(attachment.model, optimizer, x, y, saved_after)
     file = io.BytesIO()
     torch.save([part.state_dict() for part in (attachment.model, attachment, optimizer)], file)
-    train(attachment, optimizer, x, y, 3)
+    train(attachment.model, optimizer, x, y, 3)
 
     again, other = start(2)
     file.seek(0)
     for part, state in zip((again.model, again, other), torch.load(file, weights_only=True), strict=True):
         part.load_state_dict(state)
-    train(again, other, x, y, 3)
+    train(again.model, other, x, y, 3)
     assert_equal(both(again), both(attachment))
 
 
@@ -308,10 +277,10 @@ def test_it_moves_with_the_module_that_trains():
     x, y = batch("mlp")
     host = nn.ModuleList([model := mlp(), attachment := bpfree.attach(model, bpfree.KolenPollack())])
     host.double()
-    train(attachment, torch.optim.SGD(host.parameters(), lr=0.1), x.double(), y, 2)
+    train(attachment.model, torch.optim.SGD(host.parameters(), lr=0.1), x.double(), y, 2)
     assert attachment.feedback["2"].dtype == torch.float64
     host.to(torch.float32)
-    train(attachment, torch.optim.SGD(host.parameters(), lr=0.1), x, y, 2)
+    train(attachment.model, torch.optim.SGD(host.parameters(), lr=0.1), x, y, 2)
     assert attachment.feedback["2"].grad.dtype == torch.float32
 
 
@@ -319,12 +288,12 @@ def test_without_an_optimizer_for_b_one_is_told_once():
     x, y = batch("mlp")
     attachment = bpfree.attach(mlp(), bpfree.KolenPollack())
     optimizer = torch.optim.SGD(attachment.model.parameters(), lr=0.1)
-    train(attachment, optimizer, x, y, 1)
+    train(attachment.model, optimizer, x, y, 1)
     with pytest.warns(UserWarning, match=r"\*attachment\.parameters\(\)"):
-        train(attachment, optimizer, x, y, 1)
+        train(attachment.model, optimizer, x, y, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(attachment, optimizer, x, y, 2)
+        train(attachment.model, optimizer, x, y, 2)
 
 
 @pytest.mark.filterwarnings("error")
@@ -340,7 +309,7 @@ def test_accumulation_evaluation_and_skipped_steps_warn_of_nothing():
         with torch.no_grad():
             attachment.model(x)
     copied = copy.deepcopy(attachment)
-    train(copied, torch.optim.SGD(both(copied), lr=0.1), x, y, 3)
+    train(copied.model, torch.optim.SGD(both(copied), lr=0.1), x, y, 3)
 
 
 def test_a_computed_weight_is_refused_at_once():
@@ -366,7 +335,7 @@ def test_lazy_layers_and_a_layer_called_twice(double):
     attachment.model(x)
     start = gaps(attachment)
     assert list(start) == ["layer", "head"]
-    train(attachment, optimizer, x, y, 5)
+    train(attachment.model, optimizer, x, y, 5)
     assert_same(gaps(attachment).values(), [gap * 0.98**5 for gap in start.values()])
 
 

@@ -13,31 +13,7 @@ import bpfree
 from by_hand import TanhMLP, assert_same, softmax_error
 from contract import Subject, assert_equal, assert_rule_serves
 from distributed import run_on_two_ranks
-
-CLASSES = 4
-
-
-def mlp():
-    return nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, CLASSES))
-
-
-def convnet():
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
-        nn.Tanh(),
-        nn.Flatten(),
-        nn.Linear(96, CLASSES),
-    )
-
-
-MODELS = {"mlp": (mlp, (6,)), "convnet": (convnet, (2, 8, 8))}
-
-
-def batch(name="mlp", n=10):
-    generator = torch.Generator().manual_seed(5)
-    return torch.randn(n, *MODELS[name][1], generator=generator), torch.randint(0, CLASSES, (n,), generator=generator)
+from small import MODELS, batch, convnet, mlp, train
 
 
 def step(model, x, y, optimizer=None):
@@ -365,10 +341,7 @@ def distributed(rank):
         x, y = x[4 * rank : 4 * rank + 4], y[4 * rank : 4 * rank + 4]
         run = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    for _ in range(4):
-        optimizer.zero_grad()
-        F.cross_entropy(run(x), y).backward()
-        optimizer.step()
+    train(run, optimizer, x, y, 4)
     return [tensor.detach().numpy() for tensor in (*model.parameters(), *attachment.feedback.buffers())]
 
 
