@@ -11,6 +11,7 @@ import bpfree
 from by_hand import assert_same
 from contract import Subject, assert_equal, assert_rule_serves
 from distributed import run_on_two_ranks
+from small import train
 
 C = 4
 RULES = [
@@ -71,11 +72,7 @@ def test_every_rule_serves(name, rule):
 
 def steps(model, attachment, x, y, count, lr=0.0, feedback_lr=0.0):
     groups = [{"params": list(model.parameters())}, {"params": list(attachment.parameters()), "lr": feedback_lr or lr}]
-    optimizer = torch.optim.SGD(groups, lr=lr)
-    for _ in range(count):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
+    train(model, torch.optim.SGD(groups, lr=lr), x, y, count)
 
 
 def names(attachment):
@@ -248,9 +245,7 @@ def test_an_optimizer_of_ones_own_takes_the_step(batch):
     course = torch.optim.lr_scheduler.StepLR(feedback, 100)
     for _ in range(5):
         steps(model, own, *batch, 1)
-        feedback.zero_grad()
-        F.cross_entropy(twin(batch[0]), batch[1]).backward()
-        feedback.step()
+        train(twin, feedback, *batch, 1)
         course.step()
     assert [parameter.shape for parameter in other.parameters()] == [(C, 8), (C, 8)]
     for mine, theirs in zip(names(own), names(other), strict=True):
@@ -261,15 +256,8 @@ def test_feedback_that_no_optimizer_has_is_warned_about(batch):
     model = mlp()
     bpfree.attach(model, bpfree.DKP())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-
-    def train():
-        for _ in range(6):
-            optimizer.zero_grad()
-            F.cross_entropy(model(batch[0]), batch[1]).backward()
-            optimizer.step()
-
     with pytest.warns(UserWarning, match="still zero: no optimizer has it"):
-        train()
+        train(model, optimizer, *batch, 6)
 
 
 def test_channel_shared_and_low_rank_feedback_are_constant_and_smooth_in_space(double):
@@ -354,10 +342,7 @@ def test_a_compiled_model_learns_the_same(batch, rule):
     for one, run in ((model, torch.compile(model, backend="eager")), (twin, twin)):
         attachment = bpfree.attach(one, rule, seed=7, example_inputs=batch[0])
         optimizer = torch.optim.SGD([*one.parameters(), *attachment.parameters()], lr=0.1)
-        for _ in range(3):
-            optimizer.zero_grad()
-            F.cross_entropy(run(batch[0]), batch[1]).backward()
-            optimizer.step()
+        train(run, optimizer, *batch, 3)
     assert_same([p.detach() for p in model.parameters()], [p.detach() for p in twin.parameters()])
 
 
@@ -375,15 +360,8 @@ def test_feedback_that_diverges_is_reported_with_its_tap_before_the_weights_are_
     model = mlp()
     bpfree.attach(model, bpfree.LMS(scale=40.0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-
-    def train():
-        for _ in range(400):
-            optimizer.zero_grad()
-            F.cross_entropy(model(batch[0]), batch[1]).backward()
-            optimizer.step()
-
     with pytest.raises(bpfree.errors.FeedbackDivergedError, match=r"tap '1' diverges.*Lower the learning rate of LMS"):
-        train()
+        train(model, optimizer, *batch, 400)
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
     assert all(parameter.grad is None for parameter in list(model.parameters())[:4])
 
@@ -392,15 +370,8 @@ def test_a_diverging_optimizer_of_the_feedback_is_reported_too(batch):
     model = mlp()
     attachment = bpfree.attach(model, bpfree.FDFA(stepped_by="optimizer"))
     feedback = torch.optim.SGD(attachment.parameters(), lr=5.0)
-
-    def train():
-        for _ in range(100):
-            feedback.zero_grad()
-            F.cross_entropy(model(batch[0]), batch[1]).backward()
-            feedback.step()
-
     with pytest.raises(bpfree.errors.FeedbackDivergedError, match="tap '1' diverges"):
-        train()
+        train(model, feedback, *batch, 100)
 
 
 @pytest.mark.parametrize(
@@ -435,10 +406,7 @@ def train_on_rank(rank, rule):
     parallel = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD([*model.parameters(), *attachment.parameters()], lr=0.1)
     half = slice(4 * rank, 4 * rank + 4)
-    for _ in range(3):
-        optimizer.zero_grad()
-        F.cross_entropy(parallel(x[half]), y[half]).backward()
-        optimizer.step()
+    train(parallel, optimizer, x[half], y[half], 3)
     tensors = [*model.parameters(), *(attachment.feedback[name] for name in names(attachment))]
     return [tensor.detach().numpy() for tensor in tensors]
 
