@@ -243,7 +243,7 @@ def test_retained_graphs_may_be_used_twice():
     once = model[0].weight.grad.clone()
     loss.backward()
     torch.testing.assert_close(model[0].weight.grad, 2 * once)
-    assert attachment.mechanism._passage is None
+    assert attachment.mechanism._run is None
 
 
 def test_activations_are_freed_with_the_graph():

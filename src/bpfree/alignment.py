@@ -108,7 +108,7 @@ def alignment(
     Raises:
         TapSelectionError: The forward pass reaches no tap.
     """
-    with preserved(attachment.model, attachment), attachment.fixed():
+    with preserved(attachment.model, attachment), attachment.fixed(), attachment.mechanism.stored():
         rule = _observe(attachment, closure)
     with preserved(attachment.model, attachment), attachment.paused():
         exact = _observe(attachment, closure, jacobian=_with_jacobian(attachment, rule, jacobian))

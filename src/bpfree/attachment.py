@@ -34,6 +34,7 @@ def attach(
     batch_dims: int | None = None,
     window: int = 1,
     within: LayerwiseRule | None = None,
+    streaming: bool = False,
     seed: int = 0,
     example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
 ) -> Attachment:
@@ -59,6 +60,10 @@ def attach(
             backpropagation. One pass of input gradients more for every step beyond 1.
         within: For direct rules: the layerwise rule that carries signals down inside a segment and a window, in place
             of backpropagation's transposed weights: with ``bpfree.KolenPollack()`` no weight is transported at all.
+        streaming: For direct rules: store no graph. In the backward pass the model runs a second time, under the same
+            random numbers, and each segment learns at once: the activations of one segment are in memory at a time,
+            for the arithmetic of one step of backpropagation. The numbers are those of the stored graph. Forward hooks
+            of yours run twice, and every cut must be one that no path leads around.
         seed: Seeds everything the rule draws. The global random state is neither read nor changed.
         example_inputs: A tensor, or the arguments (tuple) or keyword arguments (mapping) of one forward pass, run at
             once to find the shapes. Without it the first forward pass does; the numbers drawn are the same.
@@ -67,7 +72,8 @@ def attach(
         The attachment: an ``nn.Module`` with the rule's state, and a context manager that detaches.
 
     Raises:
-        OptionError: ``rule``, ``seed``, ``batch_dims``, ``window`` or ``within`` means nothing.
+        OptionError: ``rule``, ``seed``, ``batch_dims``, ``window``, ``within`` or ``streaming`` means nothing.
+        StreamingError: ``example_inputs`` shows a path around a cut.
         TapSelectionError: ``taps`` matches nothing.
         ErrorPlacementError: There is no module ``error_at``, or ``example_inputs`` does not reach it.
         AlreadyAttachedError: ``model`` or a part of it has a rule already.
@@ -81,6 +87,7 @@ def attach(
     if batch_dims is not None and batch_dims < 1:
         raise OptionError(f"batch_dims={batch_dims}: at least the first dimension is the batch.")
     _check_window(rule, window, within)
+    _check_streaming(rule, window, streaming)
     if any(module in _ATTACHED for module in model.modules()):
         raise AlreadyAttachedError(
             "the model, or a part of it, has a rule already: call its attachment.detach() first."
@@ -94,6 +101,7 @@ def attach(
         seed=seed,
         batch_dims=batch_dims,
         window=window,
+        streaming=streaming,
     )
     inner = None if within is None else within.mechanism(plan)
     attachment = Attachment(rule, rule.mechanism(plan), within=inner)
@@ -104,6 +112,18 @@ def attach(
             attachment.detach()
             raise
     return attachment
+
+
+def _check_streaming(rule: Rule, window: int, streaming: bool) -> None:
+    if streaming and not isinstance(rule, DirectRule):
+        raise OptionError(
+            f"streaming=True: {rule} needs the whole graph, or stores none anyway. Streaming is for direct rules such "
+            "as bpfree.DFA(); for backpropagation take torch.utils.checkpoint."
+        )
+    if streaming and window > 1:
+        raise OptionError(
+            f"window={window} keeps the graphs of several segments: it cannot stream. Leave one of them out."
+        )
 
 
 def _check_window(rule: Rule, window: int, within: LayerwiseRule | None) -> None:
@@ -259,8 +279,9 @@ class Attachment(nn.Module):
         return _fingerprint(self.rule) + inner
 
     def __repr__(self) -> str:
-        window = self.mechanism.plan.window
-        title = f"{self.rule!s} on {type(self.model).__name__}" + (f", window {window}" if window > 1 else "")
+        plan = self.mechanism.plan
+        title = f"{self.rule!s} on {type(self.model).__name__}" + (f", window {plan.window}" if plan.window > 1 else "")
+        title += ", streaming" if plan.streaming else ""
         lines = [title if self._attached else f"{title}, detached"]
         for part in reversed(self._parts()):
             header, rows, remarks = part.table()

@@ -42,6 +42,10 @@ class UsedRecordError(BpfreeError, RuntimeError):
     """A second backward pass was asked of one forward pass."""
 
 
+class StreamingError(BpfreeError, RuntimeError):
+    """A model cannot be run a second time, segment by segment, as it was the first time."""
+
+
 class UnsupportedLayerError(BpfreeError, TypeError):
     """A rule cannot serve the model: none of its layers has the form that the rule needs."""
 

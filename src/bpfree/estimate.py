@@ -43,7 +43,7 @@ class Observation:
     Attributes:
         change: odot, shape ``(N, c)``: the tangent of the output, sum_l J_l v_l for every row.
         perturbations: One a tap, in forward order, shape ``(N, m_l)``: the coefficients of v_l (for feedback that has
-            a number for every feature, v_l itself).
+            a number for every feature, v_l itself). Behind a streaming pass each is drawn again when it is asked for.
         sites: Those taps.
     """
 
@@ -72,6 +72,44 @@ def perturbation(shape: tuple[int, int], kind: Perturbations, like: Tensor, gene
     count = product(shape)
     bytes_ = torch.empty(-(-count // 8), dtype=torch.int64, device=like.device).random_(0, 256, generator=generator)
     return F.embedding(bytes_, _SIGNS.to(like)).flatten()[:count].view(shape)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One tap's perturbation, as it can be drawn again.
+
+    Attributes:
+        shape: ``(N, m_l)``.
+        kind: What it is drawn from.
+        seed: With which seed.
+        dtype: In which precision.
+        device: Where.
+    """
+
+    shape: tuple[int, int]
+    kind: Perturbations
+    seed: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def make(self) -> Tensor:
+        """The numbers, the same each time."""
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        return perturbation(self.shape, self.kind, torch.empty(0, dtype=self.dtype, device=self.device), generator)
+
+
+class Draws(Sequence[Tensor]):
+    """Perturbations that are not kept: each is drawn again when it is asked for."""
+
+    def __init__(self, draws: Sequence[Draw]) -> None:
+        self._draws = draws
+
+    def __len__(self) -> int:
+        return len(self._draws)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The perturbation of tap ``index``."""
+        return self._draws[index].make()
 
 
 @contextmanager
@@ -264,12 +302,18 @@ class Estimator:
         self._dual_pass = DualPass(plan)
         self.tape = Tape(plan.model)
         self._start: RandomState | None = None
+        self._keep = True
 
-    def begin(self) -> None:
-        """Hear that a forward pass begins which :meth:`observe` will be asked about."""
+    def begin(self, *, keep: bool) -> None:
+        """Hear that a forward pass begins which :meth:`observe` will be asked about.
+
+        Args:
+            keep: Whether outputs and perturbations may be kept, which spares work and costs memory.
+        """
         (plan,) = self._held
-        self._start = RandomState.now(plan.model)
-        self.tape.record()
+        self._start, self._keep = RandomState.now(plan.model), keep
+        if keep:
+            self.tape.record()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def observe(self, call: Call, sites: Sequence[Site], c: int, seed: int) -> Observation:
@@ -280,19 +324,23 @@ class Estimator:
         """
         assert self._start is not None
         start, self._start = self._start, None
-        drawn: dict[str, Tensor] = {}
+        draws: dict[str, Draw] = {}
+        made: dict[str, Tensor] = {}
 
         @contextmanager
         def prepare() -> Generator[None]:
-            with self.tape.replayed(), self._perturbed(sites, seed, drawn):
+            with self.tape.replayed(), self._perturbed(sites, seed, draws, made):
                 yield
 
         tangent = self._dual_pass(call, prepare, start)
-        reached = [site for site in sites if site.name in drawn]
-        return Observation(tangent.reshape(-1, c), [drawn[site.name] for site in reached], reached)
+        reached = [site for site in sites if site.name in draws]
+        kept = [made[site.name] for site in reached] if self._keep else Draws([draws[site.name] for site in reached])
+        return Observation(tangent.reshape(-1, c), kept, reached)
 
     @contextmanager
-    def _perturbed(self, sites: Sequence[Site], seed: int, drawn: dict[str, Tensor]) -> Generator[None]:
+    def _perturbed(
+        self, sites: Sequence[Site], seed: int, draws: dict[str, Draw], made: dict[str, Tensor]
+    ) -> Generator[None]:
         """Within this context every tap adds its perturbation to the tangent that passes."""
         (plan,) = self._held
         known = {site.name: site for site in sites}
@@ -305,10 +353,12 @@ class Estimator:
                 return None
             primal, tangent = split(output)
             form = self._form(site)
-            generator = torch.Generator(primal.device).manual_seed(derived_seed(seed, site.name))
-            rows = product(primal.shape[: len(site.batch)])
-            drawn[site.name] = perturbation((rows, form.size), self._kind, primal, generator)
-            v = form.expand(drawn[site.name]).view(primal.shape)
+            shape = (product(primal.shape[: len(site.batch)]), form.size)
+            draw = Draw(shape, self._kind, derived_seed(seed, site.name), primal.dtype, primal.device)
+            draws[site.name], coefficients = draw, draw.make()
+            if self._keep:
+                made[site.name] = coefficients
+            v = form.expand(coefficients).view(primal.shape)
             return join(primal, v if tangent is None else tangent + v)
 
         # Before other hooks at the tap, as the rule's own.

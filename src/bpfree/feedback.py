@@ -107,16 +107,20 @@ class Feedback:
         return out
 
 
-class Signals(Sequence[Tensor]):
+class Signals(Sequence["Tensor | None"]):
     """One signal ``(N, n_l)`` a tap, made when it is asked for.
 
-    Taps with the same matrix and width get the same tensor, which is dropped when the last of them has it: one for each
-    of them, or all widths at once, would cost more memory than backpropagation takes.
+    Taps with the same key (matrix and form, say) get the same tensor, which is dropped when the last of them has it:
+    one for each of them, or all widths at once, would cost more memory than backpropagation takes.
+
+    Args:
+        make: Makes a signal from its key.
+        keys: One a tap.
     """
 
-    def __init__(self, make: Callable[[str, Form], Tensor], keys: Sequence[tuple[str, Form]]) -> None:
+    def __init__(self, make: Callable[..., Tensor | None], keys: Sequence[tuple[Any, ...]]) -> None:
         self._make, self._keys = make, keys
-        self._made: dict[tuple[str, Form], Tensor] = {}
+        self._made: dict[tuple[Any, ...], Tensor | None] = {}
         self._left = Counter(keys)
 
     def __len__(self) -> int:

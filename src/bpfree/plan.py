@@ -21,6 +21,7 @@ class Plan:
         seed: The seed of everything the rule draws.
         batch_dims: The number of leading dimensions that are not features; None finds out.
         window: How many segments a signal is carried through; 1 for the plain rule.
+        streaming: Whether the model runs again, segment by segment, in place of storing its graph.
     """
 
     model: nn.Module
@@ -31,6 +32,7 @@ class Plan:
     seed: int
     batch_dims: int | None
     window: int = 1
+    streaming: bool = False
 
     @property
     def where(self) -> str:

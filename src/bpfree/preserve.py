@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -59,5 +59,55 @@ class RandomState:
 
 
 def _accelerators(modules: tuple[nn.Module, ...]) -> list[torch.device]:
+    if not torch.accelerator.is_available():  # spares every step a walk through the model
+        return []
     devices = {tensor.device for module in modules for tensor in (*module.parameters(), *module.buffers())}
     return [device for device in devices if device.type not in ("cpu", "meta")]
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """Which precisions operations run in at one moment.
+
+    Attributes:
+        kinds: Device type -> whether autocast is on, and its precision.
+        cached: Whether it keeps converted weights.
+    """
+
+    kinds: Mapping[str, tuple[bool, torch.dtype]]
+    cached: bool
+
+    @classmethod
+    def now(cls, kinds: Iterable[str]) -> Autocast:
+        """Keep it for these types of devices."""
+        found = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds}
+        return cls(found, torch.is_autocast_cache_enabled())
+
+    @contextmanager
+    def restored(self) -> Generator[None]:
+        """Within this context it is as it was."""
+        with ExitStack() as stack:
+            for kind, (enabled, dtype) in self.kinds.items():
+                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=self.cached))
+            yield
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a forward pass finds around it, so that the model can run a second time as it did the first."""
+
+    random: RandomState
+    autocast: Autocast
+
+    @classmethod
+    def now(cls, *modules: nn.Module) -> Surroundings:
+        """Keep them."""
+        random = RandomState.now(*modules)
+        return cls(random, Autocast.now({"cpu", *(device.type for device, _ in random.accelerators)}))
+
+    @contextmanager
+    def restored(self, *modules: nn.Module) -> Generator[None]:
+        """Within this context a pass runs as the first one did, with a graph and without a trace in ``modules``."""
+        with preserved(*modules), torch.enable_grad(), self.autocast.restored():
+            self.random.restore()
+            yield

@@ -25,11 +25,11 @@ class Segments:
     remarks: list[str]
 
     @staticmethod
-    def walk(plan: Plan, sites: Sequence[Site], taps: Sequence[Tensor], output: Tensor) -> Segments:
-        """Follow the graph of every tap, cut as it is, back to the parameters it ends in."""
+    def of(plan: Plan, sites: Sequence[Site], leaves: Sequence[Sequence[Tensor]]) -> Segments:
+        """Name what the graphs of the taps, cut as they are, and of the output end in."""
         owners = {parameter: name.rpartition(".")[0] for name, parameter in plan.model.named_parameters()}
         names = [*(site.name for site in sites), plan.error_name or "(output)"]
-        reached = [set(leaves([tensor])) for tensor in (*taps, output)]
+        reached = [set(found) for found in leaves]
         signals: dict[str, list[str]] = {}
         learners: list[str] = []
         for name, parameters in zip(names, reached, strict=True):
@@ -61,17 +61,31 @@ def _unique(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def leaves(roots: Sequence[Tensor]) -> list[Tensor]:
-    """The leaf tensors that a backward pass from ``roots`` would reach, each once."""
-    found: dict[Tensor, None] = {}
-    seen: set[Any] = set()
-    open_nodes: list[Any] = [root.grad_fn for root in roots]
-    while open_nodes:
-        node = open_nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found[node.variable] = None
-        open_nodes.extend(following for following, _ in node.next_functions)
-    return list(found)
+@dataclass(frozen=True)
+class Reach:
+    """How far a backward pass gets.
+
+    Attributes:
+        leaves: The leaf tensors that it would reach, each once.
+        inner: The nodes of the graph on its way.
+    """
+
+    leaves: list[Tensor]
+    inner: set[Any]
+
+    @classmethod
+    def of(cls, *roots: Tensor) -> Reach:
+        """The reach of a backward pass from ``roots``."""
+        found: dict[Tensor, None] = {}
+        seen: set[Any] = set()
+        open_nodes: list[Any] = [root.grad_fn for root in roots]
+        while open_nodes:
+            node = open_nodes.pop()
+            if node is None or node in seen:
+                continue
+            if hasattr(node, "variable"):
+                found[node.variable] = None
+                continue
+            seen.add(node)
+            open_nodes.extend(following for following, _ in node.next_functions)
+        return cls(list(found), seen)

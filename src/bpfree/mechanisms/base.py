@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -22,6 +23,19 @@ from torch.utils.hooks import RemovableHandle
 from bpfree.errors import ErrorPlacementError, NonFiniteError
 from bpfree.plan import Plan
 from bpfree.state import LateBuffers
+
+_AGAIN: ContextVar[bool] = ContextVar("again", default=False)
+"""Whether a model is being run that has run before, by whoever did so."""
+
+
+@contextmanager
+def running_again() -> Generator[None]:
+    """Within this context a forward pass is a second run of one that every mechanism has counted already."""
+    before = _AGAIN.set(True)
+    try:
+        yield
+    finally:
+        _AGAIN.reset(before)
 
 
 class Mechanism(nn.Module):
@@ -58,8 +72,8 @@ class Mechanism(nn.Module):
 
     @staticmethod
     def recomputing() -> bool:
-        """Whether this forward pass runs inside a backward pass: a checkpointed segment's second time."""
-        return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        """Whether this is a second forward pass: a checkpointed segment's inside a backward pass, or a stream's."""
+        return not torch.compiler.is_compiling() and (torch._C._current_graph_task_id() != -1 or _AGAIN.get())
 
     def install(self) -> None:
         """Put the hooks in."""
@@ -87,6 +101,11 @@ class Mechanism(nn.Module):
             yield
         finally:
             self._fixed -= 1
+
+    @contextmanager
+    def stored(self) -> Generator[None]:
+        """Within this context a forward pass stores its whole graph, for whoever looks into it."""
+        yield
 
     def targets(self, targets: Tensor) -> None:
         """Hear of the targets; most rules do not need them."""

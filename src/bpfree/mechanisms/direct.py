@@ -7,8 +7,9 @@ is up to the :class:`bpfree.mechanisms.passage.Passage`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,21 @@ from torch import Tensor, nn
 from bpfree.errors import ErrorPlacementError, TapOutputError, TapSelectionError
 from bpfree.feedback import Feedback, Projection, Projector, Signals, projection
 from bpfree.layout import batch_dims, sites_of
-from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, require_finite
-from bpfree.mechanisms.passage import Cut, Passage
+from bpfree.mechanisms.base import (
+    Mechanism,
+    Rule,
+    not_a_tensor,
+    not_reached,
+    reached_twice,
+    require_finite,
+    running_again,
+)
+from bpfree.mechanisms.immediate import ImmediatePassage
+from bpfree.mechanisms.passage import Cut, Passage, Run
+from bpfree.mechanisms.streaming import Call, Course, Streamed
 from bpfree.mechanisms.windows import WindowedPassage
 from bpfree.plan import Plan
+from bpfree.ranks import ranks
 from bpfree.segments import Segments
 from bpfree.taps import Site, product
 
@@ -56,12 +68,16 @@ class Pending:
         sites: The taps that were reached.
         outputs: Their outputs h, where the mechanism asked for them.
         observation: What an estimating pass saw.
-        evidence: What the feedback learns from.
+        learning: Whether the feedback learns from this pass.
+        parts: What it learns from, tap by tap, as far as it is there.
+        evidence: What it learns from, by matrix.
     """
 
     sites: Sequence[Site]
     outputs: Sequence[Tensor] = ()
     observation: Observation | None = None
+    learning: bool = False
+    parts: list[Tensor] = field(default_factory=list)
     evidence: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -81,6 +97,11 @@ class DirectRule(Rule):
     def mechanism(self, plan: Plan) -> Mechanism:
         """Cut the graph at every tap and broadcast the error."""
         return DirectMechanism(self, plan)
+
+    @property
+    def needs_error(self) -> bool:
+        """Whether signals depend on the error; where they do not, streaming sends them in the forward pass."""
+        return True
 
     def vector(self, delivery: Delivery) -> Tensor:
         """The vector ``(N, c)`` that is projected; the error itself unless a rule says otherwise."""
@@ -114,11 +135,12 @@ class Dispatch:
 
     def __init__(self, mechanism: DirectMechanism, layout: Layout, pending: Pending, targets: Tensor | None) -> None:
         self._mechanism, self._layout, self._pending, self._targets = mechanism, layout, pending, targets
+        self._error = layout.like
 
     def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
         """One signal a tap, shaped as its output; or :class:`bpfree.feedback.Signals`, made when asked for."""
         layout, mechanism = self._layout, self._mechanism
-        rows = error.reshape(-1, layout.c)
+        self._error = rows = error.reshape(-1, layout.c)
         require_finite(rows, "every tap would learn from it. No tap got a signal.")
         late = mechanism.take_targets()
         given = self._targets if self._targets is not None else late
@@ -126,6 +148,19 @@ class Dispatch:
         project, seen = mechanism.feedback, self._pending.observation
         signals = mechanism.rule.signals(Delivery(rows, layout.sites, given, project, seen))
         return signals if layout.just_in_time and isinstance(signals, Signals) else _shaped(signals, layout.sites)
+
+    def passed(self, number: int, output: Tensor) -> None:
+        """Show the mechanism a tap's output that is there only now."""
+        self._mechanism.passed(self._pending, number, output, self._error)
+
+    def end(self) -> None:
+        """Let the mechanism learn from what has passed."""
+        self._mechanism.learn(self._pending, self._error)
+
+
+class _Reached(Exception):  # noqa: N818 - not an error: what lies above error_at need not run again
+    def __init__(self, output: Tensor) -> None:
+        self.output = output
 
 
 class DirectMechanism(Mechanism):
@@ -151,7 +186,11 @@ class DirectMechanism(Mechanism):
         self.segments: Segments | None = None
         self.carried: list[Tensor | None] = []
         self._layout: Layout | None = None
-        self._passage: Passage | None = None
+        self._run: Run | None = None
+        self._rerunning = False
+        self._call: Call | None = None
+        self._courses: dict[Any, Course] = {}
+        self._storing = 0
         self._targets: Tensor | None = None
 
     # -- hooks ---------------------------------------------------------------------------------------------------
@@ -161,6 +200,8 @@ class DirectMechanism(Mechanism):
         # Bound methods and partials of them: a deep copy of the model then has a deep copy of the rule.
         plan = self.plan
         add = self._handles.append
+        if plan.streaming:  # before what other hooks make of the arguments: they run again too
+            add(plan.model.register_forward_pre_hook(self._hear, prepend=True, with_kwargs=True))
         add(plan.model.register_forward_pre_hook(self._enter))
         for name, module in plan.taps.items():
             if module is not plan.error_module:
@@ -171,29 +212,86 @@ class DirectMechanism(Mechanism):
     def remove(self) -> None:
         """Take the hooks out and forget the forward pass and its targets."""
         super().remove()
-        self._passage = self._targets = None
+        self._abandon()
+        self._targets = self._call = None
+
+    def _hear(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not self._rerunning:
+            self._call = Call.of(args, kwargs) if self.active else None
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        self._passage = self._opened() if self.active else None
+        if self._rerunning:
+            return
+        self._abandon()  # a pass that was interrupted from the keyboard
+        self._run = self._opened() if self.active else None
         self._begin()
 
+    def _abandon(self) -> None:
+        """Let the pass under way be plain autograd."""
+        if isinstance(self._run, Passage):
+            self._run.close()
+        self._run = None
+
     def _opened(self) -> Passage:
+        call, self._call = self._call, None
+        if call is not None and not self._storing:
+            return self._immediate(call) or Streamed(self.plan.model, self.rerun, call, self._courses)
         window = self.plan.window
         return Cut() if window == 1 else WindowedPassage(window, self._arrived)
+
+    def _immediate(self, call: Call) -> Passage | None:
+        """A pass that learns as it runs, where signals need no error and every gradient comes from one segment."""
+        if self.rule.needs_error or self._targets is None or call.outside or self._layout is None or ranks() > 1:
+            return None
+        layout = self._layout
+        names = tuple(site.module for site in layout.sites)
+        course = self._courses.get((names, ()))
+        if course is None or course.shared:
+            return None
+
+        def signals(first: torch.Size) -> Sequence[Tensor | None]:
+            sites = tuple(replace(site, batch=tuple(first[: len(site.batch)])) for site in layout.sites)
+            now = replace(layout, sites=sites)
+            error = now.like.new_zeros(()).expand(product(sites[0].batch), now.c)
+            return self._dispatch(now, ())(error)
+
+        return ImmediatePassage(names, signals, course.ends)
+
+    @contextmanager
+    def stored(self) -> Generator[None]:
+        """Within this context a streaming pass stores its graph after all, for whoever looks into it."""
+        self._storing += 1
+        try:
+            yield
+        finally:
+            self._storing -= 1
+
+    def rerun(self, run: Run, call: Any) -> Tensor:
+        """Run the model on (args, kwargs) as far as the error's place, cut as ``run`` says; return the output there."""
+        before, self._run, self._rerunning = self._run, run, True
+        args, kwargs = call
+        try:
+            with running_again():
+                self.plan.model(*args, **kwargs)
+        except _Reached as reached:
+            return reached.output
+        finally:
+            self._run, self._rerunning = before, False
+        raise not_reached(self.plan)
 
     def _begin(self) -> None:
         """Make ready for the forward pass that begins, ``_passage``; None is a pass that is not the rule's."""
 
     def _cut(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        passage = self._passage
-        if passage is None:
+        run = self._run
+        if run is None:
             # A checkpointed segment must be cut again, or it would save other tensors than the first time.
             return output.detach() if self.active and self.recomputing() else None
-        if passage.left:
+        if isinstance(run, Passage) and run.left:
             self._above_error(name)
             return None
         _require_floating(output, name)
-        return passage.cut(name, output)
+        return run.cut(name, output)
 
     def _above_error(self, name: str) -> None:
         # Default taps above error_at are left alone: what lies there is exact.
@@ -204,11 +302,14 @@ class DirectMechanism(Mechanism):
             )
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        passage = self._passage
-        if passage is None:
+        if self._rerunning:
+            raise _Reached(output)
+        passage = self._run
+        if not isinstance(passage, Passage):
             return None
         # Whatever is wrong is said once: _end runs although this raises.
         reached, passage.left = passage.left, True
+        passage.close()
         if not isinstance(output, Tensor):
             raise not_a_tensor(self.plan, output)
         if reached:
@@ -216,9 +317,14 @@ class DirectMechanism(Mechanism):
         return self._broadcast(passage, output)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        passage, self._passage = self._passage, None
+        if self._rerunning:
+            return
+        passage, self._run = self._run, None
+        if not isinstance(passage, Passage):
+            return
+        passage.close()
         # `output` is None when the forward pass raised: that error goes to the user, not ours.
-        if passage is not None and not passage.left and output is not None:
+        if not passage.left and output is not None:
             raise not_reached(self.plan)
 
     # -- the error -------------------------------------------------------------------------------------------------
@@ -231,7 +337,7 @@ class DirectMechanism(Mechanism):
             raise ErrorPlacementError(
                 f"no tap was reached before {self.plan.where}. Name taps that the forward pass runs through below it."
             )
-        if not output.requires_grad:
+        if not passage.learns(output):
             raise ErrorPlacementError(
                 f"nothing that learns lies between the last tap, {passage.names[-1]!r}, and {self.plan.where}: the tap "
                 "would cut the output layer off from its exact gradient. Leave that tap out."
@@ -248,14 +354,10 @@ class DirectMechanism(Mechanism):
         dims = batch_dims(output.shape, passage.shapes, self.plan.batch_dims)
         sites = sites_of(passage.names, passage.shapes, dims, output.shape)
         if self.segments is None and not compiling:
-            self.segments = Segments.walk(self.plan, sites, passage.outputs, output)
+            self.segments = Segments.of(self.plan, sites, passage.ends(output))
         # One signal for all taps is made at once. A compiled graph cannot hold hooks on tensors inside it.
-        just_in_time = (
-            not compiling
-            and self.plan.window == 1
-            and isinstance(self.feedback, Projection)
-            and self.feedback.kinds(sites) > 1
-        )
+        several = isinstance(self.feedback, Projection) and self.feedback.kinds(sites) > 1
+        just_in_time = not compiling and self.plan.window == 1 and (several or self.plan.streaming)
         like = _weights_like(self.plan.model, output)
         layout = Layout(key, sites, product(output.shape[dims:]), just_in_time, like)
         self.sites = sites
@@ -282,6 +384,9 @@ class DirectMechanism(Mechanism):
     def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
         """What this forward pass leaves for its error; mechanisms that learn add to it."""
         return Pending(layout.sites)
+
+    def passed(self, pending: Pending, number: int, output: Tensor, error: Tensor) -> None:
+        """Hear of the output of tap ``number`` where it was not there before the error ``(N, c)``."""
 
     def learn(self, pending: Pending, error: Tensor) -> None:
         """Let the feedback learn, before it projects the error ``(N, c)``; fixed feedback does not."""

@@ -181,7 +181,7 @@ class LearnedMechanism(DirectMechanism):
     def due(self) -> bool:
         """Whether the feedback learns from the pass that has begun."""
         passes: int = self.averages.numbers["passes"]
-        return self._passage is not None and not self._fixed and passes % self.rule.every == 0
+        return self._run is not None and not self._fixed and passes % self.rule.every == 0
 
     def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
         for site in layout.sites:
@@ -263,7 +263,7 @@ class LearnedMechanism(DirectMechanism):
     def _begin(self) -> None:
         super()._begin()
         self._learning = self.due
-        if self._passage is not None:
+        if self._run is not None:
             self.averages.numbers["passes"] += 1
 
 
@@ -294,21 +294,29 @@ class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
 
 
 class ErrorLearnedMechanism(LearnedMechanism):
-    """A learned mechanism whose evidence is e^T h_l, there when the error arrives."""
+    """A learned mechanism whose evidence is e^T h_l: from outputs that were kept, or as they pass behind the error."""
 
     def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
         pending = super()._begun(layout, outputs)
+        pending.learning = self._learning
         if self._learning:
             pending.outputs = [output.detach() for output in outputs]
         return pending
 
+    def passed(self, pending: Pending, number: int, output: Tensor, error: Tensor) -> None:
+        """Take the evidence of one tap."""
+        if pending.learning and len(error):
+            site = pending.sites[number]
+            (B,) = self.matrices([site])
+            rows = self.rule.feedback.form(site).reduce(output.detach().reshape(len(error), -1))
+            pending.parts.append(error.to(B).T @ rows.to(B))
+
     def learn(self, pending: Pending, error: Tensor) -> None:
         """Gather the evidence, and let every matrix take its step."""
         outputs, pending.outputs = pending.outputs, ()
-        if outputs and len(error):
-            forms = [self.rule.feedback.form(site) for site in pending.sites]
-            rows = [form.reduce(h.reshape(len(error), -1)) for form, h in zip(forms, outputs, strict=True)]
-            matrices = self.matrices(pending.sites)
-            evidence = [error.to(B).T @ h.to(B) for h, B in zip(rows, matrices, strict=True)]
-            pending.evidence = self._gathered(pending.sites, evidence)
+        for number, output in enumerate(outputs):
+            self.passed(pending, number, output, error)
+        parts, pending.parts = pending.parts, []
+        if parts:
+            pending.evidence = self._gathered(pending.sites, parts)
         super().learn(pending, error)

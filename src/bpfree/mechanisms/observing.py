@@ -61,9 +61,10 @@ class ObservingMechanism(DirectMechanism):
         self._unobserved = None
         super()._begin()
         # A recomputed pass has been observed already.
-        self._observing = self._passage is not None and not self.recomputing() and self._wanted()
+        self._observing = self._run is not None and not self.recomputing() and self._wanted()
         if self._observing:
-            self._estimator.begin()
+            # Behind a pass that stores no graph nothing may grow with the depth.
+            self._estimator.begin(keep=not self.plan.streaming)
         else:
             self._estimator.tape.drop()
 

@@ -4,15 +4,50 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from bpfree.mechanisms.broadcast import Deliver, broadcast
+from bpfree.mechanisms.broadcast import broadcast
+from bpfree.segments import Reach
 
 
-class Passage(ABC):
-    """One forward pass under way.
+class Departure(Protocol):
+    """What a forward pass leaves for its error: called with dL/do, it returns one signal for each tap."""
+
+    def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
+        """The signals."""
+
+    def passed(self, number: int, output: Tensor) -> None:
+        """Hear of a tap's output that is there only now, behind the error and before the tap's signal is asked for."""
+
+    def end(self) -> None:
+        """Hear that all taps have passed."""
+
+
+class Run(ABC):
+    """One run of the model, cut at its taps.
+
+    Attributes:
+        names: The tap modules that were reached, one entry a call.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def cut(self, name: str, output: Tensor) -> Tensor:
+        """Take the output of a tap, and return what the tap hands on: the same numbers without their graph."""
+        self.names.append(name)
+        return self._taken(output)
+
+    @abstractmethod
+    def _taken(self, output: Tensor) -> Tensor:
+        """Do with a tap's output what this run is for, and return what the tap hands on."""
+
+
+class Passage(Run):
+    """A run whose error will come: a forward pass of the user's.
 
     Attributes:
         names: The tap modules that were reached, one entry a call.
@@ -21,7 +56,7 @@ class Passage(ABC):
     """
 
     def __init__(self) -> None:
-        self.names: list[str] = []
+        super().__init__()
         self.shapes: list[torch.Size] = []
         self.left = False
         self._handed_on: Tensor | None = None
@@ -32,10 +67,9 @@ class Passage(ABC):
         return ()
 
     def cut(self, name: str, output: Tensor) -> Tensor:
-        """Take the output of a tap, and return the same numbers without their graph: what the tap hands on."""
-        self.names.append(name)
+        """Take the output of a tap, and return what the tap hands on: the same numbers without their graph."""
         self.shapes.append(output.shape)
-        self._handed_on = self._taken(output)
+        self._handed_on = super().cut(name, output)
         return self._handed_on
 
     def ends_the_model(self, output: Tensor) -> bool:
@@ -48,16 +82,23 @@ class Passage(ABC):
         self.shapes.pop()
         return self._given_back()
 
-    @abstractmethod
-    def _taken(self, output: Tensor) -> Tensor:
-        """Keep what this way needs of a tap's output, and return what the tap hands on."""
+    def close(self) -> None:
+        """Put back what the passage has changed around it; called where the error is taken, or in its stead."""
+
+    def learns(self, output: Tensor) -> bool:
+        """Whether anything between the last tap and ``output`` wants a gradient."""
+        return output.requires_grad
 
     @abstractmethod
     def _given_back(self) -> Tensor:
         """Forget the last tap, and return its output."""
 
     @abstractmethod
-    def leave(self, output: Tensor, deliver: Deliver, *, just_in_time: bool) -> Tensor:
+    def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The leaves that every segment ends in; that of ``output``, where the error is taken, is the last."""
+
+    @abstractmethod
+    def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
         """The output as it is, with a graph through which its gradient, the error, starts ``deliver``'s signals.
 
         Args:
@@ -86,6 +127,10 @@ class Cut(Passage):
     def _given_back(self) -> Tensor:
         return self._outputs.pop()
 
-    def leave(self, output: Tensor, deliver: Deliver, *, just_in_time: bool) -> Tensor:
+    def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The leaves that every segment ends in."""
+        return [Reach.of(root).leaves for root in (*self._outputs, output)]
+
+    def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
         """See :func:`bpfree.mechanisms.broadcast.broadcast`."""
         return broadcast(deliver, output, self._outputs, just_in_time=just_in_time)

@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from bpfree.errors import UsedRecordError
 from bpfree.mechanisms.broadcast import Deliver
-from bpfree.mechanisms.passage import Cut
-from bpfree.segments import leaves
+from bpfree.mechanisms.passage import Cut, Departure
+from bpfree.segments import Reach
 
 
 class WindowedPassage(Cut):
@@ -47,10 +47,10 @@ class WindowedPassage(Cut):
         self._entries.pop()
         return super()._given_back()
 
-    def leave(self, output: Tensor, deliver: Deliver, *, just_in_time: bool) -> Tensor:
+    def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
         """The output as it is; its backward pass gives every parameter the gradient of its window."""
         below = {id(entry) for entry in self._entries}
-        learners = [leaf for leaf in leaves([*self.outputs, output]) if id(leaf) not in below]
+        learners = [leaf for leaf in Reach.of(*self.outputs, output).leaves if id(leaf) not in below]
         taps, entries = tuple(self.outputs), tuple(self._entries)
         record = _Record(deliver, output, taps, entries, tuple(learners), self._window, self._arrived)
         result: Tensor = Windowed.apply(record, output.detach(), *learners)  # type: ignore[no-untyped-call]

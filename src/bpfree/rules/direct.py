@@ -78,6 +78,11 @@ class DRTP(DirectRule):
     def __post_init__(self) -> None:
         choice("reduction", self.reduction, ("mean", "sum"))
 
+    @property
+    def needs_error(self) -> bool:
+        """False: with ``streaming=True`` and targets given before it, segments learn in the forward pass itself."""
+        return False
+
     def vector(self, delivery: Delivery) -> Tensor:
         """The targets, shape ``(N, c)``, one-hot where they were given as class numbers ``(N,)``.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bpfree.errors import OptionError, choice
 from bpfree.estimate import Perturbations
+from bpfree.feedback import Signals
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct import Delivery, DirectRule
 from bpfree.mechanisms.forward_only import ActivationsMechanism, WeightsMechanism
@@ -62,8 +63,15 @@ class ForwardGradient(DirectRule):
         if self.per != "row":
             groups = seen.sites[0].batch[0] if self.per == "sample" else 1
             slopes = slopes.view(groups, -1).sum(1).repeat_interleave(len(slopes) // groups)
-        found = {site.name: v * slopes[:, None].to(v) for site, v in zip(seen.sites, seen.perturbations, strict=True)}
-        return [found.get(site.name) for site in delivery.sites]
+        places = {site.name: place for place, site in enumerate(seen.sites)}
+
+        def along(site: str) -> Tensor | None:
+            if site not in places:
+                return None
+            v = seen.perturbations[places[site]]
+            return v * slopes[:, None].to(v)
+
+        return Signals(along, [(site.name,) for site in delivery.sites])
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,8 @@ class CalibratedMechanism(ForwardLearnedMechanism):
 
     def _begin(self) -> None:
         super()._begin()
-        if self._passage is not None and self.averages.numbers["passes"] % self.rule.calibrate == 0:
-            self._passage = None
+        if self._run is not None and self.averages.numbers["passes"] % self.rule.calibrate == 0:
+            self._abandon()
 
     def _wanted(self) -> bool:
         calibrating = self.averages.numbers["passes"] % self.rule.calibrate == 0
@@ -166,11 +166,11 @@ class LMS(ForwardLearnedRule):
 
     def evidence(self, seen: Observation, matrices: Sequence[Tensor]) -> list[Tensor]:
         """mean_b r_b (x) v_b, shape ``(c, m_l)``, for every tap of ``seen``."""
-        perturbations = [v.to(B) for v, B in zip(seen.perturbations, matrices, strict=True)]
         residual = seen.change.to(matrices[0])
-        for v, B in zip(perturbations, matrices, strict=True):
-            residual = torch.addmm(residual, v, B.T, alpha=-1)
-        return [residual.T @ v / len(residual) for v in perturbations]
+        # One at a time: behind a streaming pass each is drawn when it is asked for.
+        for v, B in zip(seen.perturbations, matrices, strict=True):
+            residual = torch.addmm(residual, v.to(B), B.T, alpha=-1)
+        return [residual.T @ v.to(residual) / len(residual) for v in seen.perturbations]
 
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
         """Against the evidence, shape ``(c, m)``."""

@@ -1,0 +1,108 @@
+"""Signals that need no error: segments learn in the forward pass itself, and nothing of them is stored or run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bpfree.errors import StreamingError
+from bpfree.mechanisms.passage import Departure, Passage
+
+
+class ImmediatePassage(Passage):
+    """A pass that trains every segment as soon as it has run.
+
+    Args:
+        names: The taps of such a pass.
+        signals: Makes their signals, from the shape of the first one's output.
+        ends: The leaves that every segment ends in.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        signals: Callable[[torch.Size], Sequence[Tensor | None]],
+        ends: Sequence[Sequence[Tensor]],
+    ) -> None:
+        super().__init__()
+        self._expected, self._make, self._ends = names, signals, ends
+        self._signals: Sequence[Tensor | None] = ()
+        self._left_gradients: list[_LeftGradient] = []
+
+    def cut(self, name: str, output: Tensor) -> Tensor:
+        """Let the segment learn; a tap behind the last one of earlier passes ends the model and is none."""
+        number = len(self.names)
+        if number == len(self._expected):
+            return output
+        if name != self._expected[number]:
+            raise StreamingError(
+                f"tap {name!r} was reached where earlier passes had reached {self._expected[number]!r}: a model whose "
+                "way changes cannot learn in its forward pass. Give the targets behind it, before loss.backward()."
+            )
+        return super().cut(name, output)
+
+    def _taken(self, output: Tensor) -> Tensor:
+        number = len(self.names) - 1
+        if number == 0:
+            self._signals = self._make(output.shape)
+        signal = self._signals[number]
+        if signal is not None and output.requires_grad:
+            torch.autograd.backward(output, signal.view(output.shape).to(output.dtype))
+            self._left_gradients += [_LeftGradient(leaf) for leaf in self._ends[number][:1] if leaf.grad is not None]
+        return output.detach()
+
+    def _given_back(self) -> Tensor:
+        raise AssertionError("a tap that ends the model is not cut")
+
+    def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The leaves that every segment ends in."""
+        return self._ends
+
+    def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
+        """The output with the graph of its own segment, which waits for the error."""
+        result: Tensor = Checked.apply(self._left_gradients, output)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _LeftGradient:
+    """The gradient that a forward pass has left in one parameter."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self._parameter, self._grad = parameter, parameter.grad
+        assert self._grad is not None
+        self._version = self._grad._version
+
+    def gone(self) -> bool:
+        """Whether it has been cleared since."""
+        now = self._parameter.grad
+        if now is None:
+            return True
+        return now is self._grad and now._version != self._version and not bool(now.any())
+
+
+class Checked(torch.autograd.Function):
+    """Identity; its backward pass looks whether what the forward pass has left in the parameters is still there."""
+
+    @staticmethod
+    def forward(ctx: Any, left: list[_LeftGradient], output: Tensor) -> Tensor:
+        """Return ``output``."""
+        ctx.left = left
+        # Not `output` itself: see Broadcast.
+        return output.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Pass the error."""
+        left, ctx.left = ctx.left, []
+        if any(gradient.gone() for gradient in left):
+            raise StreamingError(
+                "the gradients that the forward pass left have been cleared: with targets given before it, segments "
+                "learn while it runs. Call optimizer.zero_grad() before the model, or give the targets behind the "
+                "model, before loss.backward()."
+            )
+        return None, grads[0]

@@ -1,0 +1,338 @@
+"""Streaming: no graph is stored; when the error has come, the model runs again and each segment learns at once.
+
+The first run has no graph below the error's place. In the backward pass the model runs a second time, under the same
+random numbers, and every tap sends its signal into its segment, whose graph is then dropped: the activations of one
+segment are in memory at a time, whatever the depth. With an optimizer that uses gradients as they come
+(``register_post_accumulate_grad_hook``) neither all activations nor all gradients ever exist together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from bpfree.errors import StreamingError, UsedRecordError
+from bpfree.mechanisms.passage import Departure, Passage, Run
+from bpfree.preserve import Autocast, Surroundings
+from bpfree.segments import Reach
+
+Rerun: TypeAlias = Callable[[Run, Any], Tensor]
+"""Runs the model on arguments, cut as the other run says, as far as the error's place; returns the output there."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one forward pass, taken apart.
+
+    Attributes:
+        flat: What they hold.
+        form: How it is put together again.
+        outside: Where in ``flat`` the tensors are that want a gradient.
+    """
+
+    flat: Sequence[Any]
+    form: TreeSpec
+    outside: Sequence[int]
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        """Take the arguments apart."""
+        flat, form = tree_flatten((args, dict(kwargs)))
+        outside = [place for place, entry in enumerate(flat) if isinstance(entry, Tensor) and entry.requires_grad]
+        return cls(flat, form, outside)
+
+    def tensors(self) -> list[Tensor]:
+        """Those that hold numbers."""
+        return [entry for entry in self.flat if isinstance(entry, Tensor)]
+
+    def again(self) -> tuple[Any, list[Tensor]]:
+        """The arguments for another run, and the leaves in them that stand for ``outside``."""
+        flat = list(self.flat)
+        for place in self.outside:
+            flat[place] = flat[place].detach().requires_grad_()
+        return tree_unflatten(flat, self.form), [flat[place] for place in self.outside]
+
+
+@dataclass(frozen=True)
+class Course:
+    """What the segments of one kind of forward pass end in.
+
+    Attributes:
+        ends: For every segment its leaves, the output's last.
+        shared: The leaves of several segments, or of what lies above the error too. Their gradients are added up before
+            they are accumulated, so that hooks and DDP see each of them once.
+        apart: For every segment where its leaves are among the arguments that want a gradient and ``shared``.
+    """
+
+    ends: Sequence[Sequence[Tensor]]
+    shared: Sequence[Tensor]
+    apart: Sequence[Sequence[int]]
+
+    @classmethod
+    def of(cls, names: Sequence[str], reaches: Sequence[Reach], outside: Sequence[Tensor], model: nn.Module) -> Course:
+        """Sort the leaves.
+
+        Raises:
+            StreamingError: A path leads around a cut.
+        """
+        _check_cuts([*names, "the output"], reaches)
+        counts: dict[Tensor, int] = {}
+        for leaf in (leaf for reach in reaches for leaf in reach.leaves):
+            counts[leaf] = counts.get(leaf, 0) + 1
+        tied = _tied(model)
+        shared = [leaf for leaf, count in counts.items() if (count > 1 or leaf in tied) and leaf not in set(outside)]
+        places = {leaf: place for place, leaf in enumerate([*outside, *shared])}
+        apart = [[places[leaf] for leaf in reach.leaves if leaf in places] for reach in reaches]
+        # Without the stand-ins of the arguments: they hold a batch.
+        ends = [[leaf for leaf in reach.leaves if leaf not in set(outside)] for reach in reaches]
+        return cls(ends, shared, apart)
+
+
+def _check_cuts(names: Sequence[str], reaches: Sequence[Reach]) -> None:
+    seen: set[Any] = set()
+    for name, reach in zip(names, reaches, strict=True):
+        if not seen.isdisjoint(reach.inner):
+            raise StreamingError(
+                f"a path leads around the cut below {name!r} (a residual connection past the tap, for example): the "
+                "graph of an earlier segment is needed there again. Put the taps where everything passes, such as on "
+                "the blocks (taps=...), or train without streaming."
+            )
+        seen |= reach.inner
+
+
+def _tied(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters of several modules: one of them may lie above the error."""
+    seen: set[nn.Parameter] = set()
+    tied: set[nn.Parameter] = set()
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        (tied if parameter in seen else seen).add(parameter)
+    return tied
+
+
+class Streamed(Passage):
+    """The first run: without a graph below the error's place.
+
+    Args:
+        model: What runs.
+        run: Runs it again.
+        call: The arguments of this pass.
+        courses: What earlier passes have found out about their segments.
+    """
+
+    def __init__(self, model: nn.Module, run: Rerun, call: Call, courses: dict[Any, Course]) -> None:
+        super().__init__()
+        self._model, self._run, self._call, self._courses = model, run, call, courses
+        self._surroundings = Surroundings.now(model)
+        self._graph = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
+
+    def close(self) -> None:
+        """Let what follows have a graph again."""
+        torch.set_grad_enabled(self._graph)
+
+    def _taken(self, output: Tensor) -> Tensor:
+        return output.detach()
+
+    def _given_back(self) -> Tensor:
+        assert self._handed_on is not None
+        return self._handed_on
+
+    def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The leaves that every segment ends in."""
+        return self._course().ends
+
+    def learns(self, output: Tensor) -> bool:
+        """Whether anything between the last tap and the error's place wants a gradient."""
+        course = self._course()
+        return bool(course.ends[-1] or course.apart[-1])
+
+    def _course(self) -> Course:
+        key = (tuple(self.names), tuple(self._call.outside))
+        if key not in self._courses:
+            self._courses[key] = self._explored()
+        return self._courses[key]
+
+    def _explored(self) -> Course:
+        """Run once more with graphs that hold no numbers, to see what the segments end in."""
+        walk = Walk(tuple(self.names))
+        call, outside = self._call.again()
+        with self._surroundings.restored(self._model), saved_tensors_hooks(_drop, _refuse):
+            walk.reaches.append(Reach.of(self._run(walk, call)))
+        return Course.of(self.names, walk.reaches, outside, self._model)
+
+    def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
+        """The output as it is; in its backward pass the model runs again and its segments learn."""
+        second = SecondRun(tuple(self.names), deliver, self._course(), self._model, self._run, self._surroundings)
+        outside = [self._call.flat[place] for place in self._call.outside]
+        # So that the output has a graph where nothing from outside learns.
+        anchor = torch.empty(0, requires_grad=True)
+        result: Tensor = Stream.apply(  # type: ignore[no-untyped-call]
+            second, self._call, output, anchor, *outside, *second.course.shared
+        )
+        return result
+
+
+def _drop(saved: Tensor) -> None:
+    return None
+
+
+def _refuse(_: None) -> Tensor:
+    raise StreamingError("the model asks for gradients in its own forward pass: train it without streaming.")
+
+
+@dataclass(frozen=True)
+class SecondRun:
+    """What a first run leaves for its error.
+
+    Attributes:
+        names: The taps that it reached.
+        deliver: Makes the signals.
+        course: What its segments end in.
+        model: What runs.
+        run: Runs it again.
+        surroundings: What the first run found around it.
+    """
+
+    names: tuple[str, ...]
+    deliver: Departure
+    course: Course
+    model: nn.Module
+    run: Rerun
+    surroundings: Surroundings
+
+    def __call__(self, call: Call, error: Tensor) -> Sequence[Tensor | None]:
+        """Let every segment learn; the gradients of the arguments that want one, and of the shared leaves."""
+        signals = self.deliver(error)
+        given, outside = call.again()
+        now = Autocast.now(self.surroundings.autocast.kinds)
+        replay = Replay(self.names, signals, self.deliver.passed, self.course, outside, now)
+        with self.surroundings.restored(self.model):
+            output = self.run(replay, given)
+        replay.send(len(self.names), output, error)
+        self.deliver.end()
+        return replay.gradients
+
+
+class Stream(torch.autograd.Function):
+    """Identity on the output; in backward the model runs again.
+
+    Its other inputs are what gets one gradient from several places: arguments, and parameters of several segments. All
+    other parameters accumulate theirs while the model runs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, second: SecondRun, call: Call, output: Tensor, anchor: Tensor, *apart: Tensor) -> Tensor:
+        """Return ``output``."""
+        ctx.second, ctx.call = second, call
+        # Kept by the call. Autograd is asked to watch them: it tells us of a second backward pass, and the user of
+        # arguments that were overwritten.
+        ctx.save_for_backward(*call.tensors())
+        # Not `output` itself: see Broadcast.
+        return output.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Run the model, and return what was added up."""
+        try:
+            _ = ctx.saved_tensors
+        except RuntimeError as freed:
+            if "modified by an inplace operation" in str(freed):
+                raise
+            raise UsedRecordError(
+                "this forward pass was already used by a backward pass. Run the model again before the next "
+                "loss.backward(), or pass retain_graph=True to the first."
+            ) from freed
+        return None, None, None, None, *ctx.second(ctx.call, grads[0])
+
+
+class Walk(Run):
+    """A run that only looks what every segment ends in.
+
+    Args:
+        names: The taps of the first run.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self._expected = names
+        self.reaches: list[Reach] = []
+
+    def cut(self, name: str, output: Tensor) -> Tensor:
+        """Cut where the first run did; a tap behind its last one ends the model and is none."""
+        if len(self.names) == len(self._expected):
+            return output
+        if name != self._expected[len(self.names)]:
+            raise StreamingError(
+                f"the second run of the model reached tap {name!r} where the first one had reached "
+                f"{self._expected[len(self.names)]!r}: its way may depend on its arguments, its buffers and torch's "
+                "random numbers, and on nothing else."
+            )
+        return super().cut(name, output)
+
+    def _taken(self, output: Tensor) -> Tensor:
+        self.reaches.append(Reach.of(output))
+        return output.detach()
+
+
+class Replay(Walk):
+    """The second run: every tap sends its signal into its segment.
+
+    Args:
+        names: The taps of the first run.
+        signals: One for each of them.
+        passed: Hears of every tap's number and output before its signal is asked for.
+        course: What the segments end in.
+        outside: The arguments that want a gradient.
+        around: The precisions that the backward pass runs in.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        signals: Sequence[Tensor | None],
+        passed: Callable[[int, Tensor], None],
+        course: Course,
+        outside: Sequence[Tensor],
+        around: Autocast,
+    ) -> None:
+        super().__init__(names)
+        self._signals, self._passed, self._around = signals, passed, around
+        self._apart, self._of_segment = [*outside, *course.shared], course.apart
+        self.gradients: list[Tensor | None] = [None] * len(self._apart)
+
+    def _taken(self, output: Tensor) -> Tensor:
+        number = len(self.names) - 1
+        with self._around.restored():
+            self._passed(number, output)
+            signal = self._signals[number]
+            if signal is not None:
+                self.send(number, output, signal)
+        return output.detach()
+
+    def send(self, number: int, root: Tensor, signal: Tensor) -> None:
+        """Send ``signal`` into the segment that ends in ``root``, and drop its graph."""
+        if not root.requires_grad:
+            return
+        given = signal.view(root.shape).to(root.dtype)
+        places = self._of_segment[number]
+        if not places:
+            torch.autograd.backward(root, given)
+            return
+        apart = [self._apart[place] for place in places]
+        known = set(apart)
+        alone = [leaf for leaf in Reach.of(root).leaves if leaf not in known]
+        found = torch.autograd.grad(root, apart, given, retain_graph=bool(alone), allow_unused=True)
+        for place, gradient in zip(places, found, strict=True):
+            if gradient is not None:
+                before = self.gradients[place]
+                self.gradients[place] = gradient if before is None else before + gradient
+        if alone:
+            torch.autograd.backward(root, given, inputs=alone)
