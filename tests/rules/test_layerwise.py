@@ -34,12 +34,20 @@ LAYERS = {
     "valid": (lambda: nn.Conv2d(4, 6, 3, padding="valid"), (2, 4, 7, 7)),
     "circular": (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), (2, 4, 7, 7)),
     "reflect": (lambda: nn.Conv1d(4, 6, 3, padding=2, padding_mode="reflect"), (2, 4, 9)),
+    "conv2d, no batch": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1), (4, 7, 8)),
+    "conv1d, reflect, no batch": (lambda: nn.Conv1d(4, 6, 3, padding=2, padding_mode="reflect"), (4, 9)),
     "transposed 1d": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2), (2, 4, 9)),
     "transposed 2d": (
         lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
         (2, 4, 5, 5),
     ),
     "transposed 3d": (lambda: nn.ConvTranspose3d(2, 3, 2, dilation=2), (2, 2, 4, 4, 4)),
+    "transposed, no batch": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2), (4, 5, 6)),
+    # As much is added to the output as the stride: a plain convolution of it has a place more than the input.
+    "transposed, wide output": (
+        lambda: nn.ConvTranspose2d(4, 6, 3, stride=(1, 2), dilation=3, output_padding=(1, 2)),
+        (2, 4, 5, 6),
+    ),
 }
 
 

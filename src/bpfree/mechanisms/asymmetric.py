@@ -254,17 +254,26 @@ def _linear_transposed(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tenso
 
 def _convolution(layer: Convolution, padding: Any) -> InputGradient:
     backward: Any = _INPUT_GRADIENTS[len(layer.kernel_size) - 1]
-    return lambda grad, weight, shape: backward(
-        shape, weight, grad, layer.stride, padding, layer.dilation, layer.groups
-    )
+
+    def gradient(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        if len(shape) == len(layer.kernel_size) + 1:  # no batch dimension, which the function of torch needs
+            return gradient(grad[None], weight, torch.Size((1, *shape)))[0]
+        found: Tensor = backward(shape, weight, grad, layer.stride, padding, layer.dilation, layer.groups)
+        return found
+
+    return gradient
 
 
 def _transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) -> InputGradient:
     # The gradient of a transposed convolution's input is the plain convolution.
     forward: Any = _FORWARDS[len(layer.kernel_size) - 1]
-    return lambda grad, weight, shape: forward(
-        grad, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups
-    )
+
+    def gradient(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        found: Tensor = forward(grad, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+        # An output_padding of a stride or more, which a dilation allows, leaves room for places that the input lacks.
+        return found[tuple(slice(size) for size in shape)]
+
+    return gradient
 
 
 def matrices(layer: nn.Module, weight: Tensor) -> Tensor:
