@@ -39,14 +39,15 @@ class Form:
         if not self.positions:
             return coefficients
         basis = _basis(self.positions, self.modes, coefficients.dtype, coefficients.device)
-        return (coefficients.reshape(-1, self.modes) @ basis).reshape(len(coefficients), -1)
+        channels = self.size // self.modes
+        return (coefficients.reshape(-1, self.modes) @ basis).reshape(-1, channels * basis.shape[1])
 
     def reduce(self, rows: Tensor) -> Tensor:
         """The coefficients ``(k, size)`` of the projection of rows of features ``(k, n_l)`` onto the modes."""
         if not self.positions:
             return rows
         basis = _basis(self.positions, self.modes, rows.dtype, rows.device)
-        return (rows.reshape(-1, product(self.positions)) @ basis.T).reshape(len(rows), -1)
+        return (rows.reshape(-1, product(self.positions)) @ basis.T).reshape(-1, self.size)
 
 
 @lru_cache(maxsize=64)

@@ -60,6 +60,15 @@ def loss_of(model, x, y):
     return F.cross_entropy(model(x).flatten(0, -2), y.flatten())
 
 
+@pytest.mark.parametrize("rule", [*ALL, bpfree.ForwardGradient(per="batch")], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_an_empty_batch_teaches_nothing(name, rule):
+    model, (x, _) = MODELS[name][0](), data(name)
+    bpfree.attach(model, rule)
+    model(x[:0]).sum().backward()
+    assert not any(bool(parameter.grad.any()) for parameter in model.parameters())
+
+
 def gradients(model, x, y):
     model.zero_grad()
     loss_of(model, x, y).backward()

@@ -336,6 +336,14 @@ def test_an_empty_batch_teaches_nothing(rule):
     assert_equal([attachment.feedback[name] for name in names(attachment)], before)
 
 
+@pytest.mark.parametrize("rule", [bpfree.DFA, bpfree.FDFA, bpfree.DKP])
+def test_an_empty_batch_passes_feedback_that_is_smooth_in_space(rule):
+    model = convnet().eval()  # batch normalization refuses an empty batch in training
+    bpfree.attach(model, rule(feedback=bpfree.Feedback(shared=False, modes=2)), taps=["3", "5"])
+    model(torch.randn(0, 1, 8, 8)).sum().backward()
+    assert not any(bool(parameter.grad.any()) for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("rule", [bpfree.FDFA(), bpfree.DKP()], ids=str)
 def test_a_compiled_model_learns_the_same(batch, rule):
     model, twin = pair()

@@ -184,11 +184,11 @@ class _AtHead:
     """The output layer's error, as ``output_error`` asks for it."""
 
     def __init__(self, options: Modulation, error: Tensor, output: Tensor) -> None:
-        self._error, self._options = error, options
+        self._error = error
         self.needs_output = options.output_error == "second"
         if self.needs_output:
-            self._first = output.softmax(1)
-            _require_cross_entropy(self._first - error * len(error) / options.scale)
+            self._first, self._rate = output.softmax(1), options.scale / max(len(error), 1)
+            _require_cross_entropy(self._first - error / self._rate)
 
     def __call__(self, output: Tensor | None) -> Tensor:
         """dL/do, ``(N, c)``, for an output of the second pass."""
@@ -196,11 +196,11 @@ class _AtHead:
             return self._error
         # The targets y are in the first pass's error, softmax(o) - y.
         second = output.reshape(self._error.shape).softmax(1)
-        return self._error + (second - self._first) * (self._options.scale / len(second))
+        return self._error + (second - self._first) * self._rate
 
 
 def _require_cross_entropy(targets: Tensor) -> None:
-    if targets.device.type != "cpu":  # the question would stall the queue of kernels
+    if targets.device.type != "cpu" or not len(targets):  # elsewhere the question would stall the queue of kernels
         return
     off = max(float((targets.sum(1) - 1).abs().max()), -float(targets.min()))
     if off > _TOLERANCE:
@@ -317,7 +317,7 @@ class ModulatedMechanism(ForwardOnlyMechanism):
 
     def _second_pass(self, first: _First, output: Tensor, error: Tensor) -> dict[nn.Parameter, Tensor]:
         options, rows = self._options, error.reshape(output.shape)
-        n = len(rows)
+        n = max(len(rows), 1)  # an empty batch gives zeros
 
         def hidden(call: _Call, h: Tensor) -> Tensor:
             positions = product(call.shape[2:]) if isinstance(call.layer, CONVOLUTIONS) else 1

@@ -62,7 +62,8 @@ class ForwardGradient(DirectRule):
         slopes = (delivery.error.to(seen.change) * seen.change).sum(1)
         if self.per != "row":
             groups = seen.sites[0].batch[0] if self.per == "sample" else 1
-            slopes = slopes.view(groups, -1).sum(1).repeat_interleave(len(slopes) // groups)
+            rows = len(slopes) // max(groups, 1)  # an empty batch has neither
+            slopes = slopes.view(groups, rows).sum(1).repeat_interleave(rows)
         places = {site.name: place for place, site in enumerate(seen.sites)}
 
         def along(site: str) -> Tensor | None:
