@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+Kind = TypeVar("Kind", bound="Samples")
 
-class Samples(Protocol):
-    """Inputs ``x`` and targets ``y`` in memory, one row of each a sample."""
 
-    @property
-    def x(self) -> Tensor:
-        """What the model is given, ``(n, ...)``."""
+@dataclass(frozen=True)
+class Samples:
+    """Inputs and targets in memory, one row of each a sample.
 
-    @property
-    def y(self) -> Tensor:
-        """What it learns, ``(n, ...)``."""
+    Attributes:
+        x: What the model is given, ``(n, ...)``.
+        y: What it learns, ``(n, ...)``.
+    """
 
-    def __len__(self) -> int: ...
+    x: Tensor
+    y: Tensor
 
-    def take(self, index: Tensor) -> Samples:
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self: Kind, index: Tensor) -> Kind:
         """The samples at ``index``, int64 of shape ``(k,)``."""
+        return type(self)(self.x[index], self.y[index])
 
 
 class Data(Protocol):

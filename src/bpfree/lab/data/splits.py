@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from bpfree.lab.data.samples import Samples
 from bpfree.lab.errors import SettingsError
 
 
@@ -18,24 +19,13 @@ class Normalization(NamedTuple):
     std: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Images:
+class Images(Samples):
     """Labelled images in memory.
 
     Attributes:
         x: float32, shape ``(n, channels, height, width)``, normalized.
         y: int64, shape ``(n,)``, the classes 0 to c - 1.
     """
-
-    x: Tensor
-    y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def take(self, index: Tensor) -> Images:
-        """The images at ``index``, int64 of shape ``(k,)``."""
-        return Images(self.x[index], self.y[index])
 
 
 @dataclass(frozen=True)

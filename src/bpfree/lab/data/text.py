@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from bpfree.lab.data.samples import Samples
 from bpfree.lab.errors import DataError, SettingsError
 
 _SMALLEST = 257  # the 256 bytes, with which any text can be written, and the end of a line
@@ -43,24 +44,13 @@ class TextSettings:
             raise SettingsError(f"--text.context {self.context} must be at least 1.")
 
 
-@dataclass(frozen=True)
-class Sequences:
+class Sequences(Samples):
     """Sequences of tokens in memory.
 
     Attributes:
         x: int64, shape ``(n, context)``.
         y: int64, shape ``(n, context)``: the token that follows each of ``x``.
     """
-
-    x: Tensor
-    y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def take(self, index: Tensor) -> Sequences:
-        """The sequences at ``index``, int64 of shape ``(k,)``."""
-        return Sequences(self.x[index], self.y[index])
 
 
 class Vocabulary:
