@@ -148,6 +148,7 @@ class Projection(LateBuffers):
         super().__init__(seed=seed)
         self.feedback = feedback
         self._sizes: tuple[int, int] | None = None  # c and the coefficients of the widest tap
+        self._known: tuple[Sequence[Site], list[tuple[str, Form]]] = ((), [])
 
     def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
         """Draw what is not there yet for these taps and an error of ``c`` numbers, in ``like``'s precision.
@@ -156,7 +157,7 @@ class Projection(LateBuffers):
             TapShapeError: A tap is wider than the feedback drawn for it, or the error's size changed.
             StateError: A loaded state does not fit the taps.
         """
-        widest = max([self.feedback.form(site).size for site in sites])
+        widest = max([form.size for _, form in self._keys(sites)])
         if self._sizes is None:
             self._sizes = (c, widest)
         elif c != self._sizes[0] or widest > self._sizes[1]:
@@ -218,7 +219,11 @@ class Projection(LateBuffers):
         return len(set(self._keys(sites)))
 
     def _keys(self, sites: Sequence[Site]) -> list[tuple[str, Form]]:
-        return [(self.name(site), self.feedback.form(site)) for site in sites]
+        # Passes of one layout have the very same sites: in nets of many small layers the keys would take longer than
+        # the product.
+        if torch.compiler.is_compiling() or sites is not self._known[0]:
+            self._known = (sites, [(self.name(site), self.feedback.form(site)) for site in sites])
+        return self._known[1]
 
     def forward(self, error: Tensor, sites: Sequence[Site]) -> Signals:
         """One signal ``(N, n_l)`` a tap from the error ``(N, c)``, each made when it is asked for."""

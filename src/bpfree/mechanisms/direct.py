@@ -135,12 +135,11 @@ class Dispatch:
 
     def __init__(self, mechanism: DirectMechanism, layout: Layout, pending: Pending, targets: Tensor | None) -> None:
         self._mechanism, self._layout, self._pending, self._targets = mechanism, layout, pending, targets
-        self._error = layout.like
 
     def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
         """One signal a tap, shaped as its output; or :class:`bpfree.feedback.Signals`, made when asked for."""
         layout, mechanism = self._layout, self._mechanism
-        self._error = rows = error.reshape(-1, layout.c)
+        rows = error.reshape(-1, layout.c)
         require_finite(rows, "every tap would learn from it. No tap got a signal.")
         late = mechanism.take_targets()
         given = self._targets if self._targets is not None else late
@@ -149,13 +148,13 @@ class Dispatch:
         signals = mechanism.rule.signals(Delivery(rows, layout.sites, given, project, seen))
         return signals if layout.just_in_time and isinstance(signals, Signals) else _shaped(signals, layout.sites)
 
-    def passed(self, number: int, output: Tensor) -> None:
+    def passed(self, number: int, output: Tensor, error: Tensor) -> None:
         """Show the mechanism a tap's output that is there only now."""
-        self._mechanism.passed(self._pending, number, output, self._error)
+        self._mechanism.passed(self._pending, number, output, error.reshape(-1, self._layout.c))
 
-    def end(self) -> None:
+    def end(self, error: Tensor) -> None:
         """Let the mechanism learn from what has passed."""
-        self._mechanism.learn(self._pending, self._error)
+        self._mechanism.learn(self._pending, error.reshape(-1, self._layout.c))
 
 
 class _Reached(Exception):  # noqa: N818 - not an error: what lies above error_at need not run again

@@ -19,10 +19,10 @@ class Departure(Protocol):
     def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
         """The signals."""
 
-    def passed(self, number: int, output: Tensor) -> None:
+    def passed(self, number: int, output: Tensor, error: Tensor) -> None:
         """Hear of a tap's output that is there only now, behind the error and before the tap's signal is asked for."""
 
-    def end(self) -> None:
+    def end(self, error: Tensor) -> None:
         """Hear that all taps have passed."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -212,11 +213,12 @@ class SecondRun:
         signals = self.deliver(error)
         given, outside = call.again()
         now = Autocast.now(self.surroundings.autocast.kinds)
-        replay = Replay(self.names, signals, self.deliver.passed, self.course, outside, now)
+        passed = partial(self.deliver.passed, error=error)
+        replay = Replay(self.names, signals, passed, self.course, outside, now)
         with self.surroundings.restored(self.model):
             output = self.run(replay, given)
         replay.send(len(self.names), output, error)
-        self.deliver.end()
+        self.deliver.end(error)
         return replay.gradients
 
 

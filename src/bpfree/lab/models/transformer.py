@@ -17,6 +17,8 @@ from bpfree.lab.models.activations import Activation, activation_module
 Norm: TypeAlias = Literal["post", "pre"]
 Positions: TypeAlias = Literal["learned", "sinusoidal"]
 
+_EMBEDDING_STD = 0.02  # Radford et al. 2019
+
 
 class CausalTransformer(nn.Module):
     """Blocks of causal attention and a feed-forward network: tokens ``(N, T)`` to logits ``(N, T, classes)``.
@@ -40,8 +42,6 @@ class CausalTransformer(nn.Module):
         activation: The non-linearity of the feed-forward network.
         dropout: The fraction of activations that dropout sets to zero in attention, behind each branch and behind the
             embedding.
-        embedding_std: The standard deviation of the embeddings at the start: 1 is PyTorch's, 0.02 that of Radford et
-            al. 2019, with which every rule arrives sooner.
     """
 
     suggested_taps: ClassVar[tuple[str, ...]] = ("blocks.*.tap",)
@@ -59,7 +59,6 @@ class CausalTransformer(nn.Module):
         positions: Positions = "learned",
         activation: Activation = "relu",
         dropout: float = 0.0,
-        embedding_std: float = 0.02,
     ) -> None:
         super().__init__()
         if len(shape) != 1:
@@ -68,7 +67,7 @@ class CausalTransformer(nn.Module):
             raise SettingsError(f"width {width} must be even and a multiple of heads, {heads}.")
         (context,) = shape
         self.tokens = nn.Embedding(classes, width)
-        self.positions = nn.Embedding(context, width) if positions == "learned" else Waves(context, width)
+        self.positions = _learned(context, width) if positions == "learned" else Waves(context, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(width, heads, hidden, norm, 1 / math.sqrt(blocks), activation, dropout) for _ in range(blocks)
@@ -76,9 +75,7 @@ class CausalTransformer(nn.Module):
         self.below_head = nn.Identity()
         self.norm = nn.LayerNorm(width) if norm == "pre" else nn.Identity()
         self.head = nn.Linear(width, classes)
-        for embedding in (self.tokens, self.positions):
-            if isinstance(embedding, nn.Embedding):
-                nn.init.normal_(embedding.weight, std=embedding_std)
+        nn.init.normal_(self.tokens.weight, std=_EMBEDDING_STD)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits ``(N, T, classes)`` of the token after each of ``tokens``, int64 ``(N, T)``."""
@@ -153,3 +150,9 @@ class Waves(nn.Module):
     def forward(self, places: Tensor) -> Tensor:
         """The vectors of these positions."""
         return self.waves[places]
+
+
+def _learned(context: int, width: int) -> nn.Embedding:
+    positions = nn.Embedding(context, width)
+    nn.init.normal_(positions.weight, std=_EMBEDDING_STD)
+    return positions
