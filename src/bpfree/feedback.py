@@ -219,11 +219,16 @@ class Projection(LateBuffers):
         return len(set(self._keys(sites)))
 
     def _keys(self, sites: Sequence[Site]) -> list[tuple[str, Form]]:
+        if torch.compiler.is_compiling():
+            return self._found_keys(sites)
         # Passes of one layout have the very same sites: in nets of many small layers the keys would take longer than
         # the product.
-        if torch.compiler.is_compiling() or sites is not self._known[0]:
-            self._known = (sites, [(self.name(site), self.feedback.form(site)) for site in sites])
+        if sites is not self._known[0]:
+            self._known = (sites, self._found_keys(sites))
         return self._known[1]
+
+    def _found_keys(self, sites: Sequence[Site]) -> list[tuple[str, Form]]:
+        return [(self.name(site), self.feedback.form(site)) for site in sites]
 
     def forward(self, error: Tensor, sites: Sequence[Site]) -> Signals:
         """One signal ``(N, n_l)`` a tap from the error ``(N, c)``, each made when it is asked for."""
