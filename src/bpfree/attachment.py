@@ -82,22 +82,15 @@ def attach(
     if not isinstance(rule, Rule):  # callers are not type-checked
         hint = f"bpfree.{rule.__name__}()" if isinstance(rule, type) else "bpfree.DFA()"
         raise OptionError(f"rule={rule!r} is not a rule. Pass an instance, for example {hint}.")
-    if not 0 <= seed < 2**63:
-        raise OptionError(f"seed={seed} must lie between 0 and 2^63 - 1.")
-    if batch_dims is not None and batch_dims < 1:
-        raise OptionError(f"batch_dims={batch_dims}: at least the first dimension is the batch.")
     _check_window(rule, window, within)
     _check_streaming(rule, window, streaming)
-    if any(module in _ATTACHED for module in model.modules()):
-        raise AlreadyAttachedError(
-            "the model, or a part of it, has a rule already: call its attachment.detach() first."
-        )
+    check_attachable(model, seed, batch_dims)
     plan = Plan(
         model=model,
         taps=select_taps(model, taps),
         explicit=taps is not None,
         error_name=error_at or "",
-        error_module=_error_module(model, error_at),
+        error_module=error_module(model, error_at),
         seed=seed,
         batch_dims=batch_dims,
         window=window,
@@ -112,6 +105,18 @@ def attach(
             attachment.detach()
             raise
     return attachment
+
+
+def check_attachable(model: nn.Module, seed: int, batch_dims: int | None) -> None:
+    """Raise what :func:`attach` raises for a seed or dimensions that mean nothing, and a model that has a rule."""
+    if not 0 <= seed < 2**63:
+        raise OptionError(f"seed={seed} must lie between 0 and 2^63 - 1.")
+    if batch_dims is not None and batch_dims < 1:
+        raise OptionError(f"batch_dims={batch_dims}: at least the first dimension is the batch.")
+    if any(module in _ATTACHED for module in model.modules()):
+        raise AlreadyAttachedError(
+            "the model, or a part of it, has a rule already: call its attachment.detach() first."
+        )
 
 
 def _check_streaming(rule: Rule, window: int, streaming: bool) -> None:
@@ -139,7 +144,12 @@ def _check_window(rule: Rule, window: int, within: LayerwiseRule | None) -> None
         )
 
 
-def _error_module(model: nn.Module, name: str | None) -> nn.Module:
+def error_module(model: nn.Module, name: str | None) -> nn.Module:
+    """The module that ``error_at=name`` means; None is the model.
+
+    Raises:
+        ErrorPlacementError: There is none of this name.
+    """
     modules = dict(model.named_modules())
     if (name or "") not in modules:
         raise ErrorPlacementError(f"error_at={name!r}: the model has no such module. {nearest(str(name), modules)}")

@@ -46,6 +46,14 @@ class StreamingError(BpfreeError, RuntimeError):
     """A model cannot be run a second time, segment by segment, as it was the first time."""
 
 
+class StageError(BpfreeError, ValueError):
+    """A stage of a pipeline does not fit the rule or the other stages."""
+
+
+class LostRankError(BpfreeError, RuntimeError):
+    """A process of a distributed run is gone or hangs."""
+
+
 class UnsupportedLayerError(BpfreeError, TypeError):
     """A rule cannot serve the model: none of its layers has the form that the rule needs."""
 

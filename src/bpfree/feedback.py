@@ -150,6 +150,10 @@ class Projection(LateBuffers):
         self._sizes: tuple[int, int] | None = None  # c and the coefficients of the widest tap
         self._known: tuple[Sequence[Site], list[tuple[str, Form]]] = ((), [])
 
+    def expect(self, widest: int, c: int) -> None:
+        """Fix the coefficients of the widest tap, where another process has it, and the numbers of an error."""
+        self._sizes = (c, widest)
+
     def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
         """Draw what is not there yet for these taps and an error of ``c`` numbers, in ``like``'s precision.
 

@@ -22,6 +22,7 @@ class Plan:
         batch_dims: The number of leading dimensions that are not features; None finds out.
         window: How many segments a signal is carried through; 1 for the plain rule.
         streaming: Whether the model runs again, segment by segment, in place of storing its graph.
+        part: Whether the model is a stage of a pipeline: the other taps, or the error's place, are in other processes.
     """
 
     model: nn.Module
@@ -33,6 +34,7 @@ class Plan:
     batch_dims: int | None
     window: int = 1
     streaming: bool = False
+    part: bool = False
 
     @property
     def where(self) -> str:

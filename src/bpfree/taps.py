@@ -91,13 +91,15 @@ def product(shape: Iterable[int]) -> int:
     return result
 
 
-def select_taps(model: nn.Module, taps: TapChoice) -> dict[str, nn.Module]:
+def select_taps(model: nn.Module, taps: TapChoice, prefix: str = "") -> dict[str, nn.Module]:
     """Find the modules of ``model`` that ``taps`` means, by name, in the order of registration.
+
+    Names begin with ``prefix``, the name of ``model`` in a larger one.
 
     Raises:
         TapSelectionError: A name, pattern or type matches nothing. None (every non-linearity) may match nothing.
     """
-    modules = {name: module for name, module in model.named_modules() if name}
+    modules = {name: module for name, module in model.named_modules(prefix=prefix) if name != prefix}
     if taps is None:
         return {name: module for name, module in modules.items() if isinstance(module, NON_LINEARITIES)}
     if callable(taps) and not isinstance(taps, type):

@@ -65,6 +65,10 @@ class Mechanism(nn.Module):
         """Where the rule was put."""
         return self._held[0]
 
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        self._held = (plan,)
+
     @property
     def active(self) -> bool:
         """Whether a forward pass started now would be the rule's."""

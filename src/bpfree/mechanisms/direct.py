@@ -175,7 +175,7 @@ class DirectMechanism(Mechanism):
 
     def __init__(self, rule: DirectRule, plan: Plan) -> None:
         super().__init__(rule, plan)
-        if not plan.taps:
+        if not plan.taps and not plan.part:
             raise TapSelectionError(
                 "the model has no non-linearity modules to tap. Name the taps (taps=...), or put bpfree.Tap() "
                 "modules into the model after its functional non-linearities."
@@ -333,6 +333,8 @@ class DirectMechanism(Mechanism):
             # The model ends in a tap (a final sigmoid, say): the error itself is that tap's exact gradient.
             output = passage.uncut()
         if not passage.names:
+            if self.plan.part:
+                return output
             raise ErrorPlacementError(
                 f"no tap was reached before {self.plan.where}. Name taps that the forward pass runs through below it."
             )

@@ -202,10 +202,13 @@ class LearnedMechanism(DirectMechanism):
             return
         step = self.averages.numbers["steps"] = self.averages.numbers["steps"] + 1
         width = sum(self.feedback[name].shape[1] for name in evidence)
-        size = Size(rows=len(error) * ranks(), width=width, step=step)
+        # The processes of a pipeline hold other taps, and have nothing to average.
+        alone = self.plan.part
+        size = Size(rows=len(error) * (1 if alone else ranks()), width=width, step=step)
         with torch.no_grad():
             for name, given in evidence.items():
-                self._step(name, self._averaged(name, average_over_ranks(given), step), size)
+                given = given if alone else average_over_ranks(given)
+                self._step(name, self._averaged(name, given, step), size)
 
     def _averaged(self, name: str, evidence: Tensor, step: int) -> Tensor:
         weight = self.rule.memory(step)
