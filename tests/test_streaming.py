@@ -368,7 +368,7 @@ def test_arguments_overwritten_between_the_runs_are_told():
         (bpfree.BP(), {}, "torch.utils.checkpoint"),
         (bpfree.FA(), {}, "for direct rules"),
         (bpfree.DFA(), {"window": 2}, "graphs of several segments"),
-        (bpfree.ForwardGradient("weights"), {}, "stores no graph anyway"),
+        (bpfree.ForwardGradient("weights"), {}, "for segments"),
         (bpfree.PEPITA(), {}, "for direct rules"),
     ],
     ids=str,

@@ -35,6 +35,7 @@ def attach(
     window: int = 1,
     within: LayerwiseRule | None = None,
     streaming: bool = False,
+    threads: int | None = 1,
     seed: int = 0,
     example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
 ) -> Attachment:
@@ -64,6 +65,10 @@ def attach(
             random numbers, and each segment learns at once: the activations of one segment are in memory at a time,
             for the arithmetic of one step of backpropagation. The numbers are those of the stored graph. Forward hooks
             of yours run twice, and every cut must be one that no path leads around.
+        threads: For direct rules on a CPU: on how many threads segments run at once in the backward pass. 1 leaves them
+            to autograd, one after another, each on all of torch's threads; that is faster for large layers, several
+            threads for many small ones. None measures both ways in the first passes and keeps the faster. The numbers
+            are the same. Hooks on parameters are called from those threads.
         seed: Seeds everything the rule draws. The global random state is neither read nor changed.
         example_inputs: A tensor, or the arguments (tuple) or keyword arguments (mapping) of one forward pass, run at
             once to find the shapes. Without it the first forward pass does; the numbers drawn are the same.
@@ -72,7 +77,8 @@ def attach(
         The attachment: an ``nn.Module`` with the rule's state, and a context manager that detaches.
 
     Raises:
-        OptionError: ``rule``, ``seed``, ``batch_dims``, ``window``, ``within`` or ``streaming`` means nothing.
+        OptionError: ``rule``, ``seed``, ``batch_dims``, ``window``, ``within``, ``streaming`` or ``threads`` means
+            nothing.
         StreamingError: ``example_inputs`` shows a path around a cut.
         TapSelectionError: ``taps`` matches nothing.
         ErrorPlacementError: There is no module ``error_at``, or ``example_inputs`` does not reach it.
@@ -84,6 +90,7 @@ def attach(
         raise OptionError(f"rule={rule!r} is not a rule. Pass an instance, for example {hint}.")
     _check_window(rule, window, within)
     _check_streaming(rule, window, streaming)
+    _check_threads(rule, threads, alone=window == 1 and not streaming)
     check_attachable(model, seed, batch_dims)
     plan = Plan(
         model=model,
@@ -95,6 +102,7 @@ def attach(
         batch_dims=batch_dims,
         window=window,
         streaming=streaming,
+        threads=threads,
     )
     inner = None if within is None else within.mechanism(plan)
     attachment = Attachment(rule, rule.mechanism(plan), within=inner)
@@ -128,6 +136,18 @@ def _check_streaming(rule: Rule, window: int, streaming: bool) -> None:
     if streaming and window > 1:
         raise OptionError(
             f"window={window} keeps the graphs of several segments: it cannot stream. Leave one of them out."
+        )
+
+
+def _check_threads(rule: Rule, threads: int | None, *, alone: bool) -> None:
+    if threads == 1:
+        return
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads={threads}: at least one; None finds out what is faster.")
+    if not isinstance(rule, DirectRule) or not alone:
+        raise OptionError(
+            f"threads={threads}: only the plain segments of direct rules such as bpfree.DFA() can run at once, not "
+            "those of a layerwise rule, a window or a stream."
         )
 
 

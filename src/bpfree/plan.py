@@ -21,6 +21,7 @@ class Plan:
         seed: The seed of everything the rule draws.
         batch_dims: The number of leading dimensions that are not features; None finds out.
         window: How many segments a signal is carried through; 1 for the plain rule.
+        threads: On how many threads segments run in the backward pass; None finds out what is faster.
         streaming: Whether the model runs again, segment by segment, in place of storing its graph.
         part: Whether the model is a stage of a pipeline: the other taps, or the error's place, are in other processes.
     """
@@ -34,6 +35,7 @@ class Plan:
     batch_dims: int | None
     window: int = 1
     streaming: bool = False
+    threads: int | None = 1
     part: bool = False
 
     @property

@@ -28,6 +28,7 @@ from bpfree.mechanisms.base import (
     require_finite,
     running_again,
 )
+from bpfree.mechanisms.concurrent import Choice, ConcurrentPassage
 from bpfree.mechanisms.immediate import ImmediatePassage
 from bpfree.mechanisms.passage import Cut, Passage, Run
 from bpfree.mechanisms.streaming import Call, Course, Streamed
@@ -190,6 +191,7 @@ class DirectMechanism(Mechanism):
         self._call: Call | None = None
         self._courses: dict[Any, Course] = {}
         self._storing = 0
+        self._choice = None if plan.threads == 1 else Choice(plan.threads)
         self._targets: Tensor | None = None
 
     # -- hooks ---------------------------------------------------------------------------------------------------
@@ -199,7 +201,9 @@ class DirectMechanism(Mechanism):
         # Bound methods and partials of them: a deep copy of the model then has a deep copy of the rule.
         plan = self.plan
         add = self._handles.append
-        if plan.streaming:  # before what other hooks make of the arguments: they run again too
+        if (
+            plan.streaming or self._choice is not None
+        ):  # before what other hooks make of the arguments: they run again too
             add(plan.model.register_forward_pre_hook(self._hear, prepend=True, with_kwargs=True))
         add(plan.model.register_forward_pre_hook(self._enter))
         for name, module in plan.taps.items():
@@ -233,10 +237,14 @@ class DirectMechanism(Mechanism):
 
     def _opened(self) -> Passage:
         call, self._call = self._call, None
-        if call is not None and not self._storing:
+        if self.plan.window > 1:
+            return WindowedPassage(self.plan.window, self._arrived)
+        if call is None or self._storing or torch.compiler.is_compiling():
+            return Cut()
+        if self.plan.streaming:
             return self._immediate(call) or Streamed(self.plan.model, self.rerun, call, self._courses)
-        window = self.plan.window
-        return Cut() if window == 1 else WindowedPassage(window, self._arrived)
+        # A segment that leads out of the model has to wait for what else comes from there.
+        return Cut() if self._choice is None or call.outside else ConcurrentPassage(self._choice)
 
     def _immediate(self, call: Call) -> Passage | None:
         """A pass that learns as it runs, where signals need no error and every gradient comes from one segment."""
@@ -258,7 +266,7 @@ class DirectMechanism(Mechanism):
 
     @contextmanager
     def stored(self) -> Generator[None]:
-        """Within this context a streaming pass stores its graph after all, for whoever looks into it."""
+        """Within this context a pass stores its graph and leaves it to autograd, for whoever looks into it."""
         self._storing += 1
         try:
             yield
@@ -418,7 +426,8 @@ class DirectMechanism(Mechanism):
             for site, layers in zip(self.sites, learners, strict=False)
         ]
         rows.append([self.plan.error_name or "(output)", "", "exact gradient", learners[-1]])
-        return header, rows, [*_of_window(self.plan.window), *self.segments.remarks]
+        threads = [] if self._choice is None else [self._choice.describe()]
+        return header, rows, [*_of_window(self.plan.window), *threads, *self.segments.remarks]
 
 
 def _require_floating(output: Any, name: str) -> None:

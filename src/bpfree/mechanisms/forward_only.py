@@ -158,8 +158,8 @@ class WeightsMechanism(ForwardOnlyMechanism):
         super().__init__(rule, plan)
         if plan.window > 1:
             raise OptionError(f"window={plan.window}: {rule} sends no signals to taps that could be carried.")
-        if plan.streaming:
-            raise OptionError(f"streaming=True: {rule} stores no graph anyway. Leave it out.")
+        if plan.streaming or plan.threads != 1:
+            raise OptionError(f"streaming=True and threads= are for segments, and {rule} has none. Leave them out.")
         self.feedback = LateBuffers(seed=plan.seed, passes=0)
         self._kind: Perturbations = kind
         self._directions: dict[nn.Parameter, Tensor] = {}

@@ -1,0 +1,184 @@
+"""Segments on several threads: the numbers of one thread."""
+
+import copy
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bpfree
+from bpfree import errors
+from bpfree.mechanisms.concurrent import Choice
+from contract import Subject, assert_equal, assert_rule_serves
+
+N, C, DEPTH = 8, 4, 6
+
+
+def mlp():
+    torch.manual_seed(0)
+    layers = [part for _ in range(DEPTH) for part in (nn.Linear(6, 6), nn.Dropout(0.2), nn.Tanh())]
+    return nn.Sequential(*layers, nn.Linear(6, C))
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(N, 6, generator=generator), torch.randint(0, C, (N,), generator=generator)
+
+
+def trained(rule, threads, *, wants_gradient=False):
+    model, (x, y) = mlp(), batch()
+    attachment = bpfree.attach(model, rule, seed=3, threads=threads)
+    optimizer = torch.optim.SGD([*model.parameters(), *attachment.parameters()], lr=0.1)
+    x.requires_grad_(wants_gradient)
+    torch.manual_seed(5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        attachment.targets(y)
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return [*model.parameters(), *attachment.buffers(), *(p.grad for p in model.parameters()), x.grad]
+
+
+@pytest.mark.parametrize("threads", [2, 3, None])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        bpfree.DFA(),
+        bpfree.DFA(feedback=bpfree.Feedback(shared=False)),
+        bpfree.DRTP(),
+        bpfree.Shallow(),
+        bpfree.FDFA(),
+        bpfree.DKP(),
+        bpfree.ForwardGradient("activations"),
+    ],
+    ids=str,
+)
+def test_the_numbers_are_those_of_one_thread(double, rule, threads):
+    torch.set_num_threads(2)
+    assert_equal(trained(rule, threads), trained(rule, 1))
+
+
+def test_inputs_that_want_a_gradient_get_it(double):
+    found = trained(bpfree.DFA(), 2, wants_gradient=True)
+    assert found[-1] is not None
+    assert_equal(found, trained(bpfree.DFA(), 1, wants_gradient=True))
+
+
+def test_segments_do_run_at_the_same_time():
+    """Two segments wait for each other: on one thread they would wait for ever."""
+    model, (x, y) = mlp(), batch()
+    bpfree.attach(model, bpfree.DFA(), threads=2)
+    meeting = threading.Barrier(2, timeout=20)
+
+    def meet(_):
+        meeting.wait()
+
+    for layer in (model[0], model[3]):
+        layer.weight.register_post_accumulate_grad_hook(meet)
+    F.cross_entropy(model(x), y).backward()
+    assert not meeting.broken
+
+
+class Residual(nn.Module):
+    """Paths lead around the cuts, and a layer is shared."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Linear(6, 6), nn.Linear(6, C)
+        self.block = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+
+    def forward(self, x):
+        h = self.first(x)
+        for _ in range(3):
+            h = h + self.block(h)
+        return self.head(h)
+
+
+def test_what_is_not_separate_runs_as_ever(double):
+    x, y = batch()
+    found = []
+    for threads in (2, 1):
+        model = Residual()
+        attachment = bpfree.attach(model, bpfree.DFA(), threads=threads, seed=1)
+        F.cross_entropy(model(x), y).backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+        assert ("paths lead around the cuts" in str(attachment)) == (threads == 2)
+    assert_equal(*found)
+
+
+def test_an_exception_in_a_segment_reaches_the_caller():
+    model, (x, y) = mlp(), batch()
+    bpfree.attach(model, bpfree.DFA(), threads=2)
+    threads = torch.get_num_threads()
+
+    def fail(_):
+        raise ZeroDivisionError("from a hook")
+
+    model[3].weight.register_post_accumulate_grad_hook(fail)
+    with pytest.raises(ZeroDivisionError, match="from a hook"):
+        F.cross_entropy(model(x), y).backward()
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(("alone", "together", "expected"), [(2.0, 1.0, True), (1.0, 2.0, False)])
+def test_the_faster_way_is_kept(alone, together, expected):
+    torch.set_num_threads(2)
+    choice, root = Choice(None), nn.Linear(2, 2)(torch.randn(1, 2))
+    ways = []
+    for _ in range(40):
+        ways.append(choice.concurrent(["tap"], [root]))
+        choice.measured(ways[-1], together if ways[-1] else alone)
+    assert ways[0] is False  # both are tried, in turns
+    assert ways[1] is True
+    assert set(ways[20:]) == {expected}
+
+
+def test_with_one_thread_there_is_nothing_to_choose():
+    assert Choice(None).concurrent(["tap"], []) is False
+
+
+def test_a_second_backward_pass_is_told():
+    model, (x, _) = mlp(), batch()
+    bpfree.attach(model, bpfree.DFA(), threads=2)
+    output = model(x)
+    output.sum().backward(retain_graph=True)
+    with pytest.raises(errors.UsedRecordError, match="Run the model again"):
+        output.sum().backward()
+
+
+def test_the_contract():
+    x, y = batch()
+    subject = Subject(
+        lambda: torch.manual_seed(0) and nn.Sequential(*mlp()[-6:]),
+        lambda m: m(x),
+        lambda m: F.cross_entropy(m(x), y),
+        y,
+        {"threads": 2},
+    )
+    assert_rule_serves(subject, bpfree.DFA())
+
+
+def test_a_copy_of_the_model_runs():
+    model, (x, y) = mlp(), batch()
+    bpfree.attach(model, bpfree.DFA(), threads=2)
+    F.cross_entropy(model(x), y).backward()
+    twin = copy.deepcopy(model)
+    F.cross_entropy(twin(x), y).backward()
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "message"),
+    [
+        (bpfree.DFA(), {"threads": 0}, "at least one"),
+        (bpfree.FA(), {"threads": 2}, "plain segments of direct rules"),
+        (bpfree.DFA(), {"threads": 2, "window": 2}, "plain segments of direct rules"),
+        (bpfree.DFA(), {"threads": 2, "streaming": True}, "plain segments of direct rules"),
+        (bpfree.ForwardGradient("weights"), {"threads": 2}, "for segments"),
+    ],
+)
+def test_what_cannot_run_at_once_is_refused(rule, options, message):
+    with pytest.raises(errors.OptionError, match=message):
+        bpfree.attach(mlp(), rule, **options)
