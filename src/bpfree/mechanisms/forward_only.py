@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bpfree.draw import derived_seed
-from bpfree.errors import ErrorPlacementError, ForwardDerivativeError, OptionError, UsedRecordError
+from bpfree.errors import ForwardDerivativeError, OptionError, UsedRecordError
 from bpfree.estimate import Call, DualPass, Perturbations, differentiable_attention, join, perturbation, split
 from bpfree.feedback import NoFeedback
-from bpfree.mechanisms.base import Mechanism, Rule, require_finite
+from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, require_finite
 from bpfree.mechanisms.direct import DirectRule
 from bpfree.mechanisms.observing import ObservingMechanism
 from bpfree.plan import Plan
@@ -107,18 +107,14 @@ class ForwardOnlyMechanism(Mechanism):
             self._open = stack.pop_all()
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        where = repr(self.plan.error_name) if self.plan.error_name else "the model's output"
         if self._left:
-            raise ErrorPlacementError(f"error_at: {where} was reached twice in one forward pass.")
+            raise reached_twice(self.plan)
         if self._open is None:
             return None
         try:
             if not isinstance(output, Tensor) or not output.is_floating_point():
-                raise ErrorPlacementError(
-                    f"the error is taken at {where}, which is of type {type(output).__name__}, not one floating point "
-                    "tensor. Name a module whose output is one: error_at='head', for example."
-                )
-            gradients, plain = self._gradients(output, where)
+                raise not_a_tensor(self.plan, output)
+            gradients, plain = self._gradients(output, self.plan.where)
         finally:
             self._close()
         self._left = True
@@ -131,10 +127,7 @@ class ForwardOnlyMechanism(Mechanism):
         self._close()
         # `output` is None when the forward pass raised: that error goes to the user, not ours.
         if missed and output is not None:
-            raise ErrorPlacementError(
-                f"error_at={self.plan.error_name!r} was not reached in this forward pass, so nothing below can learn. "
-                "Name a module that every training pass runs through."
-            )
+            raise not_reached(self.plan)
 
     def _close(self) -> None:
         stack, self._open = self._open, None
