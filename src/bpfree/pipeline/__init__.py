@@ -1,7 +1,12 @@
 """Direct rules over stages on several processes: errors go straight to every stage, nothing else comes back."""
 
+from bpfree.pipeline.schedule import DirectSchedule as DirectSchedule
+from bpfree.pipeline.schedule import ScheduleAsynchronous as ScheduleAsynchronous
+from bpfree.pipeline.schedule import ScheduleSynchronous as ScheduleSynchronous
 from bpfree.pipeline.simulate import Outcome as Outcome
 from bpfree.pipeline.simulate import StageTimes as StageTimes
 from bpfree.pipeline.simulate import Transfers as Transfers
 from bpfree.pipeline.simulate import simulate as simulate
 from bpfree.pipeline.simulate import table as table
+from bpfree.pipeline.stage import StageAttachment as StageAttachment
+from bpfree.pipeline.stage import attach_stage as attach_stage

@@ -1,0 +1,151 @@
+"""What the stages must know of each other before they can learn: found out once, when the first batch comes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from bpfree.errors import ErrorPlacementError, StageError
+from bpfree.feedback import Feedback, Projection
+from bpfree.layout import batch_dims, sites_of
+from bpfree.preserve import preserved
+from bpfree.taps import product
+
+if TYPE_CHECKING:
+    from bpfree.pipeline.stage import StageAttachment
+
+
+@dataclass
+class Survey:
+    """What one stage looks like on one micro-batch.
+
+    Attributes:
+        rule: The rule, its options and the seed.
+        names: The tap modules that a forward pass reaches, one entry a call.
+        shapes: The shapes of their outputs.
+        error: The shape and dtype of the error; None in a stage before the last.
+    """
+
+    rule: str
+    names: list[str] = field(default_factory=list)
+    shapes: list[torch.Size] = field(default_factory=list)
+    error: tuple[torch.Size, torch.dtype] | None = None
+
+    @classmethod
+    def of(cls, attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Survey:
+        """Run the stage once, without a trace."""
+        plan = attachment.mechanism.plan
+        survey = cls(f"{attachment.rule}, seed={plan.seed}")
+        handles = [module.register_forward_hook(partial(survey._tap, name)) for name, module in plan.taps.items()]
+        if attachment.stage.is_last:
+            handles.append(plan.error_module.register_forward_hook(survey._reach))
+        try:
+            with preserved(plan.model, attachment), torch.no_grad():
+                plan.model(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return survey
+
+    def _tap(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if self.error is None and isinstance(output, Tensor):
+            self.names.append(name)
+            self.shapes.append(output.shape)
+            self._last = output
+
+    def _reach(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.error is not None or not isinstance(output, Tensor):
+            return  # the first training pass says what is wrong
+        self.error = (output.shape, output.dtype)
+        if self.names and output is self._last:
+            # A tap where the error is taken gets the error itself, and no feedback.
+            self.names.pop()
+            self.shapes.pop()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_last"}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What follows for all stages.
+
+    Attributes:
+        shape: The shape of the error of one micro-batch.
+        dtype: Its dtype.
+        batch_dims: How many leading dimensions are samples.
+        c: The numbers of one row of the error.
+        widest: The coefficients of the widest tap of all stages.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    batch_dims: int
+    c: int
+    widest: int
+
+    @classmethod
+    def reach(cls, attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Agreement:
+        """Ask all stages; every process gets the same answer, or the same exception.
+
+        Raises:
+            StageError: The stages have different rules or seeds, or two taps share a name and so a matrix.
+            ErrorPlacementError: The last stage did not reach the error's place with one tensor.
+            TapShapeError: A tap does not share the error's batch dimensions.
+        """
+        own = Survey.of(attachment, args, kwargs)
+        surveys: list[Any] = [None] * attachment.stage.num_stages
+        dist.all_gather_object(surveys, own, group=attachment.stage.group)
+        return cls.of(surveys, attachment)
+
+    @classmethod
+    def of(cls, surveys: Sequence[Survey], attachment: StageAttachment) -> Agreement:
+        """What follows from all surveys, by stage."""
+        _require_same_rule(surveys)
+        feedback = attachment.mechanism.feedback
+        if isinstance(feedback, Projection) and not feedback.feedback.shared:
+            _require_own_names(surveys)
+        error = surveys[-1].error
+        if error is None:
+            raise ErrorPlacementError(
+                "the last stage gave no tensor where the error is taken. Name a module of it whose output is one "
+                "(error_at=...), through which every pass runs."
+            )
+        shape, dtype = error
+        names = [name for survey in surveys for name in survey.names]
+        shapes = [tap for survey in surveys for tap in survey.shapes]
+        dims = batch_dims(shape, shapes, attachment.mechanism.plan.batch_dims)
+        sites = sites_of(names, shapes, dims, shape)
+        of_rule = feedback.feedback if isinstance(feedback, Projection) else Feedback()
+        widest = max((of_rule.form(site).size for site in sites), default=0)
+        return cls(shape, dtype, dims, product(shape[dims:]), widest)
+
+    def stand_in(self, device: torch.device) -> Tensor:
+        """Zeros of the error's shape that take no memory."""
+        return torch.zeros((), dtype=self.dtype, device=device).expand(self.shape)
+
+
+def _require_same_rule(surveys: Sequence[Survey]) -> None:
+    for number, survey in enumerate(surveys):
+        if survey.rule != surveys[0].rule:
+            raise StageError(
+                f"stage 0 learns by {surveys[0].rule}, stage {number} by {survey.rule}: that is not one model's rule. "
+                "Give attach_stage the same rule and seed everywhere."
+            )
+
+
+def _require_own_names(surveys: Sequence[Survey]) -> None:
+    holders = Counter(name for survey in surveys for name in set(survey.names))
+    twice = [name for name, count in holders.items() if count > 1]
+    if twice:
+        raise StageError(
+            f"several stages have a tap {twice[0]!r}, and would draw the same matrix for it. Keep the names of the "
+            "whole model (slice an nn.Sequential: model[4:8]), or give attach_stage a prefix= for each stage."
+        )

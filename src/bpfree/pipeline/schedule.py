@@ -1,0 +1,297 @@
+"""The schedules of direct rules, in the place of torch's ``ScheduleGPipe`` and ``Schedule1F1B``.
+
+Micro-batches flow forward; the last stage's error goes to all stages at once; no activation's gradient is ever sent.
+All use of torch's pipelining internals is in this file.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+
+from bpfree.errors import OptionError, StageError
+from bpfree.pipeline.agreement import Agreement
+from bpfree.pipeline.channel import Arrival, Channel
+from bpfree.pipeline.order import ahead, due
+from bpfree.pipeline.stage import StageAttachment, mechanism_of
+from bpfree.pipeline.versions import Versions
+from bpfree.preserve import preserved
+
+
+@dataclass
+class _Waiting:
+    """A micro-batch that was forwarded and not yet learned from.
+
+    Attributes:
+        root: Where its backward pass starts: the loss in the last stage, elsewhere what stands for the output.
+        error: The root's gradient, to come; None for the loss.
+        sends: Its activations under way, and what they are sent from.
+    """
+
+    root: Tensor
+    error: Arrival | Tensor | None
+    sends: list[tuple[Any, Any]]
+
+
+class DirectSchedule(PipelineScheduleSingle):
+    """What the two schedules share: ``step(*inputs, target=, losses=)`` as torch's schedules have it, and ``eval``.
+
+    ``sent_activation_bytes`` and ``sent_error_bytes`` count what this stage has sent.
+
+    Args:
+        attachment: What :func:`bpfree.pipeline.attach_stage` returned.
+        n_microbatches: M, into how many parts a batch is split; its size is a multiple of M.
+        loss_fn: Maps the last stage's output and the target of a micro-batch to its loss; given in every process.
+        staleness: How many updates a forward pass may miss.
+        options: ``args_chunk_spec``, ``kwargs_chunk_spec``, ``output_merge_spec`` and ``scale_grads``, as torch's
+            schedules have them: with ``scale_grads=True``, the default, gradients are divided by M, which is right for
+            a mean loss.
+
+    Raises:
+        OptionError: Without ``loss_fn``.
+        StageError: Several stages on one process.
+    """
+
+    def __init__(
+        self, attachment: StageAttachment, n_microbatches: int, loss_fn: Any, *, staleness: int, **options: Any
+    ) -> None:
+        if loss_fn is None:
+            raise OptionError("loss_fn=None: a schedule trains. Give the loss in every process.")
+        stage = attachment.stage
+        if stage.group_size != stage.num_stages:
+            raise StageError(
+                f"{stage.num_stages} stages on {stage.group_size} processes: these schedules take one stage a process."
+            )
+        super().__init__(stage, n_microbatches, loss_fn=loss_fn, **options)
+        self.attachment = attachment
+        self.sent_activation_bytes = 0
+        self._staleness = staleness
+        self._forwarded = self._learned = 0
+        self._waiting: deque[_Waiting] = deque()
+        self._agreement: Agreement | None = None
+        self._channel: Channel | None = None
+        rule = mechanism_of(attachment).rule
+        self._blind = stage.num_stages == 1 or not rule.needs_error or rule.feedback is None
+        # A rule that needs no error learns at once.
+        last = stage.is_last or self._blind
+        self._ahead = 0 if last else ahead(stage.stage_index, stage.num_stages)
+
+    @property
+    def sent_error_bytes(self) -> int:
+        """What this stage has sent of errors, in bytes, all receivers counted."""
+        return self._channel.sent_bytes if self._channel else 0
+
+    # -- one batch -------------------------------------------------------------------------------------------------
+
+    def _step_microbatches(
+        self,
+        arg_mbs: list[Any] | None = None,
+        kwarg_mbs: list[Any] | None = None,
+        target_mbs: list[Any] | None = None,
+        losses: list[Any] | None = None,
+        return_outputs: bool = True,
+        loss_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Forward all micro-batches, and learn from those that are due."""
+        arg_mbs, kwarg_mbs = self._check_inputs(arg_mbs, kwarg_mbs, target_mbs, losses)
+        self._prepare(arg_mbs[0], kwarg_mbs[0])
+        # What a stage receives wants no gradient: nobody would take it.
+        self._stage.has_backward = False
+        coming = self._receive(0)
+        for number in range(self._n_microbatches):
+            for work in coming:
+                work.wait()
+            # The next one travels while this one is computed.
+            coming = self._receive(number + 1)
+            self._forward(number, arg_mbs[number], kwarg_mbs[number], target_mbs, loss_kwargs)
+            if self._has_backward:
+                self._learn_until(due(self._forwarded, self._ahead, self._n_microbatches, self._staleness))
+        if self._channel is not None:
+            self._channel.sent()
+        if not return_outputs:
+            self._stage.output_chunks.clear()
+        self._update_losses(self._stage, losses)  # type: ignore[no-untyped-call]
+
+    def _forward(
+        self, number: int, args: Any, kwargs: Any, targets: Sequence[Any] | None, loss_kwargs: dict[str, Any] | None
+    ) -> None:
+        stage, trains = self._stage, self._has_backward
+        if targets is not None and trains:
+            self.attachment.targets(targets[number])
+        with self._forward_context() if trains else torch.no_grad():
+            output = stage.forward_one_chunk(number, args, kwargs)
+            if stage.is_last and targets is not None:
+                self._maybe_compute_loss(stage, output, targets, number, loss_kwargs)  # type: ignore[no-untyped-call]
+        sends = self._send(number)
+        # The graph, and nothing else, keeps what the backward pass needs.
+        stage.fwd_cache.pop(number)
+        if trains:
+            self._forwarded += 1
+            self._waiting.append(self._left(sends))
+        else:
+            _finish(sends)
+
+    def _left(self, sends: list[tuple[Any, Any]]) -> _Waiting:
+        if self._stage.is_last:
+            if len(self._internal_losses) == 0:
+                raise OptionError("step() has no target: the last stage needs one for its loss (target=).")
+            return _Waiting(self._internal_losses[-1], None, sends)
+        root = self.attachment.take_ticket()
+        error = self._channel.expect() if self._channel is not None else torch.zeros_like(root)
+        return _Waiting(root, error, sends)
+
+    def _forward_context(self) -> AbstractContextManager[Any]:
+        """What a training forward pass runs in."""
+        return nullcontext()
+
+    def _learn_until(self, count: int) -> None:
+        while self._learned < count:
+            self._learn()
+            self._learned += 1
+            if self._learned % self._n_microbatches == 0:
+                self._learned_batch()
+
+    def _learn(self) -> None:
+        one = self._waiting.popleft()
+        error = one.error.wait() if isinstance(one.error, Arrival) else one.error
+        torch.autograd.backward(one.root, error)
+        # Errors come after their activations have arrived, so there is nothing to wait for.
+        _finish(one.sends)
+
+    def _learned_batch(self) -> None:
+        """Scale what a whole batch has left in ``.grad``."""
+        if self.scale_grads:
+            self._stage.scale_grads(self._n_microbatches)
+            for parameter in self.attachment.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(self._n_microbatches)
+
+    # -- what travels ----------------------------------------------------------------------------------------------
+
+    def _receive(self, number: int) -> list[Any]:
+        if number == self._n_microbatches:
+            return []
+        # A new buffer: the last one may be part of a graph that waits for its error.
+        for info in self._stage.args_recv_info[number]:
+            if info.buffer is not None:
+                info.buffer = torch.empty_like(info.buffer)
+        return _started(self._stage.get_fwd_recv_ops(number))
+
+    def _send(self, number: int) -> list[tuple[Any, Any]]:
+        ops = self._stage.get_fwd_send_ops(number)
+        self.sent_activation_bytes += sum(op.tensor.numel() * op.tensor.element_size() for op in ops)
+        return list(zip(_started(ops), [op.tensor for op in ops], strict=True))
+
+    def _prepare(self, args: Any, kwargs: Any) -> None:
+        """Find out, before the first batch, what travels between the stages and what they must agree on."""
+        if self._agreement is not None:
+            return
+        stage = self._stage
+        trains, self._has_backward = self._has_backward, False
+        try:
+            with preserved(stage.submod), torch.no_grad():
+                self._initialize_stage(args, kwargs)  # type: ignore[no-untyped-call]
+        finally:
+            self._has_backward = trains
+        received = [torch.zeros_like(info.buffer) for info in stage.args_recv_info[0] if info.buffer is not None]
+        self._agreement = Agreement.reach(self.attachment, args if stage.is_first else tuple(received), kwargs)
+        self.attachment.settle(self._agreement)
+        if not self._blind:
+            self._channel = Channel(self.attachment.stage, self._agreement)
+            if stage.is_last:
+                self.attachment.tell(self._channel.send)
+
+
+class ScheduleSynchronous(DirectSchedule):
+    """Direct feedback whose gradients are those of one process: each batch is learned from before the next begins.
+
+    Stage s runs S - 1 - s micro-batches ahead of the last stage and so stores at most S - s of them; with equal forward
+    and local passes of one unit each, a batch takes S - 1 + 2 M units. After ``step`` every ``.grad`` holds the sum
+    (with ``scale_grads``, the mean) over the micro-batches: step an optimizer as after torch's schedules.
+
+    Example::
+
+        stage = PipelineStage(model[8:] if rank else model[:8], rank, 2, device)
+        attachment = bpfree.pipeline.attach_stage(stage, bpfree.DFA(), seed=0)
+        schedule = bpfree.pipeline.ScheduleSynchronous(attachment, 4, loss_fn=F.cross_entropy)
+        schedule.step(x) if stage.is_first else schedule.step(target=y, losses=losses)
+        optimizer.step()
+
+    For DRTP give ``target`` to ``step`` in every process. The arguments are those of :class:`DirectSchedule`.
+    """
+
+    def __init__(self, attachment: StageAttachment, n_microbatches: int, loss_fn: Any, **options: Any) -> None:
+        super().__init__(attachment, n_microbatches, loss_fn, staleness=0, **options)
+
+
+class ScheduleAsynchronous(DirectSchedule):
+    """Direct feedback without a pause between batches: the next forward pass begins before the last errors have come.
+
+    The schedule owns the update: when a stage has learned from a whole batch, it steps ``optimizer`` and drops the
+    gradients. ``step`` returns before that where errors are still to come; :meth:`flush` waits for them.
+
+    Staleness: in stage s of S, the first S - 1 - s micro-batches of a batch are forwarded before the update of the
+    batch before. So a forward pass misses at most one update if M >= S - 1, and never more than ``staleness``: the
+    stage waits rather than run further ahead. The last stage misses none. Every gradient is exact for the weights that
+    its own forward pass used: weights that a graph still needs are copied before they are updated.
+
+    Args:
+        attachment: What :func:`bpfree.pipeline.attach_stage` returned.
+        n_microbatches: M, into how many parts a batch is split.
+        loss_fn: As for :class:`DirectSchedule`.
+        optimizer: Of this stage's parameters; for ``bpfree.DKP`` also of ``attachment.parameters()``.
+        staleness: How many updates a forward pass may miss, at least 0.
+        options: As for :class:`DirectSchedule`.
+
+    Raises:
+        OptionError: ``staleness`` is negative.
+    """
+
+    def __init__(
+        self,
+        attachment: StageAttachment,
+        n_microbatches: int,
+        loss_fn: Any,
+        *,
+        optimizer: torch.optim.Optimizer,
+        staleness: int = 1,
+        **options: Any,
+    ) -> None:
+        if staleness < 0:
+            raise OptionError(f"staleness={staleness}: a number of updates, 0 for none.")
+        super().__init__(attachment, n_microbatches, loss_fn, staleness=staleness, **options)
+        self._optimizer = optimizer
+        self._versions = Versions(attachment.stage.submod)
+
+    def flush(self) -> None:
+        """Learn from every batch that was given, and update; call it in all processes.
+
+        Before saving a checkpoint or measuring the model, and at the end of training.
+        """
+        self._learn_until(self._forwarded)
+
+    def _forward_context(self) -> AbstractContextManager[Any]:
+        return self._versions.recorded() if self._ahead else nullcontext()
+
+    def _learned_batch(self) -> None:
+        super()._learned_batch()
+        self._versions.keep()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
+def _started(ops: list[dist.P2POp]) -> list[Any]:
+    return [op.op(op.tensor, op.peer, group=op.group) for op in ops]
+
+
+def _finish(sends: list[tuple[Any, Any]]) -> None:
+    for work, _ in sends:
+        work.wait()

@@ -1,0 +1,230 @@
+"""A direct rule on one stage of a pipeline: the same hooks and feedback as on a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.distributed.pipelining import PipelineStage
+
+from bpfree.attachment import Attachment, check_attachable, error_module
+from bpfree.errors import OptionError, StageError, TapSelectionError
+from bpfree.feedback import Projection
+from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.mechanisms.direct import DirectMechanism, DirectRule
+from bpfree.mechanisms.observing import ObservingMechanism
+from bpfree.pipeline.agreement import Agreement
+from bpfree.plan import Plan
+from bpfree.segments import Reach
+from bpfree.taps import TapChoice, select_taps
+
+
+def attach_stage(
+    stage: PipelineStage,
+    rule: Rule,
+    *,
+    taps: TapChoice = None,
+    error_at: str | None = None,
+    prefix: str = "",
+    batch_dims: int | None = None,
+    seed: int = 0,
+) -> StageAttachment:
+    """Let the module of ``stage`` learn by ``rule``, as a part of the model that all stages are together.
+
+    Call it in every process with the same arguments; a schedule of :mod:`bpfree.pipeline` does the rest. The feedback
+    is that of :func:`bpfree.attach` on the whole model, number by number, if the taps keep their names: they do in a
+    slice of an ``nn.Sequential`` (``model[4:8]``), and ``prefix`` restores them elsewhere.
+
+    Args:
+        stage: The stage, on this process. Every stage but the last ends in a tap.
+        rule: A direct rule without an estimating pass: ``DFA``, ``DRTP``, ``DKP``, ``Shallow`` or one of your own.
+        taps: As for :func:`bpfree.attach`, of this stage's module. The last stage may have none.
+        error_at: As for :func:`bpfree.attach`; a module of the last stage, with no meaning in the others.
+        prefix: The name of the stage's module in the whole model, for example ``"encoder"``.
+        batch_dims: As for :func:`bpfree.attach`. None: found out over the taps of all stages.
+        seed: As for :func:`bpfree.attach`.
+
+    Raises:
+        OptionError: The rule needs more than the error, or ``seed`` or ``batch_dims`` mean nothing.
+        StageError: A stage that is not the last has no tap.
+        TapSelectionError: ``taps`` matches nothing.
+        ErrorPlacementError: The last stage has no module ``error_at``.
+        AlreadyAttachedError: The module or a part of it has a rule already.
+    """
+    if not isinstance(rule, DirectRule):
+        raise _unfit(rule, "sends errors back layer by layer, or none at all")
+    model: nn.Module = stage.submod
+    check_attachable(model, seed, batch_dims)
+    place = None if stage.is_last else Elsewhere(_described(stage))
+    plan = Plan(
+        model=model,
+        taps=_taps(stage, taps, prefix),
+        explicit=taps is not None,
+        error_name=(error_at or "") if place is None else "(last stage)",
+        error_module=error_module(model, _within(error_at, prefix)) if place is None else place,
+        seed=seed,
+        batch_dims=batch_dims,
+        part=True,
+    )
+    mechanism = rule.mechanism(plan)
+    if isinstance(mechanism, ObservingMechanism):
+        raise _unfit(rule, "looks back at whole forward passes, from the first layer to the output")
+    return StageAttachment(rule, mechanism, stage, place)
+
+
+def _unfit(rule: Rule, why: str) -> OptionError:
+    return OptionError(
+        f"{rule} {why}; no stage of a pipeline sees that. Pipelines take direct rules without an estimating pass: "
+        "bpfree.DFA(), bpfree.DRTP(), bpfree.DKP(), bpfree.Shallow()."
+    )
+
+
+def _taps(stage: PipelineStage, taps: TapChoice, prefix: str) -> dict[str, nn.Module]:
+    try:
+        found = select_taps(stage.submod, taps, prefix)
+    except TapSelectionError:
+        if not stage.is_last or stage.is_first:
+            raise
+        found = {}  # a head alone: it learns from its exact gradient
+    if not found and (not stage.is_last or stage.is_first):
+        raise StageError(
+            f"{_described(stage)} has no tap, so nothing in it would learn. Name its taps (taps=...), or put "
+            "bpfree.Tap() modules into it after its functional non-linearities."
+        )
+    return found
+
+
+def _within(name: str | None, prefix: str) -> str | None:
+    return name.removeprefix(f"{prefix}.") if name and prefix else name
+
+
+def _described(stage: PipelineStage) -> str:
+    return f"stage {stage.stage_index} of {stage.num_stages}"
+
+
+class StageAttachment(Attachment):
+    """A direct rule on one stage: made by :func:`attach_stage`. Everything else is as for :class:`bpfree.Attachment`.
+
+    Attributes:
+        stage: The stage.
+    """
+
+    def __init__(self, rule: DirectRule, mechanism: Mechanism, stage: PipelineStage, place: Elsewhere | None) -> None:
+        self._place = (place,)  # in a tuple: it has no state to be saved
+        if place is not None:  # before the mechanism's own hook says that the pass is over
+            place.install(stage.submod)
+        super().__init__(rule, mechanism)
+        self.stage = stage
+        self._told: Callable[[Tensor], None] | None = None
+        if place is None:  # behind the mechanism's own hook: this is what the loss's gradient arrives at
+            self._hook = mechanism.plan.error_module.register_forward_hook(self._listen)
+
+    def settle(self, agreement: Agreement) -> None:
+        """Take over what the stages have agreed on."""
+        mechanism = self.mechanism
+        mechanism.plan = replace(mechanism.plan, batch_dims=agreement.batch_dims)
+        if isinstance(mechanism.feedback, Projection):
+            mechanism.feedback.expect(agreement.widest, agreement.c)
+        (place,) = self._place
+        if place is not None:
+            place.like = agreement.stand_in(self.stage.device)
+
+    def tell(self, told: Callable[[Tensor], None]) -> None:
+        """Call ``told`` with dL/do as soon as it is there, in the last stage."""
+        self._told = told
+
+    def take_ticket(self) -> Tensor:
+        """The tensor whose gradient is the error of the forward pass that was just run, in a stage before the last."""
+        (place,) = self._place
+        assert place is not None
+        return place.take()
+
+    def _listen(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._told is not None and isinstance(output, Tensor) and output.requires_grad:
+            output.register_hook(self._told)  # type: ignore[no-untyped-call]
+
+    def detach(self) -> None:
+        """Take every hook out."""
+        (place,) = self._place
+        if place is None:
+            self._hook.remove()
+        else:
+            place.remove()
+        super().detach()
+
+
+class Elsewhere(nn.Module):
+    """Where the error is taken, as seen from a stage before the last one: in another process.
+
+    At the end of the stage's forward pass it gives a stand-in of the error's shape, which the mechanism takes for the
+    output. The gradient of the result is the error, and runs the stage's segments.
+
+    Args:
+        stage: How messages name the stage.
+    """
+
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        self.like = torch.empty(0)
+        self._stage = stage
+        self._ticket: Tensor | None = None
+
+    def install(self, model: nn.Module) -> None:
+        """Put the hook in at the end of ``model``."""
+        self._handle = model.register_forward_hook(self._end)
+
+    def remove(self) -> None:
+        """Take it out."""
+        self._handle.remove()
+        self._ticket = None
+
+    def take(self) -> Tensor:
+        """The result of the last forward pass, which is then forgotten."""
+        ticket, self._ticket = self._ticket, None
+        assert ticket is not None
+        return ticket
+
+    def forward(self) -> Tensor:
+        """Zeros of the error's shape, without memory, that require a gradient."""
+        stand_in: Tensor = _StandIn.apply(self.like, torch.empty(0, requires_grad=True))  # type: ignore[no-untyped-call]
+        return stand_in
+
+    def _end(self, model: nn.Module, args: Any, output: Any) -> None:
+        if not torch.is_grad_enabled():
+            return
+        self._require_ends_in_tap(model, output)
+        self._ticket = self()
+
+    def _require_ends_in_tap(self, model: nn.Module, output: Any) -> None:
+        outputs = output if isinstance(output, tuple | list) else (output,)
+        open_ends = [one for one in outputs if isinstance(one, Tensor) and one.requires_grad]
+        if not open_ends:
+            return
+        reached = {id(leaf) for one in open_ends for leaf in Reach.of(one).leaves}
+        names = [name.rpartition(".")[0] or name for name, leaf in model.named_parameters() if id(leaf) in reached]
+        raise StageError(
+            f"{self._stage} does not end in a tap: no signal would reach its layers {', '.join(dict.fromkeys(names))} "
+            "through its output. Split the model right behind a tap, or end the stage in a bpfree.Tap()."
+        )
+
+
+class _StandIn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, like: Tensor, anchor: Tensor) -> Tensor:
+        return like.view_as(like)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+def mechanism_of(attachment: StageAttachment) -> DirectMechanism:
+    """The mechanism, which is that of a direct rule."""
+    mechanism = attachment.mechanism
+    assert isinstance(mechanism, DirectMechanism)
+    return mechanism

@@ -1,0 +1,185 @@
+"""Stages on several processes against the whole model in one process."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.pipelining import PipelineStage
+
+import bpfree
+import bpfree.pipeline
+from distributed import run_on_ranks, run_on_two_ranks
+
+M = 4
+RULES = {
+    "DFA": bpfree.DFA(),
+    "DFA, one matrix a tap": bpfree.DFA(feedback=bpfree.Feedback("launay2019", shared=False)),
+    "DFA, scale of the widest": bpfree.DFA(feedback=bpfree.Feedback("launay2020-code")),
+    "DFA, regenerated": bpfree.DFA(feedback=bpfree.Feedback(stored=False)),
+    "sDFA": bpfree.DFA(error="sign"),
+    "DRTP": bpfree.DRTP(),
+    "DKP": bpfree.DKP(decay=0.01),
+    "Shallow": bpfree.Shallow(),
+}
+
+
+def mlp():
+    """Two stages with taps of unequal width; the widest, 12, is in the first."""
+    torch.manual_seed(0)
+    widths = [6, 8, 12, 7, 5]
+    layers = [part for a, b in zip(widths, widths[1:], strict=False) for part in (nn.Linear(a, b), nn.Tanh())]
+    return nn.Sequential(*layers, nn.Linear(5, 3)).double()
+
+
+def batches(count):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        x = torch.randn(8, 6, generator=generator, dtype=torch.float64)
+        yield x, torch.randint(0, 3, (8,), generator=generator)
+
+
+def numbers(*modules):
+    return [parameter.detach().numpy().copy() for module in modules for parameter in module.parameters()]
+
+
+def in_one_process(rule, steps=3):
+    model = mlp()
+    attachment = bpfree.attach(model, rule, seed=4)
+    optimizer = torch.optim.SGD([*model.parameters(), *attachment.parameters()], lr=0.5)
+    losses = []
+    for x, y in batches(steps):
+        optimizer.zero_grad()
+        for part, target in zip(x.chunk(M), y.chunk(M), strict=True):
+            attachment.targets(target)
+            loss = F.cross_entropy(model(part), target)
+            loss.backward()
+            losses.append(loss.item())
+        for parameter in (*model.parameters(), *attachment.parameters()):
+            if parameter.grad is not None:
+                parameter.grad /= M
+        optimizer.step()
+    return numbers(model[:4]), numbers(model[4:]), losses
+
+
+def attached(rank, rule, model, **options):
+    stage = PipelineStage(model[4:] if rank else model[:4], rank, 2, torch.device("cpu"))
+    return bpfree.pipeline.attach_stage(stage, rule, seed=4, **options)
+
+
+def run(schedule, x, y):
+    """One step, targets given everywhere; the losses where they are known."""
+    losses = []
+    inputs = (x,) if schedule._stage.is_first else ()
+    schedule.step(*inputs, target=y, losses=losses)
+    return [loss.item() for loss in losses]
+
+
+def synchronous(rank, rule, steps=3):
+    attachment = attached(rank, rule, mlp())
+    schedule = bpfree.pipeline.ScheduleSynchronous(attachment, M, F.cross_entropy)
+    optimizer = torch.optim.SGD([*attachment.model.parameters(), *attachment.parameters()], lr=0.5)
+    losses = []
+    for x, y in batches(steps):
+        optimizer.zero_grad()
+        losses += run(schedule, x, y)
+        optimizer.step()
+    sent = (schedule.sent_activation_bytes, schedule.sent_error_bytes)
+    return numbers(attachment.model), losses, sent
+
+
+def synchronous_all(rank):
+    return {name: synchronous(rank, rule) for name, rule in RULES.items()}
+
+
+@pytest.fixture(scope="module")
+def by_rule():
+    return run_on_two_ranks(synchronous_all)
+
+
+def assert_equal(found, expected):
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert abs(ours - theirs).max() < 1e-12
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_synchronous_schedule_equals_one_process(by_rule, name):
+    first, last, losses = in_one_process(RULES[name])
+    assert_equal(by_rule[0][name][0], first)
+    assert_equal(by_rule[1][name][0], last)
+    assert by_rule[1][name][1] == pytest.approx(losses, abs=1e-12)
+
+
+def test_what_travels(by_rule):
+    """Three steps of 8 samples: 12 activations forward; 3 numbers of error back, and none where no error is needed."""
+    (activations, _), (_, errors) = by_rule[0]["DFA"][2], by_rule[1]["DFA"][2]
+    assert (activations, errors) == (3 * 8 * 12 * 8, 3 * 8 * 3 * 8)
+    assert by_rule[1]["DRTP"][2][1] == by_rule[1]["Shallow"][2][1] == 0
+
+
+# -- the asynchronous schedule -------------------------------------------------------------------------------------
+
+
+def deep():
+    """Three stages; each segment is two layers, so that its own backward pass needs a weight as it was."""
+    torch.manual_seed(0)
+    widths = [6, 7, 5, 8, 6, 4, 9, 7, 5, 3]
+    layers = []
+    for a, b, c in zip(widths[:-3:2], widths[1:-2:2], widths[2:-1:2], strict=True):
+        layers += [nn.Linear(a, b), nn.Sigmoid(), nn.Linear(b, c), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(widths[-3], 3)).double()
+
+
+PARTS = [slice(0, 4), slice(4, 8), slice(8, None)]
+
+
+def asynchronous(rank, cases, steps):
+    found = {}
+    for micro_batches, staleness in cases:
+        stage = PipelineStage(deep()[PARTS[rank]], rank, 3, torch.device("cpu"))
+        attachment = bpfree.pipeline.attach_stage(stage, bpfree.DFA(), taps=nn.Tanh, seed=4)
+        optimizer = torch.optim.SGD(attachment.model.parameters(), lr=0.5)
+        schedule = bpfree.pipeline.ScheduleAsynchronous(
+            attachment, micro_batches, F.cross_entropy, optimizer=optimizer, staleness=staleness
+        )
+        for x, y in batches(steps):
+            run(schedule, x, y)
+        schedule.flush()
+        found[micro_batches, staleness] = numbers(attachment.model)
+    return found
+
+
+def stale(micro_batches, staleness, steps):
+    """The same in one process: stage s forwards micro-batch k with the weights that were there when it had learned from
+    all up to k - (2 - s) - 1, and of the batches before the last ``staleness`` in any case.
+    """
+    model = deep()
+    bpfree.attach(model, bpfree.DFA(), taps=nn.Tanh, seed=4)
+    versions = [[[p.detach().clone() for p in model[part].parameters()]] for part in PARTS]
+    for batch, (x, y) in enumerate(batches(steps)):
+        model.zero_grad()
+        for number, (inputs, target) in enumerate(zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True)):
+            k = batch * micro_batches + number
+            for s, part in enumerate(PARTS):
+                version = max((k - (2 - s)) // micro_batches, batch - staleness, 0)
+                for parameter, value in zip(model[part].parameters(), versions[s][version], strict=True):
+                    parameter.data = value.clone()
+            F.cross_entropy(model(inputs), target).backward()
+        for s, part in enumerate(PARTS):
+            newest = zip(versions[s][-1], model[part].parameters(), strict=True)
+            versions[s].append([value - 0.5 * p.grad / micro_batches for value, p in newest])
+    return [[value.numpy() for value in of_stage[-1]] for of_stage in versions]
+
+
+CASES = [(4, 1), (1, 1), (1, 2), (2, 0)]
+
+
+@pytest.fixture(scope="module")
+def by_case():
+    return run_on_ranks(3, asynchronous, CASES, 4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_asynchronous_schedule_equals_training_with_stale_weights(by_case, case):
+    for found, expected in zip(by_case, stale(*case, steps=4), strict=True):
+        assert_equal(found[case], expected)
