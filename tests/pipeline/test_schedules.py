@@ -1,5 +1,7 @@
 """Stages on several processes against the whole model in one process."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,7 +29,7 @@ def mlp():
     """Two stages with taps of unequal width; the widest, 12, is in the first."""
     torch.manual_seed(0)
     widths = [6, 8, 12, 7, 5]
-    layers = [part for a, b in zip(widths, widths[1:], strict=False) for part in (nn.Linear(a, b), nn.Tanh())]
+    layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.Tanh())]
     return nn.Sequential(*layers, nn.Linear(5, 3)).double()
 
 
@@ -123,11 +125,10 @@ def test_what_travels(by_rule):
 def deep():
     """Three stages; each segment is two layers, so that its own backward pass needs a weight as it was."""
     torch.manual_seed(0)
-    widths = [6, 7, 5, 8, 6, 4, 9, 7, 5, 3]
     layers = []
-    for a, b, c in zip(widths[:-3:2], widths[1:-2:2], widths[2:-1:2], strict=True):
+    for a, b, c in [(6, 7, 5), (5, 8, 6), (6, 4, 9)]:
         layers += [nn.Linear(a, b), nn.Sigmoid(), nn.Linear(b, c), nn.Tanh()]
-    return nn.Sequential(*layers, nn.Linear(widths[-3], 3)).double()
+    return nn.Sequential(*layers, nn.Linear(9, 3)).double()
 
 
 PARTS = [slice(0, 4), slice(4, 8), slice(8, None)]
