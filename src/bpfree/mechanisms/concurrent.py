@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Variable
-from torch.autograd.function import once_differentiable
 
-from bpfree.errors import UsedRecordError
 from bpfree.mechanisms.broadcast import Deliver, broadcast
+from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.passage import Cut, Departure
 from bpfree.segments import Reach
 
@@ -100,10 +99,14 @@ class ConcurrentPassage(Cut):
         timed = _timed(deliver, partial(self._choice.measured, concurrent))
         if not concurrent:
             return broadcast(timed, output, self.outputs, just_in_time=just_in_time)
-        result: Tensor = Concurrent.apply(  # type: ignore[no-untyped-call]
-            timed, self._choice.threads, tuple(self.outputs), output
-        )
-        return result
+        taps, threads = tuple(self.outputs), self._choice.threads
+
+        def gradients(error: Tensor) -> Sequence[Tensor | None]:
+            pairs = zip(taps, timed(error), strict=True)
+            _run([(tap, signal) for tap, signal in pairs if signal is not None and tap.requires_grad], threads)
+            return [error]
+
+        return leave(gradients, output, [output])
 
 
 def _timed(deliver: Deliver, measured: Callable[[float], None]) -> Deliver:
@@ -116,31 +119,6 @@ def _timed(deliver: Deliver, measured: Callable[[float], None]) -> Deliver:
         return deliver(error)
 
     return signals
-
-
-class Concurrent(torch.autograd.Function):
-    """Identity on the output; in backward the segments run on several threads, and leaves accumulate."""
-
-    @staticmethod
-    def forward(ctx: Any, deliver: Deliver, threads: int, taps: Sequence[Tensor], output: Tensor) -> Tensor:
-        """Return ``output``; ``taps`` have the graphs of the segments."""
-        ctx.deliver, ctx.threads, ctx.taps = deliver, threads, taps
-        # Not `output` itself: see Broadcast.
-        return output.detach()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Run the segments, and pass the error itself on to the last one."""
-        taps, ctx.taps = ctx.taps, None
-        if taps is None:
-            raise UsedRecordError(
-                "this forward pass was already used by a backward pass, and segments on several threads cannot keep it "
-                "for a second (retain_graph=True). Run the model again before the next loss.backward()."
-            )
-        pairs = zip(taps, ctx.deliver(grads[0]), strict=True)
-        _run([(tap, signal) for tap, signal in pairs if signal is not None and tap.requires_grad], ctx.threads)
-        return None, None, None, grads[0]
 
 
 def _run(segments: Sequence[tuple[Tensor, Tensor]], threads: int) -> None:

@@ -16,14 +16,14 @@ from typing import Any, TypeAlias
 import torch
 import torch.autograd.forward_ad as dual
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from bpfree.draw import derived_seed
-from bpfree.errors import ForwardDerivativeError, OptionError, UsedRecordError
+from bpfree.errors import ForwardDerivativeError, OptionError
 from bpfree.estimate import Call, DualPass, Perturbations, differentiable_attention, join, perturbation, split
 from bpfree.feedback import NoFeedback
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, require_finite
 from bpfree.mechanisms.direct import DirectRule
+from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.observing import ObservingMechanism
 from bpfree.plan import Plan
 from bpfree.preserve import RandomState
@@ -33,37 +33,6 @@ from bpfree.taps import Site
 
 Gradients: TypeAlias = Callable[[Tensor], Mapping[nn.Parameter, Tensor]]
 """Maps dL/do, shaped as the output, to the gradients of the parameters that learn."""
-
-
-class Received(torch.autograd.Function):
-    """Identity on the output; its inputs are the parameters, whose gradients a rule makes of the output's.
-
-    As inputs of one function they get their gradients in the one backward pass that the user asked for: accumulation,
-    hooks and DDP's reducer see nothing unusual. All trainable parameters are inputs, for DDP waits for all of them;
-    those that do not learn get None.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gradients: Gradients, output: Tensor, *parameters: nn.Parameter) -> Tensor:
-        """Return ``output``."""
-        ctx.gradients, ctx.parameters = gradients, parameters
-        # Not `output` itself: autograd would make it a view that no in-place operation may follow.
-        return output.detach()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """One gradient for each parameter."""
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            raise UsedRecordError(
-                "this forward pass was already used by a backward pass, and a rule that runs forward only cannot keep "
-                "it for a second (retain_graph=True). Run the model again before the next loss.backward()."
-            )
-        (error,) = grads
-        require_finite(error, "every parameter would learn from it. None got a gradient.")
-        found = gradients(error)
-        return None, None, *(found.get(parameter) for parameter in ctx.parameters)
 
 
 class ForwardOnlyMechanism(Mechanism):
@@ -118,9 +87,15 @@ class ForwardOnlyMechanism(Mechanism):
         finally:
             self._close()
         self._left = True
+        # All that are trainable, for DDP waits for all of them; those that do not learn get None.
         parameters = [parameter for parameter in self.plan.model.parameters() if parameter.requires_grad]
-        result: Tensor = Received.apply(gradients, plain, *parameters)  # type: ignore[no-untyped-call]
-        return result
+
+        def of_all(error: Tensor) -> list[Tensor | None]:
+            require_finite(error, "every parameter would learn from it. None got a gradient.")
+            found = gradients(error)
+            return [found.get(parameter) for parameter in parameters]
+
+        return leave(of_all, plain, parameters)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         missed, self._left = self._open is not None, False

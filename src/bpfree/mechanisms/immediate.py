@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bpfree.errors import StreamingError
+from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.passage import Departure, Passage
 
 
@@ -64,8 +64,7 @@ class ImmediatePassage(Passage):
 
     def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
         """The output with the graph of its own segment, which waits for the error."""
-        result: Tensor = Checked.apply(self._left_gradients, output)  # type: ignore[no-untyped-call]
-        return result
+        return leave(partial(_checked, self._left_gradients), output, [output])
 
 
 class _LeftGradient:
@@ -84,25 +83,12 @@ class _LeftGradient:
         return now is self._grad and now._version != self._version and not bool(now.any())
 
 
-class Checked(torch.autograd.Function):
-    """Identity; its backward pass looks whether what the forward pass has left in the parameters is still there."""
-
-    @staticmethod
-    def forward(ctx: Any, left: list[_LeftGradient], output: Tensor) -> Tensor:
-        """Return ``output``."""
-        ctx.left = left
-        # Not `output` itself: see Broadcast.
-        return output.detach()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Pass the error."""
-        left, ctx.left = ctx.left, []
-        if any(gradient.gone() for gradient in left):
-            raise StreamingError(
-                "the gradients that the forward pass left have been cleared: with targets given before it, segments "
-                "learn while it runs. Call optimizer.zero_grad() before the model, or give the targets behind the "
-                "model, before loss.backward()."
-            )
-        return None, grads[0]
+def _checked(left: Sequence[_LeftGradient], error: Tensor) -> list[Tensor]:
+    """The error, if what the forward pass has left in the parameters is still there."""
+    if any(gradient.gone() for gradient in left):
+        raise StreamingError(
+            "the gradients that the forward pass left have been cleared: with targets given before it, segments learn "
+            "while it runs. Call optimizer.zero_grad() before the model, or give the targets behind the model, before "
+            "loss.backward()."
+        )
+    return [error]

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from bpfree.errors import UsedRecordError
 from bpfree.mechanisms.broadcast import Deliver
+from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.passage import Cut, Departure
 from bpfree.segments import Reach
 
@@ -53,8 +52,7 @@ class WindowedPassage(Cut):
         learners = [leaf for leaf in Reach.of(*self.outputs, output).leaves if id(leaf) not in below]
         taps, entries = tuple(self.outputs), tuple(self._entries)
         record = _Record(deliver, output, taps, entries, tuple(learners), self._window, self._arrived)
-        result: Tensor = Windowed.apply(record, output.detach(), *learners)  # type: ignore[no-untyped-call]
-        return result
+        return leave(record.gradients, output, learners)
 
 
 class Entry(torch.autograd.Function):
@@ -105,30 +103,3 @@ class _Record:
         given = [(root, signal) for root, signal in pairs if signal is not None and root.requires_grad]
         roots, grads = zip(*given, strict=True)
         return torch.autograd.grad(roots, leaves, grads, retain_graph=again, allow_unused=True)
-
-
-class Windowed(torch.autograd.Function):
-    """Identity on the output; its inputs are the parameters, whose gradients it returns.
-
-    As inputs of one function they get their gradients in the one backward pass that the user asked for: accumulation,
-    hooks and DDP's reducer see nothing unusual.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, record: _Record, output: Tensor, *learners: Tensor) -> Tensor:
-        """Return ``output``."""
-        ctx.record = record
-        # Not `output` itself: see Broadcast.
-        return output.detach()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """One gradient for each parameter."""
-        record, ctx.record = ctx.record, None
-        if record is None:
-            raise UsedRecordError(
-                "this forward pass was already used by a backward pass, and windows cannot keep it for a second "
-                "(retain_graph=True). Run the model again before the next loss.backward()."
-            )
-        return None, None, *record.gradients(grads[0])
