@@ -21,7 +21,7 @@ from bpfree.feedback import Feedback as Feedback
 from bpfree.mechanisms.asymmetric import LayerwiseRule as LayerwiseRule
 from bpfree.mechanisms.asymmetric import serve_layer as serve_layer
 from bpfree.mechanisms.base import Rule as Rule
-from bpfree.mechanisms.direct import Delivery as Delivery
+from bpfree.mechanisms.delivery import Delivery as Delivery
 from bpfree.mechanisms.direct import DirectRule as DirectRule
 from bpfree.rules import BP as BP
 from bpfree.rules import DFA as DFA

@@ -176,7 +176,7 @@ def _arriving(attachment: Attachment, loss: Tensor, outputs: list[Tensor]) -> Se
     # Windows end in parameters and not in the taps' outputs. What is above the error, or ends the model, is in neither.
     learners = [parameter for parameter in attachment.model.parameters() if parameter.requires_grad]
     found: Sequence[Tensor | None] = torch.autograd.grad(loss, [*outputs, *learners], allow_unused=True)[: len(outputs)]
-    carried = [*mechanism.carried, *[None] * (len(outputs) - len(mechanism.carried))]
+    carried = [*mechanism.ways.carried, *[None] * (len(outputs) - len(mechanism.ways.carried))]
     return [signal if signal is not None else given for signal, given in zip(carried, found, strict=True)]
 
 

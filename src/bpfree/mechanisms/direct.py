@@ -9,77 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bpfree.errors import ErrorPlacementError, TapOutputError, TapSelectionError
-from bpfree.feedback import Feedback, Projection, Projector, Signals, projection
+from bpfree.feedback import Feedback, Projection, Projector, projection
 from bpfree.layout import batch_dims, sites_of
-from bpfree.mechanisms.base import (
-    Mechanism,
-    Rule,
-    not_a_tensor,
-    not_reached,
-    reached_twice,
-    require_finite,
-    running_again,
-)
-from bpfree.mechanisms.concurrent import Choice, ConcurrentPassage
-from bpfree.mechanisms.immediate import ImmediatePassage
-from bpfree.mechanisms.passage import Cut, Passage, Run
-from bpfree.mechanisms.streaming import Call, Course, Streamed
-from bpfree.mechanisms.windows import WindowedPassage
+from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
+from bpfree.mechanisms.delivery import Delivery, Dispatch, Layout, Pending
+from bpfree.mechanisms.passage import Passage, Run
+from bpfree.mechanisms.ways import Ways
 from bpfree.plan import Plan
-from bpfree.ranks import ranks
 from bpfree.segments import Segments
 from bpfree.taps import Site, product
-
-if TYPE_CHECKING:
-    from bpfree.estimate import Observation
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """What a direct rule knows when the error leaves the network.
-
-    Attributes:
-        error: e, shape ``(N, c)``: dL/do as autograd delivers it, one row a sample (token, node).
-        sites: The taps that were reached, in forward order.
-        targets: What ``attachment.targets(...)`` was given for this pass, or None.
-        project: Maps a vector ``(N, c)`` to one signal ``(N, n_l)`` a tap through the rule's feedback.
-        observation: What the estimating pass saw, for rules that ask for one (:mod:`bpfree.estimate`).
-    """
-
-    error: Tensor
-    sites: Sequence[Site]
-    targets: Tensor | None
-    project: Projector
-    observation: Observation | None = None
-
-
-@dataclass
-class Pending:
-    """What a mechanism has from one forward pass when its error arrives.
-
-    Attributes:
-        sites: The taps that were reached.
-        outputs: Their outputs h, where the mechanism asked for them.
-        observation: What an estimating pass saw.
-        learning: Whether the feedback learns from this pass.
-        parts: What it learns from, tap by tap, as far as it is there.
-        evidence: What it learns from, by matrix.
-    """
-
-    sites: Sequence[Site]
-    outputs: Sequence[Tensor] = ()
-    observation: Observation | None = None
-    learning: bool = False
-    parts: list[Tensor] = field(default_factory=list)
-    evidence: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,51 +59,6 @@ class DirectRule(Rule):
         return delivery.project(self.vector(delivery), delivery.sites)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What a forward pass of certain names and shapes (``key``) looks like."""
-
-    key: Any
-    sites: tuple[Site, ...]
-    c: int
-    just_in_time: bool
-    like: Tensor
-
-
-class Dispatch:
-    """What one forward pass leaves for its error: called with dL/do, it returns the signals.
-
-    Args:
-        mechanism: Whose pass it was.
-        layout: What the pass looked like.
-        pending: What the mechanism keeps of it.
-        targets: The targets given for it.
-    """
-
-    def __init__(self, mechanism: DirectMechanism, layout: Layout, pending: Pending, targets: Tensor | None) -> None:
-        self._mechanism, self._layout, self._pending, self._targets = mechanism, layout, pending, targets
-
-    def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
-        """One signal a tap, shaped as its output; or :class:`bpfree.feedback.Signals`, made when asked for."""
-        layout, mechanism = self._layout, self._mechanism
-        rows = error.reshape(-1, layout.c)
-        require_finite(rows, "every tap would learn from it. No tap got a signal.")
-        late = mechanism.take_targets()
-        given = self._targets if self._targets is not None else late
-        mechanism.learn(self._pending, rows)
-        project, seen = mechanism.feedback, self._pending.observation
-        signals = mechanism.rule.signals(Delivery(rows, layout.sites, given, project, seen))
-        return signals if layout.just_in_time and isinstance(signals, Signals) else _shaped(signals, layout.sites)
-
-    def passed(self, number: int, output: Tensor, error: Tensor) -> None:
-        """Show the mechanism a tap's output that is there only now."""
-        self._mechanism.passed(self._pending, number, output, error.reshape(-1, self._layout.c))
-
-    def end(self, error: Tensor) -> None:
-        """Let the mechanism learn from what has passed."""
-        self._mechanism.learn(self._pending, error.reshape(-1, self._layout.c))
-
-
 class _Reached(Exception):  # noqa: N818 - not an error: what lies above error_at need not run again
     def __init__(self, output: Tensor) -> None:
         self.output = output
@@ -169,7 +70,7 @@ class DirectMechanism(Mechanism):
     Attributes:
         sites: The taps that the last forward pass reached.
         segments: What lies between them, once known.
-        carried: With a window, what the taps' segments learned from in the last backward pass, while fixed.
+        ways: Which ways forward passes go.
     """
 
     rule: DirectRule
@@ -184,14 +85,10 @@ class DirectMechanism(Mechanism):
         self.feedback = projection(rule.feedback, plan.seed)
         self.sites: tuple[Site, ...] = ()
         self.segments: Segments | None = None
-        self.carried: list[Tensor | None] = []
+        self.ways = Ways(plan, self._again)
         self._layout: Layout | None = None
         self._run: Run | None = None
         self._rerunning = False
-        self._call: Call | None = None
-        self._courses: dict[Any, Course] = {}
-        self._storing = 0
-        self._choice = None if plan.threads == 1 else Choice(plan.threads)
         self._targets: Tensor | None = None
 
     # -- hooks ---------------------------------------------------------------------------------------------------
@@ -201,9 +98,8 @@ class DirectMechanism(Mechanism):
         # Bound methods and partials of them: a deep copy of the model then has a deep copy of the rule.
         plan = self.plan
         add = self._handles.append
-        if (
-            plan.streaming or self._choice is not None
-        ):  # before what other hooks make of the arguments: they run again too
+        if self.ways.attentive:
+            # Before what other hooks make of the arguments: in a second run they do so again.
             add(plan.model.register_forward_pre_hook(self._hear, prepend=True, with_kwargs=True))
         add(plan.model.register_forward_pre_hook(self._enter))
         for name, module in plan.taps.items():
@@ -216,17 +112,20 @@ class DirectMechanism(Mechanism):
         """Take the hooks out and forget the forward pass and its targets."""
         super().remove()
         self._abandon()
-        self._targets = self._call = None
+        self.ways.forget()
+        self._targets = None
 
     def _hear(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if not self._rerunning:
-            self._call = Call.of(args, kwargs) if self.active else None
+        if not self._rerunning and self.active:
+            self.ways.hear(args, kwargs)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         if self._rerunning:
             return
         self._abandon()  # a pass that was interrupted from the keyboard
-        self._run = self._opened() if self.active else None
+        if self.active:
+            ready = not self.rule.needs_error and self._targets is not None
+            self._run = self.ways.open(self._layout, self._dispatch if ready else None)
         self._begin()
 
     def _abandon(self) -> None:
@@ -235,45 +134,13 @@ class DirectMechanism(Mechanism):
             self._run.close()
         self._run = None
 
-    def _opened(self) -> Passage:
-        call, self._call = self._call, None
-        if self.plan.window > 1:
-            return WindowedPassage(self.plan.window, self._arrived)
-        if call is None or self._storing or torch.compiler.is_compiling():
-            return Cut()
-        if self.plan.streaming:
-            return self._immediate(call) or Streamed(self.plan.model, self.rerun, call, self._courses)
-        # A segment that leads out of the model has to wait for what else comes from there.
-        return Cut() if self._choice is None or call.outside else ConcurrentPassage(self._choice)
-
-    def _immediate(self, call: Call) -> Passage | None:
-        """A pass that learns as it runs, where signals need no error and every gradient comes from one segment."""
-        if self.rule.needs_error or self._targets is None or call.outside or self._layout is None or ranks() > 1:
-            return None
-        layout = self._layout
-        names = tuple(site.module for site in layout.sites)
-        course = self._courses.get((names, ()))
-        if course is None or course.shared:
-            return None
-
-        def signals(first: torch.Size) -> Sequence[Tensor | None]:
-            sites = tuple(replace(site, batch=tuple(first[: len(site.batch)])) for site in layout.sites)
-            now = replace(layout, sites=sites)
-            error = now.like.new_zeros(()).expand(product(sites[0].batch), now.c)
-            return self._dispatch(now, ())(error)
-
-        return ImmediatePassage(names, signals, course.ends)
-
     @contextmanager
     def stored(self) -> Generator[None]:
         """Within this context a pass stores its graph and leaves it to autograd, for whoever looks into it."""
-        self._storing += 1
-        try:
+        with self.ways.stored():
             yield
-        finally:
-            self._storing -= 1
 
-    def rerun(self, run: Run, call: Any) -> Tensor:
+    def _again(self, run: Run, call: Any) -> Tensor:
         """Run the model on (args, kwargs) as far as the error's place, cut as ``run`` says; return the output there."""
         before, self._run, self._rerunning = self._run, run, True
         args, kwargs = call
@@ -287,7 +154,7 @@ class DirectMechanism(Mechanism):
         raise not_reached(self.plan)
 
     def _begin(self) -> None:
-        """Make ready for the forward pass that begins, ``_passage``; None is a pass that is not the rule's."""
+        """Make ready for the forward pass that begins, ``_run``; None is a pass that is not the rule's."""
 
     def _cut(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         run = self._run
@@ -374,7 +241,7 @@ class DirectMechanism(Mechanism):
             self._layout = layout
         return layout
 
-    def _dispatch(self, layout: Layout, outputs: Sequence[Tensor]) -> Dispatch:
+    def _dispatch(self, layout: Layout, outputs: Sequence[Tensor] = ()) -> Dispatch:
         self.feedback.prepare(layout.sites, layout.c, layout.like)
         pending = self._begun(layout, outputs)
         # A recomputed pass must not take what was given for the backward pass under way.
@@ -385,10 +252,6 @@ class DirectMechanism(Mechanism):
         """The targets that were given and not used, which then are."""
         targets, self._targets = self._targets, None
         return targets
-
-    def _arrived(self, signals: Sequence[Tensor | None]) -> None:
-        # For whoever measures: autograd has no gradient of a tap's output here that it could be asked for.
-        self.carried = list(signals) if self._fixed else []
 
     def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
         """What this forward pass leaves for its error; mechanisms that learn add to it."""
@@ -411,14 +274,8 @@ class DirectMechanism(Mechanism):
         """A row for each tap: its shape, its feedback, and the layers that learn from its signal."""
         if self.segments is None:
             names = ", ".join(self.plan.taps)
-            return (
-                [],
-                [],
-                [
-                    f"taps: {names}",
-                    "Shapes are known after the first forward pass (or with example_inputs=).",
-                ],
-            )
+            later = "Shapes are known after the first forward pass (or with example_inputs=)."
+            return [], [], [f"taps: {names}", later]
         header = ["tap", "shape", "feedback", "learns from it"]
         learners = self.segments.learners
         rows = [
@@ -426,8 +283,7 @@ class DirectMechanism(Mechanism):
             for site, layers in zip(self.sites, learners, strict=False)
         ]
         rows.append([self.plan.error_name or "(output)", "", "exact gradient", learners[-1]])
-        threads = [] if self._choice is None else [self._choice.describe()]
-        return header, rows, [*_of_window(self.plan.window), *threads, *self.segments.remarks]
+        return header, rows, [*self.ways.describe(), *self.segments.remarks]
 
 
 def _require_floating(output: Any, name: str) -> None:
@@ -439,32 +295,9 @@ def _require_floating(output: Any, name: str) -> None:
         )
 
 
-def _of_window(window: int) -> list[str]:
-    if window == 1:
-        return []
-    up = "one tap" if window == 2 else f"{window - 1} taps"
-    return [f"With a window of {window}, layers learn from the signal {up} further up than their row says."]
-
-
 def _weights_like(model: nn.Module, output: Tensor) -> Tensor:
     """An empty tensor with the precision of the model's weights on the device of its output."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
             return torch.empty(0, dtype=parameter.dtype, device=output.device)
     return output.new_empty(0)
-
-
-def _shaped(signals: Sequence[Tensor | None], sites: Sequence[Site]) -> list[Tensor | None]:
-    # Taps that share a signal get one tensor object: of several views, autograd would let several parameters keep
-    # the same memory as their .grad.
-    views: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Tensor] = {}
-    shaped: list[Tensor | None] = []
-    for signal, site in zip(signals, sites, strict=True):
-        if signal is None:
-            shaped.append(None)
-            continue
-        key = (id(signal), site.batch, site.features)
-        if key not in views:
-            views[key] = signal.view(*site.batch, *site.features)
-        shaped.append(views[key])
-    return shaped

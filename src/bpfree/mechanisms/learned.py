@@ -16,7 +16,8 @@ from bpfree.draw import derived_seed
 from bpfree.errors import FeedbackDivergedError, OptionError, choice
 from bpfree.estimate import Observation, Perturbations
 from bpfree.feedback import Feedback, Projection
-from bpfree.mechanisms.direct import DirectMechanism, DirectRule, Layout, Pending
+from bpfree.mechanisms.delivery import Layout, Pending
+from bpfree.mechanisms.direct import DirectMechanism, DirectRule
 from bpfree.mechanisms.observing import ObservingMechanism
 from bpfree.mechanisms.passage import Passage
 from bpfree.plan import Plan

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bpfree.estimate import Estimator, Observation, Perturbations
-from bpfree.mechanisms.direct import DirectMechanism, DirectRule, Layout, Pending
+from bpfree.mechanisms.delivery import Layout, Pending
+from bpfree.mechanisms.direct import DirectMechanism, DirectRule
 from bpfree.plan import Plan
 from bpfree.spatial import Form
 from bpfree.taps import Site

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpfree.errors import OptionError, TargetsError, choice
-from bpfree.mechanisms.direct import Delivery, DirectRule
+from bpfree.mechanisms.delivery import Delivery
+from bpfree.mechanisms.direct import DirectRule
 
 Reduction: TypeAlias = Literal["mean", "sum"]
 

@@ -1,0 +1,133 @@
+"""What a forward pass leaves for its error, and what happens when that comes: the feedback learns, signals go out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from bpfree.feedback import Projector, Signals
+from bpfree.mechanisms.base import require_finite
+from bpfree.taps import Site
+
+if TYPE_CHECKING:
+    from bpfree.estimate import Observation
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What a direct rule knows when the error leaves the network.
+
+    Attributes:
+        error: e, shape ``(N, c)``: dL/do as autograd delivers it, one row a sample (token, node).
+        sites: The taps that were reached, in forward order.
+        targets: What ``attachment.targets(...)`` was given for this pass, or None.
+        project: Maps a vector ``(N, c)`` to one signal ``(N, n_l)`` a tap through the rule's feedback.
+        observation: What the estimating pass saw, for rules that ask for one (:mod:`bpfree.estimate`).
+    """
+
+    error: Tensor
+    sites: Sequence[Site]
+    targets: Tensor | None
+    project: Projector
+    observation: Observation | None = None
+
+
+@dataclass
+class Pending:
+    """What a mechanism has from one forward pass when its error arrives.
+
+    Attributes:
+        sites: The taps that were reached.
+        outputs: Their outputs h, where the mechanism asked for them.
+        observation: What an estimating pass saw.
+        learning: Whether the feedback learns from this pass.
+        parts: What it learns from, tap by tap, as far as it is there.
+        evidence: What it learns from, by matrix.
+    """
+
+    sites: Sequence[Site]
+    outputs: Sequence[Tensor] = ()
+    observation: Observation | None = None
+    learning: bool = False
+    parts: list[Tensor] = field(default_factory=list)
+    evidence: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a forward pass of certain names and shapes (``key``) looks like."""
+
+    key: Any
+    sites: tuple[Site, ...]
+    c: int
+    just_in_time: bool
+    like: Tensor
+
+
+class Sender(Protocol):
+    """Whoever has a rule, its feedback, and the targets."""
+
+    rule: Any
+    feedback: Any
+
+    def take_targets(self) -> Tensor | None:
+        """The targets that were given and not used, which then are."""
+
+    def passed(self, pending: Pending, number: int, output: Tensor, error: Tensor) -> None:
+        """Hear of the output of tap ``number`` where it was not there before the error ``(N, c)``."""
+
+    def learn(self, pending: Pending, error: Tensor) -> None:
+        """Let the feedback learn, before it projects the error ``(N, c)``."""
+
+
+class Dispatch:
+    """What one forward pass leaves for its error: called with dL/do, it returns the signals.
+
+    Args:
+        mechanism: Whose pass it was.
+        layout: What the pass looked like.
+        pending: What the mechanism keeps of it.
+        targets: The targets given for it.
+    """
+
+    def __init__(self, mechanism: Sender, layout: Layout, pending: Pending, targets: Tensor | None) -> None:
+        self._mechanism, self._layout, self._pending, self._targets = mechanism, layout, pending, targets
+
+    def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
+        """One signal a tap, shaped as its output; or :class:`bpfree.feedback.Signals`, made when asked for."""
+        layout, mechanism = self._layout, self._mechanism
+        rows = error.reshape(-1, layout.c)
+        require_finite(rows, "every tap would learn from it. No tap got a signal.")
+        late = mechanism.take_targets()
+        given = self._targets if self._targets is not None else late
+        mechanism.learn(self._pending, rows)
+        project, seen = mechanism.feedback, self._pending.observation
+        signals = mechanism.rule.signals(Delivery(rows, layout.sites, given, project, seen))
+        return signals if layout.just_in_time and isinstance(signals, Signals) else _shaped(signals, layout.sites)
+
+    def passed(self, number: int, output: Tensor, error: Tensor) -> None:
+        """Show the mechanism a tap's output that is there only now."""
+        self._mechanism.passed(self._pending, number, output, error.reshape(-1, self._layout.c))
+
+    def end(self, error: Tensor) -> None:
+        """Let the mechanism learn from what has passed."""
+        self._mechanism.learn(self._pending, error.reshape(-1, self._layout.c))
+
+
+def _shaped(signals: Sequence[Tensor | None], sites: Sequence[Site]) -> list[Tensor | None]:
+    # Taps that share a signal get one tensor object: of several views, autograd would let several parameters keep
+    # the same memory as their .grad.
+    views: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Tensor] = {}
+    shaped: list[Tensor | None] = []
+    for signal, site in zip(signals, sites, strict=True):
+        if signal is None:
+            shaped.append(None)
+            continue
+        key = (id(signal), site.batch, site.features)
+        if key not in views:
+            views[key] = signal.view(*site.batch, *site.features)
+        shaped.append(views[key])
+    return shaped

@@ -1,0 +1,110 @@
+"""Which way a forward pass goes: its graph stored, streamed or not needed, its segments in turns or at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bpfree.mechanisms.concurrent import Choice, ConcurrentPassage
+from bpfree.mechanisms.delivery import Dispatch, Layout
+from bpfree.mechanisms.immediate import ImmediatePassage
+from bpfree.mechanisms.passage import Cut, Passage
+from bpfree.mechanisms.streaming import Call, Course, Rerun, Streamed
+from bpfree.mechanisms.windows import WindowedPassage
+from bpfree.plan import Plan
+from bpfree.ranks import ranks
+from bpfree.taps import product
+
+
+class Ways:
+    """Opens the passages of one attachment, and keeps what they find out for those that follow.
+
+    Args:
+        plan: Says which way was asked for.
+        rerun: Runs the model a second time.
+
+    Attributes:
+        carried: With a window, what the taps' segments learned from in the last backward pass.
+    """
+
+    def __init__(self, plan: Plan, rerun: Rerun) -> None:
+        self._plan, self._rerun = plan, rerun
+        self._courses: dict[Any, Course] = {}
+        self._choice = None if plan.threads == 1 else Choice(plan.threads)
+        self._call: Call | None = None
+        self._storing = 0
+        self.carried: list[Tensor | None] = []
+
+    @property
+    def attentive(self) -> bool:
+        """Whether the arguments of a pass must be known."""
+        return self._plan.streaming or self._choice is not None
+
+    def hear(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hear with which arguments the next pass begins."""
+        self._call = Call.of(args, kwargs)
+
+    def forget(self) -> None:
+        """Forget them."""
+        self._call = None
+
+    @contextmanager
+    def stored(self) -> Generator[None]:
+        """Within this context a pass stores its graph and leaves it to autograd."""
+        self._storing += 1
+        try:
+            yield
+        finally:
+            self._storing -= 1
+
+    def open(self, known: Layout | None, dispatch: Callable[[Layout], Dispatch] | None) -> Passage:
+        """A passage for the pass that begins.
+
+        Args:
+            known: The layout of an earlier pass.
+            dispatch: What sends signals that need no error; None where they need it, or their targets are not there.
+        """
+        call, self._call = self._call, None
+        if self._plan.window > 1:
+            return WindowedPassage(self._plan.window, self._arrived)
+        if call is None or self._storing or torch.compiler.is_compiling():
+            return Cut()
+        if self._plan.streaming:
+            now = None if known is None or dispatch is None else self._immediate(call, known, dispatch)
+            return now or Streamed(self._plan.model, self._rerun, call, self._courses)
+        # A segment that leads out of the model has to wait for what else comes from there.
+        return Cut() if self._choice is None or call.outside else ConcurrentPassage(self._choice)
+
+    def _immediate(self, call: Call, known: Layout, dispatch: Callable[[Layout], Dispatch]) -> Passage | None:
+        """A pass that learns as it runs, where every gradient comes from one segment, in one process."""
+        names = tuple(site.module for site in known.sites)
+        course = self._courses.get((names, ()))
+        if course is None or course.shared or call.outside or ranks() > 1:
+            return None
+
+        def signals(first: torch.Size) -> Sequence[Tensor | None]:
+            sites = tuple(replace(site, batch=tuple(first[: len(site.batch)])) for site in known.sites)
+            error = known.like.new_zeros(()).expand(product(sites[0].batch), known.c)
+            return dispatch(replace(known, sites=sites))(error)
+
+        return ImmediatePassage(names, signals, course.ends)
+
+    def _arrived(self, signals: Sequence[Tensor | None]) -> None:
+        # For whoever measures: autograd has no gradient of a tap's output here that it could be asked for.
+        self.carried = list(signals) if self._storing else []
+
+    def describe(self) -> list[str]:
+        """What an attachment's table says of them."""
+        remarks = [] if self._choice is None else [self._choice.describe()]
+        if self._plan.window > 1:
+            window = self._plan.window
+            up = "one tap" if window == 2 else f"{window - 1} taps"
+            remarks.append(
+                f"With a window of {window}, layers learn from the signal {up} further up than their row says."
+            )
+        return remarks
