@@ -1,5 +1,6 @@
 """Direct rules over stages on several processes: errors go straight to every stage, nothing else comes back."""
 
+from bpfree.pipeline.measure import measure_stage as measure_stage
 from bpfree.pipeline.schedule import DirectSchedule as DirectSchedule
 from bpfree.pipeline.schedule import ScheduleAsynchronous as ScheduleAsynchronous
 from bpfree.pipeline.schedule import ScheduleSynchronous as ScheduleSynchronous
