@@ -1,0 +1,91 @@
+"""The networks and batches that are measured."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.lab.models.cnn import CNN
+
+MLP_SPECIFICATION = re.compile(r"(\d+)x(\d+)@(\d+)(?:/(\d+))?")
+CNN_SPECIFICATION = re.compile(r"cnn@(\d+)")
+IMAGE = (3, 32, 32)
+
+
+@dataclass(frozen=True)
+class MLP:
+    """``depth`` blocks of Linear and tanh of one width, a linear output, and a batch.
+
+    Attributes:
+        depth: The number of blocks.
+        width: The features of every layer and of the input.
+        batch: The number of samples.
+        classes: The features of the output.
+    """
+
+    depth: int
+    width: int
+    batch: int
+    classes: int = 10
+
+    @property
+    def name(self) -> str:
+        """How tables and files call it."""
+        classes = "" if self.classes == 10 else f", {self.classes} classes"
+        return f"{self.depth} x {self.width}, batch {self.batch}{classes}"
+
+    def build(self) -> nn.Sequential:
+        """The network, with the same weights every time."""
+        torch.manual_seed(0)
+        blocks = [part for _ in range(self.depth) for part in (nn.Linear(self.width, self.width), nn.Tanh())]
+        return nn.Sequential(*blocks, nn.Linear(self.width, self.classes))
+
+    def data(self) -> tuple[Tensor, Tensor]:
+        """Inputs and class numbers, the same every time."""
+        return _data((self.batch, self.width), self.classes)
+
+
+@dataclass(frozen=True)
+class ConvNet:
+    """The lab's convolutional network and a batch of images."""
+
+    batch: int
+    classes: int = 10
+
+    @property
+    def name(self) -> str:
+        """How tables and files call it."""
+        return f"3 conv (32-64-64) + 128, {' x '.join(map(str, IMAGE))}, batch {self.batch}"
+
+    def build(self) -> nn.Module:
+        """The network, with the same weights every time."""
+        torch.manual_seed(0)
+        return CNN(IMAGE, self.classes)
+
+    def data(self) -> tuple[Tensor, Tensor]:
+        """Images and class numbers, the same every time."""
+        return _data((self.batch, *IMAGE), self.classes)
+
+
+Net = MLP | ConvNet
+
+
+def _data(shape: tuple[int, ...], classes: int) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(shape), torch.randint(0, classes, shape[:1])
+
+
+def net(text: str) -> Net:
+    """The network of a command line: ``16x2048@256`` (depth, width, batch), ``8x512@64/100`` (classes), ``cnn@64``.
+
+    Raises:
+        ValueError: ``text`` is none of these.
+    """
+    if found := MLP_SPECIFICATION.fullmatch(text):
+        return MLP(*(int(number) for number in found.groups() if number))
+    if found := CNN_SPECIFICATION.fullmatch(text):
+        return ConvNet(int(found[1]))
+    raise ValueError(f"{text!r} is no network: write 16x2048@256, 8x512@64/100 or cnn@64.")
