@@ -20,8 +20,8 @@ from common.nets import MLP, Net
 
 LEARNING_RATE = 1e-4
 
-# Unless told not to, torch.compile takes two models of one class for the same whatever hooks they have: a compiled model
-# with a rule would run the code of its compiled twin that has none.
+# Unless told not to, torch.compile takes two models of one class for the same whatever hooks they have: a compiled
+# model with a rule would run the code of its compiled twin that has none.
 torch._dynamo.config.skip_nnmodule_hook_guards = False
 
 
