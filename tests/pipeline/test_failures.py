@@ -1,0 +1,149 @@
+"""A process that is killed is named by the others; the run goes on from the last checkpoint as if nothing had been."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import bpfree.pipeline
+from bpfree.errors import OptionError, StateError
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "pipeline_example.py"
+STEPS, EVERY = 120, 10
+PATIENCE = 60
+"""Seconds; far below the process group's timeout of 30 minutes."""
+
+DATA_PARALLEL = """
+import torch, torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+import bpfree, bpfree.pipeline
+dist.init_process_group("gloo")
+model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+bpfree.attach(model, bpfree.DFA())
+trained = DistributedDataParallel(model)
+with bpfree.pipeline.watched_ranks(0.2):
+    for step in range(10**6):
+        trained(torch.randn(4, 8)).square().sum().backward()
+        if step == 5:
+            print("under way", flush=True)
+"""
+
+
+def start(*command, port):
+    """Two processes without torchrun, which would end the second one itself."""
+    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    environments = [os.environ | given | {"RANK": str(rank)} for rank in range(2)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return [subprocess.Popen([sys.executable, "-u", *command], env=env, **pipes) for env in environments]
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def outputs(processes):
+    try:
+        return [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def train(folder):
+    return start(
+        str(EXAMPLE), f"--folder={folder}", f"--steps={STEPS}", f"--every={EVERY}", "--beat=0.2", port=free_port()
+    )
+
+
+def wait_for(happened):
+    end = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    processes = train(folder)
+    found = outputs(processes)
+    assert [process.returncode for process in processes] == [0, 0], found
+    return folder
+
+
+def test_a_killed_stage_is_named_and_the_run_resumes_bit_for_bit(undisturbed, tmp_path):
+    processes = train(tmp_path)
+    wait_for(lambda: (tmp_path / f"step-{2 * EVERY:09d}.rank-1-of-2.pt").exists())
+    processes[1].send_signal(signal.SIGKILL)
+    survivor, _ = outputs(processes)
+    assert processes[0].returncode != 0
+    assert "LostRankError: rank 1 is gone" in survivor
+    newest = max(int(path.name[5:14]) for path in tmp_path.glob("*rank-1-of-2.pt"))
+    resumed = outputs(train(tmp_path))
+    begins = {int(re.search(r"goes on from step (\d+)", text)[1]) for text in resumed}
+    # No process goes back behind the last checkpoint that both have.
+    assert len(begins) == 1
+    assert newest - EVERY <= begins.pop() <= newest
+    for rank in range(2):
+        name = f"step-{STEPS:09d}.rank-{rank}-of-2.pt"
+        ours, theirs = (torch.load(folder / name, weights_only=True) for folder in (tmp_path, undisturbed))
+        assert_same(ours, theirs)
+
+
+def assert_same(ours, theirs):
+    assert type(ours) is type(theirs)
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert_same(ours[key], theirs[key])
+    elif isinstance(ours, list | tuple):
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(one, other)
+    else:
+        assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+
+
+def test_a_killed_rank_of_a_data_parallel_run_is_named():
+    """Rank 0 also holds the store in which the others look."""
+    processes = start("-c", DATA_PARALLEL, port=free_port())
+    for process in processes:
+        assert process.stdout.readline() == "under way\n"
+    processes[0].send_signal(signal.SIGKILL)
+    _, survivor = outputs(processes)
+    assert processes[1].returncode != 0
+    assert "LostRankError: rank 0 is gone; rank 1 cannot go on" in survivor
+
+
+def test_a_checkpoint_of_other_parts_is_refused(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    bpfree.pipeline.save_checkpoint(tmp_path, 3, {"module": model})
+    with pytest.raises(StateError, match=r"holds \['module'\]; \['model'\] was to be loaded"):
+        bpfree.pipeline.load_checkpoint(tmp_path, {"model": model})
+    assert bpfree.pipeline.load_checkpoint(tmp_path, {"module": model}) == 3
+
+
+def test_old_checkpoints_are_dropped(tmp_path):
+    for step in (1, 2, 3, 10):
+        bpfree.pipeline.save_checkpoint(tmp_path, step, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-000000003.rank-0-of-1.pt",
+        "step-000000010.rank-0-of-1.pt",
+    ]
+
+
+def test_watching_needs_a_process_group():
+    with (
+        pytest.raises(OptionError, match="init_process_group"),
+        bpfree.pipeline.watched_ranks(),
+    ):
+        pass
