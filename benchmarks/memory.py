@@ -9,15 +9,15 @@ step.py.
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
 import bpfree
 from common import results, script
 from common.nets import MLP
-from common.subjects import Step, Subject, best_segments
+from common.subjects import Subject, best_segments
 from common.timing import timed
 
 SUBJECTS: dict[str, Subject] = {
@@ -42,37 +42,29 @@ def subjects(net: MLP) -> dict[str, Subject]:
     return SUBJECTS | {CHECKPOINTED: Subject(bpfree.BP(), segments=best_segments(net))}
 
 
-def memory_of(net: MLP, name: str, subject: Subject) -> results.Row:
-    """What one step of one subject takes."""
-    step = subject.on(net)
-    step()  # what is made once, such as feedback, is no part of a step
-    found = {"net": net.name, **asdict(net), "subject": name, "segments": subject.segments or None}
-    found |= {"peak_bytes": step.peak_bytes(), "activation_bytes": step.activation_bytes()}
-    found["gradient_bytes"] = step.gradient_bytes()
-    mebibytes = (f"{found[part] / 2**20:.1f}" for part in ("activation_bytes", "gradient_bytes", "peak_bytes"))
-    print(f"| {net.name} | {name} | {' | '.join(mebibytes)} |", flush=True)
-    return found
+def memories_of(net: MLP, only: list[str] | None) -> Iterator[results.Row]:
+    """What a step of each chosen subject takes."""
+    for name, subject in subjects(net).items():
+        if script.chosen(name, only):
+            step = subject.on(net)
+            step()  # what is made once, such as feedback, is no part of a step
+            taken = {"peak_bytes": step.peak_bytes(), "activation_bytes": step.activation_bytes()}
+            taken["gradient_bytes"] = step.gradient_bytes()
+            yield {"net": net.name, **asdict(net), "subject": name, "segments": subject.segments or None, **taken}
+            gc.collect()
 
 
-def times_of(net: MLP, only: list[str] | None, pairs: int) -> list[results.Row]:
+def times_of(net: MLP, only: list[str] | None, pairs: int) -> Iterator[results.Row]:
     """How long the subjects' steps take beside their references', and beside checkpointed backpropagation."""
     found = subjects(net)
     beside = [(name, subject.reference) for name, subject in found.items() if name != subject.reference]
     beside += [(name, CHECKPOINTED) for name, subject in found.items() if subject.streaming and not subject.in_backward]
     beside = [(name, reference) for name, reference in beside if script.chosen(name, only)]
     references = {name: found[name].on(net) for name in sorted({reference for _, reference in beside})}
-    return [time_of(net, found[name], name, reference, references[reference], pairs) for name, reference in beside]
-
-
-def time_of(net: MLP, subject: Subject, name: str, reference: str, beside: Step, pairs: int) -> results.Row:
-    """One subject beside one reference."""
-    gc.collect()
-    time = timed(subject.on(net), beside, pairs, warmup=1)
-    print(
-        f"| {net.name} | {name} | {reference} | {time['median']:.3f} | {time['lower']:.3f} to {time['upper']:.3f} |",
-        flush=True,
-    )
-    return {"net": net.name, **asdict(net), "subject": name, "reference": reference, "time": time}
+    for name, reference in beside:
+        gc.collect()
+        time = timed(found[name].on(net), references[reference], pairs, warmup=1)
+        yield {"net": net.name, **asdict(net), "subject": name, "reference": reference, "time": time}
 
 
 MEMORY_HEADER = """\
@@ -81,6 +73,19 @@ MEMORY_HEADER = """\
 TIME_HEADER = """
 | network | subject | beside | time ratio | quartiles |
 | --- | --- | --- | --- | --- |"""
+
+
+def memory_line(row: results.Row) -> str:
+    """One row of the table of memory."""
+    mebibytes = (f"{row[part] / 2**20:.1f}" for part in ("activation_bytes", "gradient_bytes", "peak_bytes"))
+    return f"| {row['net']} | {row['subject']} | {' | '.join(mebibytes)} |"
+
+
+def time_line(row: results.Row) -> str:
+    """One row of the table of times."""
+    time = row["time"]
+    numbers = f"{time['median']:.3f} | {time['lower']:.3f} to {time['upper']:.3f}"
+    return f"| {row['net']} | {row['subject']} | {row['reference']} | {numbers} |"
 
 
 def main() -> None:
@@ -98,14 +103,17 @@ def main() -> None:
     def of(depth: int) -> MLP:
         return MLP(depth, options.width, options.batch)
 
+    run = script.run()
     print(MEMORY_HEADER)
     for net in map(of, options.depths):
-        chosen = {name: one for name, one in subjects(net).items() if script.chosen(name, options.only)}
-        rows: list[dict[str, Any]] = [memory_of(net, name, one) for name, one in chosen.items()]
-        results.write(options.out, script.run(), rows)
+        for row in memories_of(net, options.only):
+            print(memory_line(row), flush=True)
+            results.write(options.out, run, [row])  # at once: a run that is cut short leaves what it has measured
     if options.time_depth:
         print(TIME_HEADER)
-        results.write(options.out, script.run(), times_of(of(options.time_depth), options.only, options.pairs))
+        for row in times_of(of(options.time_depth), options.only, options.pairs):
+            print(time_line(row), flush=True)
+            results.write(options.out, run, [row])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ about as many seconds as asked for.
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 import torch
@@ -33,28 +34,32 @@ AXES: dict[str, list[int]] = {
 }
 
 
-def point(axis: str, one: MLP, only: list[str] | None, budget: float) -> list[results.Row]:
+def point(axis: str, one: MLP, only: list[str] | None, budget: float) -> Iterator[results.Row]:
     """A row for each subject on one network."""
     reference = Subject(bpfree.BP()).on(one)
-    chosen = {name: subject for name, subject in SUBJECTS.items() if script.chosen(name, only)}
-    rows = [row(axis, one, name, subject.on(one), reference, budget) for name, subject in chosen.items()]
-    gc.collect()
-    return rows
+    for name, subject in SUBJECTS.items():
+        if script.chosen(name, only):
+            yield row(axis, one, name, subject.on(one), reference, budget)
+            gc.collect()
 
 
 def row(axis: str, one: MLP, name: str, step: Step, reference: Step, budget: float) -> results.Row:
     """One subject beside backpropagation."""
     time = timed(step, reference, pairs_within(step, reference, budget))
     peaks = {"peak_bytes": step.peak_bytes(), "peak_bytes_reference": reference.peak_bytes()}
-    spread = f"{time['lower']:.3f} to {time['upper']:.3f}"
-    memory = peaks["peak_bytes"] / peaks["peak_bytes_reference"]
-    print(f"| {axis} | {one.name} | {name} | {time['median']:.3f} | {spread} | {memory:.3f} |", flush=True)
     return {"axis": axis, "net": one.name, **asdict(one), "subject": name, "reference": "BP", "time": time, **peaks}
 
 
 HEADER = """\
 | axis | network | subject | time / BP | quartiles | peak memory / BP |
 | --- | --- | --- | --- | --- | --- |"""
+
+
+def line(row: results.Row) -> str:
+    """One row of the printed table."""
+    time, memory = row["time"], row["peak_bytes"] / row["peak_bytes_reference"]
+    spread = f"{time['lower']:.3f} to {time['upper']:.3f}"
+    return f"| {row['axis']} | {row['net']} | {row['subject']} | {time['median']:.3f} | {spread} | {memory:.3f} |"
 
 
 def main() -> None:
@@ -69,11 +74,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.5, help="time for the pairs of a row (default: 2.5)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    run = script.run()
     print(HEADER)
-    for axis in options.axes:  # each is in the file before the next one begins
-        nets = [replace(options.base, **{axis: size}) for size in options.sizes or AXES[axis]]
-        rows = [row for one in nets for row in point(axis, one, options.only, options.seconds)]
-        results.write(options.out, script.run(), rows)
+    for axis in options.axes:
+        for size in options.sizes or AXES[axis]:
+            for found in point(axis, replace(options.base, **{axis: size}), options.only, options.seconds):
+                print(line(found), flush=True)
+                results.write(options.out, run, [found])  # at once: a run cut short leaves what it has measured
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,20 +81,17 @@ def subjects(net: Net) -> Mapping[str, Subject | BioTorch]:
     return found
 
 
-def measure(net: Net, only: list[str] | None, pairs: int) -> list[results.Row]:
+def measure(net: Net, only: list[str] | None, pairs: int) -> Iterator[results.Row]:
     """A row for each chosen subject on one network."""
     found = subjects(net)
     references: dict[str, Step] = {}
-    rows = []
     for name, subject in found.items():
         if not script.chosen(name, only):
             continue
         if subject.reference not in references:
             references[subject.reference] = (SUBJECTS | {"BP": Subject(bpfree.BP())})[subject.reference].on(net)
-        rows.append(row(net, name, subject, references[subject.reference], pairs))
-        print(line(rows[-1]), flush=True)
+        yield row(net, name, subject, references[subject.reference], pairs)
         gc.collect()
-    return rows
 
 
 def row(net: Net, name: str, subject: Subject | BioTorch, reference: Step, pairs: int) -> results.Row:
@@ -137,8 +134,11 @@ def main() -> None:
     if not importlib.util.find_spec("biotorch"):
         print("biotorch: not measured, it is not installed here (benchmarks/README.md says how)")
     print(HEADER)
-    for one in options.nets:  # each is in the file before the next one begins
-        results.write(options.out, script.run(), measure(one, options.only, options.pairs))
+    run = script.run()
+    for one in options.nets:
+        for found in measure(one, options.only, options.pairs):
+            print(line(found), flush=True)
+            results.write(options.out, run, [found])  # at once: a run that is cut short leaves what it has measured
 
 
 if __name__ == "__main__":

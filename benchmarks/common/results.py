@@ -17,8 +17,9 @@ Row = dict[str, Any]
 def write(path: Path, run: Mapping[str, Any], rows: Sequence[Row]) -> None:
     """Write ``rows`` of ``run`` into the file, which keeps its other rows, and the runs that these come from."""
     before = read_json(path) if path.exists() else {"runs": [], "rows": []}
-    runs = [*before["runs"], dict(run)]
-    new = {identity(row): {**row, "run": len(runs) - 1} for row in rows}
+    # A run that writes its rows one by one is one run.
+    runs = before["runs"] if run in before["runs"] else [*before["runs"], dict(run)]
+    new = {identity(row): {**row, "run": runs.index(run)} for row in rows}
     kept = [new.pop(identity(row), row) for row in before["rows"]]
     write_json(path, _renumbered(runs, [*kept, *new.values()]))
 
