@@ -10,6 +10,7 @@ from torch.distributed.pipelining import PipelineStage
 
 import bpfree
 import bpfree.pipeline
+from bpfree.lab.models.transformer import CausalTransformer
 from distributed import run_on_ranks, run_on_two_ranks
 
 M = 4
@@ -89,8 +90,55 @@ def synchronous(rank, rule, steps=3):
     return numbers(attachment.model), losses, sent
 
 
+class Part(nn.Module):
+    """One block of a transformer of two, in its place."""
+
+    def __init__(self, whole, number):
+        super().__init__()
+        self.blocks = nn.ModuleDict({str(number): whole.blocks[number]})
+        if number == 0:
+            self.tokens, self.positions = whole.tokens, whole.positions
+        else:
+            self.below_head, self.head = whole.below_head, whole.head
+
+    def forward(self, h):
+        if hasattr(self, "tokens"):
+            h = self.tokens(h) + self.positions(torch.arange(h.shape[1]))
+        for block in self.blocks.values():
+            h = block(h)
+        return self.head(self.below_head(h)) if hasattr(self, "head") else h
+
+
+WHERE = {"taps": "blocks.*.tap", "error_at": "below_head", "seed": 4}
+OWN = bpfree.DFA(feedback=bpfree.Feedback("launay2019", shared=False))
+TOKENS = torch.arange(8 * 6).reshape(8, 6) % 5
+
+
+def language():
+    torch.manual_seed(0)
+    return CausalTransformer((6,), 5, blocks=2, width=8, heads=2, hidden=16).double()
+
+
+def of_tokens(logits, targets):
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def gradients(module):
+    return {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}
+
+
+def transformer(rank):
+    """The last stage's only tap stands where the error is taken."""
+    stage = PipelineStage(Part(language(), rank), rank, 2, torch.device("cpu"))
+    attachment = bpfree.pipeline.attach_stage(stage, OWN, **WHERE)
+    schedule = bpfree.pipeline.ScheduleSynchronous(attachment, M, of_tokens)
+    evaluated = schedule.eval(*((TOKENS,) if rank == 0 else ()), target=TOKENS)
+    run(schedule, TOKENS, TOKENS)
+    return gradients(attachment.model), None if evaluated is None else evaluated.numpy()
+
+
 def synchronous_all(rank):
-    return {name: synchronous(rank, rule) for name, rule in RULES.items()}
+    return {"transformer": transformer(rank), **{name: synchronous(rank, rule) for name, rule in RULES.items()}}
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +158,20 @@ def test_the_synchronous_schedule_equals_one_process(by_rule, name):
     assert_equal(by_rule[0][name][0], first)
     assert_equal(by_rule[1][name][0], last)
     assert by_rule[1][name][1] == pytest.approx(losses, abs=1e-12)
+
+
+def test_a_transformer_with_the_error_below_its_head(by_rule):
+    model = language()
+    with torch.no_grad():
+        expected = model(TOKENS).numpy()
+    bpfree.attach(model, OWN, **WHERE)
+    of_tokens(model(TOKENS), TOKENS).backward()
+    parts = [of_rank["transformer"] for of_rank in by_rule]
+    found = parts[0][0] | parts[1][0]
+    assert found.keys() == gradients(model).keys()
+    for name, gradient in gradients(model).items():
+        assert abs(found[name] - gradient).max() < 1e-12
+    assert abs(parts[1][1] - expected).max() < 1e-12
 
 
 def test_what_travels(by_rule):

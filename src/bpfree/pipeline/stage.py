@@ -196,8 +196,8 @@ class Elsewhere(nn.Module):
     def _end(self, model: nn.Module, args: Any, output: Any) -> None:
         if not torch.is_grad_enabled():
             return
+        self._ticket = self()  # first: the mechanism knows then that the error's place was reached
         self._require_ends_in_tap(model, output)
-        self._ticket = self()
 
     def _require_ends_in_tap(self, model: nn.Module, output: Any) -> None:
         outputs = output if isinstance(output, tuple | list) else (output,)

@@ -1,0 +1,128 @@
+"""What fits into a stage, and what is said of what does not."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import bpfree
+from bpfree.errors import AlreadyAttachedError, ErrorPlacementError, OptionError, StageError
+from bpfree.pipeline import StageTimes, attach_stage, measure_stage
+from bpfree.pipeline.agreement import Agreement, Survey
+
+
+def stage(module, index=0, count=2):
+    """What attach_stage asks of a PipelineStage, without processes."""
+    place = {"is_first": index == 0, "is_last": index == count - 1, "stage_index": index, "num_stages": count}
+    return SimpleNamespace(submod=module, device=torch.device("cpu"), group=None, **place)
+
+
+def layers(*parts):
+    return nn.Sequential(*parts)
+
+
+def settle(attachment, c=3, rows=4):
+    attachment.settle(Agreement(torch.Size((rows, c)), torch.float32, 1, c, 8))
+
+
+@pytest.mark.parametrize("rule", [bpfree.BP(), bpfree.FA(), bpfree.GrAPE(), bpfree.FDFA(), bpfree.ForwardGradient()])
+def test_a_rule_that_needs_the_whole_model_is_refused(rule):
+    with pytest.raises(OptionError, match=r"Pipelines take direct rules without an estimating pass: bpfree.DFA\(\)"):
+        attach_stage(stage(layers(nn.Linear(2, 8), nn.Tanh())), rule)
+
+
+def test_layers_behind_the_last_tap_are_named():
+    module = layers(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 8))
+    attachment = attach_stage(stage(module), bpfree.DFA())
+    settle(attachment)
+    with pytest.raises(
+        StageError, match="stage 0 of 2 does not end in a tap: no signal would reach its layers 2 through"
+    ):
+        module(torch.randn(4, 2))
+
+
+def test_what_lies_behind_the_last_tap_may_have_no_weights():
+    module = layers(nn.Linear(2, 8), nn.Tanh(), nn.Flatten())
+    attachment = attach_stage(stage(module), bpfree.DFA())
+    settle(attachment)
+    assert not module(torch.randn(4, 2)).requires_grad
+    attachment.take_ticket().backward(torch.randn(4, 3))
+    assert module[0].weight.grad.any()
+
+
+def test_a_stage_without_taps_is_refused_unless_it_is_the_last():
+    with pytest.raises(StageError, match="stage 0 of 2 has no tap, so nothing in it would learn"):
+        attach_stage(stage(layers(nn.Linear(2, 8))), bpfree.DFA())
+    head = layers(nn.Linear(8, 3))
+    attach_stage(stage(head, 1), bpfree.DFA())
+    head(torch.randn(4, 8)).sum().backward()
+    assert head[0].weight.grad.any()
+
+
+def test_the_last_stage_tells_of_its_error():
+    module = layers(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    attachment = attach_stage(stage(module, 1), bpfree.DFA())
+    told = []
+    attachment.tell(told.append)
+    module(torch.randn(4, 8)).mul(2).sum().backward()
+    assert torch.equal(told[0], torch.full((4, 3), 2.0))
+    attachment.detach()
+    module(torch.randn(4, 8)).sum().backward()
+    assert len(told) == 1
+
+
+def test_an_unknown_place_of_the_error_matters_in_the_last_stage_alone():
+    module = layers(nn.Linear(2, 8), nn.Tanh())
+    attach_stage(stage(module), bpfree.DFA(), error_at="below_head").detach()
+    with pytest.raises(ErrorPlacementError, match="below_head"):
+        attach_stage(stage(module, 1), bpfree.DFA(), error_at="below_head")
+
+
+def test_a_detached_stage_is_as_it_was():
+    module = layers(nn.Linear(2, 8), nn.Tanh())
+    attachment = attach_stage(stage(module), bpfree.DFA())
+    with pytest.raises(AlreadyAttachedError):
+        attach_stage(stage(module), bpfree.DFA())
+    attachment.detach()
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    assert attachment.state_dict().keys() == bpfree.attach(module, bpfree.DFA()).state_dict().keys()
+
+
+def test_a_prefix_restores_the_names_of_the_whole_model():
+    whole = nn.ModuleDict({"encoder": layers(nn.Linear(2, 8), nn.Tanh())})
+    attachment = attach_stage(stage(whole["encoder"]), bpfree.DFA(), taps="encoder.*1", prefix="encoder")
+    assert list(attachment.taps) == ["encoder.1"]
+    last = attach_stage(
+        stage(layers(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)), 1), bpfree.DFA(), prefix="top", error_at="top.2"
+    )
+    assert last.mechanism.plan.error_module is last.model[2]
+
+
+def survey(rule="DFA(), seed=0", names=("1",), error=None):
+    return Survey(rule, list(names), [torch.Size((4, 8))] * len(names), error)
+
+
+def test_stages_must_have_one_rule_and_names_of_their_own():
+    own = bpfree.DFA(feedback=bpfree.Feedback(shared=False))
+    attachment = attach_stage(stage(layers(nn.Linear(2, 8), nn.Tanh())), own)
+    last = survey(names=["3"], error=(torch.Size((4, 3)), torch.float32))
+    agreed = Agreement.of([survey(), last], attachment)
+    assert (agreed.c, agreed.widest, agreed.batch_dims) == (3, 8, 1)
+    with pytest.raises(StageError, match="stage 0 learns by DFA"):
+        Agreement.of([survey(), survey("DFA(), seed=1", error=last.error)], attachment)
+    with pytest.raises(StageError, match="several stages have a tap '1'"):
+        Agreement.of([survey(), survey(error=last.error)], attachment)
+    with pytest.raises(ErrorPlacementError, match="the last stage gave no tensor"):
+        Agreement.of([survey(), survey(names=["3"])], attachment)
+
+
+def test_a_measured_stage_is_left_as_it_was():
+    module = layers(nn.Linear(8, 8), nn.Tanh())
+    times = measure_stage(module, torch.randn(4, 8), bpfree.DFA(), error=torch.randn(4, 3), repeats=2)
+    assert isinstance(times, StageTimes)
+    assert times.input_gradient == 0  # nobody wants one
+    assert module[0].weight.grad is None
+    assert not module[1]._forward_hooks
+    with pytest.raises(OptionError, match="give error= for a stage before the last"):
+        measure_stage(module, torch.randn(4, 8), bpfree.DFA())
