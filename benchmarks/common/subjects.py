@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint_sequential
@@ -19,10 +18,6 @@ from bpfree.lab.measure import peak_bytes
 from common.nets import MLP, Net
 
 LEARNING_RATE = 1e-4
-
-# Unless told not to, torch.compile takes two models of one class for the same whatever hooks they have: a compiled
-# model with a rule would run the code of its compiled twin that has none.
-torch._dynamo.config.skip_nnmodule_hook_guards = False
 
 
 @dataclass(frozen=True)
@@ -145,7 +140,16 @@ class Subject:
     def _forward(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         if self.segments:
             return lambda x: checkpoint_sequential(model, self.segments, x, use_reentrant=False)
-        return torch.compile(model) if self.compiled else model
+        return _compiled(model) if self.compiled else model
+
+
+def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    import torch._dynamo  # takes seconds to load
+
+    # Unless told not to, torch.compile takes two models of one class for the same whatever hooks they have: a compiled
+    # model with a rule would run the code of its compiled twin that has none.
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+    return torch.compile(model)
 
 
 def _step_in_backward(model: nn.Module) -> None:
