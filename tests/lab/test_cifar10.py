@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import struct
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from network import Answers
 
 from bpfree.lab.data import cifar10, load
+from bpfree.lab.data import download as downloading
 from bpfree.lab.data.pickled import parse_pickle
 from bpfree.lab.errors import DataError
 
@@ -201,15 +205,34 @@ def test_other_classes_are_refused(made: Path, names: object) -> None:
 
 
 def test_what_is_missing_is_said(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"(?s)--data-dir DIR.*data_batch_1 to data_batch_5, test_batch"):
-        load("cifar10")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(DataError, match=r"no CIFAR-10 file in .*empty or .*cifar-10-batches-py"):
+    with pytest.raises(DataError, match=r"no CIFAR-10 file in .*empty or .*cifar-10-batches-py.*leave out --data-dir"):
         load("cifar10", empty)
     (made / "data_batch_3").unlink()
     with pytest.raises(DataError, match="data_batch_3 is missing in"):
         load("cifar10", made)
+
+
+def test_the_archive_is_fetched_once_and_only_its_known_files_are_unpacked(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w:gz") as archive:
+        for name in (*FILES, cifar10.META):
+            archive.add(made / name, f"cifar-10-batches-py/{name}")
+        archive.add(made / cifar10.META, "../outside")
+    answers = Answers({"https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz": held.getvalue()})
+    monkeypatch.setattr(downloading.urllib.request, "urlopen", answers)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz could not be downloaded:\n.*SHA-256"):
+        load("cifar10")
+    monkeypatch.setattr(cifar10, "SHA256", hashlib.sha256(held.getvalue()).hexdigest())
+    assert len(load("cifar10").train) == len(load("cifar10").train) == 5 * N
+    assert len(answers.asked) == 2
+    cache = tmp_path / "cache"
+    kept = {path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.is_file()}
+    assert kept == {f"bpfree/cifar10/cifar-10-batches-py/{name}" for name in (*FILES, cifar10.META)}
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the images of CIFAR-10 are not in ../shared/data")

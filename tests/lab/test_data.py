@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from network import Answers
 
 from bpfree.lab.data import download as downloading
-from bpfree.lab.data import load, mnist
+from bpfree.lab.data import fashion_mnist, load, mnist
 from bpfree.lab.data.idx import parse_idx
 from bpfree.lab.errors import DataError, SettingsError
 
@@ -89,6 +90,15 @@ def test_mnist_reads_unpacked_files(tmp_path: Path, made: dict[str, np.ndarray])
     assert len(load("mnist", tmp_path).train) == TRAIN
 
 
+def test_files_that_others_have_compressed_anew_are_taken(tmp_path: Path, made: dict[str, np.ndarray]) -> None:
+    for name, array in made.items():
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(idx(array), compresslevel=1, mtime=1))
+    found = load("mnist", tmp_path)
+    assert len(found.train) == TRAIN
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.glob("*.gz")}
+    assert found.checksums == sums
+
+
 @pytest.mark.parametrize("change", ["altered", "truncated"])
 def test_a_changed_file_is_named(tmp_path: Path, made: dict[str, np.ndarray], change: str) -> None:
     path = tmp_path / "t10k-images-idx3-ubyte.gz"
@@ -97,6 +107,51 @@ def test_a_changed_file_is_named(tmp_path: Path, made: dict[str, np.ndarray], ch
     path.write_bytes(bytes(content) if change == "altered" else bytes(content[:-100]))
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz is truncated or altered: its SHA-256"):
         load("mnist", tmp_path)
+
+
+def test_fashion_mnist_is_read_from_the_systems_package_if_it_is_there(
+    tmp_path: Path, made: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fashion_mnist, "FILES", mnist.FILES)
+    monkeypatch.setattr(fashion_mnist, "INSTALLED", tmp_path)
+    found = load("fashion-mnist")
+    assert (found.name, found.shape, found.classes) == ("fashion-mnist", (1, 28, 28), 10)
+    pixel = made["train-images-idx3-ubyte"][3, 5, 7]
+    assert float(found.train.x[3, 0, 5, 7]) == pytest.approx((pixel / 255 - 0.2860) / 0.3530, abs=1e-6)
+    assert found.train.y.tolist() == made["train-labels-idx1-ubyte"].tolist()
+
+
+def test_fashion_mnist_reads_a_named_folder_and_downloads(
+    tmp_path: Path, made: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fashion_mnist, "FILES", mnist.FILES)
+    monkeypatch.setattr(fashion_mnist, "INSTALLED", tmp_path / "nowhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    published = {f"{fashion_mnist.MIRRORS[1]}{name}.gz": (tmp_path / f"{name}.gz").read_bytes() for name in made}
+    answers = Answers(published)
+    monkeypatch.setattr(downloading.urllib.request, "urlopen", answers)
+    assert len(load("fashion-mnist").evaluation) == TEST
+    # Each file is asked of the first place, which has none, and then of the second.
+    assert answers.asked[1::2] == list(published)
+    folder = tmp_path / "place" / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name in made:
+        (tmp_path / f"{name}.gz").rename(folder / f"{name}.gz")
+    assert len(load("fashion-mnist", tmp_path / "place").train) == TRAIN
+    with pytest.raises(DataError, match="no Fashion-MNIST file in"):
+        load("fashion-mnist", tmp_path)
+
+
+FASHION = fashion_mnist.INSTALLED
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_the_real_fashion_mnist_has_the_mean_and_deviation_that_it_is_normalized_by() -> None:
+    found = load("fashion-mnist")
+    assert (len(found.train), len(found.evaluation)) == (60_000, 10_000)
+    assert found.train.y.bincount().tolist() == [6000] * 10
+    assert float(found.train.x.mean()) == pytest.approx(0, abs=1e-3)
+    assert float(found.train.x.std()) == pytest.approx(1, abs=1e-3)
 
 
 def test_a_missing_file_is_named(tmp_path: Path, made: dict[str, np.ndarray]) -> None:
@@ -130,30 +185,6 @@ def test_idx_says_what_is_wrong(content: bytes, message: str) -> None:
 def test_idx_reads_what_was_written() -> None:
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     assert parse_idx(idx(array), "it").tolist() == array.tolist()
-
-
-class Answers:
-    """Stands for the network: an address answers with bytes or with an exception."""
-
-    def __init__(self, answers: dict[str, bytes]) -> None:
-        self.answers = answers
-        self.asked: list[str] = []
-
-    def __call__(self, url: str, timeout: float) -> Answers:
-        self.asked.append(url)
-        if url not in self.answers:
-            raise OSError("no route")
-        self.content = self.answers[url]
-        return self
-
-    def read(self) -> bytes:
-        return self.content
-
-    def __enter__(self) -> Answers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def test_download_takes_the_first_place_with_the_right_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from bpfree.lab.data import Data, load
 from bpfree.lab.files import write_json
 from bpfree.lab.options import CompareOptions, command_line
 from bpfree.lab.runs import Places, run
-from bpfree.lab.settings import RunSettings
+from bpfree.lab.settings import RunSettings, plain
 from bpfree.lab.summary import summarize
 from bpfree.lab.table import table
 from bpfree.lab.terminal import Display
@@ -50,7 +50,9 @@ def compare(options: CompareOptions, console: Console | None = None) -> dict[str
     """
     # Everything that can be wrong with the request is found before the first hour of training.
     plan = plan_runs(options)
-    splits = load(options.data, options.data_dir, validation=options.validation, text=options.text)
+    splits = load(
+        options.data, options.data_dir, validation=options.validation, images=options.images, text=options.text
+    )
     directory = options.directory()
     records = _run_all(plan, splits, directory / "runs", console)
     comparison = assemble(options, plan, records, splits)
@@ -127,7 +129,8 @@ def _data_settings(options: CompareOptions, data: Mapping[str, Any]) -> dict[str
     """What was done to the data; how text was read stands among its facts."""
     if options.data == "text":
         return {"name": options.data}
-    return {"name": options.data, "validation": options.validation, "normalization": data["normalization"]}
+    shown = {"name": options.data, "validation": options.validation, "normalization": data["normalization"]}
+    return shown | ({"augmentation": plain(options.augmentation)} if options.augmentation else {})
 
 
 def _report(comparison: dict[str, Any], directory: Path) -> Path:

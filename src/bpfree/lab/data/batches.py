@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from bpfree.lab.data.augmentation import Augmentation, augmented
 from bpfree.lab.data.samples import Samples
 
 
@@ -61,14 +62,53 @@ class Shuffled(Sampler[Tensor]):
 
     def _batches(self, number: int) -> tuple[Tensor, ...]:
         """The batches of one pass over the data."""
-        # Hashed, because a CPU generator looks at the lower 32 bits of its seed alone: two numbers side by side in
-        # 64 bits would leave one of them out.
-        mixed = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "big"))
-        return torch.randperm(self.n, generator=generator).split(self.size)
+        return torch.randperm(self.n, generator=_generator(self.seed, number)).split(self.size)
 
     def __len__(self) -> int:
         return self.steps
+
+
+class Numbered(Sampler[tuple[int, Tensor]]):
+    """The batches of ``order``, each with its number in the whole run, counted from 0."""
+
+    def __init__(self, order: Shuffled) -> None:
+        self.order = order
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of this epoch, counted from 0, from the next iteration on."""
+        self.order.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        # A generator, as the order is: Lightning names the epoch between making an iterator and asking it.
+        yield from enumerate(self.order, start=self.order.epoch * len(self.order))
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
+    """Augmented batches: indexed with a batch's number and its indices, int64 ``(N,)``.
+
+    What is drawn depends on the seed and the batch's number alone, so that a resumed run sees the same images.
+
+    Args:
+        samples: Normalized images.
+        augmentation: What is done to them.
+        black: What a black pixel is in each channel, ``(channels,)``.
+        seed: With the batch's number, it determines what is drawn.
+    """
+
+    def __init__(self, samples: Samples, augmentation: Augmentation, black: Tensor, seed: int) -> None:
+        self.plain = Batches(samples)
+        self.augmentation, self.black, self.seed = augmentation, black, seed
+
+    def __getitem__(self, numbered: tuple[int, Tensor]) -> tuple[Tensor, Tensor]:
+        number, index = numbered
+        x, y = self.plain[index]
+        return augmented(x, self.augmentation, self.black, _generator("augmentation", self.seed, number)), y
+
+    def __len__(self) -> int:
+        return len(self.plain)
 
 
 class InOrder(Sampler[Tensor]):
@@ -86,6 +126,25 @@ class InOrder(Sampler[Tensor]):
 
 def batches(samples: Samples, sampler: Sampler[Tensor]) -> DataLoader[tuple[Tensor, Tensor]]:
     """A loader that yields ``(x, y)`` for each tensor of indices that ``sampler`` gives."""
+    return _loader(Batches(samples), sampler)
+
+
+def augmented_batches(
+    samples: Samples, order: Shuffled, augmentation: Augmentation, black: Tensor
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """A loader that yields ``(x, y)`` for each batch of ``order``, ``x`` augmented; see :class:`AugmentedBatches`."""
+    return _loader(AugmentedBatches(samples, augmentation, black, order.seed), Numbered(order))
+
+
+def _loader(dataset: Dataset[tuple[Tensor, Tensor]], sampler: Sampler) -> DataLoader[tuple[Tensor, Tensor]]:
     # A loader draws a seed for its workers at every start. Its own generator keeps it from touching the global one,
     # whose state belongs to the model (dropout).
-    return DataLoader(Batches(samples), batch_size=None, sampler=sampler, generator=torch.Generator())
+    return DataLoader(dataset, batch_size=None, sampler=sampler, generator=torch.Generator())
+
+
+def _generator(*words: object) -> torch.Generator:
+    """A generator whose numbers these words determine."""
+    # Hashed, because a CPU generator looks at the lower 32 bits of its seed alone: two numbers side by side in
+    # 64 bits would leave one of them out.
+    mixed = hashlib.sha256(" ".join(map(str, words)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(mixed[:4], "big"))

@@ -1,9 +1,11 @@
-"""Fetching one file from the first of several places that has it unaltered."""
+"""Fetching files from the first of several places that has them unaltered, into a folder that is kept."""
 
 from __future__ import annotations
 
 import hashlib
 import http.client
+import os
+import tarfile
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,11 @@ from bpfree.lab.errors import DataError
 from bpfree.lab.files import replacing
 
 _SECONDS = 30
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``$XDG_CACHE_HOME/bpfree``, by default ``~/.cache/bpfree``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bpfree"
 
 
 def download(path: Path, urls: Sequence[str], checksum: str) -> None:
@@ -41,3 +48,28 @@ def download(path: Path, urls: Sequence[str], checksum: str) -> None:
         f"{path.name} could not be downloaded:\n  {reasons}\n"
         "Without internet, pass --data-dir DIR with a folder that holds the original files."
     )
+
+
+def download_members(folder: Path, members: Sequence[str], urls: Sequence[str], checksum: str) -> None:
+    """Fetch the files ``members`` of a tar archive into ``folder``, unless all of them are there.
+
+    Args:
+        folder: Where they are put; its name is that of the folder inside the archive.
+        members: The names of files in that folder; nothing else is unpacked.
+        urls: Places of the archive.
+        checksum: SHA-256 of the archive, which is deleted when it has been unpacked.
+
+    Raises:
+        DataError: None of the places gave the archive.
+        WriteError: A file could not be stored.
+    """
+    if all((folder / name).is_file() for name in members):
+        return
+    archive = folder.parent / urls[0].rpartition("/")[2]
+    if not archive.is_file():
+        download(archive, urls, checksum)
+    with tarfile.open(archive) as packed:
+        for name in members:
+            with replacing(folder / name) as temporary:
+                temporary.write_bytes(packed.extractfile(f"{folder.name}/{name}").read())
+    archive.unlink()

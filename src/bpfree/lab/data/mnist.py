@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import os
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from bpfree.lab.data.download import download
-from bpfree.lab.data.idx import parse_idx
-from bpfree.lab.data.splits import Images, Normalization, Splits, normalized
-from bpfree.lab.errors import DataError
+from bpfree.lab.data.idx_set import IdxSet, Original, load_idx
+from bpfree.lab.data.splits import Normalization, Splits
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -22,16 +13,6 @@ MIRRORS = (
     "http://yann.lecun.com/exdb/mnist/",
 )
 """Where the files are fetched from, in this order; the publisher's own page often refuses. Checksums decide."""
-
-
-@dataclass(frozen=True)
-class Original:
-    """One published file: SHA-256 of the .gz file and of what is in it."""
-
-    packed: str
-    raw: str
-
-
 FILES = {
     "train-images-idx3-ubyte": Original(
         packed="440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -63,74 +44,12 @@ def load_mnist(data_dir: Path | None = None) -> Splits:
     Raises:
         DataError: A file is missing, truncated or altered, or cannot be downloaded.
     """
-    folder = _fetched() if data_dir is None else _folder(data_dir)
-    arrays: dict[str, Tensor] = {}
-    checksums: dict[str, str] = {}
-    for name, original in FILES.items():
-        path = _find(folder, name)
-        content, checksums[path.name] = _verified(path, original)
-        arrays[name] = parse_idx(content, str(path))
-    return Splits(
+    source = IdxSet(
         name="mnist",
-        train=_images(arrays, "train"),
-        evaluation=_images(arrays, "t10k"),
-        classes=10,
+        title="MNIST",
+        files=FILES,
+        mirrors=MIRRORS,
+        subfolders=("MNIST/raw", "raw"),
         normalization=_NORMALIZATION,
-        checksums=checksums,
     )
-
-
-def _images(arrays: dict[str, Tensor], part: str) -> Images:
-    x = normalized(arrays[f"{part}-images-idx3-ubyte"].unsqueeze(1), _NORMALIZATION)
-    return Images(x, arrays[f"{part}-labels-idx1-ubyte"].long())
-
-
-def _folder(data_dir: Path) -> Path:
-    for folder in (data_dir, data_dir / "MNIST" / "raw", data_dir / "raw"):
-        if any(_candidates(folder, name) for name in FILES):
-            return folder
-    raise DataError(
-        f"no MNIST file in {data_dir}, {data_dir / 'MNIST' / 'raw'} or {data_dir / 'raw'}. "
-        f"Put {', '.join(f'{name}.gz' for name in FILES)} there, or leave out --data-dir to download them."
-    )
-
-
-def _candidates(folder: Path, name: str) -> list[Path]:
-    return [path for path in (folder / f"{name}.gz", folder / name) if path.is_file()]
-
-
-def _find(folder: Path, name: str) -> Path:
-    found = _candidates(folder, name)
-    if not found:
-        raise DataError(f"{name}.gz (or {name}) is missing in {folder}. Copy the original file there.")
-    return found[0]
-
-
-def _verified(path: Path, original: Original) -> tuple[bytes, str]:
-    """The uncompressed content of a file, and the SHA-256 of the file itself."""
-    content = path.read_bytes()
-    packed = path.suffix == ".gz"
-    checksum, expected = hashlib.sha256(content).hexdigest(), original.packed if packed else original.raw
-    if checksum != expected:
-        raise DataError(
-            f"{path} is truncated or altered: its SHA-256 is {checksum}, that of the original is {expected}. "
-            "Fetch the original file again."
-        )
-    try:
-        return gzip.decompress(content) if packed else content, checksum
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be decompressed ({error}). Fetch the original file again.") from error
-
-
-def _fetched() -> Path:
-    folder = cache_folder() / "mnist"
-    for name, original in FILES.items():
-        path = folder / f"{name}.gz"
-        if not path.is_file():
-            download(path, [f"{mirror}{name}.gz" for mirror in MIRRORS], original.packed)
-    return folder
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: ``$XDG_CACHE_HOME/bpfree``, by default ``~/.cache/bpfree``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bpfree"
+    return load_idx(source, data_dir)

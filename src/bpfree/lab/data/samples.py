@@ -7,19 +7,21 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from bpfree.lab.data.lazy import Lazy
+
 Kind = TypeVar("Kind", bound="Samples")
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Inputs and targets in memory, one row of each a sample.
+    """Inputs and targets, one row of each a sample.
 
     Attributes:
-        x: What the model is given, ``(n, ...)``.
+        x: What the model is given, ``(n, ...)``: in memory, or made when it is asked for.
         y: What it learns, ``(n, ...)``.
     """
 
-    x: Tensor
+    x: Tensor | Lazy
     y: Tensor
 
     def __len__(self) -> int:
@@ -27,7 +29,8 @@ class Samples:
 
     def take(self: Kind, index: Tensor) -> Kind:
         """The samples at ``index``, int64 of shape ``(k,)``."""
-        return type(self)(self.x[index], self.y[index])
+        x = self.x.subset(index) if isinstance(self.x, Lazy) else self.x[index]
+        return type(self)(x, self.y[index])
 
 
 class Data(Protocol):

@@ -18,9 +18,14 @@ class Normalization(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def black(self) -> Tensor:
+        """What a black pixel is in each channel, ``(channels,)``."""
+        return -torch.tensor(self.mean) / torch.tensor(self.std)
+
 
 class Images(Samples):
-    """Labelled images in memory.
+    """Labelled images.
 
     Attributes:
         x: float32, shape ``(n, channels, height, width)``, normalized.

@@ -85,7 +85,7 @@ class EpochRecords(Callback):
     def _alignment(self, task: Learner) -> list[dict[str, Any]]:
         if not task.attachment.taps:
             return []  # a model without modules for its non-linearities: there is no place to compare at
-        x, y = self._samples.x.to(task.device), self._samples.y.to(task.device)
+        x, y = self._samples.x[:].to(task.device), self._samples.y.to(task.device)
 
         def loss() -> Tensor:
             task.attachment.targets(y)
