@@ -47,9 +47,9 @@ def memories_of(net: MLP, only: list[str] | None) -> Iterator[results.Row]:
     for name, subject in subjects(net).items():
         if script.chosen(name, only):
             step = subject.on(net)
-            step()  # what is made once, such as feedback, is no part of a step
-            taken = {"peak_bytes": step.peak_bytes(), "activation_bytes": step.activation_bytes()}
-            taken["gradient_bytes"] = step.gradient_bytes()
+            # First: what is made in a first step, such as feedback, is no part of the others.
+            taken = {"gradient_bytes": step.gradient_bytes()}
+            taken |= {"peak_bytes": step.peak_bytes(), "activation_bytes": step.activation_bytes()}
             yield {"net": net.name, **asdict(net), "subject": name, "segments": subject.segments or None, **taken}
             gc.collect()
 

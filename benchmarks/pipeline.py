@@ -34,6 +34,7 @@ from common import results, script
 
 MICRO_BATCHES = 4
 LEARNING_RATE = 1e-4
+CHARACTERS = 96
 STEPS = 3
 """Batches in a block: long enough that starting and ending it together costs little."""
 BLOCKS = ("GPipe-BP", "1F1B-BP", "synchronous DFA", "asynchronous DFA")
@@ -77,7 +78,6 @@ class Net:
         width: The shape of what one sample is between two stages.
         error: The shape of one sample's error.
         taps: Where feedback enters.
-        error_at: Where the error is taken.
     """
 
     name: str
@@ -87,7 +87,6 @@ class Net:
     width: tuple[int, ...]
     error: tuple[int, ...]
     taps: Any = None
-    error_at: str | None = None
 
 
 def mlp(batch: int = 1024, width: int = 1024, classes: int = 10) -> Net:
@@ -108,17 +107,17 @@ def mlp(batch: int = 1024, width: int = 1024, classes: int = 10) -> Net:
 
 
 def transformer(label: str, taps: list[str], d: int = 512, batch: int = 8, context: int = 128) -> Net:
-    """Four blocks of a causal transformer (post-norm) over 256 tokens."""
+    """Four blocks of a causal transformer (post-norm) over characters; the error is taken at its output."""
 
     def part(s: int, S: int) -> nn.Module:
         torch.manual_seed(0)
-        whole = CausalTransformer((context,), 256, blocks=max(4, S), width=d, heads=4, hidden=4 * d)
+        whole = CausalTransformer((context,), CHARACTERS, blocks=max(4, S), width=d, heads=4, hidden=4 * d)
         count = len(whole.blocks)
         return Transformer(whole, count * s // S, count * (s + 1) // S)
 
     name = f"4 transformer blocks, d {d}, batch {batch} x {context}, taps {label}"
-    tokens = partial(_classes, 256, (batch, context))
-    return Net(name, part, tokens, tokens, (context, d), (context, d), taps, "below_head")
+    tokens = partial(_classes, CHARACTERS, (batch, context))
+    return Net(name, part, tokens, tokens, (context, d), (context, CHARACTERS), taps)
 
 
 def _classes(count: int, shape: tuple[int, ...]) -> Tensor:
@@ -200,7 +199,7 @@ def subject(name: str, net: Net, rank: int) -> Subject:
     if name.endswith("BP"):
         schedule = (ScheduleGPipe if name == "GPipe-BP" else Schedule1F1B)(stage, MICRO_BATCHES, loss)
     else:
-        attachment = pipeline.attach_stage(stage, DFA, taps=net.taps, error_at=net.error_at)
+        attachment = pipeline.attach_stage(stage, DFA, taps=net.taps)
         if name == "synchronous DFA":
             schedule = pipeline.ScheduleSynchronous(attachment, MICRO_BATCHES, loss)
         else:
@@ -303,7 +302,7 @@ def stage_times(net: Net, s: int, S: int, M: int, repeats: int) -> pipeline.Stag
     of_place: dict[str, Any] = {"error": torch.randn(count, *net.error) * 1e-3}
     if s == S - 1:
         of_place = {"loss": lambda output: loss(output, targets)}
-    options: dict[str, Any] = {"taps": net.taps, "error_at": net.error_at, "repeats": repeats}
+    options: dict[str, Any] = {"taps": net.taps, "repeats": repeats}
     return pipeline.measure_stage(net.part(s, S), inputs, DFA, **of_place, **options)
 
 

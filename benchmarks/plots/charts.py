@@ -63,7 +63,7 @@ def ratios(rows: Sequence[Row], limits: dict[str, float], kind: str, domain: Seq
     number = base.mark_text(align="left", dx=9, fontSize=11, color="currentColor").encode(
         _ratio_axis("upper", domain, title), alt.Text("median:Q", format=".2f")
     )
-    limit = base.transform_filter("isValid(datum.limit)").mark_tick(color=LIMIT, thickness=2.5, size=15)
+    limit = base.transform_filter("isValid(datum.limit)").mark_tick(color=LIMIT, thickness=2.5, size=19)
     layers = [one, quartiles, median, number, limit.encode(_ratio_axis("limit", domain, title))]
     if any("simulated" in value for value in values):
         shape = base.transform_filter("isValid(datum.simulated)").mark_point(
