@@ -16,6 +16,7 @@ from plots.targets import CHECKPOINTED, IN_BACKWARD
 MIB = 2**20
 RATIO_TICKS = [0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.4, 2, 3, 4, 6, 8, 12]
 LIMIT = "var(--warm)"
+RATIO_WIDTH = 270
 # A browser's letters may be wider than those that the chart was laid out with.
 WIDE = {"left": 28, "right": 5, "top": 5, "bottom": 5}
 
@@ -45,6 +46,9 @@ MARKS = [
 def ratios(rows: Sequence[Row], limits: dict[str, float], kind: str, domain: Sequence[float], title: str) -> Any:
     """A dot for each row's median ratio, a bar between its quartiles, and a red stroke where its limit is.
 
+    The median stands beside it as a number.
+
+
     Args:
         rows: One for each line of the chart, from top to bottom; ``label`` names it.
         limits: Of the labels that have one.
@@ -60,8 +64,8 @@ def ratios(rows: Sequence[Row], limits: dict[str, float], kind: str, domain: Seq
         _ratio_axis("lower", domain, title), alt.X2("upper")
     )
     median = base.mark_circle(size=60, opacity=1, color="var(--accent)").encode(_ratio_axis("median", domain, title))
-    number = base.mark_text(align="left", dx=9, fontSize=11, color="currentColor").encode(
-        _ratio_axis("upper", domain, title), alt.Text("median:Q", format=".2f")
+    number = base.mark_text(align="left", fontSize=11, color="currentColor").encode(
+        alt.XValue(RATIO_WIDTH + 8), alt.Text("median:Q", format=".2f")
     )
     limit = base.transform_filter("isValid(datum.limit)").mark_tick(color=LIMIT, thickness=2.5, size=19)
     layers = [one, quartiles, median, number, limit.encode(_ratio_axis("limit", domain, title))]
@@ -95,10 +99,10 @@ def _ratio_axis(field: str, domain: Sequence[float], title: str) -> alt.X:
 
 
 def bounds(rows: Iterable[Row], kind: str, limits: Iterable[float] = ()) -> list[float]:
-    """An axis of ratios that holds all rows, their limits and 1, with room for a number at its end."""
+    """An axis of ratios that holds all rows, their limits and 1."""
     found = [row[kind].get(part, row[kind]["median"]) for row in rows for part in ("lower", "upper")]
     found += [row["simulated"][kind] for row in rows if kind in (row.get("simulated") or {})]
-    return [min([*found, *limits, 1]) * 0.93, max([*found, *limits, 1]) * 1.25]
+    return [min([*found, *limits, 1]) * 0.93, max([*found, *limits, 1]) * 1.07]
 
 
 def memory(rows: Sequence[Row], part: str, domain: Sequence[float], style: Style) -> alt.Chart:

@@ -50,11 +50,11 @@ class Measured:
 
     def growth(self, subject: str, part: str) -> tuple[int, int, float] | None:
         """The least and the greatest depth where a subject's memory was counted, and how it grew between them."""
-        rows = [row for row in self.depths() if row["subject"] == subject]
-        if len(rows) < 2:
+        found = {row["depth"]: row[part] for row in self.depths() if row["subject"] == subject}
+        if len(found) < 2:
             return None
-        first, last = (choose(rows, key=lambda row: row["depth"]) for choose in (min, max))
-        return first["depth"], last["depth"], last[part] / first[part]
+        first, last = min(found), max(found)
+        return first, last, found[last] / found[first]
 
 
 def _agrees(value: Any, wanted: Any) -> bool:
