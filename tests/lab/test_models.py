@@ -81,7 +81,16 @@ def test_the_description_is_complete() -> None:
     described = ModelSettings("MLP", {"hidden": [3]}).describe()
     assert described == {
         "class_path": "bpfree.lab.models.MLP",
-        "init_args": {"hidden": [3], "activation": "tanh", "dropout": 0.0, "initialization": "torch"},
+        "init_args": {
+            "hidden": [3],
+            "activation": "tanh",
+            "dropout": 0.0,
+            "initialization": "torch",
+            "negative_slope": 0.01,
+            "batch_norm": False,
+            "input_dropout": 0.0,
+            "dropout_before_activation": False,
+        },
     }
     assert ModelSettings(**described).describe() == described
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, TypeAlias
 
 from torch import nn
@@ -9,13 +11,15 @@ from torch import nn
 from bpfree.errors import nearest
 from bpfree.lab.errors import SettingsError
 
-Activation: TypeAlias = Literal["tanh", "relu", "leaky_relu", "gelu"]
+Activation: TypeAlias = Literal["tanh", "relu", "leaky_relu", "gelu", "abs"]
 
-_MODULES: dict[str, type[nn.Module]] = {
+_MODULES: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
     "gelu": nn.GELU,
+    # |x| has slope -1 below zero. torch has no module for it, and feedback enters behind those that it has.
+    "abs": partial(nn.LeakyReLU, -1.0),
 }
 
 

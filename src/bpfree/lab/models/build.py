@@ -50,12 +50,15 @@ class ModelSettings:
     def suggestion(self, name: str) -> Any:
         """The ``suggested_<name>`` of the model's class, or None.
 
-        ``taps`` are names or patterns of where feedback enters, ``error_at`` names where the error is taken.
+        ``taps`` are names or patterns of where feedback enters, ``error_at`` names where the error is taken. A class
+        whose suggestion depends on its arguments has a static method, which is given all but ``shape`` and ``classes``.
 
         Raises:
             SettingsError: There is no such class, or the arguments do not fit it.
         """
         found = getattr(self._class(), f"suggested_{name}", None)
+        if callable(found):
+            found = found(**self.describe()["init_args"])
         return list(found) if isinstance(found, tuple) else found
 
     def _class(self) -> type[nn.Module]:
@@ -72,7 +75,13 @@ class ModelSettings:
         known = {"shape": list(shape), "classes": classes}
         from_data = {name: value for name, value in known.items() if name in taken}
         parser, parsed = self._parse(self.init_args | from_data)
-        return parser.instantiate(parsed).model
+        try:
+            return parser.instantiate(parsed).model
+        except ValueError as error:
+            # What a model says of its arguments comes wrapped in what jsonargparse has tried besides.
+            if isinstance(error.__cause__, SettingsError):
+                raise SettingsError(f"--model {self.class_path}: {error.__cause__}") from error
+            raise
 
     def _parse(self, init_args: dict[str, Any], skip: frozenset[str] = frozenset()) -> tuple[ArgumentParser, Namespace]:
         parser = ArgumentParser(exit_on_error=False)

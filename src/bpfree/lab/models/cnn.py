@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bpfree.lab.errors import SettingsError
 from bpfree.lab.models.activations import Activation, activation_module
+from bpfree.lab.models.image_network import ImageNetwork, Planes
 
 
-class CNN(nn.Sequential):
+class CNN(ImageNetwork):
     """Three convolutions of 5 x 5 with 3 x 3 max pooling at stride 2, and one hidden linear layer.
 
     ``(N, channels, height, width)`` to ``(N, classes)``; for images of 28 x 28 or 32 x 32 pixels and the like. On
     CIFAR-10 it is the network of Launay et al. 2019, table 4, where feedback enters behind each pooling and behind the
-    linear layer: ``taps=["pool*", "act"]``.
+    linear layer's non-linearity, or its batch normalization. Layers stand in the order convolution or linear layer,
+    dropout, non-linearity, batch normalization, pooling; with dropout in convolutions whole channels are set to zero.
 
     Args:
         shape: The shape of one image, ``(channels, height, width)``, at least 15 x 15 pixels.
@@ -26,6 +25,10 @@ class CNN(nn.Sequential):
         hidden: The width of the linear layer.
         activation: The non-linearity behind each convolution and the linear layer.
         negative_slope: The slope of ``leaky_relu`` below zero; the other non-linearities do not use it.
+        batch_norm: Normalize over the batch, behind each non-linearity.
+        input_dropout: The fraction of the image's channels that dropout sets to zero.
+        conv_dropout: The fraction of channels that dropout sets to zero behind each convolution.
+        dropout: The fraction of the linear layer's outputs that dropout sets to zero.
     """
 
     def __init__(
@@ -36,25 +39,28 @@ class CNN(nn.Sequential):
         hidden: int = 128,
         activation: Activation = "tanh",
         negative_slope: float = 0.01,
+        batch_norm: bool = False,
+        input_dropout: float = 0.0,
+        conv_dropout: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
-        if len(shape) != 3:
-            raise SettingsError(f"CNN takes images of shape (channels, height, width), not {tuple(shape)}.")
-        planes, *size = shape
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        planes = Planes(shape, "CNN")
+        layers: dict[str, nn.Module | None] = {"input_drop": nn.Dropout2d(input_dropout) if input_dropout else None}
         for number, out in enumerate(channels, start=1):
-            if min(size) < 3:
-                raise SettingsError(f"images of {shape[1]} x {shape[2]} are too small for {len(channels)} poolings.")
-            layers[f"conv{number}"] = nn.Conv2d(planes, out, kernel_size=5, padding=2)
+            layers[f"conv{number}"] = planes.convolution(out, 5, padding=2)
+            layers[f"drop{number}"] = nn.Dropout2d(conv_dropout) if conv_dropout else None
             layers[f"act{number}"] = activation_module(activation, negative_slope)
-            layers[f"pool{number}"] = nn.MaxPool2d(3, stride=2)
-            planes, size = out, [(edge - 3) // 2 + 1 for edge in size]
+            layers[f"norm{number}"] = nn.BatchNorm2d(out) if batch_norm else None
+            layers[f"pool{number}"] = planes.pooling(nn.MaxPool2d, 3, stride=2)
         layers["flatten"] = nn.Flatten()
-        layers["fc"] = nn.Linear(planes * size[0] * size[1], hidden)
+        layers["fc"] = nn.Linear(planes.features, hidden)
+        layers["drop"] = nn.Dropout(dropout) if dropout else None
         layers["act"] = activation_module(activation, negative_slope)
+        layers["norm"] = nn.BatchNorm1d(hidden) if batch_norm else None
         layers["head"] = nn.Linear(hidden, classes)
-        super().__init__(layers)
+        super().__init__({name: layer for name, layer in layers.items() if layer is not None})
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Logits ``(N, classes)``."""
-        # Poolings and tangents run up to a fifth faster on a CPU with the channels last in memory.
-        return super().forward(input.contiguous(memory_format=torch.channels_last))
+    @staticmethod
+    def suggested_taps(batch_norm: bool = False, **_: object) -> tuple[str, ...]:
+        """Where Launay et al. 2019 put feedback."""
+        return ("pool*", "norm" if batch_norm else "act")

@@ -1,0 +1,25 @@
+"""How weights begin."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from torch import nn
+
+Initialization: TypeAlias = Literal["torch", "he"]
+
+
+def initialize(model: nn.Module, initialization: Initialization) -> None:
+    """Draw the weights of linear layers and convolutions anew, from the global random state.
+
+    Args:
+        model: The model.
+        initialization: PyTorch's own (``"torch"``), which every layer has already, or normal weights of variance
+            2 / inputs and no bias (``"he"``, He et al. 2015), under which ReLU layers keep the size of their inputs.
+    """
+    if initialization == "torch":
+        return
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,64 @@
+"""The names of records: settings that came later change them only for runs that use those."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+import bpfree
+from bpfree.lab.data.augmentation import Augmentation
+from bpfree.lab.identity import LATER_ARGUMENTS, LATER_SETTINGS
+from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.settings import RunSettings, plain
+
+
+def cnn(**arguments: object) -> RunSettings:
+    return tiny.settings(model=ModelSettings("CNN", arguments).describe(), taps=["pool*", "act"])
+
+
+def language() -> RunSettings:
+    return tiny.settings(model=ModelSettings("CausalTransformer").describe(), task="language", steps=8)
+
+
+# Of the version before there was augmentation, and before these models had more arguments.
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (tiny.settings, "DFA-seed0-0683963768"),
+        (cnn, "DFA-seed0-4c2675ffa7"),
+        (language, "DFA-seed0-7ca72b3be2"),
+    ],
+)
+def test_records_of_an_earlier_version_are_found(settings, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.13.0")
+    monkeypatch.setattr(bpfree, "__version__", "0.1.0")
+    assert settings().name(tiny.splits().describe()) == name
+
+
+def test_runs_that_use_them_have_names_of_their_own() -> None:
+    settings = [
+        tiny.settings(),
+        tiny.settings(augmentation=Augmentation(flip=True)),
+        tiny.settings(augmentation=Augmentation(crop_padding=4)),
+        tiny.settings(augmentation=Augmentation(crop_padding=5)),
+        tiny.settings(augmentation=Augmentation(resized_crop_scale=(0.1, 1.0))),
+        tiny.settings(augmentation=Augmentation(resized_crop_scale=(0.1, 1.0), resized_crop_ratio=(1.0, 1.0))),
+    ]
+    for class_path, later in LATER_ARGUMENTS.items():
+        plain_model = ModelSettings(class_path).describe()
+        for name, value in later.items():
+            other = not value if isinstance(value, bool) else 0.25
+            model = plain_model | {"init_args": plain_model["init_args"] | {name: other}}
+            settings.append(replace(tiny.settings(), model=model))
+    names = [entry.name({}) for entry in settings]
+    assert len(set(names)) == len(names)
+
+
+def test_what_is_left_out_is_the_default() -> None:
+    assert {"augmentation": plain(Augmentation())} == LATER_SETTINGS
+    for class_path, later in LATER_ARGUMENTS.items():
+        described = ModelSettings(class_path).describe()["init_args"]
+        assert later == {name: described[name] for name in later}
