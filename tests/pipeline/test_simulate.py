@@ -10,8 +10,8 @@ def by_name(*args, **kwargs):
     return {outcome.schedule: outcome for outcome in simulate(*args, **kwargs)}
 
 
-@pytest.mark.parametrize("S", [1, 2, 3, 8])
-@pytest.mark.parametrize("M", [1, 4, 8, 21])
+@pytest.mark.parametrize("S", [1, 3, 8])
+@pytest.mark.parametrize("M", [1, 8, 13])
 @pytest.mark.parametrize("times", [(1, 1, 1), (2, 3, 1), (1, 2, 3)])
 def test_equal_stages_take_what_the_formulas_say(S, M, times):
     F, B, W = times
