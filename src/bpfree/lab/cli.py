@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import bpfree
 from bpfree.errors import BpfreeError
-from bpfree.lab.options import CompareOptions, Options, TrainOptions
+from bpfree.lab.options import CompareOptions, TrainOptions
 from bpfree.lab.parser import Parser, add_options, read_options, summary, with_model
+from bpfree.lab.tables.options import ReportOptions, TableOptions, TuneOptions
 
 _DESCRIPTION = """Train neural networks without backpropagation, and see what that costs and buys.
 
 Begin with:  bpfree compare            (5,000 digits, no network needed, a few minutes)
 Then:        bpfree compare --data mnist --data-dir DIR --epochs 10
              bpfree train --rule DFA --model my_file.MyNet
+             bpfree table --list       (published tables, beside the papers' numbers)
 """
 _INTERRUPTED = 130  # what a shell reports of a program ended by Ctrl-C
 
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = parsed.command
     try:
         options = read_options(commands[name], parsed[name], _COMMANDS[name])
-        _run(options)
+        _run(name, options)
     except BpfreeError as error:
         print(f"bpfree {name}: {error}", file=sys.stderr)
         return 1
@@ -46,22 +49,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-_COMMANDS: dict[str, type[Options]] = {"compare": CompareOptions, "train": TrainOptions}
+_COMMANDS: dict[str, type[Any]] = {
+    "compare": CompareOptions,
+    "train": TrainOptions,
+    "table": TableOptions,
+    "tune": TuneOptions,
+    "report": ReportOptions,
+}
+_MODULES = {
+    "compare": "bpfree.lab.compare",
+    "train": "bpfree.lab.train",
+    "table": "bpfree.lab.tables.table",
+    "tune": "bpfree.lab.tables.tune",
+    "report": "bpfree.lab.tables.page",
+}
+"""Command -> the module of the function that is called like it."""
 
 
 def _hint(name: str) -> str:
     return " with --resume." if name == "train" else "."
 
 
-def _run(options: Options) -> None:
+def _run(name: str, options: Any) -> None:
     # Imported here, so that --help and mistakes in the command line are answered at once.
     from bpfree.lab.terminal import make_console
 
-    command: Callable[[Any, Any], object]
-    if isinstance(options, CompareOptions):
-        from bpfree.lab.compare import compare as command
-    else:
-        from bpfree.lab.train import train as command
+    command = getattr(importlib.import_module(_MODULES[name]), name)
     command(options, make_console())
 
 

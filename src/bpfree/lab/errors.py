@@ -19,3 +19,7 @@ class RunError(BpfreeError, RuntimeError):
 
 class WriteError(BpfreeError, OSError):
     """A result could not be written, for instance because the disk is full."""
+
+
+class LedgerError(BpfreeError, RuntimeError):
+    """The database with the finished runs cannot be opened."""

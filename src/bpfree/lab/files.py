@@ -59,7 +59,7 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_json(path: Path, value: object) -> Path:
     """Write ``value`` as JSON in one step; NaN and infinity, which JSON does not have, become null."""
-    return write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -74,11 +74,12 @@ def read_json(path: Path) -> Any:
         raise WriteError(f"{path} is not readable as JSON ({error}). Delete it and repeat the command.") from error
 
 
-def _finite(value: object) -> object:
+def finite(value: Any) -> Any:
+    """``value`` with None for every number that JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

@@ -21,7 +21,7 @@ from bpfree.lab.models.build import FROM_DATA, ModelSettings
 from bpfree.lab.options import Options
 from bpfree.lab.tasks import task_of
 
-_WORDS = {"rules": "LABEL", "taps": "NAME"}
+_WORDS = {"rules": "LABEL", "taps": "NAME", "cell": "ROW/COLUMN"}
 """Options that take several words, and what one of them is called."""
 
 
@@ -45,11 +45,11 @@ class Parser(ArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         program = parser.prog.replace(" [options]", "")
-        sys.stderr.write(f"{program}: error: {message}\n{_hint(message, parser)}Options: {program} --help\n")
+        sys.stderr.write(f"{program}: error: {message}\n{hint(message, parser)}Options: {program} --help\n")
         self.exit(2)
 
 
-def _hint(message: str, parser: ArgumentParser) -> str:
+def hint(message: str, parser: ArgumentParser) -> str:
     """The nearest valid word, on a line of its own, or nothing if the message is about something else."""
     options = [text for action in parser._actions for text in action.option_strings]
     for pattern, valid in (
@@ -76,8 +76,11 @@ def _arguments(message: str) -> Iterable[str]:
     return list(inspect.signature(getattr(importlib.import_module(found[1]), found[2])).parameters)
 
 
-def add_options(parser: Parser, kind: type[Options]) -> None:
-    """One option a field of the dataclass ``kind``; help texts are its documentation. And ``--config`` for YAML."""
+def add_options(parser: Parser, kind: type[Any]) -> None:
+    """One option a field of the dataclass ``kind``; help texts are its documentation. And ``--config`` for YAML.
+
+    A field that is called ``name`` is an argument without a name.
+    """
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
     hints, texts = get_type_hints(kind), _texts(kind)
     for entry in sorted(fields(kind), key=lambda entry: entry.name not in ("rules", "rule", "seeds", "seed")):
@@ -87,27 +90,30 @@ def add_options(parser: Parser, kind: type[Options]) -> None:
                 nn.Module, "model", as_group=False, instantiate=False, required=False, skip=set(FROM_DATA),
                 help=text,
             )  # fmt: skip
+        elif entry.name == "name":
+            parser.add_argument("name", type=hints["name"], nargs="?", help=text)
         elif entry.name in _WORDS:
             parser.add_argument(
-                flag, type=str, nargs="+", default=_default(entry), help=text, metavar=_WORDS[entry.name]
+                flag, type=str, nargs="+", default=default(entry), help=text, metavar=_WORDS[entry.name]
             )
         elif hints[entry.name] is bool:
             parser.add_argument(flag, action="store_true", help=text)
         else:
-            parser.add_argument(flag, type=hints[entry.name], default=_default(entry), help=text)
+            parser.add_argument(flag, type=hints[entry.name], default=default(entry), help=text)
 
 
-def read_options(parser: Parser, parsed: Namespace, kind: type[Options]) -> Options:
+def read_options(parser: Parser, parsed: Namespace, kind: type[Any]) -> Any:
     """The options that were parsed.
 
     Raises:
         SettingsError: A value means nothing.
     """
     values = parser.instantiate(parsed).as_dict()
-    # As it was given: the model is built anew in every run, after that run's seed is set.
-    model = parsed.model and ModelSettings(parsed.model.class_path, parsed.model.as_dict().get("init_args", {}))
-    given = {entry.name: values[entry.name] for entry in fields(kind) if entry.name != "model"}
-    return kind(**given, model=model)
+    given = {entry.name: values[entry.name] for entry in fields(kind)}
+    if given.get("model") is not None:
+        # As it was given: the model is built anew in every run, after that run's seed is set.
+        given["model"] = ModelSettings(parsed.model.class_path, parsed.model.as_dict().get("init_args", {}))
+    return kind(**given)
 
 
 def with_model(arguments: Sequence[str]) -> list[str]:
@@ -124,12 +130,12 @@ def with_model(arguments: Sequence[str]) -> list[str]:
     return [*arguments[:1], "--model", ModelSettings(task_of(data).model).full_path, *arguments[1:]]
 
 
-def summary(kind: type[Options]) -> str:
+def summary(kind: type[Any]) -> str:
     """The first line of a dataclass's documentation."""
     return parse(inspect.getdoc(kind) or "").short_description or ""
 
 
-def _texts(kind: type[Options]) -> dict[str, str]:
+def _texts(kind: type[Any]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         for entry in parse(base.__doc__ or "").params:
@@ -137,5 +143,6 @@ def _texts(kind: type[Options]) -> dict[str, str]:
     return texts
 
 
-def _default(entry: Field[Any]) -> Any:
+def default(entry: Field[Any]) -> Any:
+    """A field's default; MISSING if it has none."""
     return entry.default_factory() if entry.default_factory is not MISSING else entry.default

@@ -1,0 +1,70 @@
+"""``RESULTS.md``: every measured table beside the paper's, made of the documents in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bpfree.lab.files import read_json, write_text
+from bpfree.lab.report.text import DASH, count, mean_std
+from bpfree.lab.tables.result import FORMAT
+
+_HEAD = """# Results
+
+Made by `bpfree table`; the numbers of every run are in the JSON files beside this page. A cell is what was measured,
+mean ± standard deviation over seeds, above what the paper gives; ✓ is within the recipe's tolerance, ✗ is not.
+"""
+_MARKS = {True: " ✓", False: " ✗", None: ""}
+
+
+def write(folder: Path) -> Path:
+    """Write the page of all documents in ``folder``; return its path."""
+    found = [content for path in sorted(folder.glob("*.json")) for content in [read_json(path)]]
+    documents = [content for content in found if isinstance(content, dict) and content.get("format") == FORMAT]
+    return write_text(folder / "RESULTS.md", "\n".join([_HEAD, *map(section, documents)]))
+
+
+def section(document: Mapping[str, Any]) -> str:
+    """One table's part of the page."""
+    source = ", ".join(str(value) for value in document["source"].values())
+    lines = [f"## {document['title']}", "", f"`bpfree table {document['name']}` · {source}", ""]
+    for name, entries in document["tables"].items():
+        cut = document["scales"][name]["cut"]
+        lines += [f"Scale: {name}{f' ({cut})' if cut else ''}", "", *_table(entries), ""]
+    for heading, texts in (("Deviations", document["deviations"]), ("Remarks", document["remarks"])):
+        lines += [f"{heading}:", "", *(f"- {text}" for text in texts), ""] if texts else []
+    return "\n".join([*lines, _effort(document["records"]), ""])
+
+
+def _table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    columns = list(dict.fromkeys(entry["column"] for entry in entries))
+    cells = {(entry["row"], entry["column"]): entry for entry in entries}
+    rows = dict.fromkeys(entry["row"] for entry in entries)
+    lines = [["", *columns, "seeds"], ["---", *["---:"] * (len(columns) + 1)]]
+    for row in rows:
+        found = [cells.get((row, column)) for column in columns]
+        seeds = max(entry["seeds"] for entry in found if entry is not None)
+        lines.append([row.replace("|", "\\|"), *map(_cell, found), str(seeds)])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return ""
+    measured = mean_std(entry["mean"], entry["std"]) + _MARKS[entry["within"]]
+    return measured if entry["paper"] is None else f"{measured}<br>{mean_std(entry['paper'], entry['paper_std'])}"
+
+
+def _effort(records: Sequence[Mapping[str, Any]]) -> str:
+    """What the runs took, and where they were made."""
+    if not records:
+        return "Not measured yet."
+    hours = sum(record["duration"] for record in records) / 3600
+    machines = dict.fromkeys(_machine(record["environment"]) for record in records)
+    return f"{count(len(records), 'run')}, {hours:.2f} hours; {'; '.join(machines)}."
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    threads = count(environment["threads"], "thread")
+    return f"{environment['processor'] or DASH}, {threads}, torch {environment['torch']}"

@@ -1,0 +1,76 @@
+"""Which number of a record a column shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bpfree.errors import nearest
+from bpfree.lab.errors import SettingsError
+from bpfree.lab.tables.recipe import Column
+from bpfree.lab.tables.work import Work
+
+_ALIGNMENT = "alignment"
+_OF_A_RUN = ("seconds_per_epoch", "alignment_mean", "peak_memory_bytes", "feedback_bytes", "parameters")
+_OF_AN_EPOCH = ("train_loss", "eval_loss")
+
+
+def check(column: Column, work: Work, recipe: str) -> None:
+    """Find out before any run whether there will be such a number.
+
+    Raises:
+        SettingsError: There will not.
+    """
+    if work.metric is None:
+        if not isinstance(column.metric, str):
+            raise SettingsError(f"{recipe}: columns: {column.name}: name under metric one of the numbers computed.")
+        return
+    metric = column.metric
+    if metric is None:
+        return
+    if isinstance(metric, Mapping):
+        if set(metric) != {_ALIGNMENT} or not isinstance(metric[_ALIGNMENT], int | str):
+            raise SettingsError(f"{recipe}: columns: {column.name}: metric must be a name or {{alignment: TAP}}.")
+        return
+    valid = [work.metric, f"train_{work.metric}", f"eval_{work.metric}", *_OF_A_RUN, *_OF_AN_EPOCH]
+    if metric not in valid:
+        raise SettingsError(
+            f"{recipe}: columns: {column.name}: metric {metric!r} is not known. {nearest(metric, valid)}"
+        )
+
+
+def value(record: Mapping[str, Any], column: Column, metric: str | None) -> float | None:
+    """The column's number in one record, after the last epoch; None where it has none.
+
+    Args:
+        record: The record.
+        column: The column.
+        metric: What the column shows if it does not say.
+
+    Raises:
+        SettingsError: The record has no such number or tap.
+    """
+    asked = metric if column.metric is None else column.metric
+    if isinstance(asked, Mapping):
+        return _cosine(record, asked[_ALIGNMENT], column.name)
+    for part in (record.get("values", {}), record, (record.get("epochs") or [{}])[-1]):
+        if asked in part:
+            return part[asked]
+    raise SettingsError(f"columns: {column.name}: the record has no {asked!r}. {nearest(str(asked), _names(record))}")
+
+
+def _names(record: Mapping[str, Any]) -> list[str]:
+    return [*record.get("values", record)]
+
+
+def _cosine(record: Mapping[str, Any], tap: int | str, column: str) -> float | None:
+    """The mean cosine at a tap, by its name or its place, counted from 1."""
+    taps = record["epochs"][-1]["alignment"]
+    if not taps:
+        return None  # a rule without signals
+    names = [entry["name"] for entry in taps]
+    if isinstance(tap, int) and 1 <= tap <= len(taps):
+        return taps[tap - 1]["cosine_mean"]
+    if tap in names:
+        return taps[names.index(tap)]["cosine_mean"]
+    raise SettingsError(f"columns: {column}: there is no tap {tap!r}, only {', '.join(names)}.")

@@ -1,0 +1,101 @@
+"""What ``bpfree table``, ``tune`` and ``report`` can be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from bpfree.lab.errors import SettingsError
+from bpfree.lab.tables.recipe import Recipe, find, names, read
+
+if TYPE_CHECKING:
+    from bpfree.lab.tables.workers import Order
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """What the commands on recipes have in common.
+
+    Args:
+        name: A recipe: one of bpfree's by its name (``bpfree table --list``), or the path of a YAML file of your own.
+        scale: How much of the published experiment is run: full, or another of the recipe's scales.
+        cell: Only these cells or rows of the table.
+        seeds: Seeds a cell (0, 1, ...), in place of the scale's number.
+        data_dir: The folder of the data, or one in which each data set has a folder of its name.
+        ledger: The database of finished runs: a file (SQLite), or a URL such as postgresql://USER@HOST/NAME, through
+            which several machines share the work.
+        out: The folder for results; records in its NAME.json count as finished.
+    """
+
+    name: str | None = None
+    scale: str = "full"
+    cell: list[str] | None = None
+    seeds: int | None = None
+    data_dir: str | None = None
+    ledger: str = "runs/ledger.db"
+    out: str = "results"
+
+    def recipe(self) -> Recipe:
+        """The recipe.
+
+        Raises:
+            SettingsError: None is named, or there is no such recipe.
+        """
+        if self.name is None:
+            raise SettingsError(f"Name a recipe: {', '.join(names())}, or a YAML file of your own.")
+        return read(find(self.name))
+
+    def order(self, *, again: bool = False) -> Order:
+        """What workers need to know of it."""
+        # The database's packages are not loaded to answer --help.
+        from bpfree.lab.tables.workers import Order
+
+        return Order(
+            recipe=self.recipe().path.resolve(),
+            scale=self.scale,
+            seeds=self.seeds,
+            cells=tuple(self.cell or ()),
+            ledger=self.ledger,
+            data_dir=self.data_dir,
+            scratch=Path("runs") / "tables",
+            again=again,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(RecipeOptions):
+    """Run what is missing of a published table, and show it beside the paper's numbers.
+
+    Args:
+        list: Show the recipes that come with bpfree.
+        workers: Processes that run cells; they and those of other commands and machines share the ledger.
+        again: Measure anew what was measured with another state of bpfree's code; the older records stay.
+    """
+
+    list: bool = False
+    workers: int = 1
+    again: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(RecipeOptions):
+    """Choose a recipe's settings on held-out training images, with as many tries for every cell, and write a recipe.
+
+    Args:
+        validation: Training images that are held out, and that settings are chosen on.
+        sampler: Every combination of the values under the recipe's search (grid), or values in their range that look
+            promising after the earlier tries (tpe).
+        trials: Tries a cell; for a grid, by default all of its combinations.
+        to: The recipe to write; by default NAME-tuned.yaml.
+    """
+
+    validation: int = 5000
+    sampler: Literal["grid", "tpe"] = "grid"
+    trials: int | None = None
+    to: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(RecipeOptions):
+    """Make the HTML page of a recipe from its finished runs."""

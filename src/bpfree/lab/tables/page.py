@@ -1,0 +1,139 @@
+"""``bpfree report``: the HTML page of a recipe, and the curves of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from rich.console import Console
+
+import bpfree.lab.report
+from bpfree.lab.compare import FORMAT
+from bpfree.lab.files import write_text
+from bpfree.lab.report import text
+from bpfree.lab.summary import summarize
+from bpfree.lab.tables import result
+from bpfree.lab.tables.ledger import State
+from bpfree.lab.tables.options import ReportOptions
+from bpfree.lab.tables.plan import Cell, plan, works
+from bpfree.lab.tables.provenance import source
+from bpfree.lab.tables.recipe import Recipe
+from bpfree.lab.tables.table import known
+from bpfree.lab.tables.work import Training
+from bpfree.lab.tasks import TASKS
+
+_HERE = Path(bpfree.lab.report.__file__).parent
+
+
+def report(options: ReportOptions, console: Console | None = None) -> Path:
+    """Write the page of a recipe: its table, and beside it one page of curves for all rows that can be compared.
+
+    Args:
+        options: Which recipe, and which of its scales.
+        console: Where the page's path is shown; None shows nothing.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        SettingsError: There is no such recipe.
+    """
+    recipe, folder = options.recipe(), Path(options.out)
+    scale = recipe.scale(options.scale)
+    cells = plan(recipe, scale, options.seeds, options.cell or ())
+    state = known(options).state(works(cells))
+    curves = []
+    for name, found in groups(recipe, cells).items():
+        comparison = compared(recipe, found, state)
+        if comparison is not None:
+            curves.append(
+                (name, bpfree.lab.report.write(comparison, folder / f"{_file_name(recipe.name, name)}.html").name)
+            )
+    entries = result.entries(cells, state, scale)
+    said = result.cautions(state.records.values(), source())
+    path = write_text(folder / f"{recipe.name}.html", html(recipe, scale.cut, entries, curves, said))
+    if console is not None:
+        console.print(f"page: {path}", soft_wrap=True)
+    return path
+
+
+def html(
+    recipe: Recipe,
+    cut: str,
+    entries: Sequence[Mapping[str, Any]],
+    curves: Sequence[tuple[str, str]],
+    said: Sequence[str],
+) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    return environment.get_template("recipe.html").render(
+        recipe=recipe,
+        cut=cut,
+        cells={(entry["row"], entry["column"]): entry for entry in entries},
+        rows=list(dict.fromkeys(entry["row"] for entry in entries)),
+        columns=list(dict.fromkeys(entry["column"] for entry in entries)),
+        curves=curves,
+        cautions=said,
+        text=text,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+    )
+
+
+def groups(recipe: Recipe, cells: Iterable[Cell]) -> dict[str, dict[str, Cell]]:
+    """The cells whose runs are drawn together, by label: a row's if columns differ in what is run, else all rows."""
+    found: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        group, label = (cell.row, cell.column.name) if recipe.by_cell else ("curves", cell.row)
+        found.setdefault(group, {}).setdefault(label, cell)
+    return found
+
+
+def compared(recipe: Recipe, cells: Mapping[str, Cell], state: State) -> dict[str, Any] | None:
+    """The finished runs of some cells in the form of a comparison; None if there are none, or nothing was trained."""
+    runs: list[dict[str, Any]] = []
+    first: Training | None = None
+    for label, cell in cells.items():
+        for work in cell.works:
+            if isinstance(work, Training) and work.key in state.records:
+                runs.append(_numbered(state.records[work.key]) | {"label": label})
+                first = first or work
+    if first is None:
+        return None
+    data = runs[0]["data"]
+    return {
+        "format": FORMAT,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": f"bpfree table {recipe.name}",
+        "task": first.settings.task,
+        "settings": {
+            "recipe": recipe.title,
+            **first.settings.length.describe(),
+            "seeds": sorted({run["seed"] for run in runs}),
+            "measured_on": data["measured_on"],
+            "rules": {run["label"]: run["settings"] for run in runs},
+        },
+        "environment": runs[0]["environment"],
+        "data": {key: value for key, value in data.items() if key not in ("measured_on", "normalization")},
+        "runs": runs,
+        "summary": summarize(runs, list(cells), TASKS[first.settings.task].metric),
+    }
+
+
+def _numbered(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record whose taps are called by their place: dropout in one row gives the same layer another name."""
+    epochs = [
+        epoch | {"alignment": [tap | {"name": str(place)} for place, tap in enumerate(epoch["alignment"], start=1)]}
+        for epoch in record["epochs"]
+    ]
+    return {**record, "epochs": epochs}
+
+
+def _file_name(recipe: str, group: str) -> str:
+    return f"{recipe}-{''.join(letter if letter.isalnum() else '-' for letter in group)}"

@@ -1,0 +1,99 @@
+"""From a recipe to its cells and their runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bpfree.errors import nearest
+from bpfree.lab.errors import SettingsError
+from bpfree.lab.settings import plain
+from bpfree.lab.tables.metrics import check
+from bpfree.lab.tables.recipe import Column, Expected, Recipe, Scale
+from bpfree.lab.tables.work import Work
+from bpfree.lab.tables.work import works as of_settings
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table.
+
+    Attributes:
+        row: Its row's name.
+        column: Its column.
+        expected: The paper's number, if it has one.
+        works: The runs that it is the mean of, one a seed.
+    """
+
+    row: str
+    column: Column
+    expected: Expected | None
+    works: tuple[Work, ...]
+
+    @property
+    def name(self) -> str:
+        """``ROW/COLUMN``."""
+        return f"{self.row}/{self.column.name}"
+
+
+def plan(recipe: Recipe, scale: Scale, seeds: int | None = None, chosen: Sequence[str] = ()) -> list[Cell]:
+    """The cells of a table, in its order.
+
+    Args:
+        recipe: The table.
+        scale: How much of it is run.
+        seeds: Seeds a cell, in place of the scale's own number.
+        chosen: Names of cells (``ROW/COLUMN``) or rows; empty for all.
+
+    Raises:
+        SettingsError: A name is not known, or a setting means nothing.
+    """
+    count = scale.seeds if seeds is None else seeds
+    if count < 1:
+        raise SettingsError(f"--seeds {count} must be at least 1.")
+    known: dict[str, tuple[Work, ...]] = {}
+    cells = []
+    for row, column in chosen_cells(recipe, chosen):
+        settings = recipe.settings(row, column.name, scale)
+        # Columns that show several numbers of one run ask for the same.
+        same = json.dumps([row, plain(settings)], sort_keys=True)
+        if same not in known:
+            label = f"{row} / {column.name}" if recipe.by_cell else row
+            known[same] = _works(recipe, label, settings, count)
+        check(column, known[same][0], recipe.name)
+        cells.append(Cell(row, column, recipe.expected.get(row, {}).get(column.name), known[same]))
+    return cells
+
+
+def _works(recipe: Recipe, label: str, settings: dict[str, Any], count: int) -> tuple[Work, ...]:
+    try:
+        return of_settings(label, settings, count)
+    except SettingsError as error:
+        raise SettingsError(f"{recipe.name}: {error}") from error
+
+
+def chosen_cells(recipe: Recipe, names: Sequence[str]) -> list[tuple[str, Column]]:
+    """Row and column of the cells that are named, in the table's order; of all if none is.
+
+    Raises:
+        SettingsError: There is no such cell.
+    """
+    cells = {
+        f"{row}/{column.name}": (row, column)
+        for row, column in itertools.product(recipe.rows, recipe.columns.values())
+        if not recipe.empty(row, column.name)
+    }
+    for name in names:
+        if name not in cells and name not in recipe.rows:
+            hint = nearest(name, [*recipe.rows, *cells])
+            raise SettingsError(f"--cell {name}: {recipe.name} has no such cell. {hint}")
+    return [place for name, place in cells.items() if not names or name in names or place[0] in names]
+
+
+def works(cells: Iterable[Cell]) -> list[Work]:
+    """The different runs of these cells, seed by seed: an unfinished table has every cell rather than every seed."""
+    found = {entry.key: entry for cell in cells for entry in cell.works}
+    return sorted(found.values(), key=lambda entry: entry.seed)

@@ -1,0 +1,78 @@
+"""What ``bpfree tune`` chooses among: the ``search`` of a recipe."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from optuna.trial import Trial
+
+from bpfree.lab.errors import SettingsError
+from bpfree.lab.tables.inherit import CLASSES, merged
+from bpfree.lab.tables.recipe import SETTINGS, Recipe, known
+
+_RANGE = ("low", "high", "log", "step")
+
+
+def check(recipe: Recipe) -> None:
+    """Find out whether the search can be understood.
+
+    Raises:
+        SettingsError: It is missing, or has a name or a value that means nothing.
+    """
+    if not recipe.search:
+        raise SettingsError(
+            f"{recipe.name}: search is missing. Say what to choose among: search: {{lr: [1e-4, 1e-3]}}."
+        )
+    for name, among in recipe.search.items():
+        where = f"search: {name}"
+        setting, _, argument = name.partition(".")
+        known(setting, SETTINGS, where, recipe.name)
+        if bool(argument) != (setting in CLASSES):
+            raise SettingsError(f"{recipe.name}: {where}: arguments are named with their class, such as rule.step.")
+        if isinstance(among, Mapping):
+            for key in among:
+                known(key, _RANGE, f"{where}: key {key!r}", recipe.name)
+            if not {"low", "high"} <= set(among):
+                raise SettingsError(f"{recipe.name}: {where}: a range needs low and high.")
+        elif not isinstance(among, list) or not among:
+            raise SettingsError(
+                f"{recipe.name}: {where} must be a list of values, or {{low: .., high: .., log: true}}."
+            )
+
+
+def settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Chosen values by name, ``rule.step`` and the like, as settings of a cell."""
+    layers = []
+    for name, value in chosen.items():
+        setting, _, argument = name.partition(".")
+        layers.append({setting: {"init_args": {argument: value}} if argument else value})
+    return merged(*layers)
+
+
+def grid(recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """Every combination.
+
+    Raises:
+        SettingsError: A range has no end of values.
+    """
+    for name, among in recipe.search.items():
+        if isinstance(among, Mapping):
+            raise SettingsError(f"{recipe.name}: search: {name}: a grid needs a list; ranges are for --sampler tpe.")
+    for values in itertools.product(*recipe.search.values()):
+        yield dict(zip(recipe.search, values, strict=True))
+
+
+def suggested(recipe: Recipe, trial: Trial) -> dict[str, Any]:
+    """The values that Optuna suggests for one try."""
+    return {name: _suggested(name, among, trial) for name, among in recipe.search.items()}
+
+
+def _suggested(name: str, among: Any, trial: Trial) -> Any:
+    if not isinstance(among, Mapping):
+        return trial.suggest_categorical(name, among)
+    options = {key: value for key, value in among.items() if key not in ("low", "high")}
+    if all(isinstance(among[end], int) for end in ("low", "high")):
+        return trial.suggest_int(name, among["low"], among["high"], **options)
+    return trial.suggest_float(name, among["low"], among["high"], **options)

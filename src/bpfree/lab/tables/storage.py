@@ -1,0 +1,82 @@
+"""Optuna's storage, opened so that several processes and machines can share it."""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+
+from bpfree.lab.errors import LedgerError
+
+HEARTBEAT = 15
+"""Seconds between two signs of life of a worker."""
+GRACE = 60
+"""Seconds without one after which a worker counts as dead, and its run is given to others."""
+_ATTEMPTS = 8  # to make the tables of a new database, which several processes may do at once
+_SQLITE_SECONDS = 60  # to wait for another process's transaction
+
+
+def open_storage(place: str) -> RDBStorage:
+    """Open a database, or make it.
+
+    Args:
+        place: A database URL as SQLAlchemy takes it, or the path of an SQLite file.
+
+    Raises:
+        LedgerError: The database cannot be opened.
+    """
+    url = place if "://" in place else _of_file(Path(place).expanduser())
+    # The names of studies are the ledger's business, and heartbeats are what it is made for.
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return _open(url)
+        except (SQLAlchemyError, RuntimeError, ImportError, ValueError) as error:
+            if attempt == _ATTEMPTS or not isinstance(error, SQLAlchemyError):
+                raise LedgerError(f"--ledger {place} cannot be opened ({error}).") from error
+            time.sleep(random.random() * attempt / 4)
+    raise AssertionError
+
+
+def _of_file(path: Path) -> str:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LedgerError(f"--ledger {path}: its folder cannot be made ({error.strerror}).") from error
+    return f"sqlite:///{path}"
+
+
+def _open(url: str) -> RDBStorage:
+    lite = url.startswith("sqlite")
+    options: dict[str, Any] = {"connect_args": {"timeout": _SQLITE_SECONDS}} if lite else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = RDBStorage(url, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+    if lite:
+        _serialize(storage.engine)
+    return storage
+
+
+def _serialize(engine: Any) -> None:
+    """Make SQLite take its lock where a transaction begins.
+
+    It knows no locks on rows, by which Optuna lets one of several workers alone have a trial: without this, two that
+    read "waiting" at once would both write "running".
+    """
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # Python's module would begin late, with the first change
+
+    @event.listens_for(engine, "begin")
+    def begins(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections that were opened before know nothing of this

@@ -1,0 +1,78 @@
+"""``bpfree table``: run what is missing, and show the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bpfree.lab.errors import RunError, SettingsError
+from bpfree.lab.tables import markdown, result, show
+from bpfree.lab.tables.ledger import Ledger, State
+from bpfree.lab.tables.options import RecipeOptions, TableOptions
+from bpfree.lab.tables.plan import Cell, plan, works
+from bpfree.lab.tables.provenance import source
+from bpfree.lab.tables.recipe import Recipe, find, names, read
+from bpfree.lab.tables.workers import run_all
+
+
+def table(options: TableOptions, console: Console | None = None) -> dict[str, Any]:
+    """Run what is missing of a recipe, write ``NAME.json`` and ``RESULTS.md``, and show the table.
+
+    Args:
+        options: Which recipe, and how much of it.
+        console: Where progress and the table are shown; None shows nothing.
+
+    Returns:
+        What is in ``NAME.json``; for ``--list``, nothing.
+
+    Raises:
+        SettingsError: A name or a value in the recipe or the options means nothing.
+        RunError: Some runs failed; what the others found is written and shown.
+    """
+    if options.list:
+        if console is not None:
+            console.print(show.recipes([read(find(name)) for name in names()]))
+        return {}
+    if options.workers < 1:
+        raise SettingsError(f"--workers {options.workers} must be at least 1.")
+    recipe, order = options.recipe(), options.order(again=options.again)
+    cells = plan(recipe, recipe.scale(options.scale), options.seeds, order.cells)
+    ledger = known(options, again=options.again)
+    run_all(order, ledger, options.workers, console)
+    written = document(recipe, ledger)
+    paths = [result.write(written, Path(options.out)), markdown.write(Path(options.out))]
+    state = ledger.state(works(cells))
+    if console is not None:
+        _show(console, recipe, options, cells, state)
+        for path in paths:
+            console.print(f"{path.name}: {path}", soft_wrap=True)
+    if state.wrong:
+        raise RunError(f"{len(state.wrong)} runs failed; the table says which and why. The same command tries again.")
+    return written
+
+
+def document(recipe: Recipe, ledger: Ledger) -> dict[str, Any]:
+    """All that the ledger has of a recipe, at every scale and with every seed."""
+    tables, records = {}, {}
+    for scale in recipe.scales.values():
+        cells = plan(recipe, scale, max(scale.seeds, ledger.seeds()))
+        state = ledger.state(works(cells))
+        tables[scale.name] = result.entries(cells, state, scale)
+        records |= state.records
+    return result.document(recipe, tables, records)
+
+
+def known(options: RecipeOptions, *, again: bool = False) -> Ledger:
+    """The ledger of a recipe, with the records that lie in the folder of results."""
+    ledger = options.order(again=again).open()
+    ledger.adopt(result.records(Path(options.out) / f"{options.recipe().name}.json"))
+    return ledger
+
+
+def _show(console: Console, recipe: Recipe, options: TableOptions, cells: list[Cell], state: State) -> None:
+    scale = recipe.scale(options.scale)
+    console.print(show.table(recipe, scale, result.entries(cells, state, scale)))
+    for line in [*result.cautions(state.records.values(), source()), *dict.fromkeys(state.wrong.values())]:
+        console.print(line, soft_wrap=True)

@@ -1,0 +1,285 @@
+"""The unit of work: one run or measurement, which several cells of a table may read."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from jsonargparse import ArgumentError
+
+import bpfree
+from bpfree.errors import nearest
+from bpfree.lab import models
+from bpfree.lab.data import load
+from bpfree.lab.errors import SettingsError
+from bpfree.lab.options import Options, TrainOptions
+from bpfree.lab.parser import Parser, add_options, default, hint, read_options
+from bpfree.lab.settings import PRESETS, RuleOverrides, RunSettings, import_path, own_code, plain
+from bpfree.lab.tasks import TASKS
+from bpfree.lab.terminal import Display
+
+
+class Work(Protocol):
+    """What can be run for a cell.
+
+    Attributes:
+        label: What it is called while it runs.
+        seed: The seed.
+    """
+
+    label: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """A hash of all that is asked for: what has the same key has the same result at one state of the code."""
+
+    @property
+    def metric(self) -> str | None:
+        """The number that a column shows unless it names another."""
+
+    def perform(self, folder: Path, data_dir: str | None, display: Display) -> dict[str, Any]:
+        """Do it, and return the record."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One rule, one seed.
+
+    Attributes:
+        label: What it is called while it runs.
+        seed: The seed.
+        options: What is trained, in the terms of ``bpfree train``.
+        settings: The same with all defaults filled in.
+    """
+
+    label: str
+    seed: int
+    options: TrainOptions
+    settings: RunSettings
+
+    @property
+    def metric(self) -> str:
+        """What its task is measured by."""
+        return TASKS[self.settings.task].metric.name
+
+    @functools.cached_property
+    def key(self) -> str:
+        """A hash of what differs from the defaults, so that an option which is added later changes no key."""
+        run, rule, model = self.settings, type(self.settings.rule.rule), self.settings.model["class_path"]
+        return _hash(
+            {
+                "data": {"name": self.options.data, **_differing(self.options, _of_data())},
+                "model": _differing_model(run.model),
+                "rule": _asked(run.rule),
+                "run": _differing(run, [entry.name for entry in fields(run) if entry.name not in _TOLD]),
+                "seed": self.seed,
+                "code": [own_code(rule.__module__), own_code(model.rpartition(".")[0])],
+            }
+        )
+
+    def perform(self, folder: Path, data_dir: str | None, display: Display) -> dict[str, Any]:
+        """Train, or continue from the last complete epoch that another process has left in ``folder``."""
+        # Importing what trains takes seconds, which a table that is complete does not need.
+        from bpfree.lab.runs import run
+
+        how = {name: getattr(self.options, name) for name in _of_data()}
+        splits = _loaded(self.options.data, _folder(data_dir, self.options.data), how)
+        record = run(self.settings, splits, folder, display=display)
+        display.finish(self.settings, record, known=False)
+        return {name: value for name, value in record.items() if name not in _PICTURES}
+
+
+_TOLD = {"label", "seed", "rule", "model"}  # of a run's settings: those that are told elsewhere in its key
+_PICTURES = {"filters", "filters_shape", "embedding"}  # too large for a record of which there are hundreds
+
+
+def _of_data() -> list[str]:
+    """The options that say how data are read."""
+    options = {entry.name for entry in fields(Options)} - {"data_dir"}
+    return [name for name in inspect.signature(load).parameters if name in options]
+
+
+def _loaded(name: str, place: str | None, how: dict[str, Any]) -> Any:
+    """The data; those of the last run are kept, which most runs of a table share."""
+    asked = _hash({"name": name, "place": place, "how": how})
+    if asked not in _KEPT:
+        _KEPT.clear()  # before the next ones are read: two data sets may be more than fits in memory
+        _KEPT[asked] = load(name, place, **how)
+    return _KEPT[asked]
+
+
+_KEPT: dict[str, Any] = {}
+
+
+def _folder(data_dir: str | None, name: str) -> str | None:
+    """The folder of one data set: ``data_dir`` itself, or what is called like the data set in it."""
+    own = Path(data_dir or "").expanduser() / name
+    return str(own) if data_dir is not None and own.is_dir() else data_dir
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Numbers that a function computes, with or without a seed.
+
+    Attributes:
+        label: What it is called while it runs.
+        seed: The seed; given to the function if it takes one.
+        function: Import path. It returns numbers by name. If it has an argument ``data_dir``, it gets the folder of the
+            data.
+        arguments: Its other arguments.
+    """
+
+    label: str
+    seed: int
+    function: str
+    arguments: dict[str, Any]
+
+    @property
+    def metric(self) -> None:
+        """None: a column of computed numbers names its metric."""
+
+    @functools.cached_property
+    def key(self) -> str:
+        """A hash of function and arguments."""
+        asked = {"function": self.function, "arguments": self.arguments, "seed": self.seed}
+        return _hash(asked | {"code": own_code(self.function.rpartition(".")[0])})
+
+    def perform(self, folder: Path, data_dir: str | None, display: Display) -> dict[str, Any]:
+        """Call the function."""
+        function = imported(self.function)
+        known = {"seed": self.seed, "data_dir": data_dir}
+        taken = inspect.signature(function).parameters
+        values = function(**self.arguments, **{name: value for name, value in known.items() if name in taken})
+        return {"label": self.label, "seed": self.seed, "values": plain(values), "settings": self.arguments}
+
+
+def imported(path: str) -> Any:
+    """The function of this import path.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = importlib.import_module(module)
+    except (ImportError, ValueError) as error:
+        raise SettingsError(f"function {path}: its module cannot be imported ({error}).") from error
+    if not callable(getattr(found, name, None)):
+        raise SettingsError(f"function {path}: {module} has no such function. {nearest(name, dir(found))}")
+    return getattr(found, name)
+
+
+def works(label: str, settings: Mapping[str, Any], seeds: int) -> tuple[Work, ...]:
+    """The runs or the measurement of these settings, those of a cell in a recipe, one a seed.
+
+    A measurement that takes no seed is one, however many seeds there are.
+
+    Raises:
+        SettingsError: A name or a value means nothing.
+    """
+    if "function" in settings:
+        return _measurements(label, settings, seeds)
+    options, run = _resolved(label, json.dumps(settings, sort_keys=True))
+    return tuple(Training(label, seed, options, replace(run, seed=seed)) for seed in range(seeds))
+
+
+def _measurements(label: str, settings: Mapping[str, Any], seeds: int) -> tuple[Measurement, ...]:
+    others = sorted(set(settings) - {"function", "arguments"})
+    if others:
+        raise SettingsError(f"{label}: {others[0]} has no meaning beside a function; give it as an argument.")
+    function, arguments = settings["function"], dict(settings.get("arguments") or {})
+    taken = inspect.signature(imported(function)).parameters
+    for name in arguments:
+        if name not in taken:
+            raise SettingsError(f"{label}: {function} has no argument {name!r}. {nearest(name, taken)}")
+    return tuple(Measurement(label, seed, function, arguments) for seed in range(seeds if "seed" in taken else 1))
+
+
+@functools.cache
+def _resolved(label: str, text: str) -> tuple[TrainOptions, RunSettings]:
+    """A cell's settings, as JSON, with all defaults filled in, and seed 0."""
+    options = _train_options(label, json.loads(text))
+    return options, replace(options.run(options.rule, 0, details=False), label=label)
+
+
+def _train_options(label: str, settings: Mapping[str, Any]) -> TrainOptions:
+    """A cell's settings as the options of ``bpfree train``."""
+    general = {entry.name for entry in fields(Options)}
+    overrides = {entry.name for entry in fields(RuleOverrides)} - {"rule"}
+    given: dict[str, Any] = {"threads": 1}  # not the machine's choice: sums differ in their last bits
+    given |= {name: value for name, value in settings.items() if name in general - overrides}
+    rule, own = _rule(settings.get("rule"))
+    own |= {name: value for name, value in settings.items() if name in overrides}
+    given |= {"rule": rule, "settings": {rule: own}}
+    parser = _parser()
+    try:
+        return read_options(parser, parser.parse_object(given), TrainOptions)
+    except ArgumentError as error:
+        raise SettingsError(f"{label}: {error}\n{_hint(str(error), settings, parser)}".rstrip()) from error
+
+
+def _rule(given: Any) -> tuple[str, dict[str, Any]]:
+    """The label whose preset is the beginning, and the rule itself if it is not the preset's."""
+    if not isinstance(given, Mapping):
+        return given or TrainOptions.rule, {}
+    name = given["class_path"]
+    if not given.get("init_args") and (name in PRESETS or name in bpfree.RULES):
+        return name, {}
+    return name.rpartition(".")[2], {"rule": dict(given)}
+
+
+def _hint(message: str, settings: Mapping[str, Any], parser: Parser) -> str:
+    """The nearest valid name: of an option or argument, or of a class."""
+    found = hint(message, parser)
+    for setting, valid in (("rule", bpfree.RULES), ("model", models.__all__), ("within", bpfree.RULES)):
+        value = settings.get(setting)
+        path = value.get("class_path") if isinstance(value, Mapping) else value
+        if not found and path and f"import path string: {path}" in message:
+            found = nearest(path, valid)
+    return found
+
+
+@functools.cache
+def _parser() -> Parser:
+    parser = Parser(exit_on_error=False)
+    add_options(parser, TrainOptions)
+    return parser
+
+
+def _asked(value: Any) -> Any:
+    """A value as JSON has it; of dataclasses the fields that are not at their defaults, and what they are."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return plain(value)
+    return {"class": import_path(type(value)), **_differing(value, [entry.name for entry in fields(value)])}
+
+
+def _differing(settings: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Those fields of a dataclass that are not at their defaults."""
+    usual = {entry.name: default(entry) for entry in fields(settings) if entry.init}
+    found = {name: getattr(settings, name) for name in names if name in usual}
+    return {name: _asked(value) for name, value in found.items() if value != usual[name]}
+
+
+def _differing_model(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model, and those of its arguments that are not at their defaults."""
+    usual = _defaults(model["class_path"])
+    given = {name: value for name, value in model["init_args"].items() if plain(value) != usual.get(name, MISSING)}
+    return {"class_path": model["class_path"], "init_args": given}
+
+
+@functools.cache
+def _defaults(class_path: str) -> dict[str, Any]:
+    parameters = inspect.signature(imported(class_path)).parameters.values()
+    return {entry.name: plain(entry.default) for entry in parameters if entry.default is not entry.empty}
+
+
+def _hash(asked: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain(asked), sort_keys=True).encode()).hexdigest()[:16]

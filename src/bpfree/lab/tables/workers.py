@@ -1,0 +1,172 @@
+"""Who runs what is missing: this process, or several that share the ledger, on one machine or on many."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bpfree.lab import environment
+from bpfree.lab.errors import RunError
+from bpfree.lab.tables.ledger import Claim, Ledger
+from bpfree.lab.tables.plan import plan, works
+from bpfree.lab.tables.provenance import code, source
+from bpfree.lab.tables.recipe import read
+from bpfree.lab.tables.work import Work
+from bpfree.lab.terminal import Display
+
+METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+"""How workers begin: never as copies of this process, which may hold a GPU or threads."""
+_POLL = 1.0  # seconds between two looks at the ledger
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker needs to know, whatever process it is in.
+
+    Attributes:
+        recipe: The recipe's file.
+        scale: The scale's name.
+        seeds: Seeds a cell, or None for the scale's.
+        cells: The chosen cells; empty for all.
+        ledger: The ledger's database.
+        data_dir: The folder of the data.
+        scratch: Where logs and checkpoints of unfinished runs lie.
+        again: Only records of this state of the code count.
+    """
+
+    recipe: Path
+    scale: str
+    seeds: int | None
+    cells: tuple[str, ...]
+    ledger: str
+    data_dir: str | None
+    scratch: Path
+    again: bool = False
+
+    def works(self) -> list[Work]:
+        """All runs of the chosen cells."""
+        recipe = read(self.recipe)
+        return works(plan(recipe, recipe.scale(self.scale), self.seeds, self.cells))
+
+    def folder(self) -> Path:
+        """Where runs of the present code leave their files: none is continued by other code than began it."""
+        return self.scratch / source()
+
+    def open(self) -> Ledger:
+        """The recipe's ledger."""
+        return Ledger(self.ledger, self.recipe.stem, source=source() if self.again else None)
+
+
+def run_all(order: Order, ledger: Ledger, workers: int, console: Console | None) -> None:
+    """Run what the ledger lacks of an order; returns when that is nothing, be it that others ran it.
+
+    Raises:
+        RunError: All workers ended before the work did.
+    """
+    found = order.works()
+    ledger.ask(found, again=True)
+    missing = ledger.state(found).unfinished
+    if not missing:
+        return
+    if workers > 1:
+        _watch(order, found, ledger, min(workers, len(missing)), console)
+        return
+    with Display(console, runs=len(missing)) as display:
+        work_on(order, found, ledger, display)
+
+
+def _watch(order: Order, found: Sequence[Work], ledger: Ledger, workers: int, console: Console | None) -> None:
+    """Let several processes work, and say what they have finished."""
+    context = multiprocessing.get_context(METHOD)
+    if METHOD == "forkserver":
+        context.set_forkserver_preload(["bpfree.lab.runs"])  # imported once, not by every worker
+    with ExitStack() as stack:
+        processes = [context.Process(target=_worker, args=(order,), daemon=True) for _ in range(workers)]
+        for process in processes:
+            process.start()
+            stack.callback(_stop, process)
+        told = set(ledger.state(found).records)
+        while True:
+            alive = any(process.is_alive() for process in processes)
+            state = ledger.state(found)
+            for work in found:
+                if work.key in state.records and work.key not in told:
+                    told.add(work.key)
+                    _say(console, f"[{len(told)}/{len(found)}] {_line(work, state.records[work.key])}")
+            if not state.unfinished:
+                return
+            if not alive:
+                raise RunError(
+                    f"all workers have ended, and {len(state.unfinished)} runs are missing. Repeat the command."
+                )
+            time.sleep(_POLL)
+
+
+def _stop(process: BaseProcess) -> None:
+    process.terminate()
+    process.join()
+
+
+def _worker(order: Order) -> None:
+    """The life of one worker process."""
+    parent = multiprocessing.parent_process()
+    with Display(None) as display:
+        work_on(order, order.works(), order.open(), display, lambda: parent is None or parent.is_alive())
+
+
+def work_on(
+    order: Order, found: Sequence[Work], ledger: Ledger, display: Display, wanted: Callable[[], bool] = lambda: True
+) -> None:
+    """Take one run after the other, until none is left that waits or may be given back, or none is wanted."""
+    source()  # of the code that was imported; files may change while a table runs for days
+    while wanted():
+        claim = ledger.claim(found)
+        if claim is not None:
+            with claim:
+                _perform(claim, order, display)
+        elif ledger.state(found).unfinished:
+            time.sleep(_POLL * (0.5 + random.random()))
+        else:
+            return
+
+
+def _perform(claim: Claim, order: Order, display: Display) -> None:
+    began = time.perf_counter()
+    try:
+        record = claim.work.perform(order.folder(), order.data_dir, display)
+    except Exception as error:  # whatever goes wrong in one cell, the others of a night's table are still wanted
+        claim.fail(f"{type(error).__name__}: {error}")
+        return
+    metric = claim.work.metric
+    claim.finish(
+        {
+            **record,
+            "key": claim.work.key,
+            "value": None if metric is None else record[metric],
+            "code": code(),
+            "environment": record.get("environment") or environment.describe(),
+            "duration": time.perf_counter() - began,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+    )
+
+
+def _line(work: Work, record: dict[str, Any]) -> str:
+    """What is said of a finished run."""
+    result = "" if work.metric is None else f": {work.metric} {record['value']:.2f}"
+    return f"{work.label}, seed {work.seed}{result} ({record['duration']:.0f} s)"
+
+
+def _say(console: Console | None, line: str) -> None:
+    if console is not None:
+        console.print(line)

@@ -1,0 +1,195 @@
+"""Recipes: what a file means, and what is said of mistakes in it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+import tiny_table
+import yaml
+
+from bpfree.lab import data
+from bpfree.lab.errors import SettingsError
+from bpfree.lab.tables.inherit import merged
+from bpfree.lab.tables.plan import plan, works
+from bpfree.lab.tables.recipe import Expected, find, names, read
+
+
+@pytest.fixture(autouse=True)
+def tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny.splits())
+
+
+def planned(folder: Path, text: str = tiny_table.RECIPE, scale: str = "full"):
+    recipe = read(tiny_table.write(folder, text))
+    return plan(recipe, recipe.scale(scale))
+
+
+@pytest.mark.parametrize(
+    ("layers", "result"),
+    [
+        ([{"lr": 1, "epochs": 2}, {"lr": 3}], {"lr": 3, "epochs": 2}),
+        ([{"rule": "DFA"}, {"rule": "BP"}], {"rule": {"class_path": "BP"}}),
+        (
+            [{"rule": "DFA"}, {"rule": {"init_args": {"feedback": {"modes": 1}}}}],
+            {"rule": {"class_path": "DFA", "init_args": {"feedback": {"modes": 1}}}},
+        ),
+        (
+            [{"rule": {"class_path": "DFA", "init_args": {"a": 1, "b": 2}}}, {"rule": {"init_args": {"b": 3}}}],
+            {"rule": {"class_path": "DFA", "init_args": {"a": 1, "b": 3}}},
+        ),
+        # Another class has other arguments.
+        ([{"rule": {"class_path": "DFA", "init_args": {"a": 1}}}, {"rule": "BP"}], {"rule": {"class_path": "BP"}}),
+        ([{"taps": ["a"]}, {"taps": ["b"]}], {"taps": ["b"]}),
+        ([{"model": "MLP"}, {"model": None}], {"model": None}),
+    ],
+)
+def test_particular_settings_lie_over_general_ones(layers: list[dict], result: dict) -> None:
+    assert merged(*layers) == result
+
+
+def test_cells_inherit_and_columns_share_runs(tmp_path: Path) -> None:
+    cells = planned(tmp_path)
+    assert [cell.name for cell in cells][:5] == [
+        "DFA/accuracy", "DFA/training", "DFA/cosine 1", "DFA/cosine 2", "sum/accuracy",
+    ]  # fmt: skip
+    assert (cells[0].expected, cells[4].expected, cells[8].expected) == (Expected(50, 1.5), None, Expected(90))
+    found = works(cells)
+    # Three rows and two seeds, whatever the number of columns; every row before any second seed.
+    assert [(work.label, work.seed) for work in found] == [
+        ("DFA", 0), ("sum", 0), ("BP", 0), ("DFA", 1), ("sum", 1), ("BP", 1),
+    ]  # fmt: skip
+    summed, bp = found[1].settings, found[2].settings
+    assert (summed.rule.rule.reduction, summed.rule.lr, summed.rule.optimizer) == ("sum", 0.01, "SGD")
+    assert (bp.rule.lr, bp.rule.optimizer, bp.epochs, bp.threads) == (0.05, "Adam", 3, 1)
+    assert bp.model["init_args"]["hidden"] == [16, 16]
+    assert [work.settings.epochs for work in works(planned(tmp_path, scale="reduced"))] == [1, 1, 1]
+
+
+def test_columns_may_differ_in_what_is_run_and_cells_may_be_empty(tmp_path: Path) -> None:
+    content = yaml.safe_load(tiny_table.RECIPE)
+    content["columns"] = {"DFA": {}, "BP": {"rule": "BP"}}
+    content["rows"] = {"wide": {}, "deep": {"epochs": 2}}
+    content["cells"] = {"deep/BP": None, "wide/BP": {"lr": 0.5}}
+    content["expected"] = {}
+    cells = planned(tmp_path, yaml.safe_dump(content, sort_keys=False))
+    assert [cell.name for cell in cells] == ["wide/DFA", "wide/BP", "deep/DFA"]
+    assert [work.label for work in works(cells)][:3] == ["wide / DFA", "wide / BP", "deep / DFA"][:3]
+    assert cells[1].works[0].settings.rule.lr == 0.5
+
+
+def keys(folder: Path, **changes: object) -> list[str]:
+    content = yaml.safe_load(tiny_table.RECIPE)
+    content["base"] |= changes
+    return [work.key for work in works(planned(folder, yaml.safe_dump(content, sort_keys=False)))]
+
+
+def test_a_key_tells_runs_apart_and_nothing_else(tmp_path: Path) -> None:
+    usual = keys(tmp_path)
+    assert len(set(usual)) == 6
+    assert keys(tmp_path, window=1) == keys(tmp_path, threads=1) == usual  # defaults, written out
+    model = {"class_path": "bpfree.lab.models.MLP", "init_args": {"hidden": [16, 16], "dropout": 0.2}}
+    assert keys(tmp_path, model=model) == usual
+    assert keys(tmp_path, model=model | {"init_args": {"activation": "tanh", **model["init_args"]}}) == usual
+    changed: list[dict] = [
+        {"lr": 0.5}, {"epochs": 4}, {"threads": 2}, {"validation": 10}, {"momentum": 0.5}, {"data": "digits"},
+        {"batch_size": 16}, {"taps": ["2"]}, {"model": "MLP"}, {"schedule": "constant"}, {"steps": 16, "epochs": None},
+    ]  # fmt: skip
+    found = [keys(tmp_path, **change)[0] for change in changed]
+    assert len({*found, usual[0]}) == len(found) + 1
+
+
+def test_a_key_knows_the_code_of_a_rule_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "import dataclasses, bpfree\n@dataclasses.dataclass(frozen=True)\nclass Sketch(bpfree.DFA):\n    pass\n"
+    (tmp_path / "sketched_rule.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = keys(tmp_path, rule="sketched_rule.Sketch")
+    (tmp_path / "sketched_rule.py").write_text(source + "# another thought\n")
+    assert keys(tmp_path, rule="sketched_rule.Sketch")[0] != before[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("title:", "titel:", "'titel' is not known.*Did you mean 'title'"),
+        ("batch_size:", "batchsize:", "base: key 'batchsize' is not known.*Did you mean 'batch_size'"),
+        ("metric: train", "metrik: train", "training: key 'metrik' is not known.*Did you mean 'metric'"),
+        ("train_accuracy", "train_acuracy", "metric 'train_acuracy' is not known.*Did you mean 'train_accuracy'"),
+        ("alignment: 1", "aligment: 1", "metric must be a name or"),
+        (
+            "init_args: {reduction",
+            "init_arg: {reduction",
+            "rows: sum: rule: key 'init_arg' is not known.*Did you mean 'init_args'",
+        ),
+        ("{reduction: sum}", "{reducton: sum}", "tiny: sum: (.|\n)*Did you mean 'reduction'"),
+        ("class_path: DFA", "class_path: DFAA", "(.|\n)*Did you mean 'DFA'"),
+        ("class_path: MLP", "class_path: MPL", "(.|\n)*Did you mean 'MLP'"),
+        ("epochs: 3", "epochs: many", "(.|\n)*epochs"),
+        ("  DFA: {accuracy", "  DAF: {accuracy", "expected: key 'DAF' is not known.*Did you mean 'DFA'"),
+        ("{accuracy: 90}", "{acuracy: 90}", "expected: BP: key 'acuracy' is not known.*Did you mean 'accuracy'"),
+        ("accuracy: 90", "accuracy: good", r"must be a mean, or \[mean, standard deviation\]"),
+        (", cut: 1 of 3 epochs", "", "scales: reduced: say under cut"),
+        ("rows:", "deviations:", "rows is missing"),
+        ("rule: BP", "function: tiny_table.memory", "optimizer has no meaning|batch_size has no meaning|data has no"),
+        ("title: Rules", "title: {Rules", "cannot be read as YAML"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in tiny_table.RECIPE
+    with pytest.raises(SettingsError, match=message):
+        planned(tmp_path, tiny_table.RECIPE.replace(old, new))
+
+
+def test_a_scale_and_a_cell_are_asked_for_by_name(tmp_path: Path) -> None:
+    recipe = read(tiny_table.write(tmp_path))
+    with pytest.raises(SettingsError, match=r"--scale redused is not known\. Did you mean 'reduced'"):
+        recipe.scale("redused")
+    with pytest.raises(SettingsError, match=r"no such cell\. Did you mean 'BP/training'"):
+        plan(recipe, recipe.scale("full"), chosen=["BP/trainin"])
+    with pytest.raises(SettingsError, match="--seeds 0"):
+        plan(recipe, recipe.scale("full"), seeds=0)
+    assert [cell.name for cell in plan(recipe, recipe.scale("full"), chosen=["BP/training", "sum"])][:2] == [
+        "sum/accuracy", "sum/training",
+    ]  # fmt: skip
+
+
+def test_recipes_are_found_by_name_or_file(tmp_path: Path) -> None:
+    assert find("launay2019-table2").is_file()
+    assert find(str(tiny_table.write(tmp_path))) == tmp_path / "tiny.yaml"
+    with pytest.raises(SettingsError, match="Did you mean 'launay2019-table2'"):
+        find("launay2019-tabel2")
+    with pytest.raises(SettingsError, match="no such file"):
+        find("nowhere.yaml")
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_of_the_package_can_be_run(name: str) -> None:
+    recipe = read(find(name))
+    assert {"full"} <= set(recipe.scales)
+    assert recipe.source
+    for scale in recipe.scales.values():
+        assert works(plan(recipe, scale))
+
+
+def test_table_2_of_launay_2019_says_what_the_paper_and_its_code_do() -> None:
+    recipe = read(find("launay2019-table2"))
+    found = {work.label: work.settings for work in works(plan(recipe, recipe.scale("full"), seeds=1))}
+    assert len(found) == 10  # nine rows, one of them with both slopes
+    assert {run.rule.rule.reduction for run in found.values()} == {"sum"}
+    assert {label for label, run in found.items() if run.rule.lr == 1e-4} == {
+        "norm+|x|", "norm+lReLU(-0.5)", "norm+lReLU(+0.5)",
+    }  # fmt: skip
+    assert {(run.rule.optimizer, run.rule.schedule, run.batch_size, run.epochs) for run in found.values()} == {
+        ("SGD", "constant", 128, 50)
+    }
+    assert found["no norm"].rule.rule.feedback.normalization == "none"
+    assert found["norm"].rule.rule.feedback.normalization == "launay2019"
+
+
+def test_the_recipe_of_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tables.md").read_text()
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    recipe = read(tiny_table.write(tmp_path, text))
+    assert len(works(plan(recipe, recipe.scale("full")))) == 9

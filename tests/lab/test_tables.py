@@ -1,0 +1,307 @@
+"""Tables: what is missing is run, once, whoever is killed on the way."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import tiny
+import tiny_table
+from rich.console import Console
+from test_runs import Interrupting
+
+from bpfree.lab import data
+from bpfree.lab.cli import main
+from bpfree.lab.errors import LedgerError, RunError
+from bpfree.lab.tables import provenance, result, storage, workers
+from bpfree.lab.tables.ledger import Ledger
+from bpfree.lab.tables.options import TableOptions
+from bpfree.lab.tables.plan import plan, works
+from bpfree.lab.tables.recipe import read
+from bpfree.lab.tables.table import table
+from bpfree.lab.tables.work import Training
+
+
+@pytest.fixture(autouse=True)
+def tiny_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny.splits())
+    monkeypatch.chdir(tmp_path)
+    # Children know the tiny data if they are copies of this process.
+    monkeypatch.setattr(workers, "METHOD", "fork")
+    monkeypatch.setattr(workers, "_POLL", 0.1)
+    tiny_table.write(tmp_path)
+
+
+def options(**changes: Any) -> TableOptions:
+    return TableOptions(**({"name": "tiny.yaml"} | changes))
+
+
+def timeless(document: dict[str, Any]) -> dict[str, str]:
+    return {record["key"]: tiny_table.timeless(record) for record in document["records"]}
+
+
+def attempts(ledger: str = "runs/ledger.db") -> Counter[tuple[str, str]]:
+    """How often a run is in a state, by the run's name and the state's."""
+    opened = storage.open_storage(ledger)
+    trials = [trial for study in opened.get_all_studies() for trial in opened.get_all_trials(study._study_id)]
+    return Counter((f"{t.user_attrs['label']} {t.user_attrs['seed']}", t.state.name) for t in trials)
+
+
+ONCE = {(f"{row} {seed}", "COMPLETE"): 1 for row in ("DFA", "sum", "BP") for seed in (0, 1)}
+
+
+def test_a_table_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = io.StringIO()
+    document = table(options(), Console(file=text, width=160))
+    assert json.loads(Path("results/tiny.json").read_text()) == document
+    records = {(record["label"], record["seed"]): record for record in document["records"]}
+    assert len(records) == 6
+    (dfa, *_), bp = document["tables"]["full"], document["tables"]["full"][8]
+    accuracies = [records["DFA", seed]["epochs"][-1]["eval_accuracy"] for seed in (0, 1)]
+    assert dfa["mean"] == pytest.approx(sum(accuracies) / 2)
+    assert dfa["std"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+    assert (dfa["paper"], dfa["paper_std"], dfa["seeds"], dfa["within"]) == (50, 1.5, 2, True)
+    cells = {(entry["row"], entry["column"]): entry for entry in document["tables"]["full"]}
+    assert cells["DFA", "cosine 1"]["within"] is False
+    assert cells["BP", "cosine 1"]["mean"] == pytest.approx(1)
+    assert (bp["row"], bp["within"], cells["sum", "accuracy"]["within"]) == ("BP", True, None)
+    record = records["DFA", 0]
+    assert record["code"]["source"] == provenance.source()
+    assert record["data"]["checksums"] == {"made up": "0"}
+    assert {"settings", "environment", "duration", "finished"} <= set(record)
+    page = Path("results/RESULTS.md").read_text()
+    for shown in (text.getvalue(), page):
+        assert "50.00 ± 1.50" in shown
+        assert "The pictures are <made up>." in shown
+    # Asked again it costs nothing; at another scale it is another table.
+    monkeypatch.setattr(Training, "perform", lambda *_: pytest.fail("it ran again"))
+    assert table(options()) == table(options(seeds=1, cell=["DFA/accuracy"])) == document
+
+
+def test_a_part_of_a_table_and_another_scale() -> None:
+    first = table(options(cell=["BP/accuracy"], seeds=1))
+    assert [(record["label"], record["seed"]) for record in first["records"]] == [("BP", 0)]
+    both = table(options(scale="reduced", cell=["BP", "DFA"]))
+    assert set(both["tables"]) == {"full", "reduced"}
+    assert {len(record["epochs"]) for record in both["records"]} == {1, 3}
+    text = Path("results/RESULTS.md").read_text()
+    assert "Scale: reduced (1 of 3 epochs)" in text
+
+
+def test_the_same_numbers_again_in_an_empty_ledger() -> None:
+    first = table(options(seeds=1))
+    again = table(options(seeds=1, ledger="runs/other.db", out="other"))
+    assert timeless(again) != {}
+    # The checkpoints and files of the first are there no more: it was all computed anew.
+    assert timeless(again) == timeless(first)
+
+
+def test_results_of_another_machine_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    document = table(options(seeds=1))
+    monkeypatch.setattr(Training, "perform", lambda *_: pytest.fail("it ran again"))
+    assert table(options(seeds=1, ledger="runs/elsewhere.db")) == document
+
+
+def forked(target: Callable[..., Any], *arguments: Any) -> multiprocessing.Process:
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def test_two_commands_on_one_ledger_share_the_work() -> None:
+    processes = [forked(table, options(out=f"results{number}")) for number in (0, 1)]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert attempts() == ONCE
+    assert timeless(json.loads(Path("results0/tiny.json").read_text())) == timeless(table(options(ledger="b.db")))
+
+
+def own_group(chosen: TableOptions) -> None:
+    os.setsid()
+    table(chosen)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
+def test_a_killed_table_is_finished_by_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = table(options(ledger="undisturbed.db", out="undisturbed"))
+    hurry(monkeypatch)
+    # Scratch files of the undisturbed table would be found.
+    os.rename("runs", "elsewhere")
+    command = forked(own_group, options(workers=2))
+    until(lambda: Path("runs/ledger.db").is_file() and states(attempts()) >= {"COMPLETE", "RUNNING"})
+    os.killpg(command.pid, signal.SIGKILL)
+    command.join()
+    left = attempts()
+    assert states(left) >= {"COMPLETE", "RUNNING"}
+    resumed = table(options(workers=2))
+    found = attempts()
+    assert {key: count for key, count in found.items() if key[1] == "COMPLETE"} == ONCE
+    assert {key[0] for key in found if key[1] == "FAIL"} == {key[0] for key in left if key[1] == "RUNNING"}
+    assert states(found) == {"COMPLETE", "FAIL"}
+    assert timeless(resumed) == timeless(undisturbed)
+    assert resumed["tables"] == undisturbed["tables"]
+
+
+def states(found: Counter[tuple[str, str]]) -> set[str]:
+    return {state for _, state in found}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker counts as dead after two seconds: databases keep whole ones."""
+    monkeypatch.setattr(storage, "HEARTBEAT", 1)
+    monkeypatch.setattr(storage, "GRACE", 2)
+
+
+def ledger_of() -> tuple[Ledger, list[Any]]:
+    recipe = read(Path("tiny.yaml"))
+    return Ledger("runs/ledger.db", "tiny"), works(plan(recipe, recipe.scale("full")))[:1]
+
+
+def test_a_run_that_is_claimed_is_nobody_elses_until_its_worker_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+    ledger, found = ledger_of()
+    ledger.ask(found, again=True)
+    ledger.ask(found, again=True)
+    claim = ledger.claim(found)
+    assert claim is not None
+    assert ledger_of()[0].claim(found) is None
+    until(lambda: ledger.claim(found) is not None)  # no sign of life follows
+    assert attempts() == {("DFA 0", "FAIL"): 1, ("DFA 0", "RUNNING"): 1}
+    # What the first worker finds out in spite of all is not a second record.
+    with claim:
+        claim.finish({"label": "DFA", "seed": 0})
+    assert not ledger.state(found).records
+
+
+def test_a_living_worker_keeps_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+    ledger, found = ledger_of()
+    with ledger.claim(found) as claim:
+        time.sleep(3.5)
+        assert ledger.claim(found) is None
+        claim.finish({"label": "DFA", "seed": 0, "epochs": [{"epoch": 1}, {"epoch": 2}]})
+    assert ledger.state(found).records == {
+        found[0].key: {"label": "DFA", "seed": 0, "epochs": [{"epoch": 1}, {"epoch": 2}]}
+    }
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        ledger._storage.set_trial_user_attr(claim._number, "record", {})
+
+
+def test_an_interrupted_command_gives_its_run_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    perform = Training.perform
+    monkeypatch.setattr(
+        Training, "perform", lambda self, folder, place, _: perform(self, folder, place, Interrupting(12, interrupted))
+    )
+    with pytest.raises(SystemExit):  # which Lightning makes of Ctrl-C
+        table(options(seeds=1))
+    assert attempts()["DFA 0", "FAIL"] == 1
+
+
+def test_a_run_that_fails_is_named_and_tried_by_the_next_command_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    text = tiny_table.RECIPE.replace(
+        "  sum: {", "  much: {lr: 1.0e+30, model: {init_args: {activation: relu}}}\n  sum: {"
+    )
+    tiny_table.write(Path(), text)
+    for count in (1, 2):
+        shown = io.StringIO()
+        with pytest.raises(RunError, match="1 runs failed"):
+            table(options(seeds=1), Console(file=shown, width=200))
+        assert "failed" in shown.getvalue()
+        assert "RunError: much, seed 0: " in shown.getvalue()
+        assert attempts() == {
+            **{(f"{row} 0", "COMPLETE"): 1 for row in ("DFA", "sum", "BP")},
+            ("much 0", "FAIL"): count,
+        }
+    assert main(["table", "tiny.yaml", "--seeds", "1"]) == 1
+    assert "1 runs failed" in capsys.readouterr().err
+
+
+def test_other_code_is_said_and_measured_anew_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    table(options(seeds=1, cell=["BP"]))
+    monkeypatch.setattr(provenance, "source", lambda: "changed")
+    for module in (workers, __import__("bpfree.lab.tables.table", fromlist=["source"])):
+        monkeypatch.setattr(module, "source", lambda: "changed")
+    shown = io.StringIO()
+    table(options(seeds=1, cell=["BP"]), Console(file=shown, width=200))
+    assert "1 of 1 runs were measured with another state" in " ".join(shown.getvalue().split())
+    assert attempts() == {("BP 0", "COMPLETE"): 1}
+    document = table(options(seeds=1, cell=["BP"], again=True))
+    assert attempts() == {("BP 0", "COMPLETE"): 2}
+    assert [record["code"]["source"] for record in document["records"]] == ["changed"]
+    table(options(seeds=1, cell=["BP"], again=True))
+    assert attempts() == {("BP 0", "COMPLETE"): 2}
+
+
+MEASURED = """
+title: Memory
+columns:
+  bytes: {metric: bytes, tolerance: 0, function: tiny_table.memory, arguments: {layers: 3}}
+rows: {narrow: {arguments: {width: 2}}, wide: {arguments: {width: 8}}}
+expected: {narrow: {bytes: 24}}
+scales: {full: {seeds: 2}}
+"""
+
+
+def test_cells_can_be_computed() -> None:
+    tiny_table.write(Path(), MEASURED)
+    document = table(options())
+    assert [(e["row"], e["mean"], e["within"], e["seeds"]) for e in document["tables"]["full"]] == [
+        ("narrow", 24.0, True, 2), ("wide", 96.0, None, 2),
+    ]  # fmt: skip
+    assert [record["values"]["seed"] for record in document["records"]].count(1.0) == 2
+    assert "2 runs" not in Path("results/RESULTS.md").read_text()
+
+
+def test_what_goes_wrong_in_a_function_stops_no_other_cell() -> None:
+    text = MEASURED.replace("tiny_table.memory, arguments: {layers: 3}", "tiny_table.broken")
+    tiny_table.write(Path(), text.replace("{arguments: {width: 2}}", "{}").replace("{arguments: {width: 8}}", "{}"))
+    shown = io.StringIO()
+    with pytest.raises(RunError, match="1 runs failed"):
+        table(options(), Console(file=shown, width=160))
+    assert "RuntimeError: out of paper" in shown.getvalue()
+
+
+def test_a_ledger_that_cannot_be_opened() -> None:
+    with pytest.raises(LedgerError, match="--ledger nosuch://x cannot be opened"):
+        Ledger("nosuch://x", "tiny")
+
+
+def test_runs_of_different_data_are_said() -> None:
+    record = {"code": {"source": "a"}, "environment": {"torch": "1"}, "data": {"name": "d", "checksums": {"f": "0"}}}
+    other = replace_in(record, "data", {"name": "d", "checksums": {"f": "1"}})
+    assert result.cautions([record, record], "a") == []
+    assert result.cautions([record, other], "a") == ["The files of d were not the same in all runs."]
+    newer = replace_in(record, "environment", {"torch": "2"})
+    assert "different versions of torch: 1, 2" in result.cautions([record, newer], "a")[0]
+
+
+def replace_in(record: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    return {**record, name: value}
+
+
+def test_the_list_of_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", "--list"]) == 0
+    assert "launay2019-table2" in capsys.readouterr().out
+    assert main(["table"]) == 1
+    assert "Name a recipe" in capsys.readouterr().err
