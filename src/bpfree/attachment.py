@@ -11,13 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpfree.errors import AlreadyAttachedError, ErrorPlacementError, OptionError, StateError, TargetsError, nearest
+from bpfree.errors import (
+    AlreadyAttachedError,
+    AlreadyShardedError,
+    ErrorPlacementError,
+    OptionError,
+    StateError,
+    TargetsError,
+    nearest,
+)
 from bpfree.mechanisms.asymmetric import LayerwiseRule
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct import DirectRule
 from bpfree.mechanisms.mirror import MirrorMechanism
 from bpfree.plan import Plan
 from bpfree.preserve import preserved
+from bpfree.ranks import is_sharded
 from bpfree.tabulate import tabulate
 from bpfree.taps import TapChoice, select_taps
 
@@ -83,6 +92,7 @@ def attach(
         TapSelectionError: ``taps`` matches nothing.
         ErrorPlacementError: There is no module ``error_at``, or ``example_inputs`` does not reach it.
         AlreadyAttachedError: ``model`` or a part of it has a rule already.
+        AlreadyShardedError: ``fully_shard`` has it already; attach first.
         UnsupportedLayerError: No layer of the model can be served by the rule.
     """
     if not isinstance(rule, Rule):  # callers are not type-checked
@@ -121,6 +131,11 @@ def check_attachable(model: nn.Module, seed: int, batch_dims: int | None) -> Non
         raise OptionError(f"seed={seed} must lie between 0 and 2^63 - 1.")
     if batch_dims is not None and batch_dims < 1:
         raise OptionError(f"batch_dims={batch_dims}: at least the first dimension is the batch.")
+    if is_sharded(model):
+        raise AlreadyShardedError(
+            "the model is sharded (fully_shard): attach the rule first and shard then, so that its hooks see whole "
+            "weights."
+        )
     if any(module in _ATTACHED for module in model.modules()):
         raise AlreadyAttachedError(
             "the model, or a part of it, has a rule already: call its attachment.detach() first."

@@ -38,6 +38,10 @@ class AlreadyAttachedError(BpfreeError, RuntimeError):
     """The model, or a part of it, already has a learning rule attached."""
 
 
+class AlreadyShardedError(BpfreeError, RuntimeError):
+    """The model was given to ``fully_shard`` before a learning rule was attached."""
+
+
 class UsedRecordError(BpfreeError, RuntimeError):
     """A second backward pass was asked of one forward pass."""
 

@@ -180,7 +180,7 @@ def _replay(
     _, tangent = split(input)
     if tangent is None:
         return output
-    linear = F.linear(tangent, layer.weight) if type(layer) is nn.Linear else layer._conv_forward(
+    linear = F.linear(tangent, layer.weight) if isinstance(layer, nn.Linear) else layer._conv_forward(
         tangent, layer.weight, None
     )  # fmt: skip
     return join(output, linear.to(output.dtype))
@@ -304,6 +304,7 @@ class Estimator:
         self._start: RandomState | None = None
         self._keep = True
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def begin(self, *, keep: bool) -> None:
         """Hear that a forward pass begins which :meth:`observe` will be asked about.
 

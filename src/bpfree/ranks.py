@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def ranks() -> int:
@@ -22,3 +24,26 @@ def average_over_ranks(tensor: Tensor) -> Tensor:
         tensor = tensor / ranks()
         dist.all_reduce(tensor)
     return tensor
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ``model``, or a part of it, has been given to ``fully_shard``."""
+    return any(hasattr(module, "set_requires_gradient_sync") for module in model.modules())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """``tensor`` in full, gathered where the processes hold a part of it each."""
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full
+
+
+def shared_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """A full gradient as ``parameter`` wants it: where that is sharded, this process's part of the processes' mean."""
+    if not hasattr(parameter, "full_tensor"):
+        return gradient
+    from torch.distributed.tensor import DTensor, Partial
+
+    sharded: Any = parameter
+    mesh = sharded.device_mesh
+    parts = DTensor.from_local(gradient / mesh.size(), mesh, [Partial()] * mesh.ndim)
+    return parts.redistribute(placements=sharded.placements)

@@ -27,7 +27,7 @@ from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.observing import ObservingMechanism
 from bpfree.plan import Plan
 from bpfree.preserve import RandomState
-from bpfree.ranks import rank
+from bpfree.ranks import rank, shared_out
 from bpfree.state import LateBuffers
 from bpfree.taps import Site
 
@@ -93,7 +93,7 @@ class ForwardOnlyMechanism(Mechanism):
         def of_all(error: Tensor) -> list[Tensor | None]:
             require_finite(error, "every parameter would learn from it. None got a gradient.")
             found = gradients(error)
-            return [found.get(parameter) for parameter in parameters]
+            return [shared_out(found[parameter], parameter) if parameter in found else None for parameter in parameters]
 
         return leave(of_all, plain, parameters)
 
@@ -131,12 +131,13 @@ class WeightsMechanism(ForwardOnlyMechanism):
         self.feedback = LateBuffers(seed=plan.seed, passes=0)
         self._kind: Perturbations = kind
         self._directions: dict[nn.Parameter, Tensor] = {}
+        self._places: dict[nn.Parameter, tuple[nn.Module, str]] = {}
         self._differentiable = False
 
     def remove(self) -> None:
         """Take the hooks out and forget the forward pass."""
         super().remove()
-        self._directions = {}
+        self._directions, self._places = {}, {}
 
     def _start(self, call: Call, stack: ExitStack) -> None:
         stack.enter_context(differentiable_attention())
@@ -152,14 +153,14 @@ class WeightsMechanism(ForwardOnlyMechanism):
     @contextmanager
     def _perturbed(self) -> Generator[None]:
         """Within this context every parameter that the model asks for is a dual number, its tangent V."""
-        self._directions = {}
+        self._directions, self._places = {}, {}
         owners = [module for module in self.plan.model.modules() if module._parameters]
         plain = [module._parameters for module in owners]
         flat = [(module, module._flat_weights) for module in owners if isinstance(module, nn.RNNBase)]
         handles = [module.register_forward_pre_hook(self._flatten) for module, _ in flat]
         try:
             for module, parameters in zip(owners, plain, strict=True):
-                module._parameters = _Asked(parameters, self._number)
+                module._parameters = _Asked(parameters, partial(self._number, module))
             yield
         finally:
             for module, parameters in zip(owners, plain, strict=True):
@@ -173,10 +174,11 @@ class WeightsMechanism(ForwardOnlyMechanism):
         # Recurrent modules have a second way to their parameters.
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
 
-    def _number(self, parameter: nn.Parameter) -> Tensor:
+    def _number(self, module: nn.Module, name: str, parameter: nn.Parameter) -> Tensor:
         if not parameter.requires_grad:
             return parameter
         if parameter not in self._directions:
+            self._places[parameter] = module, name
             self._directions[parameter] = self._drawn(parameter, len(self._directions))
         return join(parameter, self._directions[parameter])
 
@@ -187,7 +189,9 @@ class WeightsMechanism(ForwardOnlyMechanism):
         return perturbation((1, parameter.numel()), self._kind, parameter, generator).view(parameter.shape)
 
     def _gradients(self, output: Tensor, where: str) -> tuple[Gradients, Tensor]:
-        directions, self._directions = self._directions, {}
+        # FSDP2 gives a layer its whole parameters for as long as it runs: those that learn are the ones in their place.
+        directions = {self._in_place(parameter): V for parameter, V in self._directions.items()}
+        self._directions, self._places = {}, {}
         primal, change = split(output)
         if change is None:
             raise ForwardDerivativeError(
@@ -195,6 +199,12 @@ class WeightsMechanism(ForwardOnlyMechanism):
                 "its values out of the graph (detach(), .data)."
             )
         return partial(_along, change, directions), primal
+
+    def _in_place(self, parameter: nn.Parameter) -> nn.Parameter:
+        module, name = self._places[parameter]
+        found: Any = dict.__getitem__(module._parameters, name)
+        assert isinstance(found, nn.Parameter)
+        return found
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
         """What every parameter gets."""
@@ -215,13 +225,13 @@ class _Asked(dict[str, Any]):
     So a parameter that a forward pass does not use is not perturbed, and gets no noise for a gradient.
     """
 
-    def __init__(self, parameters: dict[str, Any], number: Callable[[nn.Parameter], Tensor]) -> None:
+    def __init__(self, parameters: dict[str, Any], number: Callable[[str, nn.Parameter], Tensor]) -> None:
         super().__init__(parameters)
         self._number = number
 
     def __getitem__(self, name: str) -> Tensor | None:
         parameter = super().__getitem__(name)
-        return None if parameter is None else self._number(parameter)
+        return None if parameter is None else self._number(name, parameter)
 
 
 class _NoMatrix(NoFeedback):

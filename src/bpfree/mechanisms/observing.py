@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bpfree.estimate import Estimator, Observation, Perturbations
@@ -74,6 +75,7 @@ class ObservingMechanism(DirectMechanism):
         self._unobserved = (pending, layout.c)
         return pending
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _observe(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         if not self._observing or self._unobserved is None:
             return

@@ -75,6 +75,13 @@ class _Call:
     tap: str = ""
 
 
+Learners: TypeAlias = Mapping[tuple[nn.Module, str], nn.Parameter]
+"""A layer and a parameter's name there -> the parameter that gets the gradient.
+
+Under FSDP2 that is another one than the layer has while it runs.
+"""
+
+
 class _First:
     """Keeps the activations of the first pass."""
 
@@ -133,8 +140,10 @@ class _Head(Exception):  # noqa: N818 - not an error: what lies above the output
 class _Second:
     """Makes the gradients while the second pass runs."""
 
-    def __init__(self, calls: Sequence[_Call], hidden: Callable[[_Call, Tensor], Tensor], at_head: _AtHead) -> None:
-        self._calls, self._hidden, self._at_head = calls, hidden, at_head
+    def __init__(
+        self, calls: Sequence[_Call], learners: Learners, hidden: Callable[[_Call, Tensor], Tensor], at_head: _AtHead
+    ) -> None:
+        self._calls, self._learners, self._hidden, self._at_head = calls, learners, hidden, at_head
         self._at = -1
         self._input: Tensor | None = None
         self._h: Tensor | None = None
@@ -175,7 +184,10 @@ class _Second:
     def _add(self, signal: Tensor) -> None:
         layer: Any = self._call.layer
         assert self._input is not None
-        for parameter, gradient in _local_gradients(layer, self._input, signal):
+        for name, gradient in _local_gradients(layer, self._input, signal):
+            parameter = self._learners.get((layer, name))
+            if parameter is None:  # it is computed from others (a parametrization)
+                continue
             present = self.gradients.get(parameter)
             self.gradients[parameter] = gradient if present is None else present + gradient
 
@@ -294,7 +306,11 @@ class ModulatedMechanism(ForwardOnlyMechanism):
             )
         c = product(output.shape[dims:])
         self._prepare(product(x.shape[dims:]), c, head, x.device)
-        return partial(self._second_pass, first, output.detach().reshape(-1, c)), output
+        return partial(self._second_pass, first, self._learners(), output.detach().reshape(-1, c)), output
+
+    def _learners(self) -> Learners:
+        layers = self._layers.values()
+        return {(layer, name): found for layer in layers for name, found in layer.named_parameters(recurse=False)}
 
     def _note(self, first: _First, head: _Call) -> None:
         self._roles = {call.name: call.tap for call in first.calls if call.h is not None}
@@ -315,7 +331,9 @@ class ModulatedMechanism(ForwardOnlyMechanism):
 
     # -- the second pass -------------------------------------------------------------------------------------------
 
-    def _second_pass(self, first: _First, output: Tensor, error: Tensor) -> dict[nn.Parameter, Tensor]:
+    def _second_pass(
+        self, first: _First, learners: Learners, output: Tensor, error: Tensor
+    ) -> dict[nn.Parameter, Tensor]:
         options, rows = self._options, error.reshape(output.shape)
         n = max(len(rows), 1)  # an empty batch gives zeros
 
@@ -327,7 +345,7 @@ class ModulatedMechanism(ForwardOnlyMechanism):
             call.h = None
             return signal
 
-        second = _Second(first.calls, hidden, _AtHead(options, rows, output))
+        second = _Second(first.calls, learners, hidden, _AtHead(options, rows, output))
         self._pass = second
         try:
             # The masks and running statistics of the first pass; no random number and no statistic moves.
@@ -381,15 +399,15 @@ def _input(call: Call) -> tuple[str | None, Tensor]:
     return name, given
 
 
-def _local_gradients(layer: Any, input: Tensor, signal: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
-    """The gradients of a layer's weight and bias for a given gradient of its output."""
-    found: list[tuple[nn.Parameter, Tensor]] = []
+def _local_gradients(layer: Any, input: Tensor, signal: Tensor) -> list[tuple[str, Tensor]]:
+    """The gradients of a layer's weight and bias, by name, for a given gradient of its output."""
+    found: list[tuple[str, Tensor]] = []
     signal = signal.to(layer.weight.dtype)
     if layer.weight.requires_grad:
-        found.append((layer.weight, _weight_gradient(layer, input.to(layer.weight.dtype), signal)))
+        found.append(("weight", _weight_gradient(layer, input.to(layer.weight.dtype), signal)))
     if layer.bias is not None and layer.bias.requires_grad:
         channel = signal.dim() - 1 if isinstance(layer, nn.Linear) else 1
-        found.append((layer.bias, signal.sum([d for d in range(signal.dim()) if d != channel])))
+        found.append(("bias", signal.sum([d for d in range(signal.dim()) if d != channel])))
     return found
 
 

@@ -17,7 +17,7 @@ from bpfree.mechanisms.passage import Cut, Passage
 from bpfree.mechanisms.streaming import Call, Course, Rerun, Streamed
 from bpfree.mechanisms.windows import WindowedPassage
 from bpfree.plan import Plan
-from bpfree.ranks import ranks
+from bpfree.ranks import is_sharded, ranks
 from bpfree.taps import product
 
 
@@ -78,7 +78,13 @@ class Ways:
             now = None if known is None or dispatch is None else self._immediate(call, known, dispatch)
             return now or Streamed(self._plan.model, self._rerun, call, self._courses)
         # A segment that leads out of the model has to wait for what else comes from there.
-        return Cut() if self._choice is None or call.outside else ConcurrentPassage(self._choice)
+        if self._choice is None or call.outside or self._ordered():
+            return Cut()
+        return ConcurrentPassage(self._choice)
+
+    def _ordered(self) -> bool:
+        """Whether segments must run in one order: gathering their weights is a matter of all processes."""
+        return ranks() > 1 and is_sharded(self._plan.model)
 
     def _immediate(self, call: Call, known: Layout, dispatch: Callable[[Layout], Dispatch]) -> Passage | None:
         """A pass that learns as it runs, where every gradient comes from one segment, in one process."""

@@ -46,6 +46,7 @@ class WindowedPassage(Cut):
         self._entries.pop()
         return super()._given_back()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
         """The output as it is; its backward pass gives every parameter the gradient of its window."""
         below = {id(entry) for entry in self._entries}
