@@ -93,5 +93,13 @@ class LateBuffers(nn.Module):
             )
 
 
+def at_least_single(like: Tensor) -> Tensor:
+    """An empty tensor on ``like``'s device, in its precision or in float32: for what takes small steps.
+
+    A step of less than a two-hundredth would be lost in a bfloat16 number.
+    """
+    return torch.empty(0, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+
+
 def _key(name: str) -> str:
     return name.replace(".", "/")

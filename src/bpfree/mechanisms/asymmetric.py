@@ -24,7 +24,7 @@ from bpfree.draw import derived_seed
 from bpfree.errors import StateError, UnsupportedLayerError
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.plan import Plan
-from bpfree.state import LateBuffers
+from bpfree.state import LateBuffers, at_least_single
 from bpfree.tabulate import others
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -125,6 +125,8 @@ class AsymmetricMechanism(Mechanism):
     """
 
     rule: LayerwiseRule
+    learns = False
+    """Whether B takes steps, which may be small beside it."""
 
     def __init__(self, rule: LayerwiseRule, plan: Plan) -> None:
         super().__init__(rule, plan)
@@ -214,7 +216,8 @@ class AsymmetricMechanism(Mechanism):
     def _draw(self, name: str, weight: Tensor) -> None:
         # On the CPU, so that every machine draws the same; once.
         generator = torch.Generator().manual_seed(derived_seed(self.feedback.numbers["seed"], name))
-        self.feedback[name] = self.rule.draw(weight, generator).to(weight)
+        like = at_least_single(weight) if self.learns else weight
+        self.feedback[name] = self.rule.draw(weight, generator).to(like)
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
         """A row for each served layer; the layers that pass ordinary gradients are remarked on."""

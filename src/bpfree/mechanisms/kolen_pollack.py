@@ -16,6 +16,8 @@ from torch.utils.hooks import RemovableHandle
 from bpfree.errors import UnsupportedLayerError
 from bpfree.mechanisms.asymmetric import AsymmetricMechanism, LayerwiseRule
 from bpfree.plan import Plan
+from bpfree.ranks import whole
+from bpfree.state import at_least_single
 
 
 @dataclass
@@ -41,8 +43,11 @@ class KolenPollackMechanism(AsymmetricMechanism):
     gradient, and for ever where it does not.
 
     When a backward pass ends, ``B.grad`` becomes a copy of ``W.grad`` for those layers that passed a signal down. Then,
-    and not sooner: DDP has by then averaged ``W.grad`` over the processes, and needs to know nothing of B.
+    and not sooner: DDP or FSDP2 has by then averaged ``W.grad`` over the processes, and needs to know nothing of B,
+    which is whole on every process, also where W is sharded.
     """
+
+    learns = True
 
     def __init__(self, rule: LayerwiseRule, plan: Plan) -> None:
         super().__init__(rule, plan)
@@ -52,7 +57,7 @@ class KolenPollackMechanism(AsymmetricMechanism):
                     f"{type(rule).__name__} gives B the gradient of W, and the weight of layer {name!r} is no "
                     "parameter: it is computed from others (a parametrization). Use bpfree.FA or bpfree.WeightMirror."
                 )
-            self.feedback.reserve(name, layer.weight)
+            self.feedback.reserve(name, at_least_single(layer.weight))
         self._watched: dict[str, _Watch] = {}
         self._passed_down: set[str] = set()
         self._warned = False
@@ -110,16 +115,17 @@ class KolenPollackMechanism(AsymmetricMechanism):
             at_end(partial(at_end, partial(self._copy, name)))
 
     def _copy(self, name: str) -> None:
-        watch = self._watched.get(name)
-        if watch is None or watch.weight.grad is None:
+        watch, weight = self._watched.get(name), self._layers[name].weight
+        # Not the weight that was watched: FSDP2 gives the layer a whole one for as long as it runs.
+        if watch is None or not isinstance(weight, Tensor) or weight.grad is None:
             return
         B = self.feedback[name]
-        versions = (watch.weight._version, B._version)
+        versions = (weight._version, B._version)
         if watch.versions is not None and versions[0] != watch.versions[0] and versions[1] == watch.versions[1]:
             self._warn(name)
         watch.versions = versions
         # A copy: what scales or clips both gradients would act on one tensor twice.
-        B.grad = watch.weight.grad.detach().to(B, copy=True)
+        B.grad = whole(weight.grad.detach()).to(B, copy=True)
 
     def _warn(self, name: str) -> None:
         if not self._warned:

@@ -23,7 +23,7 @@ from bpfree.mechanisms.passage import Passage
 from bpfree.plan import Plan
 from bpfree.ranks import average_over_ranks, rank, ranks
 from bpfree.spatial import Form
-from bpfree.state import LateBuffers
+from bpfree.state import LateBuffers, at_least_single
 from bpfree.taps import Site
 
 Stepper: TypeAlias = Literal["rule", "optimizer"]
@@ -139,9 +139,13 @@ class LearnedProjection(Projection):
         super().__init__(rule.feedback, plan.seed)
         self._rule = rule
         if rule.stepped_by == "optimizer":
-            like = next(plan.model.parameters(), torch.empty(0))
+            like = at_least_single(next(plan.model.parameters(), torch.empty(0)))
             for name in plan.taps:
                 self.reserve(name, like)
+
+    def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
+        """Draw what is not there yet, in single precision at least."""
+        super().prepare(sites, c, at_least_single(like))
 
     def name(self, site: Site) -> str:
         """Under which name a tap's matrix is kept: what an optimizer holds has its tap's name alone."""
@@ -206,7 +210,7 @@ class LearnedMechanism(DirectMechanism):
         # The processes of a pipeline hold other taps, and have nothing to average.
         alone = self.plan.part
         size = Size(rows=len(error) * (1 if alone else ranks()), width=width, step=step)
-        with torch.no_grad():
+        with torch.no_grad(), _in_own_precision(error):
             for name, given in evidence.items():
                 given = given if alone else average_over_ranks(given)
                 self._step(name, self._averaged(name, given, step), size)
@@ -242,7 +246,8 @@ class LearnedMechanism(DirectMechanism):
         norm = matrix.detach().norm()
         # On an accelerator the question would stall the queue of kernels.
         if matrix.device.type == "cpu":
-            usual = max(self._usual.get(name, float(self.norms[name])), float(evidence.norm()))
+            seen = float(evidence.norm())
+            usual = max(self._usual.get(name, float(self.norms[name])), seen if math.isfinite(seen) else 0.0)
             self._usual[name] = usual
             if not math.isfinite(norm) or float(norm) > _DIVERGED * usual:
                 raise FeedbackDivergedError(
@@ -271,6 +276,11 @@ class LearnedMechanism(DirectMechanism):
             self.averages.numbers["passes"] += 1
 
 
+def _in_own_precision(tensor: Tensor) -> torch.autocast:
+    """Within this context products are in their factors' precision, although autocast may surround the model."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
     """A learned mechanism whose evidence comes from an estimating pass."""
 
@@ -293,7 +303,8 @@ class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
         if not len(observation.change):  # an empty batch says nothing
             return
         # The evidence is far smaller than the perturbations, which need not wait for the error.
-        evidence = self.rule.evidence(observation, self.matrices(observation.sites))
+        with _in_own_precision(observation.change):
+            evidence = self.rule.evidence(observation, self.matrices(observation.sites))
         pending.evidence = self._gathered(observation.sites, evidence)
 
 
@@ -313,7 +324,8 @@ class ErrorLearnedMechanism(LearnedMechanism):
             site = pending.sites[number]
             (B,) = self.matrices([site])
             rows = self.rule.feedback.form(site).reduce(output.detach().reshape(len(error), -1))
-            pending.parts.append(error.to(B).T @ rows.to(B))
+            with _in_own_precision(error):
+                pending.parts.append(error.to(B).T @ rows.to(B))
 
     def learn(self, pending: Pending, error: Tensor) -> None:
         """Gather the evidence, and let every matrix take its step."""

@@ -11,6 +11,7 @@ from bpfree.draw import derived_seed, draw
 from bpfree.errors import OptionError, StateError
 from bpfree.mechanisms.asymmetric import AsymmetricMechanism, LayerwiseRule, matrices
 from bpfree.plan import Plan
+from bpfree.ranks import whole
 
 
 class MirrorMechanism(AsymmetricMechanism):
@@ -26,6 +27,8 @@ class MirrorMechanism(AsymmetricMechanism):
         batch: The number of noise vectors of one step.
         steps: The number of steps before a training forward pass.
     """
+
+    learns = True
 
     def __init__(self, rule: LayerwiseRule, plan: Plan, *, rate: float, decay: float, batch: int, steps: int) -> None:
         super().__init__(rule, plan)
@@ -68,8 +71,8 @@ class MirrorMechanism(AsymmetricMechanism):
                 self._step(name, self._layers[name])
 
     def _step(self, name: str, layer: nn.Module) -> None:
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
+        assert isinstance(layer.weight, Tensor)
+        weight = whole(layer.weight)
         kept = self.feedback[name]
         written = kept.contiguous()
         W, B = matrices(layer, weight), matrices(layer, written)
