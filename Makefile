@@ -1,5 +1,5 @@
 # `make demo` and `make test` each work alone on a fresh clone with Python 3.10 or later, pip and a package index.
-.PHONY: demo test check install format clean
+.PHONY: demo test check support install format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,6 +15,9 @@ check: install
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/mypy
+
+support: install
+	PYTHONPATH=tests $(RUN)/python -m support.page
 
 format: install
 	$(RUN)/ruff format .

@@ -1,6 +1,9 @@
 """Processes for tests: a few ranks on loopback, gloo, one thread each."""
 
+import fcntl
 import os
+import pickle
+import queue
 import socket
 import traceback
 
@@ -27,7 +30,7 @@ def run_on_ranks(count, function, *args):
     for process in processes:
         process.start()
     try:
-        found = dict(results.get(timeout=120) for _ in processes)
+        found = dict(_next(results, processes) for _ in processes)
     finally:
         for process in processes:
             process.join(timeout=20)
@@ -35,6 +38,29 @@ def run_on_ranks(count, function, *args):
     for rank, (error, _) in sorted(found.items()):
         assert error is None, f"rank {rank}:\n{error}"
     return [found[rank][1] for rank in range(count)]
+
+
+def once_per_run(tmp_path_factory, name, make):
+    """What ``make()`` returns, made by one of pytest's workers for all of them."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return make()
+    place = tmp_path_factory.getbasetemp().parent / f"{name}.pickle"
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            place.write_bytes(pickle.dumps(make()))
+    return pickle.loads(place.read_bytes())
+
+
+def _next(results, processes):
+    """What the next process puts out; an error as soon as one has died without a word."""
+    for _ in range(120):
+        died = [rank for rank, process in enumerate(processes) if process.exitcode not in (None, 0)]
+        try:
+            return results.get(timeout=1)
+        except queue.Empty:
+            assert not died, f"rank {died[0]} ended with exit code {processes[died[0]].exitcode}"
+    raise TimeoutError("the processes put out nothing for two minutes")
 
 
 def _rank(rank, count, port, results, function, args):

@@ -1,0 +1,191 @@
+"""The features of several processes: two of them run all rows, one after another, in one process group."""
+
+from __future__ import annotations
+
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from support.matrix import ROWS, Row, cell
+from support.perturbations import Notes, estimates, noting, told
+from support.runs import STEPS, N, Numbers, attach, batch, learned, mlp, off, sgd, train, trained
+
+RANKS = 2
+EXACT = 1e-12
+
+
+@dataclass
+class Outcome:
+    """What one process has of one row.
+
+    Attributes:
+        error: What was raised.
+        numbers: Weights and feedback after training.
+        notes: The perturbations of its estimating passes.
+        by_hand: The same numbers without the feature: gradients averaged by hand.
+    """
+
+    error: str = ""
+    numbers: dict[str, np.ndarray[Any, Any]] | None = None
+    notes: Notes = field(default_factory=list)
+    by_hand: dict[str, np.ndarray[Any, Any]] | None = None
+
+
+def _share(rank: int) -> tuple[Tensor, Tensor]:
+    x, y = batch()
+    mine = slice(rank * N // RANKS, (rank + 1) * N // RANKS)
+    return x[mine], y[mine]
+
+
+def _numpy(numbers: Numbers) -> dict[str, np.ndarray[Any, Any]]:
+    # Arrays travel by value between processes; a tensor would need this process to live on.
+    return {name: tensor.numpy() for name, tensor in numbers.items()}
+
+
+def _torch(numbers: dict[str, np.ndarray[Any, Any]] | None) -> Numbers:
+    assert numbers is not None
+    return {name: torch.from_numpy(array) for name, array in numbers.items()}
+
+
+# -- on the processes ------------------------------------------------------------------------------------------------
+
+
+def _ddp(row: Row, model: nn.Sequential) -> nn.Module:
+    return DistributedDataParallel(model, find_unused_parameters=row.name == "Shallow")
+
+
+def _fsdp2(row: Row, model: nn.Sequential) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer)
+    fully_shard(model)
+    return model
+
+
+def _parallel(wrap: Callable[[Row, nn.Sequential], nn.Module]) -> Callable[[Row, int, Notes], Numbers]:
+    def on_rank(row: Row, rank: int, notes: Notes) -> Numbers:
+        model = mlp()
+        attachment = attach(row, model, rule=noting(row.rule, notes))
+        run = wrap(row, model)
+        train(run, attachment, sgd(model, attachment), *_share(rank))
+        return learned(model, attachment)
+
+    return on_rank
+
+
+def _lightning(row: Row, rank: int, notes: Notes) -> Numbers:
+    import lightning
+    from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+    from lightning.pytorch.strategies import DDPStrategy
+    from torch.utils.data import DataLoader, TensorDataset
+
+    class Learner(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp()
+            self.attachment = attach(row, self.net, rule=noting(row.rule, notes))
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            x, y = batch
+            self.attachment.targets(y)
+            return F.cross_entropy(self.net(x), y)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return sgd(self.net, self.attachment)
+
+    os.environ.update(
+        LOCAL_RANK=str(rank), RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(RANKS), LOCAL_WORLD_SIZE=str(RANKS),
+        TORCHELASTIC_RUN_ID="one",
+    )  # fmt: skip
+    strategy = DDPStrategy(
+        cluster_environment=TorchElasticEnvironment(),
+        process_group_backend="gloo",
+        find_unused_parameters=row.name == "Shallow",
+    )
+    silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    options = {"max_epochs": STEPS, "devices": RANKS, "use_distributed_sampler": False, **silent}
+    trainer = lightning.Trainer(accelerator="cpu", strategy=strategy, **options)
+    learner = Learner()
+    trainer.fit(learner, DataLoader(TensorDataset(*_share(rank)), batch_size=N))
+    assert trainer.global_step == STEPS
+    return learned(learner.net, learner.attachment)
+
+
+def _by_hand(row: Row, rank: int) -> Numbers:
+    """Every process has a model of its own; their gradients are averaged before each step."""
+    model, (x, y) = mlp(), _share(rank)
+    attachment = attach(row, model)
+    optimizer = sgd(model, attachment)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        before = model[0].weight.grad.clone()
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= RANKS
+        assert not torch.allclose(before, model[0].weight.grad)  # the processes' directions differ
+        optimizer.step()
+    return learned(model, attachment)
+
+
+ON_RANK = {"ddp": _parallel(_ddp), "fsdp2": _parallel(_fsdp2), "lightning": _lightning}
+"""What one process does with a row."""
+
+
+def run_rows(rank: int, features: Sequence[str]) -> dict[tuple[str, str], Outcome]:
+    """Every row that has a test, on one process; what one row raises does not end the others."""
+    torch.set_default_dtype(torch.float64)
+    warnings.simplefilter("ignore")
+    cells = [(feature, name) for feature in features for name in ROWS if cell(feature, name).status != "meaningless"]
+    return {(feature, name): _run_row(rank, feature, ROWS[name]) for feature, name in cells}
+
+
+def _run_row(rank: int, feature: str, row: Row) -> Outcome:
+    outcome = Outcome()
+    try:
+        outcome.numbers = _numpy(ON_RANK[feature](row, rank, outcome.notes))
+        if getattr(row.rule, "of", None) == "weights":
+            outcome.by_hand = _numpy(_by_hand(row, rank))
+    except Exception:
+        outcome.error = traceback.format_exc()
+    return outcome
+
+
+# -- what they are compared with -------------------------------------------------------------------------------------
+
+
+def check(row: Row, outcomes: list[Outcome]) -> None:
+    """All processes have the numbers of one that has the whole batch, and the perturbations of all."""
+    for rank, outcome in enumerate(outcomes):
+        assert not outcome.error, f"rank {rank}:\n{outcome.error}"
+    found = [_torch(outcome.numbers) for outcome in outcomes]
+    assert off(found[1], found[0]) == 0
+    expected = _torch(outcomes[0].by_hand) if outcomes[0].by_hand else _joined(row, [o.notes for o in outcomes])
+    assert off(found[0], expected) < EXACT
+
+
+def _joined(row: Row, notes: list[Notes]) -> Numbers:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        model, (x, _) = mlp(), batch()
+        if estimates(row.rule):
+            first, second = (np.concatenate([v.ravel() for seen in noted for v in seen]) for noted in notes)
+            assert len(first)
+            assert not np.allclose(first, second)  # the processes' perturbations differ
+        return trained(row.plain, lambda: model, rule=told(row.rule, notes, model, x))
+    finally:
+        torch.set_default_dtype(before)
