@@ -19,6 +19,7 @@ from bpfree.errors import nearest
 from bpfree.lab import models
 from bpfree.lab.data import load
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import Options, TrainOptions
 from bpfree.lab.parser import Parser, add_options, default, hint, read_options
 from bpfree.lab.settings import PRESETS, RuleOverrides, RunSettings, import_path, own_code, plain
@@ -219,11 +220,20 @@ def _train_options(label: str, settings: Mapping[str, Any]) -> TrainOptions:
     rule, own = _rule(settings.get("rule"))
     own |= {name: value for name, value in settings.items() if name in overrides}
     given |= {"rule": rule, "settings": {rule: own}}
+    if "model" in given:
+        given["model"] = _known_model(given["model"])
     parser = _parser()
     try:
         return read_options(parser, parser.parse_object(given), TrainOptions)
     except ArgumentError as error:
         raise SettingsError(f"{label}: {error}\n{_hint(str(error), settings, parser)}".rstrip()) from error
+
+
+def _known_model(given: Any) -> Any:
+    """A model of the lab by its import path: other packages, once imported, have classes of the same names."""
+    if isinstance(given, Mapping) and isinstance(given.get("class_path"), str):
+        return {**given, "class_path": ModelSettings(given["class_path"]).full_path}
+    return ModelSettings(given).full_path if isinstance(given, str) else given
 
 
 def _rule(given: Any) -> tuple[str, dict[str, Any]]:
