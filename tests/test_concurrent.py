@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import bpfree
 from bpfree import errors
@@ -75,6 +76,7 @@ def test_segments_do_run_at_the_same_time():
     def meet(_):
         meeting.wait()
 
+    F.cross_entropy(model(x), y).backward()  # in turns: it finds out what segments share
     for layer in (model[0], model[3]):
         layer.weight.register_post_accumulate_grad_hook(meet)
     F.cross_entropy(model(x), y).backward()
@@ -109,9 +111,39 @@ def test_what_is_not_separate_runs_as_ever(double):
     assert_equal(*found)
 
 
+class Checkpointed(nn.Module):
+    """Every layer runs again in the backward pass, with the random numbers of its first run."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.head = nn.ModuleList(mlp()[:-1]), nn.Linear(6, C)
+
+    def forward(self, x):
+        for start in range(0, len(self.layers), 3):
+            linear, dropout, tanh = self.layers[start : start + 3]
+            x = tanh(checkpoint(lambda h, f=linear, g=dropout: g(f(h)).sin(), x, use_reentrant=False))
+        return self.head(x)
+
+
+def test_checkpointed_segments_run_in_turns(double):
+    """Their second forward passes set the random state of the whole process."""
+    x, y = batch()
+    found = []
+    for threads in (2, 1):
+        model = Checkpointed()
+        attachment = bpfree.attach(model, bpfree.DFA(), threads=threads, seed=1)
+        torch.manual_seed(5)
+        for _ in range(3):
+            F.cross_entropy(model(x), y).backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+        assert ("checkpointed" in str(attachment)) == (threads == 2)
+    assert_equal(*found)
+
+
 def test_an_exception_in_a_segment_reaches_the_caller():
     model, (x, y) = mlp(), batch()
     bpfree.attach(model, bpfree.DFA(), threads=2)
+    F.cross_entropy(model(x), y).backward()
     threads = torch.get_num_threads()
 
     def fail(_):
@@ -126,10 +158,11 @@ def test_an_exception_in_a_segment_reaches_the_caller():
 @pytest.mark.parametrize(("alone", "together", "expected"), [(2.0, 1.0, True), (1.0, 2.0, False)])
 def test_the_faster_way_is_kept(alone, together, expected):
     torch.set_num_threads(2)
-    choice, root = Choice(None), nn.Linear(2, 2)(torch.randn(1, 2))
+    choice = Choice(None)
+    choice.found(["tap"], separate=True)
     ways = []
     for _ in range(40):
-        ways.append(choice.concurrent(["tap"], [root]))
+        ways.append(choice.concurrent(["tap"]))
         choice.measured(ways[-1], together if ways[-1] else alone)
     assert ways[0] is False  # both are tried, in turns
     assert ways[1] is True
@@ -137,7 +170,9 @@ def test_the_faster_way_is_kept(alone, together, expected):
 
 
 def test_with_one_thread_there_is_nothing_to_choose():
-    assert Choice(None).concurrent(["tap"], []) is False
+    choice = Choice(None)
+    choice.found(["tap"], separate=True)
+    assert choice.concurrent(["tap"]) is False
 
 
 def test_a_second_backward_pass_is_told():

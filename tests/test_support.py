@@ -3,6 +3,9 @@
 import importlib.util
 
 import pytest
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 import bpfree
 from distributed import once_per_run, run_on_two_ranks
@@ -48,6 +51,16 @@ def test_on_two_processes(outcomes, feature, row):
     if feature == "lightning" and not LIGHTNING:
         pytest.skip("needs lightning: pip install bpfree[lab]")
     on_ranks.check(row, [found[feature, row.name] for found in outcomes])
+
+
+def test_a_sharded_model_is_refused():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = fully_shard(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)))
+        with pytest.raises(bpfree.errors.AlreadyShardedError, match="attach the rule first"):
+            bpfree.attach(model, bpfree.DFA())
+    finally:
+        dist.destroy_process_group()
 
 
 def test_every_rule_and_every_feature_is_there():

@@ -10,7 +10,6 @@ from torch import nn
 import bpfree
 from by_hand import assert_same
 from contract import Subject, assert_rule_serves
-from distributed import run_on_two_ranks
 
 DEPTH, C = 4, 3
 
@@ -205,27 +204,6 @@ def test_a_second_backward_pass_is_refused():
 def test_windows_that_mean_nothing_are_refused(rule, options, said):
     with pytest.raises(bpfree.errors.OptionError, match=said):
         bpfree.attach(mlp(), rule, **options)
-
-
-def train_on_rank(rank):
-    torch.manual_seed(0)
-    x, y = torch.randn(8, 6, dtype=torch.float64), torch.randint(0, C, (8,))
-    model = mlp().double()
-    bpfree.attach(model, bpfree.DFA(), window=2, seed=3)
-    parallel = nn.parallel.DistributedDataParallel(model)
-    half = slice(4 * rank, 4 * rank + 4)
-    F.cross_entropy(parallel(x[half]), y[half]).backward()
-    return [parameter.grad.numpy() for parameter in model.parameters()]
-
-
-def test_two_ranks_are_the_joined_batch():
-    first, _ = run_on_two_ranks(train_on_rank)
-    torch.manual_seed(0)
-    x, y = torch.randn(8, 6, dtype=torch.float64), torch.randint(0, C, (8,))
-    model = mlp().double()
-    bpfree.attach(model, bpfree.DFA(), window=2, seed=3)
-    F.cross_entropy(model(x), y).backward()
-    assert_same(map(torch.from_numpy, first), [parameter.grad for parameter in model.parameters()])
 
 
 def test_alignment_of_a_window_is_that_of_what_its_segments_learn_from(double):

@@ -10,7 +10,6 @@ from torch import nn
 import bpfree
 from by_hand import assert_same
 from contract import Subject, assert_equal, assert_rule_serves
-from distributed import run_on_two_ranks
 from small import train
 
 C = 4
@@ -403,35 +402,3 @@ def test_a_diverging_optimizer_of_the_feedback_is_reported_too(batch):
 def test_options_that_mean_nothing_are_refused(build, said):
     with pytest.raises(bpfree.errors.OptionError, match=said):
         build()
-
-
-def train_on_rank(rank, rule):
-    torch.manual_seed(5)
-    x, y = torch.randn(8, 6, dtype=torch.float64), torch.randint(0, C, (8,))
-    torch.manual_seed(0)
-    model = mlp().double()
-    attachment = bpfree.attach(model, rule, seed=3)
-    parallel = nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.SGD([*model.parameters(), *attachment.parameters()], lr=0.1)
-    half = slice(4 * rank, 4 * rank + 4)
-    train(parallel, optimizer, x[half], y[half], 3)
-    tensors = [*model.parameters(), *(attachment.feedback[name] for name in names(attachment))]
-    return [tensor.detach().numpy() for tensor in tensors]
-
-
-@pytest.mark.parametrize("rule", [bpfree.GrAPE(), bpfree.LMS(), bpfree.DKP()], ids=str)
-def test_ranks_keep_the_same_feedback(rule):
-    first, second = run_on_two_ranks(train_on_rank, rule)
-    assert_equal(map(torch.from_numpy, first), map(torch.from_numpy, second))
-
-
-def test_dkp_on_two_ranks_is_dkp_on_the_joined_batch():
-    first, _ = run_on_two_ranks(train_on_rank, bpfree.DKP())
-    torch.manual_seed(5)
-    x, y = torch.randn(8, 6, dtype=torch.float64), torch.randint(0, C, (8,))
-    torch.manual_seed(0)
-    model = mlp().double()
-    attachment = bpfree.attach(model, bpfree.DKP(), seed=3)
-    steps(model, attachment, x, y, 3, lr=0.1)
-    joined = [*model.parameters(), *(attachment.feedback[name] for name in names(attachment))]
-    assert_same(map(torch.from_numpy, first), [tensor.detach() for tensor in joined])

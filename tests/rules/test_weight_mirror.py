@@ -7,13 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 import bpfree
 from by_hand import TanhMLP, assert_same, softmax_error
 from contract import Subject, assert_equal, assert_rule_serves
-from distributed import run_on_two_ranks
-from small import MODELS, batch, convnet, mlp, train
+from small import MODELS, batch, convnet, mlp
 
 
 def step(model, x, y, optimizer=None):
@@ -328,26 +326,3 @@ def test_mirroring_needs_something_to_mirror():
         attachment.mechanism.mirror(1)
     with pytest.raises(bpfree.errors.OptionError, match="steps=-1"):
         attachment.mechanism.mirror(-1)
-
-
-def distributed(rank):
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(rank or 0)
-    model = mlp()
-    attachment = bpfree.attach(model, bpfree.WeightMirror(), seed=4)
-    x, y = batch("mlp", 8)
-    x, run = x.double(), model
-    if rank is not None:
-        x, y = x[4 * rank : 4 * rank + 4], y[4 * rank : 4 * rank + 4]
-        run = DistributedDataParallel(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    train(run, optimizer, x, y, 4)
-    return [tensor.detach().numpy() for tensor in (*model.parameters(), *attachment.feedback.buffers())]
-
-
-def test_two_processes_equal_one_on_the_joined_batch():
-    expected = distributed(None)
-    torch.set_default_dtype(torch.float32)
-    for found in run_on_two_ranks(distributed):
-        for ours, theirs in zip(found, expected, strict=True):
-            assert abs(ours - theirs).max() < 1e-12

@@ -29,13 +29,13 @@ def mlp() -> nn.Sequential:
 
 
 class Checkpointed(nn.Module):
-    """Three segments; the one in the middle runs again in the backward pass, or does not."""
+    """Four segments; the end of the second and the beginning of the third run again in the backward pass, or do not."""
 
     def __init__(self, *, again: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.below, self.tanh = nn.Linear(6, 7), nn.Tanh()
-        self.inside = nn.Sequential(nn.Linear(7, 8), nn.Dropout(0.3), nn.Softmax(1), nn.Linear(8, 9))
+        self.inside = nn.Sequential(nn.Linear(7, 8), nn.Dropout(0.3), nn.Sigmoid(), nn.Linear(8, 9))
         self.relu, self.head, self.again = nn.ReLU(), nn.Linear(9, CLASSES), again
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 One operation at a time on all threads is what torch does by itself, and the better way for large layers. Many small
 ones leave threads idle: there each thread had better run a segment of its own.
+
+What segments share, two threads must not touch at once: a layer, a path around a cut, or a checkpoint's second forward
+pass, which sets the random state of the whole process. The first pass through some taps finds that out, in turns.
 """
 
 from __future__ import annotations
@@ -17,11 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Variable
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bpfree.mechanisms.broadcast import Deliver, broadcast
 from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.passage import Cut, Departure
 from bpfree.segments import Reach
+
+_Segment = tuple[Tensor, Tensor]
+"""A segment's root, and the root's signal."""
 
 _TRIED = 8
 """How many passes are measured on either way; the first of each does not count."""
@@ -40,15 +47,17 @@ class Choice:
         self._seconds: dict[bool, list[float]] = {False: [], True: []}
         self._separate: dict[tuple[str, ...], bool] = {}
 
-    def concurrent(self, names: Sequence[str], roots: Sequence[Tensor]) -> bool:
-        """Whether a pass through these taps runs on several threads.
+    def knows(self, names: Sequence[str]) -> bool:
+        """Whether a pass through these taps has been looked at."""
+        return tuple(names) in self._separate
 
-        Only where the graphs of ``roots`` have nothing in common: two threads cannot run through one graph.
-        """
-        key = tuple(names)
-        if key not in self._separate:
-            self._separate[key] = _separate(roots)
-        if not self._separate[key]:
+    def found(self, names: Sequence[str], *, separate: bool) -> None:
+        """Hear whether segments between these taps have nothing in common."""
+        self._separate[tuple(names)] = separate
+
+    def concurrent(self, names: Sequence[str]) -> bool:
+        """Whether a pass through these taps runs on several threads."""
+        if not self._separate[tuple(names)]:
             return False
         if self._decided is not None:
             return self._decided
@@ -65,7 +74,7 @@ class Choice:
     def describe(self) -> str:
         """What an attachment's table says of it."""
         if not all(self._separate.values()):
-            return "Segments run one after another: paths lead around the cuts, or layers are shared."
+            return "Segments run one after another: paths lead around the cuts, or layers are shared or checkpointed."
         if self._decided is None:
             return f"Segments run one after another or on {self.threads} threads: both ways are being measured."
         return (
@@ -95,15 +104,24 @@ class ConcurrentPassage(Cut):
         """The output as it is; its backward pass runs the segments."""
         if output.device.type != "cpu":
             return super().leave(output, deliver, just_in_time=just_in_time)
-        concurrent = self._choice.concurrent(self.names, [*self.outputs, output])
-        timed = _timed(deliver, partial(self._choice.measured, concurrent))
+        choice, names = self._choice, tuple(self.names)
+        if not choice.knows(names):
+            if _separate([*self.outputs, output]):
+                return self._run_by(partial(_run_watched, partial(choice.found, names)), output, deliver)
+            choice.found(names, separate=False)
+        concurrent = choice.concurrent(names)
+        timed = _timed(deliver, partial(choice.measured, concurrent))
         if not concurrent:
             return broadcast(timed, output, self.outputs, just_in_time=just_in_time)
-        taps, threads = tuple(self.outputs), self._choice.threads
+        return self._run_by(partial(_run, threads=choice.threads), output, timed)
+
+    def _run_by(self, run: Callable[[Sequence[_Segment]], None], output: Tensor, deliver: Deliver) -> Tensor:
+        """The output as it is; its backward pass gives ``run`` the segments below, then goes on with the last one."""
+        taps = tuple(self.outputs)
 
         def gradients(error: Tensor) -> Sequence[Tensor | None]:
-            pairs = zip(taps, timed(error), strict=True)
-            _run([(tap, signal) for tap, signal in pairs if signal is not None and tap.requires_grad], threads)
+            pairs = zip(taps, deliver(error), strict=True)
+            run([(tap, signal) for tap, signal in pairs if signal is not None and tap.requires_grad])
             return [error]
 
         return leave(gradients, output, [output])
@@ -121,8 +139,27 @@ def _timed(deliver: Deliver, measured: Callable[[float], None]) -> Deliver:
     return signals
 
 
-def _run(segments: Sequence[tuple[Tensor, Tensor]], threads: int) -> None:
-    """Run every segment, ``(its root, the root's signal)``, on whichever thread is free."""
+def _run_watched(found: Callable[..., None], segments: Sequence[_Segment]) -> None:
+    """Run them in turns, and tell ``found`` whether any ran forward again."""
+    with _Recomputations() as watch:  # type: ignore[no-untyped-call]
+        _run(segments, threads=1)
+    found(separate=not watch.seen)
+
+
+class _Recomputations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees whether a backward pass runs anything forward: that has gradients enabled, as nothing else there has."""
+
+    seen = False
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.seen = self.seen or torch.is_grad_enabled()
+        return func(*args, **(kwargs or {}))
+
+
+def _run(segments: Sequence[_Segment], threads: int) -> None:
+    """Run every segment on whichever thread is free."""
     waiting, lock = iter(segments), threading.Lock()
     every = torch.get_num_threads()
     each = max(1, every // threads)

@@ -7,7 +7,7 @@ is up to the :class:`bpfree.mechanisms.passage.Passage`.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -88,6 +88,8 @@ class DirectMechanism(Mechanism):
         self.ways = Ways(plan, self._again)
         self._layout: Layout | None = None
         self._run: Run | None = None
+        # How the last pass was cut; None where it was not.
+        self._recut: Callable[[Tensor], Tensor] | None = None
         self._rerunning = False
         self._targets: Tensor | None = None
 
@@ -127,6 +129,8 @@ class DirectMechanism(Mechanism):
             ready = not self.rule.needs_error and self._targets is not None
             self._run = self.ways.open(self._layout, self._dispatch if ready else None)
         self._begin()
+        if self.active and not torch.compiler.is_compiling():
+            self._recut = self._run.recut if isinstance(self._run, Passage) else None
 
     def _abandon(self) -> None:
         """Let the pass under way be plain autograd."""
@@ -160,7 +164,7 @@ class DirectMechanism(Mechanism):
         run = self._run
         if run is None:
             # A checkpointed segment must be cut again, or it would save other tensors than the first time.
-            return output.detach() if self.active and self.recomputing() else None
+            return self._recut(output) if self._recut and self.active and self.recomputing() else None
         if isinstance(run, Passage) and run.left:
             self._above_error(name)
             return None

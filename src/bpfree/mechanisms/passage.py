@@ -72,6 +72,11 @@ class Passage(Run):
         self._handed_on = super().cut(name, output)
         return self._handed_on
 
+    @staticmethod
+    def recut(output: Tensor) -> Tensor:
+        """What a tap hands on where a checkpoint runs it again: autograd must save the same tensors behind it."""
+        return output.detach()
+
     def ends_the_model(self, output: Tensor) -> bool:
         """Whether ``output`` is what the last tap has handed on."""
         return output is self._handed_on

@@ -42,6 +42,11 @@ class WindowedPassage(Cut):
         handed_on: Tensor = Entry.apply(entry.requires_grad_())  # type: ignore[no-untyped-call]
         return handed_on
 
+    @staticmethod
+    def recut(output: Tensor) -> Tensor:
+        """A leaf that wants a gradient, as in the first run."""
+        return output.detach().requires_grad_(output.requires_grad)
+
     def _given_back(self) -> Tensor:
         self._entries.pop()
         return super()._given_back()
