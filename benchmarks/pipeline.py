@@ -128,7 +128,7 @@ BLOCK_TAPS = ["blocks.*.tap"]
 LAYER_TAPS = [*BLOCK_TAPS, "blocks.*.norm1", "blocks.*.feed_forward.1", "blocks.*.attention.into"]
 NETS: dict[str, Callable[[], Net]] = {
     "mlp": mlp,
-    "mlp-wide": partial(mlp, 2048, 2048),
+    "mlp-wide": partial(mlp, 4096, 4096),
     "transformer": partial(transformer, "after every layer", LAYER_TAPS),
     "transformer-blocks": partial(transformer, "after every block", BLOCK_TAPS),
 }

@@ -81,9 +81,10 @@ def _memory(measured: Measured) -> list[Target]:
     found = _growths(measured)
     for subject in STREAMING:
         for reference, limit in MEMORY_TIME_LIMITS.items():
+            what = f"time of a step, {subject} ÷ {reference}"
             rows = measured.find("memory", subject=subject, reference=reference)
-            net, time = (rows[0]["net"], rows[0]["time"]) if rows else ("", None)
-            found.append(Target(f"time of a step, {subject} ÷ {reference}", net, limit, time))
+            measurements = [(row["net"], row["time"]) for row in rows] or [("", None)]
+            found += [Target(what, net, limit, time) for net, time in measurements]
     return found
 
 
