@@ -23,7 +23,7 @@ def layers(*parts):
 
 
 def settle(attachment, c=3, rows=4):
-    attachment.settle(Agreement(torch.Size((rows, c)), torch.float32, 1, c, 8))
+    Agreement(torch.Size((rows, c)), torch.float32, 1, c, 8).settle(attachment)
 
 
 @pytest.mark.parametrize("rule", [bpfree.BP(), bpfree.FA(), bpfree.GrAPE(), bpfree.FDFA(), bpfree.ForwardGradient()])

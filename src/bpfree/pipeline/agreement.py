@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from bpfree.errors import ErrorPlacementError, StageError
 from bpfree.feedback import Feedback, Projection
 from bpfree.layout import batch_dims, sites_of
+from bpfree.pipeline.stage import StageAttachment
 from bpfree.preserve import preserved
 from bpfree.taps import product
-
-if TYPE_CHECKING:
-    from bpfree.pipeline.stage import StageAttachment
 
 
 @dataclass
@@ -126,6 +124,14 @@ class Agreement:
         of_rule = feedback.feedback if isinstance(feedback, Projection) else Feedback()
         widest = max((of_rule.form(site).size for site in sites), default=0)
         return cls(shape, dtype, dims, product(shape[dims:]), widest)
+
+    def settle(self, attachment: StageAttachment) -> None:
+        """Tell one stage."""
+        mechanism = attachment.mechanism
+        mechanism.plan = replace(mechanism.plan, batch_dims=self.batch_dims)
+        if isinstance(mechanism.feedback, Projection):
+            mechanism.feedback.expect(self.widest, self.c)
+        attachment.expect(self.stand_in(attachment.stage.device))
 
     def stand_in(self, device: torch.device) -> Tensor:
         """Zeros of the error's shape that take no memory."""

@@ -113,7 +113,7 @@ def _local(
     try:
         survey = Survey.of(attachment, received, {})
         survey.error = survey.error if error is None else (error.shape, error.dtype)
-        attachment.settle(Agreement.of([survey], attachment))
+        Agreement.of([survey], attachment).settle(attachment)
         output = module(*received)
         root = attachment.take_ticket() if loss is None else loss(output)
         return _timed(lambda: torch.autograd.backward(root, error))[0]

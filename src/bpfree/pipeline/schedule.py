@@ -203,7 +203,7 @@ class DirectSchedule(PipelineScheduleSingle):
             self._has_backward = trains
         received = [torch.zeros_like(info.buffer) for info in stage.args_recv_info[0] if info.buffer is not None]
         self._agreement = Agreement.reach(self.attachment, args if stage.is_first else tuple(received), kwargs)
-        self.attachment.settle(self._agreement)
+        self._agreement.settle(self.attachment)
         if not self._blind:
             self._channel = Channel(self.attachment.stage, self._agreement)
             if stage.is_last:

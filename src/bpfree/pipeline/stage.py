@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,11 +12,9 @@ from torch.distributed.pipelining import PipelineStage
 
 from bpfree.attachment import Attachment, check_attachable, error_module
 from bpfree.errors import OptionError, StageError, TapSelectionError
-from bpfree.feedback import Projection
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule
 from bpfree.mechanisms.observing import ObservingMechanism
-from bpfree.pipeline.agreement import Agreement
 from bpfree.plan import Plan
 from bpfree.segments import Reach
 from bpfree.taps import TapChoice, select_taps
@@ -123,15 +120,11 @@ class StageAttachment(Attachment):
         if place is None:  # behind the mechanism's own hook: this is what the loss's gradient arrives at
             self._hook = mechanism.plan.error_module.register_forward_hook(self._listen)
 
-    def settle(self, agreement: Agreement) -> None:
-        """Take over what the stages have agreed on."""
-        mechanism = self.mechanism
-        mechanism.plan = replace(mechanism.plan, batch_dims=agreement.batch_dims)
-        if isinstance(mechanism.feedback, Projection):
-            mechanism.feedback.expect(agreement.widest, agreement.c)
+    def expect(self, error: Tensor) -> None:
+        """Hear what the error will look like, in a stage before the last."""
         (place,) = self._place
         if place is not None:
-            place.like = agreement.stand_in(self.stage.device)
+            place.like = error
 
     def tell(self, told: Callable[[Tensor], None]) -> None:
         """Call ``told`` with dL/do as soon as it is there, in the last stage."""
