@@ -29,6 +29,7 @@ from bpfree.lab.summary import mean_cosine
 from bpfree.lab.tasks import TASKS, Task
 from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.records import EpochRecords, TrainingSeconds
+from bpfree.lab.tasks.visualize import visualized
 from bpfree.lab.terminal import Display, ShowProgress
 
 _WARM_STEPS = 3
@@ -110,7 +111,7 @@ def _train(settings: RunSettings, splits: Data, places: Places, display: Display
     peak = _step_memory(settings, splits)
     task, clock = _task(settings, splits), TrainingSeconds()
     first = splits.evaluation.take(torch.arange(min(len(splits.evaluation), of_task.alignment_samples)))
-    records = EpochRecords(first, clock, display.epoch)
+    records = EpochRecords(first, clock, display.epoch, settings.alignment)
     trainer = _trainer(settings, places, [clock, records, ShowProgress(display)])
     _fit(trainer, task, (train, evaluation), places)
     return {
@@ -125,6 +126,7 @@ def _train(settings: RunSettings, splits: Data, places: Places, display: Display
         "parameters": sum(weight.numel() for weight in task.model.parameters()),
         **_PICTURES,
         **(task.pictures(splits) if settings.details else {}),
+        **(visualized(task.attachment, settings.visualize, splits.shape) if settings.visualize else {}),
         "settings": settings.rule.describe()
         | {"model": settings.model, "batch_size": settings.batch_size}
         | ({"augmentation": plain(settings.augmentation)} if settings.augmentation else {}),

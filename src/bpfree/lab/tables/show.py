@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bpfree.lab.report.text import DASH, mean_std, number
+from bpfree.lab.report.text import DASH, count, mean_std, number
 from bpfree.lab.tables.recipe import Recipe, Scale
 
 MARKS = {True: "yes", False: "no", None: DASH}
@@ -46,6 +46,6 @@ def recipes(found: Sequence[Recipe]) -> Table:
     for heading in ("name", "what", "cells", "scales"):
         result.add_column(heading, no_wrap=heading == "name", justify="right" if heading == "cells" else "left")
     for recipe in found:
-        scales = "; ".join(f"{scale.name}: {scale.seeds} seeds" for scale in recipe.scales.values())
+        scales = "; ".join(f"{scale.name}: {count(scale.seeds, 'seed')}" for scale in recipe.scales.values())
         result.add_row(recipe.name, recipe.title, str(len(recipe.rows) * len(recipe.columns)), scales)
     return result

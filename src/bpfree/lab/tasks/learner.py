@@ -10,17 +10,21 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 import bpfree
 from bpfree.lab.settings import RunSettings
 
-# The part of a run that is done, 0 to 1 -> the factor of the learning rate.
-_COURSES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+# The part of a run that is done, 0 to 1, and its epochs -> the factor of the learning rate.
+_COURSES: dict[str, Callable[[float, int], float]] = {
+    "constant": lambda done, epochs: 1.0,
+    "cosine": lambda done, epochs: (1 + math.cos(math.pi * done)) / 2,
+    "exponential": lambda done, epochs: 0.95 ** math.floor(done * epochs + _ROUNDING),
+    "multistep": lambda done, epochs: 0.1 ** sum(done + _ROUNDING >= part for part in (0.6, 0.9)),
 }
+_ROUNDING = 1e-9  # of a step's number divided by the number of steps
+_PLATEAU = {"factor": 0.1, "patience": 5}
 
 
 class Learner(LightningModule):
@@ -104,9 +108,13 @@ class Learner(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The rule's optimizer over the weights of model and rule, and the course of its learning rate over the run."""
         optimizer = self.optimizer()
-        steps = int(self.trainer.estimated_stepping_batches)
+        if self.settings.schedule == "plateau":
+            plateau = ReduceLROnPlateau(optimizer, **_PLATEAU)
+            # Not the evaluation's loss: what is evaluated may be the test set, which chooses nothing.
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "train_loss"}}
+        steps, epochs = int(self.trainer.estimated_stepping_batches), int(self.trainer.max_epochs or 1)
         course = _COURSES[self.settings.schedule]
-        scheduler = LambdaLR(optimizer, lambda step: course(min(step / steps, 1.0)))
+        scheduler = LambdaLR(optimizer, lambda step: course(min(step / steps, 1.0), epochs))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer(self) -> torch.optim.Optimizer:
