@@ -34,9 +34,7 @@ def check(column: Column, work: Work, recipe: str) -> None:
         if set(metric) != {_ALIGNMENT} or not isinstance(metric[_ALIGNMENT], int | str):
             raise SettingsError(f"{recipe}: columns: {column.name}: metric must be a name or {{alignment: TAP}}.")
         if isinstance(work, Training) and work.settings.alignment == "never":
-            raise SettingsError(
-                f"{recipe}: columns: {column.name}: shows an alignment, and alignment is never measured."
-            )
+            raise SettingsError(f"{recipe}: columns: {column.name}: an alignment is asked for that is never measured.")
         return
     valid = [work.metric, f"train_{work.metric}", f"eval_{work.metric}", f"{_BEST}{work.metric}"]
     valid += [*_OF_A_RUN, *_OF_AN_EPOCH]
