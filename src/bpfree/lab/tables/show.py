@@ -67,7 +67,7 @@ def assumption(taken: Mapping[str, Any]) -> str:
         return f"{here} Steps were measured on its GPU."
     flops, launch = taken["assumed"]["flops"] / 1e12, taken["assumed"]["launch"] * 1e6
     return (
-        f"{here} GPU: not measured. Assumed are {flops:g} TFLOP/s in the matrix products that were counted in a step, or "
+        f"{here} GPU: not measured. Assumed are {flops:g} TFLOP/s in the matrix products counted in a step, or "
         f"{launch:g} µs for each of its operations where that is more."
     )
 
