@@ -35,7 +35,7 @@ def peak_bytes(step: Callable[[], object], device: str | torch.device = "cpu") -
     """
     if torch.device(device).type == "cuda":
         return _cuda_peak(step, device)
-    return max(0, max(accumulate(_allocations(step)), default=0))
+    return max(0, max(accumulate(size for _, size in _allocations(step)), default=0))
 
 
 def held_bytes(step: Callable[[], object]) -> int:
@@ -43,7 +43,13 @@ def held_bytes(step: Callable[[], object]) -> int:
 
     What it returns is in use until then.
     """
-    return sum(_allocations(step))
+    held: dict[int, int] = {}
+    for address, size in _allocations(step):
+        if size > 0:
+            held[address] = size
+        else:
+            held.pop(address, None)  # not there: garbage of before, which is collected whenever it happens
+    return sum(held.values())
 
 
 def _profiled(step: Callable[[], object]) -> profile:
@@ -69,8 +75,8 @@ def _cuda_peak(step: Callable[[], object], device: str | torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _allocations(step: Callable[[], object]) -> list[int]:
-    """Bytes of every allocation (positive) and release (negative) on the CPU, in the order of time."""
+def _allocations(step: Callable[[], object]) -> list[tuple[int, int]]:
+    """Address and bytes of every allocation (positive) and release (negative) on the CPU, in the order of time."""
     profiler = _profiled(step)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -79,7 +85,7 @@ def _allocations(step: Callable[[], object]) -> list[int]:
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     memory = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
     memory.sort(key=lambda event: (event["ts"], event["args"]["Ev Idx"]))
-    return [event["args"]["Bytes"] for event in memory]
+    return [(event["args"]["Addr"], event["args"]["Bytes"]) for event in memory]
 
 
 @dataclass(frozen=True)

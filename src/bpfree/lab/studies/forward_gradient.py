@@ -15,12 +15,13 @@ _INPUTS, _CLASSES = 128, 10
 
 
 def forward_gradient_cosine(
-    depth: int, batch: int, draws: Sequence[int], seed: int, width: int = 128
+    depth: int, batch: int, draws: Sequence[int], seed: int, width: int = 128, centred: bool = False
 ) -> dict[str, float]:
     """The cosine of the activity-perturbed forward gradient and the gradient, of the first layer's weights.
 
-    A ReLU network with He's initial weights, before any training, on normal inputs whose classes a random linear map
-    gives, and the mean cross-entropy. Every hidden layer is perturbed at once, each sample by its own draw.
+    A ReLU network with He's initial weights, before any training, on inputs between 0 and 1, as pixels, whose classes
+    a random linear map gives, and the mean cross-entropy. Every hidden layer is perturbed at once, each sample by its
+    own draw.
 
     Args:
         depth: Linear layers behind the first.
@@ -28,14 +29,17 @@ def forward_gradient_cosine(
         draws: After how many averaged estimates (forward passes with tangents) the cosine is taken.
         seed: Of weights, data and perturbations.
         width: Of every hidden layer.
+        centred: Inputs between -1/2 and 1/2 in place of those. Samples then have nearly orthogonal gradients.
 
     Returns:
         ``draws N``: the cosine, for every number of draws.
     """
     torch.manual_seed(seed)
     model = MLP([_INPUTS], _CLASSES, hidden=[width] * depth, activation="relu", initialization="he")
-    x = torch.randn(batch, _INPUTS)
+    x = torch.rand(batch, _INPUTS) - 0.5
     y = (x @ torch.randn(_INPUTS, _CLASSES)).argmax(1)
+    if not centred:
+        x = x + 0.5
     first = next(layer for layer in model if isinstance(layer, nn.Linear))
 
     def gradient() -> Tensor:

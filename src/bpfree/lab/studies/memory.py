@@ -39,14 +39,14 @@ def feedback_memory(
         allocated_classes: e of the model whose feedback is allocated.
 
     Returns:
-        ``naive_gigabytes`` and ``shared_gigabytes`` (10^9 bytes), ``ratio`` of the two, ``naive_allocated`` and
+        ``naive_megabytes`` and ``shared_megabytes`` (10^6 bytes), ``ratio`` of the two, ``naive_allocated`` and
         ``shared_allocated``: bytes given out by the allocator relative to those computed for as many classes.
     """
     settings = ModelSettings(model, dict(init_args or {}))
     places = list(taps) if taps else settings.suggestion("taps")
     widths = tap_widths(settings, shape, places)
     computed = {"naive": _BYTES * sum(widths), "shared": _BYTES * max(widths)}  # a number of the error
-    result = {f"{name}_gigabytes": size * classes / 1e9 for name, size in computed.items()}
+    result = {f"{name}_megabytes": size * classes / 1e6 for name, size in computed.items()}
     result["ratio"] = computed["naive"] / computed["shared"]
     for name, size in computed.items():
         allocated = allocated_bytes(settings, shape, allocated_classes, places, shared=name == "shared")
