@@ -30,7 +30,7 @@ from bpfree.lab.summary import mean_cosine
 from bpfree.lab.tasks import TASKS, Task
 from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.records import EpochRecords, TrainingSeconds
-from bpfree.lab.tasks.visualize import visualized
+from bpfree.lab.tasks.visualize import find, visualized
 from bpfree.lab.terminal import Display, ShowProgress
 
 _WARM_STEPS = 3
@@ -111,6 +111,8 @@ def _train(settings: RunSettings, splits: Data, places: Places, display: Display
     display.begin(settings, len(train))
     peak = _step_memory(settings, splits)
     task, clock = learner(settings, splits), TrainingSeconds()
+    if settings.visualize:
+        find(task.model, settings.visualize)  # a wrong name is told now, and not after the training
     first = splits.evaluation.take(torch.arange(min(len(splits.evaluation), of_task.alignment_samples)))
     records = EpochRecords(first, clock, display.epoch, settings.alignment)
     trainer = _trainer(settings, places, [clock, records, ShowProgress(display)])

@@ -44,17 +44,28 @@ def visualized(attachment: bpfree.Attachment, name: str, shape: Sequence[int]) -
         SettingsError: There is no such convolution.
     """
     model = attachment.model
-    found = {key: module for key, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    if name not in found:
-        raise SettingsError(f"--visualize {name}: the network has no such convolution. {nearest(name, found)}")
+    convolution = find(model, name)
     training = model.training
     model.eval()
     try:
         with preserved(model, attachment), attachment.paused():
-            images = exciting(model, found[name], shape)
+            images = exciting(model, convolution, shape)
     finally:
         model.train(training)
     return {"visualized": {"module": name, "filters": len(images), "png": _png(images)}}
+
+
+def find(model: nn.Module, name: str) -> nn.Conv2d:
+    """The convolution of this name.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    found = {key: module for key, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    if name not in found:
+        hint = nearest(name, found) if found else "It has none at all."
+        raise SettingsError(f"--visualize {name}: the network has no such convolution. {hint}")
+    return found[name]
 
 
 def exciting(model: nn.Module, convolution: nn.Conv2d, shape: Sequence[int]) -> Tensor:
