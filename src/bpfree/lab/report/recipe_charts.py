@@ -91,12 +91,15 @@ def curve(
         alt.Tooltip("x:Q", title=chart.x),
         alt.Tooltip("y:Q", title=chart.y),
     ]
-    layers = [
-        measured.mark_area(aria=False, opacity=0.16).encode(alt.Y("low:Q", scale=across), alt.Y2("high")),
-        given.mark_line(aria=False, strokeDash=list(DASHES[1]), strokeWidth=1.25).encode(y),
-        given.mark_point(aria=False, size=42, filled=True, fill=style.paper, fillOpacity=1, strokeWidth=1.5).encode(
-            y, stroke=alt.Color("column:N", scale=hues, legend=None), tooltip=values
-        ),
+    layers = [measured.mark_area(aria=False, opacity=0.16).encode(alt.Y("low:Q", scale=across), alt.Y2("high"))]
+    if any(point["kind"] == PAPER for point in points):
+        outline = alt.Color("column:N", scale=hues, legend=None)
+        opened = {"filled": True, "fill": style.paper, "fillOpacity": 1, "strokeWidth": 1.5}
+        layers += [
+            given.mark_line(aria=False, strokeDash=list(DASHES[1]), strokeWidth=1.25).encode(y),
+            given.mark_point(aria=False, size=42, **opened).encode(y, stroke=outline, tooltip=values),
+        ]
+    layers += [
         measured.mark_line(aria=False, strokeWidth=2).encode(y),
         measured.mark_point(aria=False, size=42, filled=True, opacity=1).encode(y, tooltip=values),
     ]
