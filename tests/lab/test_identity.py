@@ -46,6 +46,8 @@ def test_runs_that_use_them_have_names_of_their_own() -> None:
         tiny.settings(augmentation=Augmentation(crop_padding=5)),
         tiny.settings(augmentation=Augmentation(resized_crop_scale=(0.1, 1.0))),
         tiny.settings(augmentation=Augmentation(resized_crop_scale=(0.1, 1.0), resized_crop_ratio=(1.0, 1.0))),
+        tiny.settings(alignment="last"),
+        tiny.settings(visualize="conv1"),
     ]
     for class_path, later in LATER_ARGUMENTS.items():
         plain_model = ModelSettings(class_path).describe()
@@ -58,7 +60,8 @@ def test_runs_that_use_them_have_names_of_their_own() -> None:
 
 
 def test_what_is_left_out_is_the_default() -> None:
-    assert {"augmentation": plain(Augmentation())} == LATER_SETTINGS
+    described = plain(tiny.settings())
+    assert {name: described[name] for name in LATER_SETTINGS} == LATER_SETTINGS
     for class_path, later in LATER_ARGUMENTS.items():
         described = ModelSettings(class_path).describe()["init_args"]
         assert later == {name: described[name] for name in later}

@@ -13,8 +13,9 @@ import yaml
 from bpfree.lab import data
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.tables.inherit import merged
+from bpfree.lab.tables.metrics import value
 from bpfree.lab.tables.plan import plan, works
-from bpfree.lab.tables.recipe import Expected, find, names, read
+from bpfree.lab.tables.recipe import Chart, Column, Expected, find, names, read
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +141,54 @@ def test_mistakes_in_a_recipe_are_named(tmp_path: Path, old: str, new: str, mess
     assert old in tiny_table.RECIPE
     with pytest.raises(SettingsError, match=message):
         planned(tmp_path, tiny_table.RECIPE.replace(old, new))
+
+
+CHART = """
+charts:
+  Curve: {columns: [cosine 1], x: size, y: cosine, log: true}
+"""
+NUMBERED = (
+    tiny_table.RECIPE.replace("  DFA: {}", '  "1": {}')
+    .replace("  sum:", '  "2.5":')
+    .replace("  BP: {rule", '  "8": {rule')
+)
+NUMBERED = (
+    NUMBERED.replace("  DFA: {accuracy", '  "1": {accuracy').replace("  BP: {accuracy", '  "8": {accuracy') + CHART
+)
+
+
+def test_rows_that_are_numbers_can_be_drawn(tmp_path: Path) -> None:
+    recipe = read(tiny_table.write(tmp_path, NUMBERED))
+    assert recipe.charts == {"Curve": Chart(["cosine 1"], "size", "cosine", log=True)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[cosine 1], x", "[cosine 3], x", "charts: Curve: column 'cosine 3' is not known.*Did you mean 'cosine"),
+        ("log: true", "logarithmic: true", "charts: Curve: key 'logarithmic' is not known.*'log'"),
+        ("x: size, ", "", "charts: Curve: x is missing"),
+        ('  "2.5":', "  two:", "rows are places on its axis, and row 'two' is not a number above 0"),
+        ('  "2.5":', '  "0":', "row '0' is not a number above 0"),
+    ],
+)
+def test_mistakes_in_a_chart_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in NUMBERED
+    with pytest.raises(SettingsError, match=message):
+        planned(tmp_path, NUMBERED.replace(old, new))
+
+
+def test_an_alignment_that_is_never_measured_is_told_before_any_run(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cosine 1: an alignment is asked for that is never measured"):
+        planned(tmp_path, tiny_table.RECIPE.replace("epochs: 3", "epochs: 3\n  alignment: never", 1))
+
+
+def test_the_best_epoch_is_the_one_of_the_best_evaluation() -> None:
+    epochs = [{"eval_accuracy": 40.0, "eval_perplexity": 9.0}, {"eval_accuracy": 60.0, "eval_perplexity": 5.0}]
+    record = {"epochs": [*epochs, {"eval_accuracy": 50.0, "eval_perplexity": 7.0}], "accuracy": 50.0, "perplexity": 7.0}
+    assert value(record, Column("a", "best_accuracy"), "accuracy") == 60.0
+    assert value(record, Column("a", "best_perplexity"), "perplexity") == 5.0
+    assert value(record, Column("a"), "accuracy") == 50.0
 
 
 def test_a_scale_and_a_cell_are_asked_for_by_name(tmp_path: Path) -> None:

@@ -164,9 +164,9 @@ def test_a_rule_that_is_being_written_is_run_again(tmp_path: Path, monkeypatch: 
 
 
 def test_weights_and_order_are_those_of_the_seed_whatever_the_rule() -> None:
-    first, other = (runs._task(tiny.settings(label), tiny.splits()) for label in ("BP", "DFA"))
+    first, other = (runs.learner(tiny.settings(label), tiny.splits()) for label in ("BP", "DFA"))
     assert_equal(dict(first.model.state_dict()), dict(other.model.state_dict()))
-    another = runs._task(tiny.settings(seed=1), tiny.splits())
+    another = runs.learner(tiny.settings(seed=1), tiny.splits())
     assert not torch.equal(next(first.model.parameters()), next(another.model.parameters()))
 
 
@@ -191,7 +191,7 @@ def test_the_record_holds_what_reports_read(tmp_path: Path) -> None:
 
 
 def test_a_window_reaches_the_rule() -> None:
-    task = runs._task(tiny.settings(rule=replace(rule_settings("DFA"), window=3)), tiny.splits())
+    task = runs.learner(tiny.settings(rule=replace(rule_settings("DFA"), window=3)), tiny.splits())
     x, y = tiny.splits().train.x[:8], tiny.splits().train.y[:8]
     task.model.eval()
     torch.nn.functional.cross_entropy(task(x), y).backward()
@@ -216,7 +216,7 @@ class Weighted(bpfree.BP):
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "SGD"])
 def test_weights_of_the_rule_are_optimized_as_the_models(optimizer: str) -> None:
     rule = RuleSettings(rule=Weighted(), optimizer=optimizer, lr=0.5, weight_decay=0.1)
-    task = runs._task(tiny.settings(rule=rule), tiny.splits())
+    task = runs.learner(tiny.settings(rule=rule), tiny.splits())
     own = task.attachment.mechanism.own
     made = task.optimizer()
     (group,) = made.param_groups

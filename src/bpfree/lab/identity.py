@@ -16,6 +16,8 @@ LATER_SETTINGS: dict[str, Any] = {
         "resized_crop_scale": None,
         "resized_crop_ratio": [3 / 4, 4 / 3],
     },
+    "alignment": "every",
+    "visualize": None,
 }
 """Setting of a run -> what runs did before it came."""
 LATER_ARGUMENTS: dict[str, dict[str, Any]] = {

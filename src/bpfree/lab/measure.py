@@ -35,12 +35,30 @@ def peak_bytes(step: Callable[[], object], device: str | torch.device = "cpu") -
     """
     if torch.device(device).type == "cuda":
         return _cuda_peak(step, device)
+    return max(0, max(accumulate(size for _, size in _allocations(step)), default=0))
+
+
+def held_bytes(step: Callable[[], object]) -> int:
+    """The memory that ``step`` has allocated and not released when it ends, on a CPU, in bytes; see :func:`peak_bytes`.
+
+    What it returns is in use until then.
+    """
+    held: dict[int, int] = {}
+    for address, size in _allocations(step):
+        if size > 0:
+            held[address] = size
+        else:
+            held.pop(address, None)  # not there: garbage of before, which is collected whenever it happens
+    return sum(held.values())
+
+
+def _profiled(step: Callable[[], object]) -> profile:
     # The profiler's own log writes to standard error when it starts and stops, unless told not to before its first use.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = step()
     del kept  # what the step returns is alive at its end and belongs to it
-    return max(0, max(accumulate(_allocations(profiler)), default=0))
+    return profiler
 
 
 def stored_bytes(module: nn.Module) -> int:
@@ -57,8 +75,9 @@ def _cuda_peak(step: Callable[[], object], device: str | torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _allocations(profiler: profile) -> list[int]:
-    """Bytes of every allocation (positive) and release (negative) on the CPU, in the order of time."""
+def _allocations(step: Callable[[], object]) -> list[tuple[int, int]]:
+    """Address and bytes of every allocation (positive) and release (negative) on the CPU, in the order of time."""
+    profiler = _profiled(step)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         # The exported trace is the documented place where single allocations are listed.
@@ -66,7 +85,7 @@ def _allocations(profiler: profile) -> list[int]:
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     memory = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
     memory.sort(key=lambda event: (event["ts"], event["args"]["Ev Idx"]))
-    return [event["args"]["Bytes"] for event in memory]
+    return [(event["args"]["Addr"], event["args"]["Bytes"]) for event in memory]
 
 
 @dataclass(frozen=True)

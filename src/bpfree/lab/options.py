@@ -20,6 +20,7 @@ from bpfree.lab.settings import (
     RuleOverrides,
     RunSettings,
     Schedule,
+    Times,
     import_path,
     plain,
     rule_options,
@@ -50,8 +51,10 @@ class Options:
         batch_size: Images or sequences a step; by default 128 images or 16 sequences.
         lr: A learning rate for every rule that has none in --settings; without it, that of each rule's preset for
             images, and 1e-3 for text.
-        schedule: The learning rate's course for every rule that has none in --settings; without it, that of each
-            rule's preset for images (cosine), and constant for text.
+        schedule: The learning rate's course for every rule that has none in --settings: constant, cosine (to 0 at the
+            last step), exponential (95 % after every epoch), multistep (a tenth after 60 % and again after 90 % of the
+            steps) or plateau (a tenth where the training loss has not fallen for more than 5 epochs); without it, that
+            of each rule's preset for images (cosine), and constant for text.
         window: Layers learn from the signal window - 1 taps further up, carried down to them by ordinary
             backpropagation; 1 is the plain rule. For every direct rule but Shallow that has none in --settings.
         settings: What differs from a rule's preset, by label. For example --settings.DFA.lr 1e-4,
@@ -65,6 +68,7 @@ class Options:
             network suggests (suggested_taps of its class), or every non-linearity.
         error_at: The name of the module at whose output the error is taken; by default what the network suggests
             (suggested_error_at of its class), or its output.
+        alignment: After which evaluations alignment is measured: every one, the last, or never.
     """
 
     data: str = "digits"
@@ -86,6 +90,7 @@ class Options:
     model: ModelSettings | None = None
     taps: list[str] | None = None
     error_at: str | None = None
+    alignment: Times = "every"
 
     def run(self, label: str, seed: int, *, details: bool) -> RunSettings:
         """The settings of one run.
@@ -113,6 +118,8 @@ class Options:
             threads=self.threads or torch.get_num_threads(),
             details=details,
             augmentation=self.augmentation,
+            alignment=self.alignment,
+            visualize=getattr(self, "visualize", None),
         )
 
     def task(self) -> Task:
@@ -191,11 +198,13 @@ class TrainOptions(Options):
         rule: The label of the rule, as for compare.
         seed: Determines the initial weights, the order of the data and the feedback.
         resume: Continue an interrupted run of the same settings from its last complete epoch.
+        visualize: A convolution of the network, by name, whose filters are shown by the images that excite them most.
     """
 
     rule: str = "DFA"
     seed: int = 0
     resume: bool = False
+    visualize: str | None = None
 
     def default_name(self) -> str:
         """One folder a data set, rule and seed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from bpfree.lab.summary import mean_cosine
 from bpfree.lab.tasks import TASKS, Task
 from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.records import EpochRecords, TrainingSeconds
+from bpfree.lab.tasks.visualize import find, visualized
 from bpfree.lab.terminal import Display, ShowProgress
 
 _WARM_STEPS = 3
@@ -108,9 +110,11 @@ def _train(settings: RunSettings, splits: Data, places: Places, display: Display
     evaluation = batches(splits.evaluation, InOrder(len(splits.evaluation), _evaluation_batch(of_task, splits)))
     display.begin(settings, len(train))
     peak = _step_memory(settings, splits)
-    task, clock = _task(settings, splits), TrainingSeconds()
+    task, clock = learner(settings, splits), TrainingSeconds()
+    if settings.visualize:
+        find(task.model, settings.visualize)  # a wrong name is told now, and not after the training
     first = splits.evaluation.take(torch.arange(min(len(splits.evaluation), of_task.alignment_samples)))
-    records = EpochRecords(first, clock, display.epoch)
+    records = EpochRecords(first, clock, display.epoch, settings.alignment)
     trainer = _trainer(settings, places, [clock, records, ShowProgress(display)])
     _fit(trainer, task, (train, evaluation), places)
     return {
@@ -125,6 +129,7 @@ def _train(settings: RunSettings, splits: Data, places: Places, display: Display
         "parameters": sum(weight.numel() for weight in task.model.parameters()),
         **_PICTURES,
         **(task.pictures(splits) if settings.details else {}),
+        **(visualized(task.attachment, settings.visualize, splits.shape) if settings.visualize else {}),
         "settings": settings.rule.describe()
         | {"model": settings.model, "batch_size": settings.batch_size}
         | ({"augmentation": plain(settings.augmentation)} if settings.augmentation else {}),
@@ -138,7 +143,7 @@ def _evaluation_batch(task: Task, splits: Data) -> int:
     return max(1, min(task.evaluation_batch, _EVALUATED_NUMBERS // math.prod(splits.shape)))
 
 
-def _task(settings: RunSettings, splits: Data) -> Learner:
+def learner(settings: RunSettings, splits: Data) -> Learner:
     """The model, its weights drawn from the run's seed alone, and its rule, which draws from a generator of its own."""
     seed_everything(settings.seed, verbose=False)
     model = ModelSettings(**settings.model).build(splits.shape, splits.classes)
@@ -147,9 +152,16 @@ def _task(settings: RunSettings, splits: Data) -> Learner:
 
 def _step_memory(settings: RunSettings, splits: Data) -> int:
     """The allocator's peak during one training step, on a task made for this. Warms the machine up by the way."""
-    task = _task(settings, splits).to(_device())
-    optimizer = task.optimizer()
-    x, y = (part[: settings.batch_size].to(_device()) for part in (splits.train.x, splits.train.y))
+    task = learner(settings, splits).to(device())
+    step = training_step(task, task.optimizer(), splits, settings.batch_size)
+    for _ in range(_WARM_STEPS):
+        step()
+    return peak_bytes(step, device())
+
+
+def training_step(task: Learner, optimizer: torch.optim.Optimizer, splits: Data, samples: int) -> Callable[[], None]:
+    """A step on the first ``samples`` of the training data, as training takes it, to be measured."""
+    x, y = (part[:samples].to(device()) for part in (splits.train.x, splits.train.y))
 
     def step() -> None:
         task.attachment.targets(y)
@@ -157,9 +169,7 @@ def _step_memory(settings: RunSettings, splits: Data) -> int:
         optimizer.step()
         optimizer.zero_grad()
 
-    for _ in range(_WARM_STEPS):
-        step()
-    return peak_bytes(step, _device())
+    return step
 
 
 def _trainer(settings: RunSettings, places: Places, callbacks: list[Callback]) -> Trainer:
@@ -169,7 +179,7 @@ def _trainer(settings: RunSettings, places: Places, callbacks: list[Callback]) -
         enable_version_counter=False,
     )  # fmt: skip
     return Trainer(
-        accelerator=_device(),
+        accelerator=device(),
         devices=1,
         max_epochs=settings.epochs,
         callbacks=[*callbacks, last],
@@ -198,7 +208,8 @@ def _fit(trainer: Trainer, task: Learner, loaders: tuple[Any, Any], places: Plac
         raise RunError(f"{places.checkpoint} is damaged ({error}). Delete it to start this run anew.") from error
 
 
-def _device() -> str:
+def device() -> str:
+    """Where runs compute: on a GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -20,7 +20,9 @@ from bpfree.lab.identity import identity
 from bpfree.lab.length import Length
 
 Optimizer: TypeAlias = Literal["Adam", "AdamW", "SGD"]
-Schedule: TypeAlias = Literal["constant", "cosine"]
+Schedule: TypeAlias = Literal["constant", "cosine", "exponential", "multistep", "plateau"]
+Times: TypeAlias = Literal["every", "last", "never"]
+"""After which evaluations something is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,9 @@ class RuleSettings:
         lr: The learning rate.
         weight_decay: The optimizer's weight decay.
         momentum: SGD's momentum; the other optimizers do not use it.
-        schedule: The learning rate stays (constant), or falls along half a cosine to 0 at the last step (cosine).
+        schedule: The learning rate stays (constant), falls along half a cosine to 0 at the last step (cosine), to 95 %
+            after every epoch (exponential), to a tenth after 60 % and again after 90 % of the steps (multistep), or to
+            a tenth where the training loss has not fallen for more than 5 epochs (plateau).
         window: Layers learn from the signal ``window`` - 1 taps further up, carried down to them by ordinary
             backpropagation, see :func:`bpfree.attach`. More than 1 for direct rules only.
         within: The layerwise rule that carries signals down inside segments and windows in place of backpropagation.
@@ -78,7 +82,7 @@ class RuleOverrides:
         lr: The learning rate.
         weight_decay: The optimizer's weight decay.
         momentum: SGD's momentum.
-        schedule: Whether the learning rate stays, or falls to 0 along half a cosine.
+        schedule: The learning rate's course: constant, cosine, exponential, multistep or plateau.
         window: For direct rules: layers learn from the signal window - 1 taps further up.
         within: For direct rules: the layerwise rule that carries signals down inside segments and windows.
     """
@@ -213,6 +217,8 @@ class RunSettings:
         threads: torch's threads; sums differ in their last bits with another number.
         details: Also keep the first layer's filters and a t-SNE of the last hidden layer.
         augmentation: What is done to training images.
+        alignment: After which evaluations alignment is measured.
+        visualize: The convolution whose filters are shown by the images that excite them most; None for none.
     """
 
     label: str
@@ -228,6 +234,8 @@ class RunSettings:
     threads: int
     details: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
+    alignment: Times = "every"
+    visualize: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "threads"):

@@ -8,7 +8,8 @@ from typing import Any
 
 from bpfree.lab.files import read_json, write_text
 from bpfree.lab.report.text import DASH, count, mean_std
-from bpfree.lab.tables.result import FORMAT
+from bpfree.lab.tables import show
+from bpfree.lab.tables.result import COST_FORMAT, FORMAT
 
 _HEAD = """# Results
 
@@ -22,7 +23,29 @@ def write(folder: Path) -> Path:
     """Write the page of all documents in ``folder``; return its path."""
     found = [content for path in sorted(folder.glob("*.json")) for content in [read_json(path)]]
     documents = [content for content in found if isinstance(content, dict) and content.get("format") == FORMAT]
-    return write_text(folder / "RESULTS.md", "\n".join([_HEAD, *map(section, documents)]))
+    costs = [content for content in found if isinstance(content, dict) and content.get("format") == COST_FORMAT]
+    parts = [_HEAD, *map(section, documents), *([effort(costs)] if costs else [])]
+    return write_text(folder / "RESULTS.md", "\n".join(parts))
+
+
+def effort(costs: Sequence[Mapping[str, Any]]) -> str:
+    """What whole tables take, on the machine that measured a step and on a GPU."""
+    lines = [
+        ["table", "scale", "runs", "GiB", "hours, measured machine", "hours on a GPU"],
+        ["---", "---", *["---:"] * 4],
+    ]
+    said = {}
+    for document in costs:
+        for name, taken in document["scales"].items():
+            scale = f"{name} ({taken['cut']})" if taken["cut"] else name
+            lines.append([document["name"], scale, f"{taken['runs']:,}", *show.hours(taken)])
+            said[show.assumption(taken)] = None
+    head = [
+        "## What they take",
+        "",
+        "`bpfree table NAME --cost`: all runs of a table, from one measured step of each row.",
+    ]
+    return "\n".join([*head, *said, "", *(f"| {' | '.join(line)} |" for line in lines), ""])
 
 
 def section(document: Mapping[str, Any]) -> str:

@@ -8,11 +8,13 @@ from typing import Any
 from bpfree.errors import nearest
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.tables.recipe import Column
-from bpfree.lab.tables.work import Work
+from bpfree.lab.tables.work import Training, Work
+from bpfree.lab.tasks import TASKS
 
 _ALIGNMENT = "alignment"
 _OF_A_RUN = ("seconds_per_epoch", "alignment_mean", "peak_memory_bytes", "feedback_bytes", "parameters")
 _OF_AN_EPOCH = ("train_loss", "eval_loss")
+_BEST = "best_"
 
 
 def check(column: Column, work: Work, recipe: str) -> None:
@@ -31,8 +33,11 @@ def check(column: Column, work: Work, recipe: str) -> None:
     if isinstance(metric, Mapping):
         if set(metric) != {_ALIGNMENT} or not isinstance(metric[_ALIGNMENT], int | str):
             raise SettingsError(f"{recipe}: columns: {column.name}: metric must be a name or {{alignment: TAP}}.")
+        if isinstance(work, Training) and work.settings.alignment == "never":
+            raise SettingsError(f"{recipe}: columns: {column.name}: an alignment is asked for that is never measured.")
         return
-    valid = [work.metric, f"train_{work.metric}", f"eval_{work.metric}", *_OF_A_RUN, *_OF_AN_EPOCH]
+    valid = [work.metric, f"train_{work.metric}", f"eval_{work.metric}", f"{_BEST}{work.metric}"]
+    valid += [*_OF_A_RUN, *_OF_AN_EPOCH]
     if metric not in valid:
         raise SettingsError(
             f"{recipe}: columns: {column.name}: metric {metric!r} is not known. {nearest(metric, valid)}"
@@ -53,10 +58,18 @@ def value(record: Mapping[str, Any], column: Column, metric: str | None) -> floa
     asked = metric if column.metric is None else column.metric
     if isinstance(asked, Mapping):
         return _cosine(record, asked[_ALIGNMENT], column.name)
+    if asked == f"{_BEST}{metric}":
+        return _best(record, metric)
     for part in (record.get("values", {}), record, (record.get("epochs") or [{}])[-1]):
         if asked in part:
             return part[asked]
     raise SettingsError(f"columns: {column.name}: the record has no {asked!r}. {nearest(str(asked), _names(record))}")
+
+
+def _best(record: Mapping[str, Any], metric: str | None) -> float:
+    """The best evaluation of the run, as papers report it that choose the epoch on the test set."""
+    better = {task.metric.name: max if task.metric.better == "higher" else min for task in TASKS.values()}
+    return better[metric](epoch[f"eval_{metric}"] for epoch in record["epochs"])
 
 
 def _names(record: Mapping[str, Any]) -> list[str]:

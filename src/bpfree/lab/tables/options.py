@@ -69,11 +69,13 @@ class TableOptions(RecipeOptions):
 
     Args:
         list: Show the recipes that come with bpfree.
+        cost: Run nothing; show what the table takes on this machine and on a GPU, from one measured step of each row.
         workers: Processes that run cells; they and those of other commands and machines share the ledger.
         again: Measure anew what was measured with another state of bpfree's code; the older records stay.
     """
 
     list: bool = False
+    cost: bool = False
     workers: int = 1
     again: bool = False
 

@@ -14,7 +14,9 @@ from rich.console import Console
 import bpfree.lab.report
 from bpfree.lab.compare import FORMAT
 from bpfree.lab.files import write_text
-from bpfree.lab.report import text
+from bpfree.lab.report import recipe_charts, text
+from bpfree.lab.report.page import bundle, embedded, figures, specifications
+from bpfree.lab.report.style import on_screen
 from bpfree.lab.summary import summarize
 from bpfree.lab.tables import result
 from bpfree.lab.tables.ledger import State
@@ -55,7 +57,7 @@ def report(options: ReportOptions, console: Console | None = None) -> Path:
             )
     entries = result.entries(cells, state, scale)
     said = result.cautions(state.records.values(), source())
-    path = write_text(folder / f"{recipe.name}.html", html(recipe, scale.cut, entries, curves, said))
+    path = write_text(folder / f"{recipe.name}.html", html(recipe, scale.cut, entries, curves, said, pictures(state)))
     if console is not None:
         console.print(f"page: {path}", soft_wrap=True)
     return path
@@ -67,8 +69,11 @@ def html(
     entries: Sequence[Mapping[str, Any]],
     curves: Sequence[tuple[str, str]],
     said: Sequence[str],
+    pictures: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page as text."""
+    found = recipe_charts.legend(recipe)
+    drawn = recipe_charts.charts(recipe, entries, found)
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
@@ -80,10 +85,26 @@ def html(
         columns=list(dict.fromkeys(entry["column"] for entry in entries)),
         curves=curves,
         cautions=said,
+        marks={mark.label: (number, mark) for number, mark in enumerate(found)},
+        figures=figures("chart", drawn),
+        with_paper=any(entry["paper"] is not None for entry in entries),
+        pictures=pictures,
+        specs=embedded(specifications({"chart": drawn}, on_screen(found))),
+        bundle=bundle() if drawn else Markup(),
+        js=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
         text=text,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
     )
+
+
+def pictures(state: State) -> list[dict[str, Any]]:
+    """What the filters of trained networks look for, the first seed of every row that shows it."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in sorted(state.records.values(), key=lambda record: record["seed"]):
+        if record.get("visualized"):
+            found.setdefault(record["label"], {"label": record["label"], **record["visualized"]})
+    return list(found.values())
 
 
 def groups(recipe: Recipe, cells: Iterable[Cell]) -> dict[str, dict[str, Cell]]:

@@ -66,6 +66,23 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Chart:
+    """A figure of a recipe whose rows are numbers: columns as curves over the rows.
+
+    Attributes:
+        columns: The columns that are drawn.
+        x: What the rows' numbers are.
+        y: What the columns' numbers are. Charts of the same words share an axis.
+        log: Whether rows are placed by their logarithm.
+    """
+
+    columns: list[str]
+    x: str
+    y: str
+    log: bool = False
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A table.
 
@@ -83,6 +100,7 @@ class Recipe:
         deviations: What differs from the paper, or in the paper from its code, a sentence each.
         search: Settings that ``bpfree tune`` chooses, and among which values.
         remarks: What else a reader must know, such as the explanation of a deviating result.
+        charts: Figures of the table, by heading.
     """
 
     name: str
@@ -98,6 +116,7 @@ class Recipe:
     deviations: list[str]
     search: dict[str, Any]
     remarks: list[str]
+    charts: dict[str, Chart]
 
     def scale(self, name: str) -> Scale:
         """The scale of this name.
@@ -195,6 +214,7 @@ class _Reader:
             deviations=list(given.get("deviations") or []),
             search=self.part(given.get("search"), "search"),
             remarks=list(given.get("remarks") or []),
+            charts=self.charts(given.get("charts"), rows, columns),
         )
 
     def part(self, value: Any, where: str, valid: Any = None) -> dict[str, Any]:
@@ -240,6 +260,30 @@ class _Reader:
         if len(numbers) != len(values) or not 1 <= len(values) <= 2:
             raise SettingsError(f"{self.name}: {where} must be a mean, or [mean, standard deviation], not {value!r}.")
         return Expected(*numbers)
+
+    def charts(self, value: Any, rows: Any, columns: Any) -> dict[str, Chart]:
+        charts = {}
+        for name, own in self.part(value, "charts").items():
+            given = self.part(own, f"charts: {name}", [entry.name for entry in fields(Chart)])
+            missing = [needed for needed in ("columns", "x", "y") if not given.get(needed)]
+            if missing:
+                raise SettingsError(f"{self.name}: charts: {name}: {missing[0]} is missing.")
+            for column in given["columns"]:
+                known(column, columns, f"charts: {name}: column {column!r}", self.name)
+            for row in rows:
+                self.place(row, f"charts: {name}", log=bool(given.get("log")))
+            charts[str(name)] = Chart(**given)
+        return charts
+
+    def place(self, row: str, where: str, *, log: bool) -> None:
+        """Find out whether a row's name is a number that an axis can show."""
+        try:
+            shown = not log or float(row) > 0
+        except ValueError:
+            shown = False
+        if not shown:
+            kind = "a number above 0" if log else "a number"
+            raise SettingsError(f"{self.name}: {where}: rows are places on its axis, and row {row!r} is not {kind}.")
 
     def scales(self, value: Any) -> dict[str, Scale]:
         given = self.part(value, "scales") or {"full": {}}

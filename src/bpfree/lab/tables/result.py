@@ -16,6 +16,7 @@ from bpfree.lab.tables.plan import Cell
 from bpfree.lab.tables.recipe import Recipe, Scale
 
 FORMAT = "bpfree-table/1"
+COST_FORMAT = "bpfree-cost/1"
 
 
 def entries(cells: Sequence[Cell], state: State, scale: Scale) -> list[dict[str, Any]]:

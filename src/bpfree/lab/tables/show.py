@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bpfree.lab.report.text import DASH, mean_std, number
+from bpfree.lab.report.text import DASH, count, mean_std, number
 from bpfree.lab.tables.recipe import Recipe, Scale
 
 MARKS = {True: "yes", False: "no", None: DASH}
@@ -40,12 +40,44 @@ def _row(entry: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def cost(recipe: Recipe, taken: Mapping[str, Any]) -> Table:
+    """What a table takes: one line a row, and all together."""
+    result = Table(title=f"{recipe.title}: what it takes", caption=assumption(taken), caption_justify="left")
+    result.add_column("row", no_wrap=True)
+    for heading in ("runs", "steps a run", "GFLOP a step", "operations a step", "GiB", "hours here", "hours on a GPU"):
+        result.add_column(heading, justify="right")
+    for row in taken["rows"]:
+        amount = [number(row["step_flops"] / 1e9, 1), number(row["step_operations"], 0)]
+        result.add_row(row["label"], f"{row['runs']:,}", f"{row['steps']:,}", *amount, *hours(row))
+    result.add_section()
+    result.add_row("all", f"{taken['runs']:,}", "", "", "", *hours(taken))
+    return result
+
+
+def hours(taken: Mapping[str, Any]) -> list[str]:
+    """Memory, hours on the machine that measured, and hours on a GPU."""
+    return [number(taken["bytes"] / 2**30, 2), number(taken["hours"], 2), number(taken["gpu_hours"], 2)]
+
+
+def assumption(taken: Mapping[str, Any]) -> str:
+    """What the hours on a GPU are computed from."""
+    threads = count(taken["environment"]["threads"], "thread")
+    here = f"Here: {taken['environment']['processor'] or DASH}, {threads}."
+    if taken["assumed"] is None:
+        return f"{here} Steps were measured on its GPU."
+    flops, launch = taken["assumed"]["flops"] / 1e12, taken["assumed"]["launch"] * 1e6
+    return (
+        f"{here} GPU: not measured. Assumed are {flops:g} TFLOP/s in the matrix products counted in a step, or "
+        f"{launch:g} µs for each of its operations where that is more."
+    )
+
+
 def recipes(found: Sequence[Recipe]) -> Table:
     """The recipes that there are."""
     result = Table()
     for heading in ("name", "what", "cells", "scales"):
         result.add_column(heading, no_wrap=heading == "name", justify="right" if heading == "cells" else "left")
     for recipe in found:
-        scales = "; ".join(f"{scale.name}: {scale.seeds} seeds" for scale in recipe.scales.values())
+        scales = "; ".join(f"{scale.name}: {count(scale.seeds, 'seed')}" for scale in recipe.scales.values())
         result.add_row(recipe.name, recipe.title, str(len(recipe.rows) * len(recipe.columns)), scales)
     return result

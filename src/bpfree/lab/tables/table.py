@@ -13,7 +13,8 @@ from bpfree.lab.tables.ledger import Ledger, State
 from bpfree.lab.tables.options import RecipeOptions, TableOptions
 from bpfree.lab.tables.plan import Cell, plan, works
 from bpfree.lab.tables.provenance import source
-from bpfree.lab.tables.recipe import Recipe, find, names, read
+from bpfree.lab.tables.recipe import Recipe, Scale, find, names, read
+from bpfree.lab.tables.work import Work
 from bpfree.lab.tables.workers import run_all
 
 
@@ -25,7 +26,7 @@ def table(options: TableOptions, console: Console | None = None) -> dict[str, An
         console: Where progress and the table are shown; None shows nothing.
 
     Returns:
-        What is in ``NAME.json``; for ``--list``, nothing.
+        What is in ``NAME.json``; for ``--cost``, the scale's entry in ``NAME-cost.json``; for ``--list``, nothing.
 
     Raises:
         SettingsError: A name or a value in the recipe or the options means nothing.
@@ -38,7 +39,10 @@ def table(options: TableOptions, console: Console | None = None) -> dict[str, An
     if options.workers < 1:
         raise SettingsError(f"--workers {options.workers} must be at least 1.")
     recipe, order = options.recipe(), options.order(again=options.again)
-    cells = plan(recipe, recipe.scale(options.scale), options.seeds, order.cells)
+    scale = recipe.scale(options.scale)
+    cells = plan(recipe, scale, options.seeds, order.cells)
+    if options.cost:
+        return _cost(recipe, scale, works(cells), options, console)
     ledger = known(options, again=options.again)
     run_all(order, ledger, options.workers, console)
     written = document(recipe, ledger)
@@ -51,6 +55,21 @@ def table(options: TableOptions, console: Console | None = None) -> dict[str, An
     if state.wrong:
         raise RunError(f"{len(state.wrong)} runs failed; the table says which and why. The same command tries again.")
     return written
+
+
+def _cost(
+    recipe: Recipe, scale: Scale, found: list[Work], options: TableOptions, console: Console | None
+) -> dict[str, Any]:
+    # What it measures with takes seconds to import.
+    from bpfree.lab.tables.cost import cost, write
+
+    taken = cost(recipe, scale, found, options.data_dir)
+    paths = [write(recipe, taken, Path(options.out)), markdown.write(Path(options.out))]
+    if console is not None:
+        console.print(show.cost(recipe, taken))
+        for path in paths:
+            console.print(f"{path.name}: {path}", soft_wrap=True)
+    return taken
 
 
 def document(recipe: Recipe, ledger: Ledger) -> dict[str, Any]:

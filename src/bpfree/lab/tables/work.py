@@ -91,11 +91,14 @@ class Training:
         # Importing what trains takes seconds, which a table that is complete does not need.
         from bpfree.lab.runs import run
 
-        how = {name: getattr(self.options, name) for name in _of_data()}
-        splits = _loaded(self.options.data, _folder(data_dir, self.options.data), how)
-        record = run(self.settings, splits, folder, display=display)
+        record = run(self.settings, self.data(data_dir), folder, display=display)
         display.finish(self.settings, record, known=False)
         return {name: value for name, value in record.items() if name not in _PICTURES}
+
+    def data(self, data_dir: str | None) -> Any:
+        """What is trained and evaluated on."""
+        how = {name: getattr(self.options, name) for name in _of_data()}
+        return _loaded(self.options.data, _folder(data_dir, self.options.data), how)
 
 
 _TOLD = {"label", "seed", "rule", "model"}  # of a run's settings: those that are told elsewhere in its key

@@ -8,19 +8,23 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 import bpfree
 from bpfree.lab.settings import RunSettings
 
-# The part of a run that is done, 0 to 1 -> the factor of the learning rate.
-_COURSES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+# The part of a run that is done, 0 to 1, and its epochs -> the factor of the learning rate.
+_COURSES: dict[str, Callable[[float, int], float]] = {
+    "constant": lambda done, epochs: 1.0,
+    "cosine": lambda done, epochs: (1 + math.cos(math.pi * done)) / 2,
+    "exponential": lambda done, epochs: 0.95 ** math.floor(done * epochs + _ROUNDING),
+    "multistep": lambda done, epochs: 0.1 ** sum(done + _ROUNDING >= part for part in (0.6, 0.9)),
 }
+_ROUNDING = 1e-9  # of a step's number divided by the number of steps
+_PLATEAU = {"factor": 0.1, "patience": 5}
 
 
 class Learner(LightningModule):
@@ -54,6 +58,8 @@ class Learner(LightningModule):
         self.train_measures = MetricCollection({"loss": MeanMetric(nan_strategy="disable"), **(measures or {})})
         self.eval_measures = self.train_measures.clone()
         self._random_state: dict[str, Any] | None = None
+        self._plateau: ReduceLROnPlateau | None = None
+        self._plateau_state: dict[str, Any] = {}
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
         """The loss of a batch, one number."""
@@ -101,12 +107,24 @@ class Learner(LightningModule):
             measures.reset()
         return found
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def epoch_ended(self, train_loss: float) -> None:
+        """Let the learning rate fall where the loss does not."""
+        # Not by the evaluation's loss: what is evaluated may be the test set, which chooses nothing.
+        if self._plateau is not None:
+            self._plateau.step(train_loss)
+
+    def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         """The rule's optimizer over the weights of model and rule, and the course of its learning rate over the run."""
         optimizer = self.optimizer()
-        steps = int(self.trainer.estimated_stepping_batches)
+        if self.settings.schedule == "plateau":
+            # Not Lightning's business, whose checkpoints at the end of an epoch come before its schedulers' steps.
+            self._plateau = ReduceLROnPlateau(optimizer, **_PLATEAU)
+            if self._plateau_state:
+                self._plateau.load_state_dict(self._plateau_state)
+            return {"optimizer": optimizer}
+        steps, epochs = int(self.trainer.estimated_stepping_batches), int(self.trainer.max_epochs or 1)
         course = _COURSES[self.settings.schedule]
-        scheduler = LambdaLR(optimizer, lambda step: course(min(step / steps, 1.0)))
+        scheduler = LambdaLR(optimizer, lambda step: course(min(step / steps, 1.0), epochs))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -122,13 +140,16 @@ class Learner(LightningModule):
         return kind(weights, **options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep torch's random state: dropout draws from it."""
+        """Keep torch's random state, from which dropout draws, and how long the loss has not fallen."""
+        if self._plateau is not None:
+            checkpoint["plateau"] = self._plateau.state_dict()
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the random state; it is set when training begins, after whatever is drawn until then."""
         self._random_state = checkpoint["random_state"]
+        self._plateau_state = checkpoint.get("plateau", {})
 
     def on_train_epoch_start(self) -> None:
         """Set the random state of the checkpoint that training continues from."""

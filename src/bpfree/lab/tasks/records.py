@@ -16,6 +16,7 @@ import bpfree
 from bpfree.errors import TapSelectionError
 from bpfree.lab.data.samples import Samples
 from bpfree.lab.errors import RunError
+from bpfree.lab.settings import Times
 from bpfree.lab.tasks.learner import Learner
 
 
@@ -55,11 +56,18 @@ class EpochRecords(Callback):
         samples: What alignment is measured on.
         seconds: The clock of the training steps.
         announce: Called with every new record.
+        alignment: After which epochs alignment is measured.
     """
 
-    def __init__(self, samples: Samples, seconds: TrainingSeconds, announce: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        seconds: TrainingSeconds,
+        announce: Callable[[dict[str, Any]], None],
+        alignment: Times = "every",
+    ) -> None:
         self.epochs: list[dict[str, Any]] = []
-        self._samples = samples
+        self._samples, self._times = samples, alignment
         self._seconds, self._announce = seconds, announce
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Learner) -> None:
@@ -75,10 +83,13 @@ class EpochRecords(Callback):
                     f"the {of} loss is {measured[name]} by step {trainer.global_step}. Lower the learning rate, "
                     "--settings.LABEL.lr."
                 )
+        pl_module.epoch_ended(measured["train_loss"])
         pl_module.log_dict(measured | {"seconds": self._seconds.total}, batch_size=1)
         record = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **measured}
         record["seconds"] = self._seconds.total
-        record["alignment"] = self._alignment(pl_module)
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        wanted = self._times == "every" or (self._times == "last" and last)
+        record["alignment"] = self._alignment(pl_module) if wanted else []
         self.epochs.append(record)
         self._announce(record)
 

@@ -1,0 +1,220 @@
+"""``bpfree table --cost``: what a table takes, on this machine and on a GPU, from one measured step of each row."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from bpfree.lab import environment
+from bpfree.lab.data.samples import Data
+from bpfree.lab.errors import SettingsError
+from bpfree.lab.files import read_json, write_json
+from bpfree.lab.length import Length
+from bpfree.lab.measure import peak_bytes, seconds, stored_bytes
+from bpfree.lab.runs import device, learner, training_step
+from bpfree.lab.tables.recipe import Recipe, Scale
+from bpfree.lab.tables.result import COST_FORMAT
+from bpfree.lab.tables.work import Training, Work
+from bpfree.lab.tasks import TASKS
+from bpfree.lab.tasks.learner import Learner
+
+GPU_FLOPS = 10e12
+"""Operations a second that a GPU is assumed to sustain in single precision: half of what an A100 has at most."""
+GPU_LAUNCH = 10e-6
+"""Seconds that PyTorch is assumed to take to start an operation on a GPU: small networks wait for these."""
+_MEASURED_NUMBERS = 400_000  # in the inputs of a measured batch: 130 images of 3 x 32 x 32, 2 of 3 x 224 x 224
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A quantity of a step as a function of its samples: measured at two numbers of samples, a straight line between.
+
+    Matrix products, operations and activations are exactly such; times nearly so.
+    """
+
+    fixed: float
+    each: float
+
+    @classmethod
+    def through(cls, first: tuple[int, float], second: tuple[int, float]) -> Linear:
+        """The line through two measured points; with one number of samples only, proportional to it."""
+        (n, low), (m, high) = first, second
+        each = (high - low) / (m - n) if m > n else high / m
+        return cls(high - each * m, each)
+
+    def at(self, samples: int) -> float:
+        """The quantity for so many samples."""
+        return max(0.0, self.fixed + self.each * samples)
+
+
+@dataclass(frozen=True)
+class RowCost:
+    """What the runs of one label take.
+
+    Attributes:
+        label: Row, or row and column.
+        runs: The number of runs, one a seed.
+        steps: Training steps of one run.
+        measured_samples: The larger of the two numbers of samples that a step was measured with.
+        step_flops: Operations of one step in matrix products and convolutions, at the recipe's batch size.
+        step_operations: How many operations (kernels) a step starts.
+        evaluation_flops: Operations of all evaluations of a run.
+        bytes: Memory of weights, optimizer, feedback and one step.
+        hours: Of all runs on this machine: one step's measured seconds times their number, and evaluations.
+        gpu_hours: Of all runs on the assumed GPU; on a machine with a GPU those that were measured.
+    """
+
+    label: str
+    runs: int
+    steps: int
+    measured_samples: int
+    step_flops: float
+    step_operations: float
+    evaluation_flops: float
+    bytes: float
+    hours: float
+    gpu_hours: float
+
+
+def cost(recipe: Recipe, scale: Scale, works: Sequence[Work], data_dir: str | None) -> dict[str, Any]:
+    """Measure a step of every row of a table.
+
+    Args:
+        recipe: The table.
+        scale: How much of it is run.
+        works: Its runs.
+        data_dir: The folder of the data.
+
+    Returns:
+        The scale's cost, as ``NAME-cost.json`` holds it.
+
+    Raises:
+        SettingsError: The table trains nothing.
+    """
+    by_label: dict[str, list[Training]] = {}
+    for work in works:
+        if isinstance(work, Training):
+            by_label.setdefault(work.label, []).append(work)
+    if not by_label:
+        raise SettingsError(f"--cost: {recipe.name} trains nothing; it takes seconds or minutes, and no GPU.")
+    rows = [row_cost(runs, runs[0].data(data_dir)) for runs in by_label.values()]
+    return {
+        "scale": scale.name,
+        "cut": scale.cut,
+        "runs": sum(row.runs for row in rows),
+        "hours": sum(row.hours for row in rows),
+        "gpu_hours": sum(row.gpu_hours for row in rows),
+        "bytes": max(row.bytes for row in rows),
+        "assumed": None if device() == "cuda" else {"flops": GPU_FLOPS, "launch": GPU_LAUNCH},
+        "environment": environment.describe(),
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def row_cost(runs: Sequence[Training], splits: Data) -> RowCost:
+    """What runs take that differ in their seeds alone."""
+    settings = runs[0].settings
+    torch.set_num_threads(settings.threads)
+    task = learner(settings, splits).to(device())
+    optimizer = task.optimizer()
+    largest = max(1, min(settings.batch_size, _MEASURED_NUMBERS // math.prod(splits.shape)))
+    if device() == "cuda":
+        largest = settings.batch_size
+    sizes = [max(1, largest // 2), largest]
+    every = getattr(settings.rule.rule, "every", 1)  # a rule whose steps differ has them in turns
+    found = [_measured(task, training_step(task, optimizer, splits, size), every) for size in sizes]
+    step = {name: Linear.through(*((n, one[name]) for n, one in zip(sizes, found, strict=True))) for name in found[0]}
+    evaluation = _evaluation(task, splits, largest)
+    length, count = settings.length, len(splits.train)
+    steps = _steps(length, count, settings.batch_size)
+    evaluated = len(splits.evaluation) * length.parts
+    widest = settings.batch_size
+    if settings.alignment != "never":
+        widest = max(widest, min(TASKS[settings.task].alignment_samples, len(splits.evaluation)))
+    flops, operations = step["flops"].at(settings.batch_size), step["operations"].at(settings.batch_size)
+    here = steps * step["seconds"].at(settings.batch_size) + evaluated * evaluation["seconds"] / largest
+    assumed = steps * max(flops / GPU_FLOPS, operations * GPU_LAUNCH)
+    assumed += evaluated * evaluation["flops"] / largest / GPU_FLOPS
+    kept = stored_bytes(task) + sum(map(_bytes, optimizer.state.values()))
+    return RowCost(
+        label=runs[0].label,
+        runs=len(runs),
+        steps=steps,
+        measured_samples=largest,
+        step_flops=flops,
+        step_operations=operations,
+        evaluation_flops=evaluated * evaluation["flops"] / largest,
+        bytes=kept + step["bytes"].at(widest),
+        hours=len(runs) * here / 3600,
+        gpu_hours=len(runs) * (here if device() == "cuda" else assumed) / 3600,
+    )
+
+
+def _steps(length: Length, samples: int, batch_size: int) -> int:
+    return length.total if length.steps else length.parts * math.ceil(samples / batch_size)
+
+
+def _bytes(state: dict[str, Any]) -> int:
+    return sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, Tensor))
+
+
+def _measured(task: Learner, step: Callable[[], None], every: int) -> dict[str, float]:
+    """What one step takes, in the mean over ``every`` steps."""
+    synchronize = torch.cuda.synchronize if device() == "cuda" else lambda: None
+    task.train()
+    for _ in range(every):
+        step()  # what is allocated or chosen once
+    with FlopCounterMode(display=False) as flops, _Operations() as operations:
+        for _ in range(every):
+            step()
+    times = [seconds(lambda: [step() for _ in range(every)], synchronize) for _ in range(_REPEATS)]
+    return {
+        "flops": flops.get_total_flops() / every,
+        "operations": operations.count / every,
+        "seconds": statistics.median(times) / every,
+        "bytes": max(peak_bytes(step, device()) for _ in range(every)),
+    }
+
+
+def _evaluation(task: Learner, splits: Data, samples: int) -> dict[str, float]:
+    """What a forward pass over so many samples takes."""
+    x = splits.evaluation.x[:samples].to(device())
+    task.eval()
+    synchronize = torch.cuda.synchronize if device() == "cuda" else lambda: None
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as flops:
+            task(x)
+        taken = statistics.median(seconds(lambda: task(x), synchronize) for _ in range(_REPEATS))
+    return {"flops": flops.get_total_flops(), "seconds": taken}
+
+
+class _Operations(TorchDispatchMode):
+    """Counts the operations that are started, views left out: those start nothing on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def write(recipe: Recipe, found: dict[str, Any], folder: Path) -> Path:
+    """Write a scale's cost to ``NAME-cost.json``, beside those of other scales."""
+    path = folder / f"{recipe.name}-cost.json"
+    known = read_json(path)["scales"] if path.is_file() else {}
+    return write_json(
+        path,
+        {"format": COST_FORMAT, "name": recipe.name, "title": recipe.title, "scales": known | {found["scale"]: found}},
+    )
