@@ -32,6 +32,7 @@ class RuleSettings:
         optimizer: What turns gradients into steps.
         lr: The learning rate.
         weight_decay: The optimizer's weight decay.
+        decayed: Names or patterns of the model's modules whose weights decay; None for all.
         momentum: SGD's momentum; the other optimizers do not use it.
         schedule: The learning rate stays (constant), or falls along half a cosine to 0 at the last step (cosine).
         window: Layers learn from the signal ``window`` - 1 taps further up, carried down to them by ordinary
@@ -43,6 +44,7 @@ class RuleSettings:
     optimizer: Optimizer = "Adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
+    decayed: list[str] | None = None
     momentum: float = 0.0
     schedule: Schedule = "cosine"
     window: int = 1
@@ -58,7 +60,7 @@ class RuleSettings:
         """The settings as a report shows them; of the rule's options those that are not at their defaults."""
         shown: dict[str, Any] = {"rule": type(self.rule).__name__, "options": rule_options(self.rule)}
         shown |= {"optimizer": self.optimizer, "lr": self.lr, "schedule": self.schedule}
-        for name in ("weight_decay", "momentum"):
+        for name in ("weight_decay", "decayed", "momentum"):
             if getattr(self, name):
                 shown[name] = getattr(self, name)
         if self.window > 1:
@@ -77,6 +79,7 @@ class RuleOverrides:
         optimizer: What turns gradients into steps.
         lr: The learning rate.
         weight_decay: The optimizer's weight decay.
+        decayed: Names or patterns of the model's modules whose weights decay; by default all.
         momentum: SGD's momentum.
         schedule: Whether the learning rate stays, or falls to 0 along half a cosine.
         window: For direct rules: layers learn from the signal window - 1 taps further up.
@@ -87,6 +90,7 @@ class RuleOverrides:
     optimizer: Optimizer | None = None
     lr: float | None = None
     weight_decay: float | None = None
+    decayed: list[str] | None = None
     momentum: float | None = None
     schedule: Schedule | None = None
     window: int | None = None

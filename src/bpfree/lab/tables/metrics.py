@@ -32,7 +32,7 @@ def check(column: Column, work: Work, recipe: str) -> None:
         if set(metric) != {_ALIGNMENT} or not isinstance(metric[_ALIGNMENT], int | str):
             raise SettingsError(f"{recipe}: columns: {column.name}: metric must be a name or {{alignment: TAP}}.")
         return
-    valid = [work.metric, f"train_{work.metric}", f"eval_{work.metric}", *_OF_A_RUN, *_OF_AN_EPOCH]
+    valid = [work.metric, f"train_{work.metric}", f"eval_{work.metric}", *work.measures, *_OF_A_RUN, *_OF_AN_EPOCH]
     if metric not in valid:
         raise SettingsError(
             f"{recipe}: columns: {column.name}: metric {metric!r} is not known. {nearest(metric, valid)}"

@@ -46,6 +46,10 @@ class Work(Protocol):
     def metric(self) -> str | None:
         """The number that a column shows unless it names another."""
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Others that only runs of this task have."""
+
     def perform(self, folder: Path, data_dir: str | None, display: Display) -> dict[str, Any]:
         """Do it, and return the record."""
 
@@ -70,6 +74,11 @@ class Training:
     def metric(self) -> str:
         """What its task is measured by."""
         return TASKS[self.settings.task].metric.name
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What else its task measures."""
+        return TASKS[self.settings.task].measures
 
     @functools.cached_property
     def key(self) -> str:
@@ -146,6 +155,8 @@ class Measurement:
     @property
     def metric(self) -> None:
         """None: a column of computed numbers names its metric."""
+
+    measures = ()
 
     @functools.cached_property
     def key(self) -> str:
