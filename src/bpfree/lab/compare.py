@@ -50,7 +50,11 @@ def compare(options: CompareOptions, console: Console | None = None) -> dict[str
     # Everything that can be wrong with the request is found before the first hour of training.
     plan = plan_runs(options)
     splits = load(
-        options.data, options.data_dir, validation=options.validation, images=options.images, text=options.text,
+        options.data,
+        options.data_dir,
+        validation=options.validation,
+        images=options.images,
+        text=options.text,
         graph=options.graph,
     )
     directory = options.directory()

@@ -20,7 +20,17 @@ from bpfree.lab.data.splits import Images, Normalization, Splits, hold_out
 from bpfree.lab.data.text import TextSettings, load_text
 from bpfree.lab.errors import DataError, SettingsError
 
-__all__ = ["DATA_SETS", "Data", "GraphSettings", "ImageSettings", "Images", "Normalization", "Splits", "TextSettings", "load"]
+__all__ = [
+    "DATA_SETS",
+    "Data",
+    "GraphSettings",
+    "ImageSettings",
+    "Images",
+    "Normalization",
+    "Splits",
+    "TextSettings",
+    "load",
+]
 
 DATA_SETS: dict[str, Callable[[Path | None], Data]] = {
     "digits": load_digits,

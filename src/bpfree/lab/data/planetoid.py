@@ -239,7 +239,9 @@ def _edges(neighbours: Mapping[int, list[int]], n: int, citations: Citations) ->
     pairs = [(node, other) for node, found in neighbours.items() for other in found]
     edges = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
     if not (0 <= int(edges.min()) and int(edges.max()) < n):
-        raise DataError(f"{citations.file('graph')} names nodes that are not in the graph. Fetch the original file again.")
+        raise DataError(
+            f"{citations.file('graph')} names nodes that are not in the graph. Fetch the original file again."
+        )
     edges = edges[:, edges[0] != edges[1]]
     return torch.cat([edges, edges.flip(0)], dim=1).unique(dim=1)
 

@@ -58,7 +58,7 @@ GRAPHS = Task(
     evaluations=10,
     lr=1e-2,
     schedule="constant",
-    measures=("best_accuracy", "best_validation_accuracy", "best_step", *PUBLISHED_ALIGNMENT),
+    measures=("accuracy_at_best_validation", "best_validation_accuracy", "best_validation_step", *PUBLISHED_ALIGNMENT),
 )
 LINKS = Task(
     name="links",

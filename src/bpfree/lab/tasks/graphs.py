@@ -142,8 +142,8 @@ class NodeClassification(WholeGraph):
         """Accuracy at the best step, and alignment as it was published."""
         validation, test, step = self.best.tolist()
         return {
-            "best_accuracy": 100 * test / len(self._test),
+            "accuracy_at_best_validation": 100 * test / len(self._test),
             "best_validation_accuracy": 100 * validation / len(self._validation),
-            "best_step": step,
+            "best_validation_step": step,
             **alignment(self, feed.aligned()),
         }

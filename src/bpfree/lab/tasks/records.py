@@ -57,7 +57,9 @@ class EpochRecords(Callback):
         announce: Called with every new record.
     """
 
-    def __init__(self, aligned: Callable[[], Any], seconds: TrainingSeconds, announce: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, aligned: Callable[[], Any], seconds: TrainingSeconds, announce: Callable[[dict[str, Any]], None]
+    ) -> None:
         self.epochs: list[dict[str, Any]] = []
         self._aligned = aligned
         self._seconds, self._announce = seconds, announce

@@ -90,9 +90,7 @@ class ChebConv(gnn.ChebConv):
 
     def __init__(self, inputs: int, outputs: int, K: int = 2) -> None:
         super().__init__(inputs, outputs, K)
-        self.lins = nn.ModuleList(
-            [Linear(inputs, outputs, bias=False, weight_initializer="glorot") for _ in range(K)]
-        )
+        self.lins = nn.ModuleList([Linear(inputs, outputs, bias=False, weight_initializer="glorot") for _ in range(K)])
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
         """The new features of all nodes."""

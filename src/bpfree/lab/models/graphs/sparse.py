@@ -40,7 +40,11 @@ class Pattern:
     def transposed(self, values: Tensor) -> Tensor:
         """The transposed of :meth:`matrix`, CSR."""
         return torch.sparse_csr_tensor(
-            self.transposed_starts, self.transposed_columns, values[self.order], self.shape[::-1], check_invariants=False
+            self.transposed_starts,
+            self.transposed_columns,
+            values[self.order],
+            self.shape[::-1],
+            check_invariants=False,
         )
 
     def product(self, values: Tensor, dense: Tensor) -> Tensor:
