@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 import torch_geometric.nn as gnn
 from torch import Tensor, nn
-from torch_geometric.nn.conv.dna_conv import restricted_softmax
 
 from bpfree.lab.models.graphs.layers import Linear, normalized, of_edges
 from bpfree.lab.models.graphs.sparse import Pattern
+
+
+_BLOCKS = 4  # that projections of several groups are put together to
 
 
 class Attended:
@@ -28,7 +30,7 @@ class Attended:
 
     def __init__(self, edges: Tensor, n: int, heads: int, layers: int) -> None:
         graph = normalized(edges, n)
-        target, source = graph.pattern.rows(), graph.pattern.columns
+        target, source = graph.pattern.rows(), graph.pattern.columns.long()
         head = torch.arange(heads, device=edges.device)
         row = (target[:, None] * heads + head).flatten()
         by_row = torch.argsort(row, stable=True)
@@ -66,7 +68,7 @@ class GATConv(gnn.GATConv):
         h = self.lin(x).view(-1, self.heads, self.out_channels)
         to = attended(self.heads)(edges, len(x))
         from_target, from_source = ((h * part).sum(-1).flatten() for part in (self.att_dst, self.att_src))
-        scores = F.leaky_relu(from_target[to.rows] + from_source[to.pattern.columns], self.negative_slope)
+        scores = F.leaky_relu(from_target.index_select(0, to.rows) + from_source.index_select(0, to.pattern.columns), self.negative_slope)
         weights = F.dropout(softmax(scores, to), self.dropout, self.training)
         return to.pattern.product(weights, h.flatten(0, 1)).view(len(h), -1) + self.bias
 
@@ -105,13 +107,18 @@ class DNAConv(gnn.DNAConv):
             for layer, part in ((project.lin_q, x[:, -1]), (project.lin_k, x), (project.lin_v, x))
         )
         scores = to.pattern.scores(q, k).view(-1, layers) / math.sqrt(width)
-        weights = F.dropout(restricted_softmax(scores), project.dropout, self.training) * to.weights[:, None]
+        # A softmax with one more score, 0, by which a node can attend to nothing.
+        weights = (scores - F.softplus(scores.logsumexp(1, keepdim=True))).exp()
+        weights = F.dropout(weights, project.dropout, self.training) * to.weights[:, None]
         return to.pattern.product(weights.flatten(), v).view(n, channels)
 
 
 def grouped(layer: nn.Module, x: Tensor) -> Tensor:
-    """What DNAConv's linear layer of several groups gives for ``(..., channels)``.
+    """What DNAConv's linear layer of several groups gives for ``(..., channels)``, as ``(rows, channels)``.
 
-    One product with all blocks on a diagonal: sixteen products with 8 x 8 matrices take five times as long.
+    Several groups together are one block of a diagonal: sixteen products with 8 x 8 matrices take seven times as long.
     """
-    return F.linear(x, torch.block_diag(*layer.weight).T, layer.bias)
+    weights = layer.weight.split(max(1, len(layer.weight) // _BLOCKS))
+    blocks = torch.stack([torch.block_diag(*some) for some in weights])
+    rows = x.reshape(-1, len(blocks), blocks.shape[1]).transpose(0, 1)
+    return torch.bmm(rows, blocks).transpose(0, 1).flatten(1) + layer.bias

@@ -25,12 +25,13 @@ class Pattern:
 
     def __init__(self, rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> None:
         self.shape = shape
-        self.starts, self.columns = _starts(rows, shape[0]), columns
+        # In 32 bits, as torch's library for products takes them: of others it would make copies, five times as slow.
+        self.starts, self.columns = _starts(rows, shape[0]), columns.int()
         self.order = torch.argsort(columns, stable=True)
-        self.transposed_starts, self.transposed_columns = _starts(columns, shape[1]), rows[self.order]
+        self.transposed_starts, self.transposed_columns = _starts(columns, shape[1]), rows[self.order].int()
 
     def rows(self) -> Tensor:
-        """The row of each value, ``(k,)``."""
+        """The row of each value, int64 ``(k,)``."""
         return torch.arange(self.shape[0], device=self.columns.device).repeat_interleave(self.starts.diff())
 
     def matrix(self, values: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ class Pattern:
         return torch.sparse_csr_tensor(
             self.transposed_starts,
             self.transposed_columns,
-            values[self.order],
+            values.index_select(0, self.order),
             self.shape[::-1],
             check_invariants=False,
         )
@@ -102,7 +103,7 @@ _KNOWN = WeakTensorKeyDictionary()
 
 def _starts(sorted_rows: Tensor, n: int) -> Tensor:
     lengths = torch.bincount(sorted_rows, minlength=n)
-    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int()
 
 
 class _Product(torch.autograd.Function):
