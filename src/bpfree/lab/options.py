@@ -40,8 +40,8 @@ class Options:
             predicted).
         data_dir: The folder with the original files of MNIST, Fashion-MNIST or CIFAR, which are downloaded once without
             it. For folder, that with train/CLASS/*.jpg and val/CLASS/*.jpg. For text, that with the files train, valid
-            and test (.txt or .txt.gz), one sentence or paragraph a line. For a graph, that with Planetoid's files, which
-            are downloaded once without it.
+            and test (.txt or .txt.gz), one sentence or paragraph a line. For a graph, that with Planetoid's files,
+            which are downloaded once without it.
         images: How images are read.
         augmentation: What is done to training images, each time anew; by default nothing.
         text: How text is read.
@@ -49,7 +49,8 @@ class Options:
         validation: Hold out this many training images and measure on them in place of the test set. Choose settings
             this way; then measure once on the test set.
         epochs: Passes over the training data, with an evaluation after each; by default 5 for images.
-        steps: Steps of a run, in place of epochs; by default 800 for text, 250 for a graph's nodes, 400 for its edges.
+        steps: Steps of a run, in place of epochs; by default 800 for text, 250 for a graph's nodes and 400 for its
+            edges.
         evaluations: How many times a run that is counted in steps is evaluated, at even distances; by default 8, and 10
             for graphs.
         batch_size: Images or sequences a step; by default 128 images or 16 sequences. A graph is one.
@@ -64,9 +65,9 @@ class Options:
         threads: Threads that torch computes with; by default its own choice.
         out: The folder for results; a name in runs/ by default.
         model: The network: MLP (by default for images), BottleneckMLP, CNN, LeNet4, AlexNet, VGG16, CausalTransformer
-            (by default for text), GCN (by default for nodes), ChebNet, SplineNet, GAT, DNA, GraphEncoder (by default for
-            edges), or any torch.nn.Module by import path. Its arguments follow as --model.NAME; those called shape and
-            classes come from the data.
+            (by default for text), GCN (by default for nodes), ChebNet, SplineNet, GAT, DNA, GraphEncoder (by default
+            for edges), or any torch.nn.Module by import path. Its arguments follow as --model.NAME; those called shape
+            and classes come from the data.
         taps: Names or glob patterns of the modules of the network after which feedback enters; by default what the
             network suggests (suggested_taps of its class), or every non-linearity.
         error_at: The name of the module at whose output the error is taken; by default what the network suggests

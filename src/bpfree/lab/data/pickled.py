@@ -16,7 +16,6 @@ import numpy as np
 
 from bpfree.lab.errors import DataError
 
-
 BYTES = ("u1",)
 NUMBERS = ("f4", "f8", "i4", "i8")
 

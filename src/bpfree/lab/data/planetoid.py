@@ -238,7 +238,7 @@ def _sparse(x: Csr) -> Tensor:
 def _edges(neighbours: Mapping[int, list[int]], n: int, citations: Citations) -> Tensor:
     pairs = [(node, other) for node, found in neighbours.items() for other in found]
     edges = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
-    if not (0 <= int(edges.min()) and int(edges.max()) < n):
+    if not (int(edges.min()) >= 0 and int(edges.max()) < n):
         raise DataError(
             f"{citations.file('graph')} names nodes that are not in the graph. Fetch the original file again."
         )

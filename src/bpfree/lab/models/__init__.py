@@ -15,7 +15,7 @@ from bpfree.lab.models.transformer import CausalTransformer
 
 GRAPHS = ("ChebNet", "DNA", "GAT", "GCN", "GraphEncoder", "SplineNet")
 """Networks on graphs, which need the extra ``graphs``; loaded when they are asked for."""
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "CNN", "MLP", "VGG16", "AlexNet", "BottleneckMLP", "CausalTransformer", "LeNet4", *GRAPHS,
 ]  # fmt: skip
 

@@ -18,8 +18,13 @@ from bpfree.lab.tables.inherit import CLASSES, merged
 FOLDER = Path(__file__).parents[1] / "recipes"
 _OF_THE_COMMAND = {"data_dir", "out", "settings", "seed", "resume"}  # not the recipe's business
 _OPTIONS = [entry.name for kind in (TrainOptions, RuleOverrides) for entry in fields(kind)]
-SETTINGS = [*(name for name in dict.fromkeys(_OPTIONS) if name not in _OF_THE_COMMAND), "function", "arguments"]
-"""What a cell can be set to: the options of ``bpfree train`` and of a rule, or a measurement's function."""
+SETTINGS = [
+    *(name for name in dict.fromkeys(_OPTIONS) if name not in _OF_THE_COMMAND),
+    "details",
+    "function",
+    "arguments",
+]
+"""What a cell can be set to: the options of ``bpfree train`` and of a rule, if pictures are kept, or a function."""
 
 
 @dataclass(frozen=True)

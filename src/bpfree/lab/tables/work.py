@@ -104,7 +104,9 @@ class Training:
         splits = _loaded(self.options.data, _folder(data_dir, self.options.data), how)
         record = run(self.settings, splits, folder, display=display)
         display.finish(self.settings, record, known=False)
-        return {name: value for name, value in record.items() if name not in _PICTURES}
+        # One seed is seen for all.
+        left_out = set() if self.settings.details and self.seed == 0 else _PICTURES
+        return {name: value for name, value in record.items() if name not in left_out}
 
 
 _TOLD = {"label", "seed", "rule", "model"}  # of a run's settings: those that are told elsewhere in its key
@@ -218,8 +220,10 @@ def _measurements(label: str, settings: Mapping[str, Any], seeds: int) -> tuple[
 @functools.cache
 def _resolved(label: str, text: str) -> tuple[TrainOptions, RunSettings]:
     """A cell's settings, as JSON, with all defaults filled in, and seed 0."""
-    options = _train_options(label, json.loads(text))
-    return options, replace(options.run(options.rule, 0, details=False), label=label)
+    settings = json.loads(text)
+    details = settings.pop("details", False)
+    options = _train_options(label, settings)
+    return options, replace(options.run(options.rule, 0, details=details), label=label)
 
 
 def _train_options(label: str, settings: Mapping[str, Any]) -> TrainOptions:

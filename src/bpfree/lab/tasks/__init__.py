@@ -11,6 +11,8 @@ from bpfree.lab.tasks.task import Metric, Task
 
 PUBLISHED_ALIGNMENT = ("published_alignment", "published_alignment_std", "published_alignment_zero")
 """What is measured of graphs the way of Launay et al. 2020's code, see :mod:`bpfree.lab.tasks.published`."""
+SEPARATION = ("silhouette", "tsne_silhouette")
+"""Measured of graphs whose runs keep details, see :mod:`bpfree.lab.tasks.pictures`."""
 
 CLASSIFICATION = Task(
     name="classification",
@@ -58,7 +60,13 @@ GRAPHS = Task(
     evaluations=10,
     lr=1e-2,
     schedule="constant",
-    measures=("accuracy_at_best_validation", "best_validation_accuracy", "best_validation_step", *PUBLISHED_ALIGNMENT),
+    measures=(
+        "accuracy_at_best_validation",
+        "best_validation_accuracy",
+        "best_validation_step",
+        *PUBLISHED_ALIGNMENT,
+        *SEPARATION,
+    ),
 )
 LINKS = Task(
     name="links",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from bpfree.lab.errors import RunError
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.feed import Feed
 from bpfree.lab.tasks.learner import Learner
+from bpfree.lab.tasks.pictures import embedding_of_nodes
 from bpfree.lab.tasks.published import alignment
 from bpfree.lab.tasks.task import Task
 from bpfree.rules.direct import IGNORED
@@ -75,7 +77,7 @@ class NodeClassification(WholeGraph):
         nodes = data.nodes(run.seed)
         for name, part in (("y", data.y), ("validation", nodes.validation), ("test", nodes.test)):
             self.register_buffer(f"_{name}", part, persistent=False)
-        self._checked = False
+        self._checked, self.seed = False, run.seed
         self._last = torch.empty(0)
         # In a buffer, which checkpoints hold: how many validation and test nodes were right, and the step.
         self.register_buffer("best", torch.tensor([-1, 0, 0]))
@@ -103,7 +105,7 @@ class NodeClassification(WholeGraph):
     def _check(self, output: Tensor) -> None:
         if output.dim() != 2 or not torch.allclose(output.exp().sum(1), output.new_ones(()), atol=1e-3):
             raise RunError(
-                f"the model's output, of shape {tuple(output.shape)}, is no row of logarithms of probabilities for each "
+                f"the model's output, of shape {tuple(output.shape)}, holds no logarithms of probabilities of each "
                 "node: end it in torch.log_softmax(x, dim=1)."
             )
 
@@ -137,6 +139,11 @@ class NodeClassification(WholeGraph):
             found[f"{name}_loss"] = float(F.nll_loss(self._last[part], self._y[part]))
             found[f"{name}_accuracy"] = 100 * int(right[part].sum()) / len(part)
         return found
+
+    def pictures(self, splits: Graph) -> dict[str, Any]:
+        """A t-SNE of the last hidden layer, and how well classes separate there."""
+        x = move_data_to_device((splits.x, splits.edges), self.device)
+        return embedding_of_nodes(self.attachment, partial(self.model, *x), splits.y, self.seed)
 
     def numbers(self, feed: Feed) -> dict[str, float | None]:
         """Accuracy at the best step, and alignment as it was published."""

@@ -16,18 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpfree.lab.tasks import PUBLISHED_ALIGNMENT
 from bpfree.lab.tasks.learner import Learner
 from bpfree.mechanisms.direct import DirectRule
 from bpfree.preserve import preserved
 
-NAMES = ("published_alignment", "published_alignment_std", "published_alignment_zero")
-"""Mean and standard deviation over nodes, and the part of nodes that count as 1 without a direction; means over the
-hidden layers."""
 _NOTHING = 1e-8
 
 
 def alignment(learner: Learner, batch: Any) -> dict[str, float | None]:
-    """The numbers of :data:`NAMES`; None where a rule sends no signals, or the model does not name hidden layers.
+    """Mean and standard deviation over nodes, and the part of nodes without a direction in both; means over layers.
+
+    None of each where a rule sends no signals, or the model does not name its hidden layers.
 
     Args:
         learner: The model and its rule. A model says in ``hidden_layers`` which modules give the hidden layers'
@@ -36,13 +36,13 @@ def alignment(learner: Learner, batch: Any) -> dict[str, float | None]:
     """
     layers = getattr(learner.model, "hidden_layers", ())
     if not isinstance(learner.attachment.rule, DirectRule) or learner.attachment.rule.feedback is None or not layers:
-        return dict.fromkeys(NAMES)
+        return dict.fromkeys(PUBLISHED_ALIGNMENT)
     with _mode(learner.model, training=False):
         signals = _gradients(learner, layers, batch)
     with learner.attachment.paused(), _mode(learner.model, training=True):
         exact = _gradients(learner, layers, batch)
     found = torch.tensor([_compare(one, other) for one, other in zip(signals, exact, strict=True)])
-    return dict(zip(NAMES, found.mean(0).tolist(), strict=True))
+    return dict(zip(PUBLISHED_ALIGNMENT, found.mean(0).tolist(), strict=True))
 
 
 def _gradients(learner: Learner, layers: Sequence[str], batch: Any) -> list[Tensor]:

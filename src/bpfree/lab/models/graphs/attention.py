@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from bpfree.lab.models.graphs.layers import Linear, normalized, of_edges
 from bpfree.lab.models.graphs.sparse import Pattern
 
-
 _BLOCKS = 4  # that projections of several groups are put together to
 
 
@@ -68,7 +67,8 @@ class GATConv(gnn.GATConv):
         h = self.lin(x).view(-1, self.heads, self.out_channels)
         to = attended(self.heads)(edges, len(x))
         from_target, from_source = ((h * part).sum(-1).flatten() for part in (self.att_dst, self.att_src))
-        scores = F.leaky_relu(from_target.index_select(0, to.rows) + from_source.index_select(0, to.pattern.columns), self.negative_slope)
+        scores = from_target.index_select(0, to.rows) + from_source.index_select(0, to.pattern.columns)
+        scores = F.leaky_relu(scores, self.negative_slope)
         weights = F.dropout(softmax(scores, to), self.dropout, self.training)
         return to.pattern.product(weights, h.flatten(0, 1)).view(len(h), -1) + self.bias
 

@@ -53,7 +53,7 @@ class Pattern:
         return _Product.apply(values, dense, self)
 
     def scores(self, left: Tensor, right: Tensor) -> Tensor:
-        """For each value the inner product of its row of ``left`` ``(n, c)`` and its column's of ``right`` ``(m, c)``."""
+        """For each value the inner product of its row of ``left`` ``(n, c)`` and its column of ``right`` ``(m, c)``."""
         return _Scores.apply(left, right, self)
 
 
@@ -78,7 +78,7 @@ class Sparse:
 
     @classmethod
     def at(cls, places: Tensor, values: Tensor, shape: tuple[int, int]) -> Sparse:
-        """The matrix with ``values`` ``(k,)`` at these rows and columns, int64 ``(2, k)``; values at one place add up."""
+        """The matrix with ``values`` ``(k,)`` at these rows and columns, ``(2, k)``; values at one place add up."""
         found = torch.sparse_coo_tensor(places, values, shape, check_invariants=False).coalesce()
         return cls(Pattern(*found.indices(), shape), found.values())
 
