@@ -21,8 +21,6 @@ _WARNINGS = (
     r".*Checkpoint directory .* exists and is not empty.*",
     # Lightning asks torch something in a way that torch has moved on from.
     r".*LeafSpec.*is deprecated.*",
-    # Features of graphs are sparse.
-    r"Sparse CSR tensor support is in beta state.*",
     # A learner that evaluates by itself.
     r".*defined a `validation_step` but have no `val_dataloader`.*",
     # A GPU that is not asked for.

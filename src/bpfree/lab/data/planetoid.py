@@ -20,6 +20,7 @@ from torch import Tensor
 from bpfree.lab.data.download import cache_folder, download, has_checksum
 from bpfree.lab.data.graphs import Graph, GraphSettings, LinkedGraph, Nodes
 from bpfree.lab.data.pickled import NUMBERS, Csr, unpickled
+from bpfree.lab.data.sparse import compressed_rows
 from bpfree.lab.errors import DataError
 
 PUBLISHER = "https://github.com/kimiyoung/planetoid/raw/master/data/"
@@ -183,17 +184,16 @@ def _indices(path: Path, content: bytes) -> Tensor:
 def _check(citations: Citations, parts: Mapping[str, Any], test: Tensor) -> None:
     """Find out whether the parts are those of one graph."""
     known, nodes = parts["allx"].shape[0], int(test.max()) + 1
-    for what, fits in (
-        ("allx and ally have", known == len(parts["ally"])),
-        ("tx, ty and test.index have", parts["tx"].shape[0] == len(parts["ty"]) == len(test)),
-        ("the nodes of test.index and allx have", int(test.min()) >= known and len(test.unique()) == len(test)),
-        ("y and validation, of all nodes, have", len(parts["y"]) + _VALIDATION <= known),
-        ("graph and test.index have", nodes == len(parts["graph"])),
+    for wrong, found in (
+        ("allx and ally have not the same nodes", known != len(parts["ally"])),
+        ("tx, ty and test.index have not the same nodes", not parts["tx"].shape[0] == len(parts["ty"]) == len(test)),
+        ("test.index names nodes of allx, or one twice", int(test.min()) < known or len(test.unique()) < len(test)),
+        ("behind the nodes of y there are none for validation", known < len(parts["y"]) + _VALIDATION),
+        ("graph and test.index have not the same nodes", nodes != len(parts["graph"])),
     ):
-        if not fits:
+        if found:
             raise DataError(
-                f"the files of {citations.title} do not belong together: {what} not the same nodes. Fetch the original "
-                "files again."
+                f"the files of {citations.title} do not belong together: {wrong}. Fetch the original files again."
             )
 
 
@@ -231,8 +231,7 @@ def _normalized(x: Csr) -> Csr:
 
 
 def _sparse(x: Csr) -> Tensor:
-    parts = (torch.from_numpy(part) for part in (x.indptr, x.indices, x.data))
-    return torch.sparse_csr_tensor(*parts, size=x.shape, check_invariants=False)
+    return compressed_rows(*(torch.from_numpy(part) for part in (x.indptr, x.indices, x.data)), x.shape)
 
 
 def _edges(neighbours: Mapping[int, list[int]], n: int, citations: Citations) -> Tensor:

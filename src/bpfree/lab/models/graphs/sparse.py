@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from bpfree.lab.data.sparse import compressed_rows
+
 
 class Pattern:
     """Where a sparse matrix ``(n, m)`` has its k values, sorted by row and then by column.
@@ -36,17 +38,12 @@ class Pattern:
 
     def matrix(self, values: Tensor) -> Tensor:
         """The matrix with these values ``(k,)``, CSR."""
-        return torch.sparse_csr_tensor(self.starts, self.columns, values, self.shape, check_invariants=False)
+        return compressed_rows(self.starts, self.columns, values, self.shape)
 
     def transposed(self, values: Tensor) -> Tensor:
         """The transposed of :meth:`matrix`, CSR."""
-        return torch.sparse_csr_tensor(
-            self.transposed_starts,
-            self.transposed_columns,
-            values.index_select(0, self.order),
-            self.shape[::-1],
-            check_invariants=False,
-        )
+        values = values.index_select(0, self.order)
+        return compressed_rows(self.transposed_starts, self.transposed_columns, values, self.shape[::-1])
 
     def product(self, values: Tensor, dense: Tensor) -> Tensor:
         """The matrix with these values ``(k,)`` times ``dense`` ``(m, c)``, which is ``(n, c)``."""
@@ -113,12 +110,15 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, dense: Tensor, pattern: Pattern) -> Tensor:
         ctx.pattern = pattern
+        ctx.set_materialize_grads(False)  # what gets no signal is left alone, and has no gradient of zeros
         ctx.save_for_backward(values, dense)
         ctx.save_for_forward(values, dense)
         return pattern.matrix(values) @ dense
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        if gradient is None:
+            return None, None, None
         values, dense = ctx.saved_tensors
         of_values = ctx.pattern.scores(gradient, dense) if ctx.needs_input_grad[0] else None
         of_dense = ctx.pattern.transposed(values) @ gradient if ctx.needs_input_grad[1] else None
@@ -138,13 +138,16 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, pattern: Pattern) -> Tensor:
         ctx.pattern = pattern
+        ctx.set_materialize_grads(False)  # what gets no signal is left alone, and has no gradient of zeros
         ctx.save_for_backward(left, right)
         ctx.save_for_forward(left, right)
         empty = pattern.matrix(left.new_zeros(len(pattern.columns)))
         return torch.sparse.sampled_addmm(empty, left, right.T, beta=0.0).values()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        if gradient is None:
+            return None, None, None
         left, right = ctx.saved_tensors
         of_left = ctx.pattern.matrix(gradient) @ right if ctx.needs_input_grad[0] else None
         of_right = ctx.pattern.transposed(gradient) @ left if ctx.needs_input_grad[1] else None
