@@ -9,7 +9,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from bpfree.lab import environment
@@ -51,7 +50,12 @@ def compare(options: CompareOptions, console: Console | None = None) -> dict[str
     # Everything that can be wrong with the request is found before the first hour of training.
     plan = plan_runs(options)
     splits = load(
-        options.data, options.data_dir, validation=options.validation, images=options.images, text=options.text
+        options.data,
+        options.data_dir,
+        validation=options.validation,
+        images=options.images,
+        text=options.text,
+        graph=options.graph,
     )
     directory = options.directory()
     records = _run_all(plan, splits, directory / "runs", console)
@@ -90,9 +94,9 @@ def _run_all(
 
 def warm_up(settings: RunSettings, splits: Data) -> None:
     """Train a few steps and forget them: what a process does for the first time must not count against one rule."""
-    few = splits.train.take(torch.arange(min(len(splits.train), _WARM_STEPS * settings.batch_size)))
+    few = splits.first(_WARM_STEPS * settings.batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        run(replace(settings, epochs=1, steps=None, details=False), replace(splits, train=few), Path(folder))
+        run(replace(settings, epochs=1, steps=None, details=False), few, Path(folder))
 
 
 def assemble(

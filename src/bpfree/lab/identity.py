@@ -20,6 +20,8 @@ LATER_SETTINGS: dict[str, Any] = {
     "visualize": None,
 }
 """Setting of a run -> what runs did before it came."""
+LATER_OF_RULES: dict[str, Any] = {"decayed": None}
+"""The same of a run's ``rule``."""
 LATER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "bpfree.lab.models.MLP": {
         "negative_slope": 0.01,
@@ -38,6 +40,7 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     later = LATER_ARGUMENTS.get(model.get("class_path", ""), {})
     return {
         **_without(settings, LATER_SETTINGS),
+        "rule": _without(settings["rule"], LATER_OF_RULES),
         "model": model | ({"init_args": _without(model["init_args"], later)} if later else {}),
         "label": None,
     }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import bpfree
-from bpfree.lab.data import ImageSettings, TextSettings
+from bpfree.lab.data import GraphSettings, ImageSettings, TextSettings
 from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.models.build import ModelSettings
@@ -36,25 +36,31 @@ class Options:
     Args:
         data: The data set: digits (5,000 real handwritten digits that come with an installed package, no network),
             mnist (all 70,000), fashion-mnist (as many pictures of clothes), cifar10, cifar100 (60,000 photographs, 3 x
-            32 x 32), folder (any pictures in the layout of ImageNet) or text (language modelling on any text).
+            32 x 32), folder (any pictures in the layout of ImageNet), text (language modelling on any text), cora,
+            citeseer, pubmed (citation graphs, whose nodes are classified) or cora-links and so on (their edges are
+            predicted).
         data_dir: The folder with the original files of MNIST, Fashion-MNIST or CIFAR, which are downloaded once without
             it. For folder, that with train/CLASS/*.jpg and val/CLASS/*.jpg. For text, that with the files train, valid
-            and test (.txt or .txt.gz), one sentence or paragraph a line.
+            and test (.txt or .txt.gz), one sentence or paragraph a line. For a graph, that with Planetoid's files,
+            which are downloaded once without it.
         images: How images are read.
         augmentation: What is done to training images, each time anew; by default nothing.
         text: How text is read.
+        graph: How a graph is read.
         validation: Hold out this many training images and measure on them in place of the test set. Choose settings
             this way; then measure once on the test set.
         epochs: Passes over the training data, with an evaluation after each; by default 5 for images.
-        steps: Steps of a run, in place of epochs; by default 800 for text.
-        evaluations: How many times a run that is counted in steps is evaluated, at even distances.
-        batch_size: Images or sequences a step; by default 128 images or 16 sequences.
+        steps: Steps of a run, in place of epochs; by default 800 for text, 250 for a graph's nodes and 400 for its
+            edges.
+        evaluations: How many times a run that is counted in steps is evaluated, at even distances; by default 8, and 10
+            for graphs.
+        batch_size: Images or sequences a step; by default 128 images or 16 sequences. A graph is one.
         lr: A learning rate for every rule that has none in --settings; without it, that of each rule's preset for
-            images, and 1e-3 for text.
+            images, 1e-3 for text, and 1e-2 for graphs.
         schedule: The learning rate's course for every rule that has none in --settings: constant, cosine (to 0 at the
             last step), exponential (95 % after every epoch), multistep (a tenth after 60 % and again after 90 % of the
             steps) or plateau (a tenth where the training loss has not fallen for more than 5 epochs); without it, that
-            of each rule's preset for images (cosine), and constant for text.
+            of each rule's preset for images (cosine), and constant otherwise.
         window: Layers learn from the signal window - 1 taps further up, carried down to them by ordinary
             backpropagation; 1 is the plain rule. For every direct rule but Shallow that has none in --settings.
         settings: What differs from a rule's preset, by label. For example --settings.DFA.lr 1e-4,
@@ -62,8 +68,9 @@ class Options:
         threads: Threads that torch computes with; by default its own choice.
         out: The folder for results; a name in runs/ by default.
         model: The network: MLP (by default for images), BottleneckMLP, CNN, LeNet4, AlexNet, VGG16, CausalTransformer
-            (by default for text), or any torch.nn.Module by import path. Its arguments follow as --model.NAME; those
-            called shape and classes come from the data.
+            (by default for text), GCN (by default for nodes), ChebNet, SplineNet, GAT, DNA, GraphEncoder (by default
+            for edges), or any torch.nn.Module by import path. Its arguments follow as --model.NAME; those called shape
+            and classes come from the data.
         taps: Names or glob patterns of the modules of the network after which feedback enters; by default what the
             network suggests (suggested_taps of its class), or every non-linearity.
         error_at: The name of the module at whose output the error is taken; by default what the network suggests
@@ -77,9 +84,10 @@ class Options:
     images: ImageSettings = field(default_factory=ImageSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
     text: TextSettings = field(default_factory=TextSettings)
+    graph: GraphSettings = field(default_factory=GraphSettings)
     epochs: int | None = None
     steps: int | None = None
-    evaluations: int = 8
+    evaluations: int | None = None
     batch_size: int | None = None
     lr: float | None = None
     schedule: Schedule | None = None
@@ -102,8 +110,8 @@ class Options:
         model = self.model or ModelSettings(task.model)
         lr = task.lr if self.lr is None else self.lr
         epochs, steps = self.length()
-        if self.augmentation and self.data == "text":
-            raise SettingsError("--augmentation: text has no images; leave it out.")
+        if self.augmentation and task.samples != "images":
+            raise SettingsError(f"--augmentation: {self.data} has no images; leave it out.")
         return RunSettings(
             label=label,
             seed=seed,
@@ -132,14 +140,15 @@ class Options:
         Raises:
             SettingsError: It is to be counted in both, or is never evaluated.
         """
-        if self.evaluations < 1:
-            raise SettingsError(f"--evaluations {self.evaluations} must be at least 1.")
+        evaluations = self.task().evaluations if self.evaluations is None else self.evaluations
+        if evaluations < 1:
+            raise SettingsError(f"--evaluations {evaluations} must be at least 1.")
         if self.epochs is not None and self.steps is not None:
             raise SettingsError(f"--epochs {self.epochs} --steps {self.steps}: give one of the two.")
         epochs, steps = self.epochs, self.steps
         if epochs is None and steps is None:
             epochs, steps = self.task().epochs, self.task().steps
-        return (self.evaluations, steps) if epochs is None else (epochs, None)
+        return (evaluations, steps) if epochs is None else (epochs, None)
 
     def directory(self) -> Path:
         """The folder for results."""
@@ -157,8 +166,8 @@ class CompareOptions(Options):
     Args:
         rules: The labels of the rules, in the table's order: BP, Shallow (the frozen control), FA, uSF, frSF, brSF,
             DFA, sDFA, "ternary DFA", DRTP, GrAPE, FDFA, LMS, DKP, KP, WM, PEPITA, FG-A, FG-W, or labels of your own
-            that --settings explains. By default BP, Shallow, FA, uSF, DFA and DRTP for images, and BP, Shallow and DFA
-            for text.
+            that --settings explains. By default BP, Shallow, FA, uSF, DFA and DRTP for images, BP, Shallow and DFA for
+            text, and BP, Shallow, FA, DFA and, for nodes, DRTP for graphs.
         seeds: How many seeds (0, 1, ...), or a list of them such as [0, 5].
     """
 

@@ -21,6 +21,8 @@ _WARNINGS = (
     r".*Checkpoint directory .* exists and is not empty.*",
     # Lightning asks torch something in a way that torch has moved on from.
     r".*LeafSpec.*is deprecated.*",
+    # A learner that evaluates by itself.
+    r".*defined a `validation_step` but have no `val_dataloader`.*",
     # A GPU that is not asked for.
     r".*GPU available but not used.*",
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 import statistics
 from collections.abc import Callable
@@ -12,13 +11,13 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from bpfree.errors import BpfreeError
 from bpfree.lab import environment
-from bpfree.lab.data.batches import InOrder, Shuffled, augmented_batches, batches
 from bpfree.lab.data.samples import Data
 from bpfree.lab.errors import RunError
 from bpfree.lab.files import read_json, replacing, write_json
@@ -27,14 +26,14 @@ from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.quiet import quiet
 from bpfree.lab.settings import RunSettings, plain
 from bpfree.lab.summary import mean_cosine
-from bpfree.lab.tasks import TASKS, Task
+from bpfree.lab.tasks import TASKS
+from bpfree.lab.tasks.feed import Feed
 from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.records import EpochRecords, TrainingSeconds
 from bpfree.lab.tasks.visualize import find, visualized
 from bpfree.lab.terminal import Display, ShowProgress
 
 _WARM_STEPS = 3
-_EVALUATED_NUMBERS = 4_000_000  # in the inputs of one batch: 1,000 images of 3 x 32 x 32, 26 of 3 x 224 x 224
 _PICTURES = dict.fromkeys(("filters", "filters_shape", "embedding"))  # what a record says where none were asked for
 
 
@@ -101,22 +100,16 @@ def run(
 
 
 def _train(settings: RunSettings, splits: Data, places: Places, display: Display) -> dict[str, Any]:
-    of_task, n = TASKS[settings.task], len(splits.train)
-    order = Shuffled(n, settings.batch_size, settings.seed, settings.length.steps)
-    if settings.augmentation:
-        train = augmented_batches(splits.train, order, settings.augmentation, splits.normalization.black)
-    else:
-        train = batches(splits.train, order)
-    evaluation = batches(splits.evaluation, InOrder(len(splits.evaluation), _evaluation_batch(of_task, splits)))
-    display.begin(settings, len(train))
-    peak = _step_memory(settings, splits)
+    of_task = TASKS[settings.task]
+    feed = of_task.learner_class().feed(settings, splits, of_task)
+    display.begin(settings, len(feed.train))
+    peak = _step_memory(settings, splits, feed)
     task, clock = learner(settings, splits), TrainingSeconds()
     if settings.visualize:
         find(task.model, settings.visualize)  # a wrong name is told now, and not after the training
-    first = splits.evaluation.take(torch.arange(min(len(splits.evaluation), of_task.alignment_samples)))
-    records = EpochRecords(first, clock, display.epoch, settings.alignment)
+    records = EpochRecords(feed.aligned, clock, display.epoch, settings.alignment)
     trainer = _trainer(settings, places, [clock, records, ShowProgress(display)])
-    _fit(trainer, task, (train, evaluation), places)
+    _fit(trainer, task, (feed.train, feed.evaluation), places)
     return {
         "label": settings.label,
         "seed": settings.seed,
@@ -130,17 +123,13 @@ def _train(settings: RunSettings, splits: Data, places: Places, display: Display
         **_PICTURES,
         **(task.pictures(splits) if settings.details else {}),
         **(visualized(task.attachment, settings.visualize, splits.shape) if settings.visualize else {}),
+        **task.numbers(feed),
         "settings": settings.rule.describe()
         | {"model": settings.model, "batch_size": settings.batch_size}
         | ({"augmentation": plain(settings.augmentation)} if settings.augmentation else {}),
         "data": splits.describe(),
         "environment": environment.describe(),
     }
-
-
-def _evaluation_batch(task: Task, splits: Data) -> int:
-    """Samples of an evaluation's batch: the task's, or fewer large ones, so that their activations fit in memory."""
-    return max(1, min(task.evaluation_batch, _EVALUATED_NUMBERS // math.prod(splits.shape)))
 
 
 def learner(settings: RunSettings, splits: Data) -> Learner:
@@ -150,22 +139,21 @@ def learner(settings: RunSettings, splits: Data) -> Learner:
     return TASKS[settings.task].learner_class()(model, settings, splits)
 
 
-def _step_memory(settings: RunSettings, splits: Data) -> int:
+def _step_memory(settings: RunSettings, splits: Data, feed: Feed) -> int:
     """The allocator's peak during one training step, on a task made for this. Warms the machine up by the way."""
     task = learner(settings, splits).to(device())
-    step = training_step(task, task.optimizer(), splits, settings.batch_size)
+    step = training_step(task, task.optimizer(), feed.first(settings.batch_size))
     for _ in range(_WARM_STEPS):
         step()
     return peak_bytes(step, device())
 
 
-def training_step(task: Learner, optimizer: torch.optim.Optimizer, splits: Data, samples: int) -> Callable[[], None]:
-    """A step on the first ``samples`` of the training data, as training takes it, to be measured."""
-    x, y = (part[:samples].to(device()) for part in (splits.train.x, splits.train.y))
+def training_step(task: Learner, optimizer: torch.optim.Optimizer, batch: Any) -> Callable[[], None]:
+    """A step on a batch as training takes it, to be measured."""
+    batch = move_data_to_device(batch, device())
 
     def step() -> None:
-        task.attachment.targets(y)
-        task.loss(task(x), y).backward()
+        task.batch_loss(batch).backward()
         optimizer.step()
         optimizer.zero_grad()
 

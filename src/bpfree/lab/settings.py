@@ -34,6 +34,7 @@ class RuleSettings:
         optimizer: What turns gradients into steps.
         lr: The learning rate.
         weight_decay: The optimizer's weight decay.
+        decayed: Names or patterns of the model's modules whose weights decay; None for all.
         momentum: SGD's momentum; the other optimizers do not use it.
         schedule: The learning rate stays (constant), falls along half a cosine to 0 at the last step (cosine), to 95 %
             after every epoch (exponential), to a tenth after 60 % and again after 90 % of the steps (multistep), or to
@@ -47,6 +48,7 @@ class RuleSettings:
     optimizer: Optimizer = "Adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
+    decayed: list[str] | None = None
     momentum: float = 0.0
     schedule: Schedule = "cosine"
     window: int = 1
@@ -62,7 +64,7 @@ class RuleSettings:
         """The settings as a report shows them; of the rule's options those that are not at their defaults."""
         shown: dict[str, Any] = {"rule": type(self.rule).__name__, "options": rule_options(self.rule)}
         shown |= {"optimizer": self.optimizer, "lr": self.lr, "schedule": self.schedule}
-        for name in ("weight_decay", "momentum"):
+        for name in ("weight_decay", "decayed", "momentum"):
             if getattr(self, name):
                 shown[name] = getattr(self, name)
         if self.window > 1:
@@ -81,6 +83,7 @@ class RuleOverrides:
         optimizer: What turns gradients into steps.
         lr: The learning rate.
         weight_decay: The optimizer's weight decay.
+        decayed: Names or patterns of the model's modules whose weights decay; by default all.
         momentum: SGD's momentum.
         schedule: The learning rate's course: constant, cosine, exponential, multistep or plateau.
         window: For direct rules: layers learn from the signal window - 1 taps further up.
@@ -91,6 +94,7 @@ class RuleOverrides:
     optimizer: Optimizer | None = None
     lr: float | None = None
     weight_decay: float | None = None
+    decayed: list[str] | None = None
     momentum: float | None = None
     schedule: Schedule | None = None
     window: int | None = None

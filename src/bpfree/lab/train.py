@@ -32,7 +32,12 @@ def train(options: TrainOptions, console: Console | None = None) -> dict[str, An
     """
     settings = options.run(options.rule, options.seed, details=True)
     splits = load(
-        options.data, options.data_dir, validation=options.validation, images=options.images, text=options.text
+        options.data,
+        options.data_dir,
+        validation=options.validation,
+        images=options.images,
+        text=options.text,
+        graph=options.graph,
     )
     directory = options.directory()
     places = Places.of(settings, splits, directory)

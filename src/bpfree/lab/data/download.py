@@ -21,8 +21,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bpfree"
 
 
+def has_checksum(content: bytes, checksum: str) -> bool:
+    """Whether a file's content has this SHA-256 or, if it has 40 digits, is what git calls so."""
+    if len(checksum) == 40:
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == checksum
+    return hashlib.sha256(content).hexdigest() == checksum
+
+
 def download(path: Path, urls: Sequence[str], checksum: str) -> None:
-    """Fetch ``path`` from one of ``urls``; only a file with this SHA-256 is ever put there.
+    """Fetch ``path`` from one of ``urls``; only a file with this checksum is ever put there, see :func:`has_checksum`.
 
     Raises:
         DataError: None of the places gave the file; says what each of them answered.
@@ -37,11 +44,11 @@ def download(path: Path, urls: Sequence[str], checksum: str) -> None:
         except (OSError, http.client.HTTPException) as error:
             failures.append(f"{url}: {error}")
             continue
-        found = hashlib.sha256(content).hexdigest()
-        if found == checksum:
+        if has_checksum(content, checksum):
             with replacing(path) as temporary:
                 temporary.write_bytes(content)
             return
+        found = hashlib.sha256(content).hexdigest()
         failures.append(f"{url}: SHA-256 {found} in place of {checksum}")
     reasons = "\n  ".join(failures)
     raise DataError(

@@ -1,19 +1,23 @@
-"""Pickled dictionaries of numbers, texts and numpy arrays of bytes, read without running anything that they name.
+"""Pickled numbers, texts, lists, dictionaries and arrays of numbers, read without running anything that they name.
 
 A pickle names the functions that rebuild its objects, and any function may be named. Here the few names of numpy
-that an array needs lead to stand-ins, which keep the array's bytes, and every other name is refused: of numpy
-itself nothing is called before the bytes are known, whichever version or Python wrote the file.
+and scipy that an array or a sparse matrix needs lead to stand-ins, which keep the array's bytes, and every other name
+is refused: of numpy itself nothing is called before the bytes are known, whichever version or Python wrote the file.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from bpfree.lab.errors import DataError
+
+BYTES = ("u1",)
+NUMBERS = ("f4", "f8", "i4", "i8")
 
 
 def parse_pickle(content: bytes, name: str) -> dict[str, Any]:
@@ -28,17 +32,42 @@ def parse_pickle(content: bytes, name: str) -> dict[str, Any]:
     Raises:
         DataError: No complete pickle, no dictionary, or something in it that is neither plain nor an array of bytes.
     """
+    value = unpickled(content, name, BYTES)
+    if not isinstance(value, dict):
+        raise _not_read(name, f"it holds a {type(value).__name__} in place of a dictionary")
+    return {_text(key): entry for key, entry in value.items()}
+
+
+def unpickled(content: bytes, name: str, kinds: Collection[str]) -> Any:
+    """What is in ``content``: a plain value, an array, or a dictionary of them; a sparse matrix comes as :class:`Csr`.
+
+    Args:
+        content: The file's bytes.
+        name: How to call the file in messages.
+        kinds: numpy's codes of the types that arrays may have.
+
+    Raises:
+        DataError: No complete pickle, or something in it that is neither plain nor an array of these types.
+    """
     try:
         # As bytes: the texts of Python 2 are those, and so are its arrays, which no text encoding must touch.
         value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-        if not isinstance(value, dict):
-            raise DataError(f"it holds a {type(value).__name__} in place of a dictionary")
-        return {_text(key): entry.array() if isinstance(entry, _Array) else entry for key, entry in value.items()}
+        if isinstance(value, dict):
+            return {key: _made(entry, kinds) for key, entry in value.items()}
+        return _made(value, kinds)
     except DataError as error:
-        raise DataError(f"{name}: {error}. Fetch the original file again.") from error
+        raise _not_read(name, str(error)) from error
     # Damaged bytes are other instructions, and these may fail in any way.
     except Exception as error:
         raise DataError(f"{name} is truncated or altered ({error}). Fetch the original file again.") from error
+
+
+def _not_read(name: str, why: str) -> DataError:
+    return DataError(f"{name}: {why}. Fetch the original file again.")
+
+
+def _made(value: Any, kinds: Collection[str]) -> Any:
+    return value.made(kinds) if isinstance(value, _Array | Csr) else value
 
 
 def _text(value: object) -> str:
@@ -50,9 +79,10 @@ class _Type:
 
     def __init__(self, code: bytes | str, *_: object) -> None:
         self.code = _text(code)
+        self.order = "="
 
-    def __setstate__(self, state: object) -> None:
-        """Byte order and the like mean nothing for single bytes."""
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = _text(state[1])
 
 
 class _Array:
@@ -65,12 +95,14 @@ class _Array:
         _, shape, kind, by_columns, content = state
         self.parts = (content, kind, shape, "F" if by_columns else "C")
 
-    def array(self) -> np.ndarray:
+    def made(self, kinds: Collection[str]) -> np.ndarray:
         """The array that this stands for."""
         content, kind, shape, order = self.parts
-        if kind.code != "u1":
-            raise DataError(f"it holds an array of type {kind.code} in place of bytes (u1)")
-        return np.array(np.frombuffer(content, np.uint8).reshape(shape, order=order), order="C")
+        if kind.code not in kinds:
+            wanted = "bytes (u1)" if kinds == BYTES else f"numbers ({', '.join(kinds)})"
+            raise DataError(f"it holds an array of type {kind.code} in place of {wanted}")
+        found = np.frombuffer(content, np.dtype(kind.code).newbyteorder(kind.order)).reshape(shape, order=order)
+        return np.array(found, kind.code, order="C")
 
 
 class _BufferArray(_Array):
@@ -80,7 +112,49 @@ class _BufferArray(_Array):
         self.parts = parts
 
 
+class Csr:
+    """Stands for scipy's compressed sparse rows.
+
+    Attributes:
+        shape: Rows and columns.
+        indptr: Where each row begins in the other two.
+        indices: Columns.
+        data: Values.
+    """
+
+    shape: tuple[int, int]
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        self.parts = {_text(name).lstrip("_"): entry for name, entry in state.items()}
+
+    def made(self, kinds: Collection[str]) -> Csr:
+        """Itself, its arrays made."""
+        self.shape = tuple(self.parts["shape"])
+        self.indptr, self.indices, self.data = (self.parts[name].made(kinds) for name in ("indptr", "indices", "data"))
+        ends = (int(self.indptr[0]), int(self.indptr[-1]))
+        within = not len(self.indices) or 0 <= self.indices.min() <= self.indices.max() < self.shape[1]
+        rising = bool((np.diff(self.indptr) >= 0).all())
+        if len(self.indptr) != self.shape[0] + 1 or ends != (0, len(self.data)) or not (within and rising):
+            raise DataError(f"its sparse matrix of shape {self.shape} points at entries that it has not")
+        return self
+
+
+class _Dictionary(dict[Any, Any]):
+    """Stands for a dictionary with a default, which is left out."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__()
+
+
 _STAND_INS = {
+    ("collections", "defaultdict"): _Dictionary,
+    ("__builtin__", "list"): list,
+    ("builtins", "list"): list,
+    ("scipy.sparse.csr", "csr_matrix"): Csr,
+    ("scipy.sparse._csr", "csr_matrix"): Csr,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
     # numpy 2 has moved what pickles name.
@@ -95,5 +169,5 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         found = _STAND_INS.get((module_name, global_name))
         if found is None:
-            raise DataError(f"it asks for {module_name}.{global_name}, which no array of bytes needs, and is not read")
+            raise DataError(f"it asks for {module_name}.{global_name}, which no array needs, and is not read")
         return found

@@ -56,5 +56,8 @@ class Data(Protocol):
     def classes(self) -> int:
         """The number of outputs, likewise."""
 
+    def first(self, n: int) -> Data:
+        """The same with no more than ``n`` samples to train on."""
+
     def describe(self) -> dict[str, Any]:
         """What reports show of it, and all that tells it from other data: ``n_train``, ``n_eval``, ``checksums`` ..."""

@@ -62,6 +62,10 @@ class Splits:
         """The shape of one image, ``(channels, height, width)``."""
         return tuple(self.train.x.shape[1:])
 
+    def first(self, n: int) -> Splits:
+        """The same with the first ``n`` images to train on."""
+        return replace(self, train=self.train.take(torch.arange(min(n, len(self.train)))))
+
     def describe(self) -> dict[str, Any]:
         """The data set as a report shows it, without the images."""
         return {

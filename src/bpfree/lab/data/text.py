@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -124,6 +124,10 @@ class Text:
     def shape(self) -> tuple[int, ...]:
         """The shape of one sequence, ``(context,)``."""
         return tuple(self.train.x.shape[1:])
+
+    def first(self, n: int) -> Text:
+        """The same with the first ``n`` sequences to train on."""
+        return replace(self, train=self.train.take(torch.arange(min(n, len(self.train)))))
 
     def describe(self) -> dict[str, Any]:
         """The text as a report shows it; sizes are numbers of tokens to be predicted."""

@@ -1,5 +1,11 @@
 """Plain networks, free of any learning rule."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from bpfree.lab.errors import SettingsError
 from bpfree.lab.models.bottleneck import BottleneckMLP
 from bpfree.lab.models.cnn import CNN
 from bpfree.lab.models.deep import VGG16, AlexNet
@@ -7,4 +13,19 @@ from bpfree.lab.models.lenet import LeNet4
 from bpfree.lab.models.mlp import MLP
 from bpfree.lab.models.transformer import CausalTransformer
 
-__all__ = ["CNN", "MLP", "VGG16", "AlexNet", "BottleneckMLP", "CausalTransformer", "LeNet4"]
+GRAPHS = ("ChebNet", "DNA", "GAT", "GCN", "GraphEncoder", "SplineNet")
+"""Networks on graphs, which need the extra ``graphs``; loaded when they are asked for."""
+__all__ = [
+    "CNN", "MLP", "VGG16", "AlexNet", "BottleneckMLP", "CausalTransformer", "LeNet4", *GRAPHS,
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in GRAPHS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(f"{__name__}.graphs.nets"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "torch_geometric":
+            raise
+        raise SettingsError(f"{name} needs torch_geometric: pip install 'bpfree[graphs]'.") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,7 +19,6 @@ from bpfree.lab import environment
 from bpfree.lab.data.samples import Data
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.files import read_json, write_json
-from bpfree.lab.length import Length
 from bpfree.lab.measure import peak_bytes, seconds, stored_bytes
 from bpfree.lab.runs import device, learner, training_step
 from bpfree.lab.tables.recipe import Recipe, Scale
@@ -125,22 +125,24 @@ def row_cost(runs: Sequence[Training], splits: Data) -> RowCost:
     """What runs take that differ in their seeds alone."""
     settings = runs[0].settings
     torch.set_num_threads(settings.threads)
-    task = learner(settings, splits).to(device())
-    optimizer = task.optimizer()
+    task, of_task = learner(settings, splits).to(device()), TASKS[settings.task]
+    optimizer, feed = task.optimizer(), task.feed(settings, splits, of_task)
     largest = max(1, min(settings.batch_size, _MEASURED_NUMBERS // math.prod(splits.shape)))
     if device() == "cuda":
         largest = settings.batch_size
     sizes = [max(1, largest // 2), largest]
     every = getattr(settings.rule.rule, "every", 1)  # a rule whose steps differ has them in turns
-    found = [_measured(task, training_step(task, optimizer, splits, size), every) for size in sizes]
+    found = [_measured(task, training_step(task, optimizer, feed.first(size)), every) for size in sizes]
     step = {name: Linear.through(*((n, one[name]) for n, one in zip(sizes, found, strict=True))) for name in found[0]}
-    evaluation = _evaluation(task, splits, largest)
-    length, count = settings.length, len(splits.train)
-    steps = _steps(length, count, settings.batch_size)
-    evaluated = len(splits.evaluation) * length.parts
-    widest = settings.batch_size
-    if settings.alignment != "never":
-        widest = max(widest, min(TASKS[settings.task].alignment_samples, len(splits.evaluation)))
+    evaluation = _evaluation(task, feed.first(largest)[0])
+    parts, widest = settings.length.parts, settings.batch_size
+    steps = parts * len(feed.train)
+    if feed.evaluation is None:
+        evaluated = steps  # the whole graph, behind every step
+    else:
+        evaluated = len(splits.evaluation) * parts
+        if settings.alignment != "never":
+            widest = max(widest, min(of_task.alignment_samples, len(splits.evaluation)))
     flops, operations = step["flops"].at(settings.batch_size), step["operations"].at(settings.batch_size)
     here = steps * step["seconds"].at(settings.batch_size) + evaluated * evaluation["seconds"] / largest
     assumed = steps * max(flops / GPU_FLOPS, operations * GPU_LAUNCH)
@@ -158,10 +160,6 @@ def row_cost(runs: Sequence[Training], splits: Data) -> RowCost:
         hours=len(runs) * here / 3600,
         gpu_hours=len(runs) * (here if device() == "cuda" else assumed) / 3600,
     )
-
-
-def _steps(length: Length, samples: int, batch_size: int) -> int:
-    return length.total if length.steps else length.parts * math.ceil(samples / batch_size)
 
 
 def _bytes(state: dict[str, Any]) -> int:
@@ -186,9 +184,9 @@ def _measured(task: Learner, step: Callable[[], None], every: int) -> dict[str, 
     }
 
 
-def _evaluation(task: Learner, splits: Data, samples: int) -> dict[str, float]:
-    """What a forward pass over so many samples takes."""
-    x = splits.evaluation.x[:samples].to(device())
+def _evaluation(task: Learner, inputs: Any) -> dict[str, float]:
+    """What a forward pass takes."""
+    x = move_data_to_device(inputs, device())
     task.eval()
     synchronize = torch.cuda.synchronize if device() == "cuda" else lambda: None
     with torch.no_grad():

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+from bpfree.alignment import TapAlignment
 from bpfree.errors import nearest
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.tables.recipe import Column
 from bpfree.lab.tables.work import Training, Work
 from bpfree.lab.tasks import TASKS
 
-_ALIGNMENT = "alignment"
+_ALIGNMENT, _OF = "alignment", "of"
+_OF_A_TAP = [entry.name for entry in fields(TapAlignment) if entry.name != "name"]
 _OF_A_RUN = ("seconds_per_epoch", "alignment_mean", "peak_memory_bytes", "feedback_bytes", "parameters")
 _OF_AN_EPOCH = ("train_loss", "eval_loss")
 _BEST = "best_"
@@ -31,13 +34,18 @@ def check(column: Column, work: Work, recipe: str) -> None:
     if metric is None:
         return
     if isinstance(metric, Mapping):
-        if set(metric) != {_ALIGNMENT} or not isinstance(metric[_ALIGNMENT], int | str):
+        if not {_ALIGNMENT} <= set(metric) <= {_ALIGNMENT, _OF} or not isinstance(metric[_ALIGNMENT], int | str):
             raise SettingsError(f"{recipe}: columns: {column.name}: metric must be a name or {{alignment: TAP}}.")
+        number = metric.get(_OF, _OF_A_TAP[0])
+        if number not in _OF_A_TAP:
+            raise SettingsError(
+                f"{recipe}: columns: {column.name}: of {number!r} is not known. {nearest(str(number), _OF_A_TAP)}"
+            )
         if isinstance(work, Training) and work.settings.alignment == "never":
             raise SettingsError(f"{recipe}: columns: {column.name}: an alignment is asked for that is never measured.")
         return
     valid = [work.metric, f"train_{work.metric}", f"eval_{work.metric}", f"{_BEST}{work.metric}"]
-    valid += [*_OF_A_RUN, *_OF_AN_EPOCH]
+    valid += [*work.measures, *_OF_A_RUN, *_OF_AN_EPOCH]
     if metric not in valid:
         raise SettingsError(
             f"{recipe}: columns: {column.name}: metric {metric!r} is not known. {nearest(metric, valid)}"
@@ -57,7 +65,7 @@ def value(record: Mapping[str, Any], column: Column, metric: str | None) -> floa
     """
     asked = metric if column.metric is None else column.metric
     if isinstance(asked, Mapping):
-        return _cosine(record, asked[_ALIGNMENT], column.name)
+        return _of_tap(record, asked[_ALIGNMENT], asked.get(_OF, _OF_A_TAP[0]), column.name)
     if asked == f"{_BEST}{metric}":
         return _best(record, metric)
     for part in (record.get("values", {}), record, (record.get("epochs") or [{}])[-1]):
@@ -76,14 +84,14 @@ def _names(record: Mapping[str, Any]) -> list[str]:
     return [*record.get("values", record)]
 
 
-def _cosine(record: Mapping[str, Any], tap: int | str, column: str) -> float | None:
-    """The mean cosine at a tap, by its name or its place, counted from 1."""
+def _of_tap(record: Mapping[str, Any], tap: int | str, number: str, column: str) -> float | None:
+    """A number of the alignment at a tap, by its name or its place, counted from 1."""
     taps = record["epochs"][-1]["alignment"]
     if not taps:
         return None  # a rule without signals
     names = [entry["name"] for entry in taps]
     if isinstance(tap, int) and 1 <= tap <= len(taps):
-        return taps[tap - 1]["cosine_mean"]
+        return taps[tap - 1][number]
     if tap in names:
-        return taps[names.index(tap)]["cosine_mean"]
+        return taps[names.index(tap)][number]
     raise SettingsError(f"columns: {column}: there is no tap {tap!r}, only {', '.join(names)}.")

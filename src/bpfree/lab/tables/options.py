@@ -20,7 +20,7 @@ class RecipeOptions:
     Args:
         name: A recipe: one of bpfree's by its name (``bpfree table --list``), or the path of a YAML file of your own.
         scale: How much of the published experiment is run: full, or another of the recipe's scales.
-        cell: Only these cells or rows of the table.
+        cell: Only these cells, rows or columns of the table.
         seeds: Seeds a cell (0, 1, ...), in place of the scale's number.
         data_dir: The folder of the data, or one in which each data set has a folder of its name.
         ledger: The database of finished runs: a file (SQLite), or a URL such as postgresql://USER@HOST/NAME, through

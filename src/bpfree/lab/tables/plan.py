@@ -46,7 +46,7 @@ def plan(recipe: Recipe, scale: Scale, seeds: int | None = None, chosen: Sequenc
         recipe: The table.
         scale: How much of it is run.
         seeds: Seeds a cell, in place of the scale's own number.
-        chosen: Names of cells (``ROW/COLUMN``) or rows; empty for all.
+        chosen: Names of cells (``ROW/COLUMN``), rows or columns; empty for all.
 
     Raises:
         SettingsError: A name is not known, or a setting means nothing.
@@ -87,10 +87,14 @@ def chosen_cells(recipe: Recipe, names: Sequence[str]) -> list[tuple[str, Column
         if not recipe.empty(row, column.name)
     }
     for name in names:
-        if name not in cells and name not in recipe.rows:
-            hint = nearest(name, [*recipe.rows, *cells])
+        if name not in cells and name not in recipe.rows and name not in recipe.columns:
+            hint = nearest(name, [*recipe.rows, *recipe.columns, *cells])
             raise SettingsError(f"--cell {name}: {recipe.name} has no such cell. {hint}")
-    return [place for name, place in cells.items() if not names or name in names or place[0] in names]
+    return [
+        (row, column)
+        for name, (row, column) in cells.items()
+        if not names or not {name, row, column.name}.isdisjoint(names)
+    ]
 
 
 def works(cells: Iterable[Cell]) -> list[Work]:

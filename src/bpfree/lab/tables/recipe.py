@@ -18,8 +18,13 @@ from bpfree.lab.tables.inherit import CLASSES, merged
 FOLDER = Path(__file__).parents[1] / "recipes"
 _OF_THE_COMMAND = {"data_dir", "out", "settings", "seed", "resume"}  # not the recipe's business
 _OPTIONS = [entry.name for kind in (TrainOptions, RuleOverrides) for entry in fields(kind)]
-SETTINGS = [*(name for name in dict.fromkeys(_OPTIONS) if name not in _OF_THE_COMMAND), "function", "arguments"]
-"""What a cell can be set to: the options of ``bpfree train`` and of a rule, or a measurement's function."""
+SETTINGS = [
+    *(name for name in dict.fromkeys(_OPTIONS) if name not in _OF_THE_COMMAND),
+    "details",
+    "function",
+    "arguments",
+]
+"""What a cell can be set to: the options of ``bpfree train`` and of a rule, if pictures are kept, or a function."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,14 @@ class Column:
         metric: Which number of a run's record stands in it: a name, or ``{"alignment": tap}``; None for what the task
             is measured by.
         tolerance: How far the measured mean may be from the paper's; None if nothing is said.
+        above: Whether it may be above the paper's by any amount.
         settings: What its cells have in common.
     """
 
     name: str
     metric: str | dict[str, Any] | None = None
     tolerance: float | None = None
+    above: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -236,8 +243,9 @@ class _Reader:
         return given
 
     def column(self, name: str, value: Any) -> Column:
-        given = self.set(value, f"columns: {name}", "metric", "tolerance")
-        return Column(name, given.pop("metric", None), given.pop("tolerance", None), given)
+        given = self.set(value, f"columns: {name}", "metric", "tolerance", "above")
+        own = {key: given.pop(key) for key in ("metric", "tolerance", "above") if key in given}
+        return Column(name, **own, settings=given)
 
     def cells(self, value: Any, rows: Any, columns: Any) -> dict[str, dict[str, Any] | None]:
         valid = [f"{row}/{column}" for row in rows for column in columns]

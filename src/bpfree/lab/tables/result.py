@@ -13,7 +13,7 @@ from bpfree.lab.summary import deviation
 from bpfree.lab.tables.ledger import State
 from bpfree.lab.tables.metrics import value
 from bpfree.lab.tables.plan import Cell
-from bpfree.lab.tables.recipe import Recipe, Scale
+from bpfree.lab.tables.recipe import Column, Recipe, Scale
 
 FORMAT = "bpfree-table/1"
 COST_FORMAT = "bpfree-cost/1"
@@ -39,10 +39,14 @@ def _entry(cell: Cell, state: State, scale: Scale) -> dict[str, Any]:
         "mean": mean,
         "std": deviation(numbers),
         "seeds": len(found),
-        "within": abs(mean - expected.mean) <= tolerance if known else None,
+        "within": _within(mean - expected.mean, cell.column) if known else None,
         "wrong": next((state.wrong[work.key] for work in cell.works if work.key in state.wrong), None),
         "keys": [work.key for work in cell.works if work.key in state.records],
     }
+
+
+def _within(difference: float, column: Column) -> bool:
+    return abs(difference) <= column.tolerance or (column.above and difference > 0)
 
 
 def _value(cell: Cell, record: Mapping[str, Any]) -> float | None:

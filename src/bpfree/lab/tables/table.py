@@ -84,9 +84,14 @@ def document(recipe: Recipe, ledger: Ledger) -> dict[str, Any]:
 
 
 def known(options: RecipeOptions, *, again: bool = False) -> Ledger:
-    """The ledger of a recipe, with the records that lie in the folder of results."""
-    ledger = options.order(again=again).open()
-    ledger.adopt(result.records(Path(options.out) / f"{options.recipe().name}.json"))
+    """The ledger of a recipe, with the records that lie in the folder of results, be it in other tables' files."""
+    ledger, recipe = options.order(again=again).open(), options.recipe()
+    seeds = [max(scale.seeds, options.seeds or 0) for scale in recipe.scales.values()]
+    plans = (plan(recipe, scale, count) for scale, count in zip(recipe.scales.values(), seeds, strict=True))
+    wanted = {work.key for cells in plans for work in works(cells)}
+    for path in sorted(Path(options.out).glob("*.json")):
+        found, own = result.records(path), path.stem == recipe.name
+        ledger.adopt({key: record for key, record in found.items() if own or key in wanted})
     return ledger
 
 

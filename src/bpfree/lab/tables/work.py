@@ -46,6 +46,10 @@ class Work(Protocol):
     def metric(self) -> str | None:
         """The number that a column shows unless it names another."""
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Others that only runs of this task have."""
+
     def perform(self, folder: Path, data_dir: str | None, display: Display) -> dict[str, Any]:
         """Do it, and return the record."""
 
@@ -71,6 +75,11 @@ class Training:
         """What its task is measured by."""
         return TASKS[self.settings.task].metric.name
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What else its task measures."""
+        return TASKS[self.settings.task].measures
+
     @functools.cached_property
     def key(self) -> str:
         """A hash of what differs from the defaults, so that an option which is added later changes no key."""
@@ -93,7 +102,9 @@ class Training:
 
         record = run(self.settings, self.data(data_dir), folder, display=display)
         display.finish(self.settings, record, known=False)
-        return {name: value for name, value in record.items() if name not in _PICTURES}
+        # One seed is seen for all.
+        left_out = set() if self.settings.details and self.seed == 0 else _PICTURES
+        return {name: value for name, value in record.items() if name not in left_out}
 
     def data(self, data_dir: str | None) -> Any:
         """What is trained and evaluated on."""
@@ -149,6 +160,8 @@ class Measurement:
     @property
     def metric(self) -> None:
         """None: a column of computed numbers names its metric."""
+
+    measures = ()
 
     @functools.cached_property
     def key(self) -> str:
@@ -210,8 +223,10 @@ def _measurements(label: str, settings: Mapping[str, Any], seeds: int) -> tuple[
 @functools.cache
 def _resolved(label: str, text: str) -> tuple[TrainOptions, RunSettings]:
     """A cell's settings, as JSON, with all defaults filled in, and seed 0."""
-    options = _train_options(label, json.loads(text))
-    return options, replace(options.run(options.rule, 0, details=False), label=label)
+    settings = json.loads(text)
+    details = settings.pop("details", False)
+    options = _train_options(label, settings)
+    return options, replace(options.run(options.rule, 0, details=details), label=label)
 
 
 def _train_options(label: str, settings: Mapping[str, Any]) -> TrainOptions:

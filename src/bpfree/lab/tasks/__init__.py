@@ -6,7 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from bpfree.lab.data.planetoid import PLANETOID
 from bpfree.lab.tasks.task import Metric, Task
+
+PUBLISHED_ALIGNMENT = ("published_alignment", "published_alignment_std", "published_alignment_zero")
+"""What is measured of graphs the way of Launay et al. 2020's code, see :mod:`bpfree.lab.tasks.published`."""
+SEPARATION = ("silhouette", "tsne_silhouette")
+"""Measured of graphs whose runs keep details, see :mod:`bpfree.lab.tasks.pictures`."""
 
 CLASSIFICATION = Task(
     name="classification",
@@ -42,9 +48,49 @@ LANGUAGE = Task(
     evaluation_batch=32,
     alignment_samples=16,
 )
+GRAPHS = Task(
+    name="graphs",
+    learner="bpfree.lab.tasks.graphs.NodeClassification",
+    metric=Metric(name="accuracy", unit=" %", better="higher", about="the percentage of nodes whose class is found"),
+    samples="nodes",
+    model="GCN",
+    rules=("BP", "Shallow", "FA", "DFA", "DRTP"),
+    batch_size=1,  # the graph
+    steps=250,
+    evaluations=10,
+    lr=1e-2,
+    schedule="constant",
+    measures=(
+        "accuracy_at_best_validation",
+        "best_validation_accuracy",
+        "best_validation_step",
+        *PUBLISHED_ALIGNMENT,
+        *SEPARATION,
+    ),
+)
+LINKS = Task(
+    name="links",
+    learner="bpfree.lab.tasks.links.LinkPrediction",
+    metric=Metric(
+        name="auc",
+        unit="",
+        better="higher",
+        about="the probability that an edge scores higher than a pair without one (area under the ROC curve)",
+        digits=3,
+    ),
+    samples="edges",
+    model="GraphEncoder",
+    rules=("BP", "Shallow", "FA", "DFA"),
+    batch_size=1,
+    steps=400,
+    evaluations=10,
+    lr=1e-2,
+    schedule="constant",
+    measures=("average_precision", "validation_auc", "validation_average_precision"),
+)
 
-TASKS = {task.name: task for task in (CLASSIFICATION, LANGUAGE)}
-_OF_DATA = {"text": LANGUAGE}
+TASKS = {task.name: task for task in (CLASSIFICATION, LANGUAGE, GRAPHS, LINKS)}
+_OF_DATA = {"text": LANGUAGE} | {name: LINKS if name.endswith("-links") else GRAPHS for name in PLANETOID}
 
 
 def task_of(data: str) -> Task:

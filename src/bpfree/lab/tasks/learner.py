@@ -14,7 +14,11 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 import bpfree
+from bpfree.lab.data.samples import Data
 from bpfree.lab.settings import RunSettings
+from bpfree.lab.tasks.feed import Feed, sampled
+from bpfree.lab.tasks.task import Task
+from bpfree.taps import select_taps
 
 # The part of a run that is done, 0 to 1, and its epochs -> the factor of the learning rate.
 _COURSES: dict[str, Callable[[float, int], float]] = {
@@ -41,6 +45,9 @@ class Learner(LightningModule):
         run: The rule, its optimizer, where feedback enters, and the seed of the feedback.
         measures: What is measured beside the mean loss, by name.
     """
+
+    measures_jacobian: bool | None = None
+    """Whether alignment also compares B with the mean Jacobian, see :func:`bpfree.alignment`."""
 
     def __init__(self, model: nn.Module, run: RunSettings, measures: dict[str, Metric] | None = None) -> None:
         super().__init__()
@@ -72,21 +79,37 @@ class Learner(LightningModule):
         """What was measured, by name: the loss, and what the task is compared by."""
         raise NotImplementedError
 
+    @classmethod
+    def feed(cls, settings: RunSettings, data: Data, task: Task) -> Feed:
+        """The batches of a run, each ``(x, y)``."""
+        return sampled(settings, data, task)
+
     def pictures(self, splits: Any) -> dict[str, Any]:
         """What the trained network looks like from inside, by name, for reports."""
         return {}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def numbers(self, feed: Feed) -> dict[str, float | None]:
+        """What else is known at the end of a run, by name; the task names it in its ``measures``."""
+        return {}
+
+    def forward(self, x: Any) -> Tensor:
         """The model's output."""
         return self.model(x)
 
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The loss of one batch; Lightning calls ``backward()`` on it."""
+    def batch_loss(self, batch: tuple[Any, Tensor]) -> Tensor:
+        """The loss of a batch, of whose targets the rule is told."""
+        return self._loss_and_output(batch)[0]
+
+    def _loss_and_output(self, batch: tuple[Any, Tensor]) -> tuple[Tensor, Tensor]:
         x, y = batch
         self.attachment.targets(y)
         output = self(x)
-        loss = self.loss(output, y)
-        self._measure(self.train_measures, loss.detach(), output.detach(), y)
+        return self.loss(output, y), output
+
+    def training_step(self, batch: tuple[Any, Tensor]) -> Tensor:
+        """The loss of one batch; Lightning calls ``backward()`` on it."""
+        loss, output = self._loss_and_output(batch)
+        self._measure(self.train_measures, loss.detach(), output.detach(), batch[1])
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
@@ -130,14 +153,27 @@ class Learner(LightningModule):
     def optimizer(self) -> torch.optim.Optimizer:
         """The rule's optimizer alone."""
         settings = self.settings
-        # Some rules have weights of their own, whose gradients they set; they take the same steps as the model's.
-        weights = [*self.model.parameters(), *self.attachment.parameters()]
+        weights = self._weights()
         # Fused: one pass over the weights in place of ten, which on a CPU is a third of a small network's step.
         options = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
         if settings.optimizer == "SGD":
             return torch.optim.SGD(weights, momentum=settings.momentum, **options)
         kind = torch.optim.AdamW if settings.optimizer == "AdamW" else torch.optim.Adam
         return kind(weights, **options)
+
+    def _weights(self) -> list[Any]:
+        """What learns; those weights that do not decay in a group of their own."""
+        # Some rules have weights of their own, whose gradients they set; they take the same steps as the model's.
+        weights: list[nn.Parameter] = [*self.model.parameters(), *self.attachment.parameters()]
+        if self.settings.decayed is None:
+            return weights
+        chosen = select_taps(self.model, self.settings.decayed)  # named as taps are
+        decayed = {id(weight) for module in chosen.values() for weight in module.parameters()}
+        others = [weight for weight in weights if id(weight) not in decayed]
+        return [
+            {"params": [weight for weight in weights if id(weight) in decayed]},
+            {"params": others, "weight_decay": 0.0},
+        ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep torch's random state, from which dropout draws, and how long the loss has not fallen."""

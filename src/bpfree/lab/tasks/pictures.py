@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from sklearn.manifold import TSNE
+from sklearn.metrics import silhouette_score
 from torch import Tensor, nn
 
 import bpfree
@@ -42,7 +45,8 @@ def embedding(attachment: bpfree.Attachment, images: Images, device: torch.devic
     if not attachment.taps or len(images) < 8:
         return None
     layer = list(attachment.taps)[-1]
-    activations = _activations(attachment, layer, images.x[:EMBEDDED].to(device))
+    run = partial(attachment.model, images.x[:EMBEDDED].to(device))
+    activations = _activations(attachment, layer, run)
     # The smaller a set, the fewer neighbours a point can have; 30 is t-SNE's usual number.
     perplexity = min(30.0, (len(activations) - 1) / 3)
     points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(activations.numpy())
@@ -50,7 +54,37 @@ def embedding(attachment: bpfree.Attachment, images: Images, device: torch.devic
     return {"x": x, "y": y, "label": images.y[: len(points)].tolist(), "layer": layer}
 
 
-def _activations(attachment: bpfree.Attachment, layer: str, x: Tensor) -> Tensor:
+def embedding_of_nodes(
+    attachment: bpfree.Attachment, run: Callable[[], object], classes: Tensor, seed: int
+) -> dict[str, Any]:
+    """t-SNE of the activations of all nodes at the last tap, as Launay et al. 2020 have made figure 2.
+
+    Args:
+        attachment: The rule on its model.
+        run: Runs the model on the graph.
+        classes: The nodes' classes, ``(n,)``.
+        seed: t-SNE's.
+
+    Returns:
+        ``embedding`` as that of images, and how well classes separate, in -1 to 1: ``silhouette`` in the hidden layer
+        and ``tsne_silhouette`` in the plane (Rousseeuw 1987, Euclidean distances). None without taps.
+    """
+    if not attachment.taps:
+        return {"embedding": None, "silhouette": None, "tsne_silhouette": None}
+    layer = list(attachment.taps)[-1]
+    activations, labels = _activations(attachment, layer, run).numpy(), classes.cpu().numpy()
+    # The published settings, those of tsne-cuda.
+    settings = {"perplexity": 20, "learning_rate": 100, "max_iter": 5000}
+    points = TSNE(**settings, init="pca", random_state=seed).fit_transform(activations)
+    x, y = _rounded(torch.from_numpy(points).T)
+    found = {"silhouette": activations, "tsne_silhouette": points}
+    return {
+        "embedding": {"x": x, "y": y, "label": labels.tolist(), "layer": layer},
+        **{name: float(silhouette_score(rows, labels)) for name, rows in found.items()},
+    }
+
+
+def _activations(attachment: bpfree.Attachment, layer: str, run: Callable[[], object]) -> Tensor:
     kept: list[Tensor] = []
     handle = attachment.taps[layer].register_forward_hook(lambda module, args, output: kept.append(output))
     model = attachment.model
@@ -58,7 +92,7 @@ def _activations(attachment: bpfree.Attachment, layer: str, x: Tensor) -> Tensor
     model.eval()
     try:
         with torch.no_grad():
-            model(x)
+            run()
     finally:
         handle.remove()
         model.train(training)

@@ -6,15 +6,15 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 import bpfree
 from bpfree.errors import TapSelectionError
-from bpfree.lab.data.samples import Samples
 from bpfree.lab.errors import RunError
 from bpfree.lab.settings import Times
 from bpfree.lab.tasks.learner import Learner
@@ -53,7 +53,7 @@ class EpochRecords(Callback):
     """One dictionary an epoch, in the form that reports read; kept in checkpoints.
 
     Args:
-        samples: What alignment is measured on.
+        aligned: Gives the batch that alignment is measured on.
         seconds: The clock of the training steps.
         announce: Called with every new record.
         alignment: After which epochs alignment is measured.
@@ -61,13 +61,13 @@ class EpochRecords(Callback):
 
     def __init__(
         self,
-        samples: Samples,
+        aligned: Callable[[], Any],
         seconds: TrainingSeconds,
         announce: Callable[[dict[str, Any]], None],
         alignment: Times = "every",
     ) -> None:
         self.epochs: list[dict[str, Any]] = []
-        self._samples, self._times = samples, alignment
+        self._aligned, self._times = aligned, alignment
         self._seconds, self._announce = seconds, announce
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Learner) -> None:
@@ -96,16 +96,13 @@ class EpochRecords(Callback):
     def _alignment(self, task: Learner) -> list[dict[str, Any]]:
         if not task.attachment.taps:
             return []  # a model without modules for its non-linearities: there is no place to compare at
-        x, y = self._samples.x[:].to(task.device), self._samples.y.to(task.device)
-
-        def loss() -> Tensor:
-            task.attachment.targets(y)
-            return task.loss(task.model(x), y)
-
+        batch = move_data_to_device(self._aligned(), task.device)
         training = task.model.training
         task.model.eval()  # as in evaluation: no dropout
         try:
-            return [asdict(tap) for tap in bpfree.alignment(task.attachment, loss).taps]
+            closure = partial(task.batch_loss, batch)
+            report = bpfree.alignment(task.attachment, closure, jacobian=task.measures_jacobian)
+            return [asdict(tap) for tap in report.taps]
         except TapSelectionError:
             return []  # a rule with no backward pass sends no signals
         finally:

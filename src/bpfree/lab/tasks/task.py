@@ -20,6 +20,7 @@ class Metric:
         about: What it is, for the readers of a report.
         linear: Maps it to the scale on which recovery is measured.
         recovery: How recovery is defined on that scale.
+        digits: Digits behind the point of a value.
     """
 
     name: str
@@ -28,10 +29,11 @@ class Metric:
     about: str
     linear: Callable[[float], float] = float
     recovery: str = "(rule - Shallow) / (BP - Shallow)"
+    digits: int = 2
 
     def show(self, value: float) -> str:
         """A value with its unit."""
-        return f"{value:.2f}{self.unit}"
+        return f"{value:.{self.digits}f}{self.unit}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +50,12 @@ class Task:
         batch_size: Samples a step.
         epochs: Passes over the training data.
         steps: Steps in place of them.
+        evaluations: How many times a run that is counted in steps is evaluated.
         lr: The learning rate of all rules; None for that of each rule's preset.
         schedule: The course of the learning rate; None for that of each rule's preset.
-        evaluation_batch: Samples evaluated at once.
-        alignment_samples: How many of the first evaluation samples alignment is measured on.
+        evaluation_batch: Samples evaluated at once, where there are several batches.
+        alignment_samples: How many of the first evaluation samples alignment is measured on, likewise.
+        measures: Numbers of a run's record that only this task has, which a table may show.
     """
 
     name: str
@@ -63,10 +67,12 @@ class Task:
     batch_size: int
     epochs: int | None = None
     steps: int | None = None
+    evaluations: int = 8
     lr: float | None = None
     schedule: Literal["constant", "cosine"] | None = None
-    evaluation_batch: int
-    alignment_samples: int
+    evaluation_batch: int = 1
+    alignment_samples: int = 1
+    measures: tuple[str, ...] = ()
 
     def learner_class(self) -> Any:
         """The class that :attr:`learner` names."""

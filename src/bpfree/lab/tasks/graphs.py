@@ -1,0 +1,157 @@
+"""The classes of a graph's nodes by any learning rule, from the few that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from bpfree.lab.data.graphs import Graph
+from bpfree.lab.errors import RunError
+from bpfree.lab.settings import RunSettings
+from bpfree.lab.tasks.feed import Feed
+from bpfree.lab.tasks.learner import Learner
+from bpfree.lab.tasks.pictures import embedding_of_nodes
+from bpfree.lab.tasks.published import alignment
+from bpfree.lab.tasks.task import Task
+from bpfree.rules.direct import IGNORED
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The same batch, several times: a graph is learned from as a whole."""
+
+    batch: Any
+    times: int
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(self.times):
+            yield self.batch
+
+    def __len__(self) -> int:
+        return self.times
+
+
+class WholeGraph(Learner):
+    """A model that learns from a graph as a whole: a batch is ``((features, edges), targets)``, always the same."""
+
+    # What a node gives depends on its neighbours' hidden features too: the mean over nodes is no Jacobian of one.
+    measures_jacobian = False
+    _moved: tuple[Any, Any] | None = None
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch on the device, moved once."""
+        if self._moved is None or self._moved[0] is not batch:
+            self._moved = batch, move_data_to_device(batch, device)
+        return self._moved[1]
+
+    def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
+        """The model's output for all nodes."""
+        return self.model(*x)
+
+
+class NodeClassification(WholeGraph):
+    """A model that learns classes from their negative log-likelihood at the nodes that are known.
+
+    Every step is followed by an evaluation: published tables show the accuracy on the test nodes at the step that was
+    best on the validation nodes.
+
+    Args:
+        model: Maps features ``(n, features)``, sparse, and edges ``(2, m)`` to logarithms of probabilities
+            ``(n, classes)``.
+        run: The rule, its optimizer, where feedback enters, and the seed of the feedback and of the nodes' split.
+        data: The graph.
+    """
+
+    def __init__(self, model: nn.Module, run: RunSettings, data: Graph) -> None:
+        accuracy = MulticlassAccuracy(data.classes, average="micro", ignore_index=IGNORED, validate_args=False)
+        super().__init__(model, run, {"accuracy": accuracy})
+        nodes = data.nodes(run.seed)
+        for name, part in (("y", data.y), ("validation", nodes.validation), ("test", nodes.test)):
+            self.register_buffer(f"_{name}", part, persistent=False)
+        self._checked, self.seed = False, run.seed
+        self._last = torch.empty(0)
+        # In a buffer, which checkpoints hold: how many validation and test nodes were right, and the step.
+        self.register_buffer("best", torch.tensor([-1, 0, 0]))
+
+    @classmethod
+    def feed(cls, settings: RunSettings, data: Graph, task: Task) -> Feed:
+        """The graph with the classes that are known, and for alignment with all."""
+        known = torch.full_like(data.y, IGNORED)
+        train = data.nodes(settings.seed).train
+        known[train] = data.y[train]
+        batch = ((data.x, data.edges), known)
+        train = Repeated(batch, settings.length.steps or 1)
+        return Feed(train, None, lambda samples: batch, lambda: ((data.x, data.edges), data.y))
+
+    def loss(self, output: Tensor, y: Tensor) -> Tensor:
+        """The mean negative logarithm of the probability ``(n, classes)`` of the classes ``(n,)`` that are known.
+
+        Raises:
+            RunError: The model gives something else.
+        """
+        if not self._checked:
+            self._check(output)
+            self._checked = True
+        return F.nll_loss(output, y, ignore_index=IGNORED)
+
+    def _check(self, output: Tensor) -> None:
+        if output.dim() != 2 or not torch.allclose(output.exp().sum(1), output.new_ones(()), atol=1e-3):
+            raise RunError(
+                f"the model's output, of shape {tuple(output.shape)}, holds no logarithms of probabilities of each "
+                "node: end it in torch.log_softmax(x, dim=1)."
+            )
+
+    def update(self, measures: MetricCollection, output: Tensor, y: Tensor) -> None:
+        """Count the classes that were found."""
+        measures["accuracy"].update(output, y)
+
+    def values(self, measures: MetricCollection) -> dict[str, float]:
+        """Mean loss, and accuracy in per cent."""
+        found = measures.compute()
+        return {"loss": float(found["loss"]), "accuracy": 100 * float(found["accuracy"])}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Evaluate, and remember the best step."""
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            self._last = self(batch[0])
+        self.model.train(training)
+        right = self._last.argmax(1) == self._y
+        validation = int(right[self._validation].sum())
+        if validation > int(self.best[0]):
+            self.best[:] = torch.tensor([validation, int(right[self._test].sum()), self.trainer.global_step])
+
+    def measured(self) -> dict[str, float]:
+        """What was measured in training since the last call, and what the model is worth now."""
+        found = {f"train_{name}": value for name, value in self.values(self.train_measures).items()}
+        self.train_measures.reset()
+        right = self._last.argmax(1) == self._y
+        for name, part in (("validation", self._validation), ("eval", self._test)):
+            found[f"{name}_loss"] = float(F.nll_loss(self._last[part], self._y[part]))
+            found[f"{name}_accuracy"] = 100 * int(right[part].sum()) / len(part)
+        return found
+
+    def pictures(self, splits: Graph) -> dict[str, Any]:
+        """A t-SNE of the last hidden layer, and how well classes separate there."""
+        x = move_data_to_device((splits.x, splits.edges), self.device)
+        return embedding_of_nodes(self.attachment, partial(self.model, *x), splits.y, self.seed)
+
+    def numbers(self, feed: Feed) -> dict[str, float | None]:
+        """Accuracy at the best step, and alignment as it was published."""
+        validation, test, step = self.best.tolist()
+        return {
+            "accuracy_at_best_validation": 100 * test / len(self._test),
+            "best_validation_accuracy": 100 * validation / len(self._validation),
+            "best_validation_step": step,
+            **alignment(self, feed.aligned()),
+        }

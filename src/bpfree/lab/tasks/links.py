@@ -1,0 +1,90 @@
+"""The edges of a graph by any learning rule: the auto-encoder of Kipf and Welling 2016, without noise."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
+from bpfree.lab.data.graphs import Graph, unlinked
+from bpfree.lab.settings import RunSettings
+from bpfree.lab.tasks.feed import Feed
+from bpfree.lab.tasks.graphs import Repeated, WholeGraph
+from bpfree.lab.tasks.task import Task
+
+
+class LinkPrediction(WholeGraph):
+    """An encoder that learns to tell edges from pairs without one, by the inner product of two nodes' codes.
+
+    Args:
+        model: Maps features ``(n, features)``, sparse, and the known edges ``(2, m)`` to codes ``(n, code)``.
+        run: The rule, its optimizer, where feedback enters, and the seed of the feedback and of the edges' split.
+        data: The graph.
+    """
+
+    def __init__(self, model: nn.Module, run: RunSettings, data: Graph) -> None:
+        super().__init__(model, run)
+        links = data.links(run.seed)
+        for name, part in links._asdict().items():
+            self.register_buffer(f"_{name}", part, persistent=False)
+        self.register_buffer("_x", data.x, persistent=False)
+
+    @classmethod
+    def feed(cls, settings: RunSettings, data: Graph, task: Task) -> Feed:
+        """The graph with the edges that are known, which are what is learned too."""
+        known = data.links(settings.seed).train
+        batch = ((data.x, known), known)
+        return Feed(Repeated(batch, settings.length.steps or 1), None, lambda samples: batch, lambda: batch)
+
+    def loss(self, output: Tensor, y: Tensor) -> Tensor:
+        """The cross-entropy of edges ``(2, m)`` and of as many random pairs without one, from codes ``(n, code)``."""
+        return _cross_entropy(output, y, unlinked(y, len(output), y.shape[1]))
+
+    def values(self, measures: MetricCollection) -> dict[str, float]:
+        """Mean loss."""
+        return {"loss": float(measures.compute()["loss"])}
+
+    def measured(self) -> dict[str, float]:
+        """What was measured in training since the last call, and how well held-out edges are told from other pairs."""
+        found = {f"train_{name}": value for name, value in self.values(self.train_measures).items()}
+        self.train_measures.reset()
+        for name, edges, others in (
+            ("validation", self._validation, self._validation_others),
+            ("eval", self._test, self._test_others),
+        ):
+            found |= {f"{name}_{key}": value for key, value in self._scores(edges, others).items()}
+        return found
+
+    def _scores(self, edges: Tensor, others: Tensor) -> dict[str, float]:
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            codes = self((self._x, self._train))
+        self.model.train(training)
+        scores = torch.cat([_joined(codes, edges), _joined(codes, others)]).sigmoid()
+        target = torch.cat([torch.ones_like(edges[0]), torch.zeros_like(others[0])])
+        return {
+            "loss": float(_cross_entropy(codes, edges, others)),
+            "auc": float(binary_auroc(scores, target)),
+            "average_precision": float(binary_average_precision(scores, target)),
+        }
+
+    def numbers(self, feed: Feed) -> dict[str, float | None]:
+        """Average precision, and how well edges for validation are told."""
+        validation = self._scores(self._validation, self._validation_others)
+        return {
+            "average_precision": self._scores(self._test, self._test_others)["average_precision"],
+            "validation_auc": validation["auc"],
+            "validation_average_precision": validation["average_precision"],
+        }
+
+
+def _joined(codes: Tensor, pairs: Tensor) -> Tensor:
+    """The logit of an edge between each pair ``(2, k)`` of nodes."""
+    return (codes[pairs[0]] * codes[pairs[1]]).sum(1)
+
+
+def _cross_entropy(codes: Tensor, edges: Tensor, others: Tensor) -> Tensor:
+    return F.softplus(-_joined(codes, edges)).mean() + F.softplus(_joined(codes, others)).mean()

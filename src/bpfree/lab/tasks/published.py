@@ -1,0 +1,76 @@
+"""Alignment as the code of Launay et al. 2020 measures it on graphs, to compare with its table A.2.
+
+It differs from :func:`bpfree.alignment`: gradients are those at the outputs of convolutions and of linear layers, below
+the non-linearity where feedback enters, so that what the non-linearity blocks is zero in both; the network that learns
+is in evaluation mode and the reference, backpropagation, in training mode, with dropout; numbers of at most 1e-8 count
+as zero; and a node whose numbers of both gradients add up to zero has the cosine 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bpfree.lab.tasks import PUBLISHED_ALIGNMENT
+from bpfree.lab.tasks.learner import Learner
+from bpfree.mechanisms.direct import DirectRule
+from bpfree.preserve import preserved
+
+_NOTHING = 1e-8
+
+
+def alignment(learner: Learner, batch: Any) -> dict[str, float | None]:
+    """Mean and standard deviation over nodes, and the part of nodes without a direction in both; means over layers.
+
+    None of each where a rule sends no signals, or the model does not name its hidden layers.
+
+    Args:
+        learner: The model and its rule. A model says in ``hidden_layers`` which modules give the hidden layers'
+            pre-activations.
+        batch: The graph, with the classes of all nodes.
+    """
+    layers = getattr(learner.model, "hidden_layers", ())
+    if not isinstance(learner.attachment.rule, DirectRule) or learner.attachment.rule.feedback is None or not layers:
+        return dict.fromkeys(PUBLISHED_ALIGNMENT)
+    with _mode(learner.model, training=False):
+        signals = _gradients(learner, layers, batch)
+    with learner.attachment.paused(), _mode(learner.model, training=True):
+        exact = _gradients(learner, layers, batch)
+    found = torch.tensor([_compare(one, other) for one, other in zip(signals, exact, strict=True)])
+    return dict(zip(PUBLISHED_ALIGNMENT, found.mean(0).tolist(), strict=True))
+
+
+def _gradients(learner: Learner, layers: Sequence[str], batch: Any) -> list[Tensor]:
+    """What comes down to the outputs of ``layers``, each ``(n, features)``."""
+    outputs: list[Tensor] = []
+    modules = [learner.model.get_submodule(name) for name in layers]
+    handles = [module.register_forward_hook(lambda module, args, output: outputs.append(output)) for module in modules]
+    try:
+        with preserved(learner.model, learner.attachment), learner.attachment.fixed(), torch.enable_grad():
+            return list(torch.autograd.grad(learner.batch_loss(batch), outputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _mode(model: nn.Module, *, training: bool) -> Generator[None]:
+    before = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+def _compare(signal: Tensor, exact: Tensor) -> tuple[float, float, float]:
+    signal, exact = (F.threshold(part.abs(), _NOTHING, 0.0) * part.sign() / _NOTHING for part in (signal, exact))
+    cosine = F.cosine_similarity(exact, signal, dim=1, eps=_NOTHING)
+    cosine[signal.sum(1) + exact.sum(1) == 0] = 1.0
+    both_zero = ((signal == 0).all(1) & (exact == 0).all(1)).float().mean()
+    return float(cosine.mean()), float(cosine.std()), float(both_zero)
