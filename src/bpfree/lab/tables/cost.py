@@ -22,6 +22,7 @@ from bpfree.lab.files import read_json, write_json
 from bpfree.lab.length import Length
 from bpfree.lab.measure import peak_bytes, seconds, stored_bytes
 from bpfree.lab.runs import device, learner, training_step
+from bpfree.lab.settings import RunSettings
 from bpfree.lab.tables.recipe import Recipe, Scale
 from bpfree.lab.tables.result import COST_FORMAT
 from bpfree.lab.tables.work import Training, Work
@@ -117,7 +118,7 @@ def cost(recipe: Recipe, scale: Scale, works: Sequence[Work], data_dir: str | No
         "gpu_hours": sum(row.gpu_hours for row in rows),
         "bytes": max(row.bytes for row in rows),
         "assumed": None if device() == "cuda" else {"flops": GPU_FLOPS, "launch": GPU_LAUNCH},
-        "environment": environment.describe(),
+        "environment": environment.describe() | _gpu(),
         "rows": [asdict(row) for row in rows],
     }
 
@@ -128,37 +129,54 @@ def row_cost(runs: Sequence[Training], splits: Data) -> RowCost:
     torch.set_num_threads(settings.threads)
     task = learner(settings, splits).to(device())
     optimizer = task.optimizer()
-    largest = max(1, min(settings.batch_size, _MEASURED_NUMBERS // math.prod(splits.shape)))
-    if device() == "cuda":
-        largest = settings.batch_size
-    sizes = [max(1, largest // 4), largest]
-    every = getattr(settings.rule.rule, "every", 1)  # a rule whose steps differ has them in turns
-    found = [_measured(task, training_step(task, optimizer, splits, size), every) for size in sizes]
-    step = {name: Linear.through(*((n, one[name]) for n, one in zip(sizes, found, strict=True))) for name in found[0]}
-    evaluation = _evaluation(task, splits, largest)
-    length, count = settings.length, len(splits.train)
-    steps = _steps(length, count, settings.batch_size)
-    evaluated = len(splits.evaluation) * length.parts
-    widest = settings.batch_size
-    if settings.alignment != "never":
-        widest = max(widest, min(TASKS[settings.task].alignment_samples, len(splits.evaluation)))
-    flops, operations = step["flops"].at(settings.batch_size), step["operations"].at(settings.batch_size)
-    here = steps * step["seconds"].at(settings.batch_size) + evaluated * evaluation["seconds"] / largest
-    assumed = steps * max(flops / GPU_FLOPS, operations * GPU_LAUNCH)
-    assumed += evaluated * evaluation["flops"] / largest / GPU_FLOPS
+    largest = _measured_samples(settings, splits)
+    lines = _lines(task, optimizer, splits, largest)
+    step = {name: line.at(settings.batch_size) for name, line in lines.items()}
+    evaluation = _evaluation(task, splits, min(largest, len(splits.evaluation)))
+    evaluated = len(splits.evaluation) * settings.length.parts
+    steps = _steps(settings.length, len(splits.train), settings.batch_size)
+    here = steps * step["seconds"] + evaluated * evaluation["seconds"]
+    assumed = steps * max(step["flops"] / GPU_FLOPS, step["operations"] * GPU_LAUNCH)
+    assumed += evaluated * evaluation["flops"] / GPU_FLOPS
     kept = stored_bytes(task) + sum(map(_bytes, optimizer.state.values()))
     return RowCost(
         label=runs[0].label,
         runs=len(runs),
         steps=steps,
         measured_samples=largest,
-        step_flops=flops,
-        step_operations=operations,
-        evaluation_flops=evaluated * evaluation["flops"] / largest,
-        bytes=kept + step["bytes"].at(widest),
+        step_flops=step["flops"],
+        step_operations=step["operations"],
+        evaluation_flops=evaluated * evaluation["flops"],
+        bytes=kept + lines["bytes"].at(_widest(settings, splits)),
         hours=len(runs) * here / 3600,
         gpu_hours=len(runs) * (here if device() == "cuda" else assumed) / 3600,
     )
+
+
+def _gpu() -> dict[str, str]:
+    return {"gpu": torch.cuda.get_device_name()} if device() == "cuda" else {}
+
+
+def _measured_samples(settings: RunSettings, splits: Data) -> int:
+    """How many samples a step is measured with: on a GPU all of its batch, on a CPU as many as it computes soon."""
+    if device() == "cuda":
+        return settings.batch_size
+    return max(1, min(settings.batch_size, _MEASURED_NUMBERS // math.prod(splits.shape)))
+
+
+def _widest(settings: RunSettings, splits: Data) -> int:
+    """The most samples that pass at once with a graph: a batch, or those that alignment is measured on."""
+    if settings.alignment == "never":
+        return settings.batch_size
+    return max(settings.batch_size, min(TASKS[settings.task].alignment_samples, len(splits.evaluation)))
+
+
+def _lines(task: Learner, optimizer: torch.optim.Optimizer, splits: Data, largest: int) -> dict[str, Linear]:
+    """What a step takes for any number of samples."""
+    every = getattr(task.settings.rule, "every", 1)  # a rule whose steps differ has them in turns
+    sizes = [max(1, largest // 4), largest]
+    found = [_measured(task, training_step(task, optimizer, splits, size), every) for size in sizes]
+    return {name: Linear.through(*((n, one[name]) for n, one in zip(sizes, found, strict=True))) for name in found[0]}
 
 
 def _steps(length: Length, samples: int, batch_size: int) -> int:
@@ -187,14 +205,14 @@ def _measured(task: Learner, step: Callable[[], None], every: int) -> dict[str, 
 
 
 def _evaluation(task: Learner, splits: Data, samples: int) -> dict[str, float]:
-    """What a forward pass over so many samples takes."""
+    """What the evaluation of one sample takes, measured on so many."""
     x = splits.evaluation.x[:samples].to(device())
     task.eval()
     with torch.no_grad():
         with FlopCounterMode(display=False) as flops:
             task(x)
         taken = statistics.median(_taken(lambda: task(x)) for _ in range(_REPEATS))
-    return {"flops": flops.get_total_flops(), "seconds": taken}
+    return {"flops": flops.get_total_flops() / samples, "seconds": taken / samples}
 
 
 def _taken(call: Callable[[], object]) -> float:
