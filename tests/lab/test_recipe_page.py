@@ -18,6 +18,7 @@ from PIL import Image
 
 from bpfree.lab.report import recipe_charts
 from bpfree.lab.tables import page
+from bpfree.lab.tables.plan import plan
 from bpfree.lab.tables.recipe import Recipe, find, read
 
 # Run after the page's own scripts: what is drawn, how high, and whether pictures were read.
@@ -135,6 +136,22 @@ def _picture() -> dict[str, Any]:
     buffer = io.BytesIO()
     Image.new("RGB", (20, 12), "red").save(buffer, "PNG")
     return {"module": "conv1_2.conv", "filters": 12, "png": base64.b64encode(buffer.getvalue()).decode("ascii")}
+
+
+def test_rules_are_drawn_together_on_one_network_and_data_set(tmp_path: Path) -> None:
+    def drawn(name: str) -> dict[str, list[str]]:
+        recipe = read(find(name))
+        cells = plan(recipe, recipe.scale("full"), 1)
+        return {group: list(found) for group, found in page.groups(recipe, cells).items()}
+
+    assert drawn("grape-table2") == {"AlexNet": ["BP", "DFA", "GrAPE"], "VGG-16": ["BP", "DFA", "GrAPE"]}
+    assert list(drawn("launay2019-table3")) == ["curves"]
+    path = tmp_path / "turned.yaml"
+    path.write_text(
+        "title: T\nbase: {data: digits}\nrows: {narrow: {model: MLP}, wide: {model: {class_path: MLP}}}\n"
+        "columns: {BP: {rule: BP}, DFA: {rule: DFA}}\n"
+    )
+    assert drawn(str(path)) == {"narrow": ["BP", "DFA"], "wide": ["BP", "DFA"]}
 
 
 def test_charts_of_one_quantity_have_one_axis_and_empty_ones_are_left_out() -> None:

@@ -83,7 +83,7 @@ def test_large_images_are_measured_in_small_batches(monkeypatch: pytest.MonkeyPa
     usual = rows()["BP"]
     monkeypatch.setattr(cost, "_MEASURED_NUMBERS", 8 * 64)
     few = rows()["BP"]
-    assert (usual["measured_samples"], few["measured_samples"]) == (32, 8)
+    assert (usual["measured_samples"], few["measured_samples"]) == (32, 8)  # 2 and 8 samples were measured
     assert few["step_flops"] == usual["step_flops"]
     assert few["evaluation_flops"] == usual["evaluation_flops"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,6 @@ class Options:
             details=details,
             augmentation=self.augmentation,
             alignment=self.alignment,
-            visualize=getattr(self, "visualize", None),
         )
 
     def task(self) -> Task:
@@ -214,6 +213,10 @@ class TrainOptions(Options):
     seed: int = 0
     resume: bool = False
     visualize: str | None = None
+
+    def run(self, label: str, seed: int, *, details: bool) -> RunSettings:
+        """The settings of one run; see :meth:`Options.run`."""
+        return replace(super().run(label, seed, details=details), visualize=self.visualize)
 
     def default_name(self) -> str:
         """One folder a data set, rule and seed."""

@@ -76,7 +76,9 @@ def curve(
     """Measured: a line with filled points and a band of one standard deviation. The paper's: open points, dashed."""
     places = sorted({point["x"] for point in points})
     scale = alt.Scale(type="log" if chart.log else "linear", nice=False)
-    axis = alt.Axis(values=places, grid=False, labelOverlap="greedy", labelSeparation=2, format=",.6~g")
+    axis = alt.Axis(
+        values=places, grid=False, labelOverlap="greedy", labelSeparation=2, labelFlush=False, format=",.6~g"
+    )
     hues = alt.Scale(domain=[mark.label for mark in style.marks], range=list(style.colours))
     base = alt.Chart().encode(
         alt.X("x:Q", title=chart.x, scale=scale, axis=axis), alt.Color("column:N", scale=hues, legend=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,19 +20,22 @@ from bpfree.lab import environment
 from bpfree.lab.data.samples import Data
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.files import read_json, write_json
+from bpfree.lab.length import Length
 from bpfree.lab.measure import peak_bytes, seconds, stored_bytes
 from bpfree.lab.runs import device, learner, training_step
+from bpfree.lab.settings import RunSettings
 from bpfree.lab.tables.recipe import Recipe, Scale
 from bpfree.lab.tables.result import COST_FORMAT
 from bpfree.lab.tables.work import Training, Work
 from bpfree.lab.tasks import TASKS
+from bpfree.lab.tasks.feed import Feed
 from bpfree.lab.tasks.learner import Learner
 
 GPU_FLOPS = 10e12
 """Operations a second that a GPU is assumed to sustain in single precision: half of what an A100 has at most."""
 GPU_LAUNCH = 10e-6
 """Seconds that PyTorch is assumed to take to start an operation on a GPU: small networks wait for these."""
-_MEASURED_NUMBERS = 400_000  # in the inputs of a measured batch: 130 images of 3 x 32 x 32, 2 of 3 x 224 x 224
+_MEASURED_NUMBERS = 700_000  # in the inputs of a measured batch: 227 images of 3 x 32 x 32, 4 of 3 x 224 x 224
 _REPEATS = 3
 
 
@@ -70,7 +74,7 @@ class RowCost:
         step_operations: How many operations (kernels) a step starts.
         evaluation_flops: Operations of all evaluations of a run.
         bytes: Memory of weights, optimizer, feedback and one step.
-        hours: Of all runs on this machine: one step's measured seconds times their number, and evaluations.
+        hours: Of all runs on this machine, one after the other: one step's seconds times their number, and evaluations.
         gpu_hours: Of all runs on the assumed GPU; on a machine with a GPU those that were measured.
     """
 
@@ -116,7 +120,7 @@ def cost(recipe: Recipe, scale: Scale, works: Sequence[Work], data_dir: str | No
         "gpu_hours": sum(row.gpu_hours for row in rows),
         "bytes": max(row.bytes for row in rows),
         "assumed": None if device() == "cuda" else {"flops": GPU_FLOPS, "launch": GPU_LAUNCH},
-        "environment": environment.describe(),
+        "environment": environment.describe() | _gpu(),
         "rows": [asdict(row) for row in rows],
     }
 
@@ -127,39 +131,59 @@ def row_cost(runs: Sequence[Training], splits: Data) -> RowCost:
     torch.set_num_threads(settings.threads)
     task, of_task = learner(settings, splits).to(device()), TASKS[settings.task]
     optimizer, feed = task.optimizer(), task.feed(settings, splits, of_task)
-    largest = max(1, min(settings.batch_size, _MEASURED_NUMBERS // math.prod(splits.shape)))
-    if device() == "cuda":
-        largest = settings.batch_size
-    sizes = [max(1, largest // 2), largest]
-    every = getattr(settings.rule.rule, "every", 1)  # a rule whose steps differ has them in turns
-    found = [_measured(task, training_step(task, optimizer, feed.first(size)), every) for size in sizes]
-    step = {name: Linear.through(*((n, one[name]) for n, one in zip(sizes, found, strict=True))) for name in found[0]}
-    evaluation = _evaluation(task, feed.first(largest)[0])
-    parts, widest = settings.length.parts, settings.batch_size
-    steps = parts * len(feed.train)
-    if feed.evaluation is None:
-        evaluated = steps  # the whole graph, behind every step
-    else:
-        evaluated = len(splits.evaluation) * parts
-        if settings.alignment != "never":
-            widest = max(widest, min(of_task.alignment_samples, len(splits.evaluation)))
-    flops, operations = step["flops"].at(settings.batch_size), step["operations"].at(settings.batch_size)
-    here = steps * step["seconds"].at(settings.batch_size) + evaluated * evaluation["seconds"] / largest
-    assumed = steps * max(flops / GPU_FLOPS, operations * GPU_LAUNCH)
-    assumed += evaluated * evaluation["flops"] / largest / GPU_FLOPS
+    largest = _measured_samples(settings, splits)
+    lines = _lines(task, optimizer, feed, largest)
+    step = {name: line.at(settings.batch_size) for name, line in lines.items()}
+    evaluation = _evaluation(task, feed.first(largest)[0], largest)
+    steps = _steps(settings.length, feed)
+    # A graph is evaluated as a whole, behind every step.
+    evaluated = steps if feed.evaluation is None else len(splits.evaluation) * settings.length.parts
+    here = steps * step["seconds"] + evaluated * evaluation["seconds"]
+    assumed = steps * max(step["flops"] / GPU_FLOPS, step["operations"] * GPU_LAUNCH)
+    assumed += evaluated * evaluation["flops"] / GPU_FLOPS
     kept = stored_bytes(task) + sum(map(_bytes, optimizer.state.values()))
     return RowCost(
         label=runs[0].label,
         runs=len(runs),
         steps=steps,
         measured_samples=largest,
-        step_flops=flops,
-        step_operations=operations,
-        evaluation_flops=evaluated * evaluation["flops"] / largest,
-        bytes=kept + step["bytes"].at(widest),
+        step_flops=step["flops"],
+        step_operations=step["operations"],
+        evaluation_flops=evaluated * evaluation["flops"],
+        bytes=kept + lines["bytes"].at(_widest(settings, splits, feed)),
         hours=len(runs) * here / 3600,
         gpu_hours=len(runs) * (here if device() == "cuda" else assumed) / 3600,
     )
+
+
+def _gpu() -> dict[str, str]:
+    return {"gpu": torch.cuda.get_device_name()} if device() == "cuda" else {}
+
+
+def _measured_samples(settings: RunSettings, splits: Data) -> int:
+    """How many samples a step is measured with: on a GPU all of its batch, on a CPU as many as it computes soon."""
+    if device() == "cuda":
+        return settings.batch_size
+    return max(1, min(settings.batch_size, _MEASURED_NUMBERS // math.prod(splits.shape)))
+
+
+def _widest(settings: RunSettings, splits: Data, feed: Feed) -> int:
+    """The most samples that pass at once with a graph: a batch, or those that alignment is measured on."""
+    if settings.alignment == "never" or feed.evaluation is None:
+        return settings.batch_size
+    return max(settings.batch_size, min(TASKS[settings.task].alignment_samples, len(splits.evaluation)))
+
+
+def _lines(task: Learner, optimizer: torch.optim.Optimizer, feed: Feed, largest: int) -> dict[str, Linear]:
+    """What a step takes for any number of samples."""
+    every = getattr(task.settings.rule, "every", 1)  # a rule whose steps differ has them in turns
+    sizes = [max(1, largest // 4), largest]
+    found = [_measured(task, training_step(task, optimizer, feed.first(size)), every) for size in sizes]
+    return {name: Linear.through(*((n, one[name]) for n, one in zip(sizes, found, strict=True))) for name in found[0]}
+
+
+def _steps(length: Length, feed: Feed) -> int:
+    return length.total if length.steps else length.parts * len(feed.train)
 
 
 def _bytes(state: dict[str, Any]) -> int:
@@ -168,14 +192,13 @@ def _bytes(state: dict[str, Any]) -> int:
 
 def _measured(task: Learner, step: Callable[[], None], every: int) -> dict[str, float]:
     """What one step takes, in the mean over ``every`` steps."""
-    synchronize = torch.cuda.synchronize if device() == "cuda" else lambda: None
     task.train()
     for _ in range(every):
         step()  # what is allocated or chosen once
     with FlopCounterMode(display=False) as flops, _Operations() as operations:
         for _ in range(every):
             step()
-    times = [seconds(lambda: [step() for _ in range(every)], synchronize) for _ in range(_REPEATS)]
+    times = [_taken(lambda: [step() for _ in range(every)]) for _ in range(_REPEATS)]
     return {
         "flops": flops.get_total_flops() / every,
         "operations": operations.count / every,
@@ -184,16 +207,24 @@ def _measured(task: Learner, step: Callable[[], None], every: int) -> dict[str, 
     }
 
 
-def _evaluation(task: Learner, inputs: Any) -> dict[str, float]:
-    """What a forward pass takes."""
+def _evaluation(task: Learner, inputs: Any, samples: int) -> dict[str, float]:
+    """What the evaluation of one sample takes, measured on ``inputs``, which are so many."""
     x = move_data_to_device(inputs, device())
     task.eval()
-    synchronize = torch.cuda.synchronize if device() == "cuda" else lambda: None
     with torch.no_grad():
         with FlopCounterMode(display=False) as flops:
             task(x)
-        taken = statistics.median(seconds(lambda: task(x), synchronize) for _ in range(_REPEATS))
-    return {"flops": flops.get_total_flops(), "seconds": taken}
+        taken = statistics.median(_taken(lambda: task(x)) for _ in range(_REPEATS))
+    return {"flops": flops.get_total_flops() / samples, "seconds": taken / samples}
+
+
+def _taken(call: Callable[[], object]) -> float:
+    """Seconds of a call; on a CPU those that its threads computed, whatever else goes on on the machine."""
+    if device() == "cuda":
+        return seconds(call, torch.cuda.synchronize)
+    start = time.process_time()
+    call()
+    return (time.process_time() - start) / torch.get_num_threads()
 
 
 class _Operations(TorchDispatchMode):

@@ -24,11 +24,11 @@ def write(folder: Path) -> Path:
     found = [content for path in sorted(folder.glob("*.json")) for content in [read_json(path)]]
     documents = [content for content in found if isinstance(content, dict) and content.get("format") == FORMAT]
     costs = [content for content in found if isinstance(content, dict) and content.get("format") == COST_FORMAT]
-    parts = [_HEAD, *map(section, documents), *([effort(costs)] if costs else [])]
+    parts = [_HEAD, *map(section, documents), *([taken(costs)] if costs else [])]
     return write_text(folder / "RESULTS.md", "\n".join(parts))
 
 
-def effort(costs: Sequence[Mapping[str, Any]]) -> str:
+def taken(costs: Sequence[Mapping[str, Any]]) -> str:
     """What whole tables take, on the machine that measured a step and on a GPU."""
     lines = [
         ["table", "scale", "runs", "GiB", "hours, measured machine", "hours on a GPU"],
@@ -36,10 +36,10 @@ def effort(costs: Sequence[Mapping[str, Any]]) -> str:
     ]
     said = {}
     for document in costs:
-        for name, taken in document["scales"].items():
-            scale = f"{name} ({taken['cut']})" if taken["cut"] else name
-            lines.append([document["name"], scale, f"{taken['runs']:,}", *show.hours(taken)])
-            said[show.assumption(taken)] = None
+        for name, scale in document["scales"].items():
+            told = f"{name} ({scale['cut']})" if scale["cut"] else name
+            lines.append([document["name"], told, f"{scale['runs']:,}", *show.hours(scale)])
+            said[show.assumption(scale)] = None
     head = [
         "## What they take",
         "",

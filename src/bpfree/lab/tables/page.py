@@ -108,10 +108,16 @@ def pictures(state: State) -> list[dict[str, Any]]:
 
 
 def groups(recipe: Recipe, cells: Iterable[Cell]) -> dict[str, dict[str, Cell]]:
-    """The cells whose runs are drawn together, by label: a row's if columns differ in what is run, else all rows."""
+    """The cells whose runs are drawn together, by label.
+
+    All rows, if columns do not differ in what is run. Otherwise those of a column where rows are rules, which are what
+    is compared, and those of a row where columns are.
+    """
+    rules = any("rule" in settings for settings in recipe.rows.values())
     found: dict[str, dict[str, Cell]] = {}
     for cell in cells:
-        group, label = (cell.row, cell.column.name) if recipe.by_cell else ("curves", cell.row)
+        row, column = cell.row, cell.column.name
+        group, label = ("curves", row) if not recipe.by_cell else (column, row) if rules else (row, column)
         found.setdefault(group, {}).setdefault(label, cell)
     return found
 

@@ -64,7 +64,7 @@ def assumption(taken: Mapping[str, Any]) -> str:
     threads = count(taken["environment"]["threads"], "thread")
     here = f"Here: {taken['environment']['processor'] or DASH}, {threads}."
     if taken["assumed"] is None:
-        return f"{here} Steps were measured on its GPU."
+        return f"{here} GPU: {taken['environment']['gpu']}, measured."
     flops, launch = taken["assumed"]["flops"] / 1e12, taken["assumed"]["launch"] * 1e6
     return (
         f"{here} GPU: not measured. Assumed are {flops:g} TFLOP/s in the matrix products counted in a step, or "
