@@ -19,7 +19,7 @@ from bpfree.lab.data import GraphSettings, ImageSettings, load
 from bpfree.lab.data import download as downloading
 from bpfree.lab.data.graphs import LinkedGraph, unlinked
 from bpfree.lab.data.pickled import NUMBERS, unpickled
-from bpfree.lab.data.planetoid import CITESEER, CORA, PUBMED, PUBLISHER, Citations, load_planetoid
+from bpfree.lab.data.planetoid import CITESEER, CORA, PUBLISHER, PUBMED, Citations, load_planetoid
 from bpfree.lab.errors import DataError, SettingsError
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "Planetoid"

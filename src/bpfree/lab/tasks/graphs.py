@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from bpfree import Feedback
 from bpfree.lab.data.graphs import Graph
 from bpfree.lab.errors import RunError
+from bpfree.lab.models.graphs.layers import normalized
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.feed import Feed
 from bpfree.lab.tasks.learner import Learner
@@ -55,7 +57,15 @@ class WholeGraph(Learner):
 
     def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
         """The model's output for all nodes."""
-        return self.model(*x)
+        features, edges = x
+        if self._spreads:
+            self.attachment.adjacency(normalized(edges, len(features)))
+        return self.model(features, edges)
+
+    @functools.cached_property
+    def _spreads(self) -> bool:
+        feedback = getattr(self.attachment.rule, "feedback", None)
+        return isinstance(feedback, Feedback) and feedback.spread > 0
 
 
 class NodeClassification(WholeGraph):
@@ -143,7 +153,7 @@ class NodeClassification(WholeGraph):
     def pictures(self, splits: Graph) -> dict[str, Any]:
         """A t-SNE of the last hidden layer, and how well classes separate there."""
         x = move_data_to_device((splits.x, splits.edges), self.device)
-        return embedding_of_nodes(self.attachment, partial(self.model, *x), splits.y, self.seed)
+        return embedding_of_nodes(self.attachment, functools.partial(self.model, *x), splits.y, self.seed)
 
     def numbers(self, feed: Feed) -> dict[str, float | None]:
         """Accuracy at the best step, and alignment as it was published."""
