@@ -105,7 +105,7 @@ def test_the_best_step_is_the_first_best_on_validation_nodes(graph: Graph) -> No
     learner._trainer = Counting()
     for _ in script:
         learner._trainer.global_step += 1
-        learner.on_train_batch_end(None, feed.step, 0)
+        learner.stepped(feed.step, torch.zeros(660, 3))
     assert learner.best.tolist() == [250, 40, 2]
     found = learner.numbers(feed)
     assert (found["accuracy_at_best_validation"], found["best_validation_step"]) == (pytest.approx(100 * 40 / 90), 2)
@@ -134,7 +134,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(label: str, model: str, grap
 
     whole = run(settings, graph, tmp_path / "whole", keep_checkpoint=True)
     with pytest.raises(OSError, match="stopped here"):
-        run(settings, graph, tmp_path / "broken", display=Interrupting(6, crash))
+        run(settings, graph, tmp_path / "broken", display=Interrupting(2, crash))
     torch.rand(5)
     resumed = run(settings, graph, tmp_path / "broken", keep_checkpoint=True)
     for part, other in zip(resumed["epochs"], whole["epochs"], strict=True):

@@ -44,6 +44,8 @@ class Learner(LightningModule):
 
     measures_jacobian: bool | None = None
     """Whether alignment also compares B with the mean Jacobian, see :func:`bpfree.alignment`."""
+    aside = 0.0
+    """Seconds in the last training steps that were spent on something else."""
 
     def __init__(self, model: nn.Module, run: RunSettings, measures: dict[str, Metric] | None = None) -> None:
         super().__init__()
@@ -127,10 +129,14 @@ class Learner(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The rule's optimizer over the weights of model and rule, and the course of its learning rate over the run."""
         optimizer = self.optimizer()
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.all_steps()
         course = _COURSES[self.settings.schedule]
         scheduler = LambdaLR(optimizer, lambda step: course(min(step / steps, 1.0)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def all_steps(self) -> int:
+        """The steps of the whole run."""
+        return int(self.trainer.estimated_stepping_batches)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """The rule's optimizer alone."""
