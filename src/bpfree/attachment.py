@@ -20,6 +20,7 @@ from bpfree.errors import (
     TargetsError,
     nearest,
 )
+from bpfree.feedback import Matrix, Projection
 from bpfree.mechanisms.asymmetric import LayerwiseRule
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct import DirectRule
@@ -257,6 +258,22 @@ class Attachment(nn.Module):
         if not isinstance(targets, Tensor):  # callers are not type-checked
             raise TargetsError(f"targets are of type {type(targets).__name__}; a tensor is needed.")
         self.mechanism.targets(targets)
+
+    def adjacency(self, matrix: Matrix) -> None:
+        """Give the matrix that errors are spread over, for feedback with ``spread`` (:class:`bpfree.Feedback`).
+
+        It stays until another is given, and is not part of the state.
+
+        Args:
+            matrix: S, ``(N, N)`` for N nodes: a tensor, dense or sparse, or anything that ``S @ error`` is defined for.
+                Usual is the normalized adjacency D^-1/2 (A + I) D^-1/2.
+
+        Raises:
+            OptionError: The rule has no matrices to project by.
+        """
+        if not isinstance(self.feedback, Projection):
+            raise OptionError(f"{self.rule} projects no error by matrices of its own, so there is none to spread.")
+        self.feedback.adjacency = matrix
 
     def mirror(self, steps: int) -> None:
         """Take ``steps`` mirror steps (:class:`bpfree.WeightMirror`), such as before training begins.

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,9 @@ class Feedback:
             *positions)``: None gives every position numbers of its own (c x C x H x W), 1 one number a channel
             (c x C, for nets that end in a global pool), k the k lowest cosine modes (c x C x k, low rank in space).
             n_l above is then C k.
+        spread: For the nodes of a graph: how many steps k the error is spread over the edges before it is projected,
+            d_l = (S^k e) B_l, so that nodes without a target of their own get a signal too (DFA-GNN, Zhao et al. 2024).
+            S is what ``attachment.adjacency(S)`` was given. 0 projects the error as it is.
     """
 
     normalization: Normalization = "launay2020"
@@ -67,6 +70,7 @@ class Feedback:
     density: float = 1.0
     stored: bool = True
     modes: int | None = None
+    spread: int = 0
 
     def __post_init__(self) -> None:
         choice("normalization", self.normalization, _SCALES)
@@ -76,6 +80,8 @@ class Feedback:
             raise OptionError(f"density={self.density} is not in (0, 1].")
         if self.modes is not None and self.modes < 1:
             raise OptionError(f"modes={self.modes}: at least one spatial mode is needed; None takes every position.")
+        if self.spread < 0:
+            raise OptionError(f"spread={self.spread}: a number of steps over the edges of a graph, 0 for none.")
 
     def form(self, site: Site) -> Form:
         """What the numbers of one row of B_l stand for."""
@@ -105,6 +111,13 @@ class Feedback:
                 drawn *= (chance < self.density) / math.sqrt(self.density)
             columns.copy_(drawn.T)
         return out
+
+
+class Matrix(Protocol):
+    """A matrix ``(N, N)``, dense or sparse: whatever can be multiplied with a tensor."""
+
+    def __matmul__(self, other: Tensor, /) -> Tensor:
+        """The product with ``(N, c)``."""
 
 
 class Signals(Sequence["Tensor | None"]):
@@ -149,6 +162,7 @@ class Projection(LateBuffers):
         self.feedback = feedback
         self._sizes: tuple[int, int] | None = None  # c and the coefficients of the widest tap
         self._known: tuple[Sequence[Site], list[tuple[str, Form]]] = ((), [])
+        self.adjacency: Matrix | None = None
 
     def expect(self, widest: int, c: int) -> None:
         """Fix the coefficients of the widest tap, where another process has it, and the numbers of an error."""
@@ -235,8 +249,23 @@ class Projection(LateBuffers):
         return [(self.name(site), self.feedback.form(site)) for site in sites]
 
     def forward(self, error: Tensor, sites: Sequence[Site]) -> Signals:
-        """One signal ``(N, n_l)`` a tap from the error ``(N, c)``, each made when it is asked for."""
-        return Signals(partial(self._product, error), self._keys(sites))
+        """One signal ``(N, n_l)`` a tap from the error ``(N, c)``, each made when it is asked for.
+
+        Raises:
+            OptionError: The error is to be spread over a graph that was not given.
+        """
+        return Signals(partial(self._product, self._spread(error)), self._keys(sites))
+
+    def _spread(self, error: Tensor) -> Tensor:
+        steps = self.feedback.spread
+        if steps and self.adjacency is None:
+            raise OptionError(
+                f"Feedback(spread={steps}) spreads errors over a graph: give its matrix, attachment.adjacency(S)."
+            )
+        for _ in range(steps):
+            assert self.adjacency is not None
+            error = self.adjacency @ error
+        return error
 
     def _product(self, error: Tensor, name: str, form: Form) -> Tensor:
         # The scale goes onto the error, by far the smaller factor.

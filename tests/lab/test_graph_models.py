@@ -85,8 +85,31 @@ def test_dna_is_torch_geometrics(layers_below: int, heads: int, groups: int) -> 
     assert_same(ours, theirs, torch.randn(N, layers_below, channels), edges)
 
 
-# Of torch_spline_conv 1.2.2's compiled functions spline_basis and spline_weighting: with x, u, W as in the test below.
-EXTENSION: dict[int, list[list[float]]] = {}
+# What spline_basis and spline_weighting of torch_spline_conv 1.2.2, compiled, give for the test below (degree 1, open
+# spline); rounded to 6 digits.
+EXTENSION = {
+    2: [
+        [-0.06, -0.28, 0.16], [-0.05, -0.166, 0.114], [-0.02, -0.065, 0.055], [0.05, 0.01, -0.03],
+        [0.172, 0.06, -0.14], [0.335, 0.085, -0.275], [0.58, 0.06, -0.46],
+    ],
+    3: [
+        [-0.06, -0.28, 0.16], [-0.08, -0.152, 0.128], [-0.06, -0.05, 0.07], [0.04, 0.0, -0.04],
+        [0.2, 0.0, -0.09], [0.31, -0.05, 0.085], [0.32, -0.2, 0.71],
+    ],
+    5: [
+        [-0.06, -0.28, 0.16], [-0.14, -0.124, 0.156], [-0.14, -0.02, 0.1], [0.02, -0.02, 0.05],
+        [0.08, -0.12, 0.23], [0.04, -0.32, 0.31], [-0.2, 0.71, 0.19],
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", EXTENSION)
+def test_splines_are_those_of_the_compiled_extension(size: int) -> None:
+    u = torch.tensor([0, 0.1, 0.25, 0.5, 0.6, 0.75, 1])
+    x = torch.arange(14.0).reshape(7, 2) / 10 - 0.6
+    W = (torch.arange(size * 6) * 7 % 11).reshape(size, 2, 3) / 10 - 0.4
+    found = torch.einsum("ek,ei,kio->eo", layers.spline_basis(u, size), x, W)
+    torch.testing.assert_close(found, torch.tensor(EXTENSION[size]), atol=2e-6, rtol=0)
 
 
 def test_the_spline_basis_adds_up_to_one_and_goes_in_straight_lines() -> None:

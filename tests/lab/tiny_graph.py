@@ -76,9 +76,15 @@ def graph(folder: Path, name: str = "cora", settings: GraphSettings | None = Non
     return load_planetoid(CORA, name, folder, settings)
 
 
-def settings(label: str = "DFA", model: str = "GCN", task: str = "graphs", **changes: Any) -> RunSettings:
+def settings(
+    label: str = "DFA",
+    model: str = "GCN",
+    task: str = "graphs",
+    init_args: dict[str, Any] | None = None,
+    **changes: Any,
+) -> RunSettings:
     """Twelve steps, evaluated every four; dropout makes the random state matter."""
-    built = ModelSettings(model)
+    built = ModelSettings(model, init_args or {})
     given = {"label": label, "seed": 0, "rule": rule_settings(label, lr=0.01, schedule="constant"), "task": task}
     given |= {"model": built.describe(), "taps": built.suggestion("taps"), "error_at": built.suggestion("error_at")}
     return RunSettings(**(given | {"epochs": 3, "steps": 12, "batch_size": 1, "threads": 1} | changes))

@@ -130,8 +130,8 @@ def assemble(
 
 
 def _data_settings(options: CompareOptions, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What was done to the data; how text was read stands among its facts."""
-    if options.data == "text":
+    """What was done to images; how other data were read stands among their facts."""
+    if "normalization" not in data:
         return {"name": options.data}
     shown = {"name": options.data, "validation": options.validation, "normalization": data["normalization"]}
     return shown | ({"augmentation": plain(options.augmentation)} if options.augmentation else {})

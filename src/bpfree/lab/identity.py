@@ -20,8 +20,8 @@ LATER_SETTINGS: dict[str, Any] = {
     "visualize": None,
 }
 """Setting of a run -> what runs did before it came."""
-LATER_OF_RULES: dict[str, Any] = {"decayed": None}
-"""The same of a run's ``rule``."""
+LATER_INSIDE: dict[tuple[str, ...], Any] = {("rule", "decayed"): None, ("rule", "rule", "feedback", "spread"): 0}
+"""The same of settings inside others, by the way to them."""
 LATER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "bpfree.lab.models.MLP": {
         "negative_slope": 0.01,
@@ -39,11 +39,26 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     model = settings["model"]
     later = LATER_ARGUMENTS.get(model.get("class_path", ""), {})
     return {
-        **_without(settings, LATER_SETTINGS),
-        "rule": _without(settings["rule"], LATER_OF_RULES),
+        **_without_inside(_without(settings, LATER_SETTINGS)),
         "model": model | ({"init_args": _without(model["init_args"], later)} if later else {}),
         "label": None,
     }
+
+
+def _without_inside(settings: dict[str, Any]) -> dict[str, Any]:
+    for (*way, name), value in LATER_INSIDE.items():
+        settings = _left_out(settings, way, name, value)
+    return settings
+
+
+def _left_out(settings: Any, way: list[str], name: str, value: Any) -> Any:
+    """``settings`` without the one of this name at the end of a way, if it has this value."""
+    if not isinstance(settings, Mapping):
+        return settings
+    if way:
+        first, *rest = way
+        return {**settings, first: _left_out(settings[first], rest, name, value)} if first in settings else settings
+    return _without(settings, {name: value})
 
 
 def _without(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:

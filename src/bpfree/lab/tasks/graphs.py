@@ -2,60 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+import functools
+import time
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from bpfree.lab.data.graphs import Graph
 from bpfree.lab.errors import RunError
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.feed import Feed
-from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.pictures import embedding_of_nodes
 from bpfree.lab.tasks.published import alignment
 from bpfree.lab.tasks.task import Task
+from bpfree.lab.tasks.whole_graph import One, WholeGraph
 from bpfree.rules.direct import IGNORED
-
-
-@dataclass(frozen=True)
-class Repeated:
-    """The same batch, several times: a graph is learned from as a whole."""
-
-    batch: Any
-    times: int
-
-    def __iter__(self) -> Iterator[Any]:
-        for _ in range(self.times):
-            yield self.batch
-
-    def __len__(self) -> int:
-        return self.times
-
-
-class WholeGraph(Learner):
-    """A model that learns from a graph as a whole: a batch is ``((features, edges), targets)``, always the same."""
-
-    # What a node gives depends on its neighbours' hidden features too: the mean over nodes is no Jacobian of one.
-    measures_jacobian = False
-    _moved: tuple[Any, Any] | None = None
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """The batch on the device, moved once."""
-        if self._moved is None or self._moved[0] is not batch:
-            self._moved = batch, move_data_to_device(batch, device)
-        return self._moved[1]
-
-    def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
-        """The model's output for all nodes."""
-        return self.model(*x)
 
 
 class NodeClassification(WholeGraph):
@@ -72,13 +36,13 @@ class NodeClassification(WholeGraph):
     """
 
     def __init__(self, model: nn.Module, run: RunSettings, data: Graph) -> None:
-        accuracy = MulticlassAccuracy(data.classes, average="micro", ignore_index=IGNORED, validate_args=False)
-        super().__init__(model, run, {"accuracy": accuracy})
+        super().__init__(model, run)
         nodes = data.nodes(run.seed)
         for name, part in (("y", data.y), ("validation", nodes.validation), ("test", nodes.test)):
             self.register_buffer(f"_{name}", part, persistent=False)
         self._checked, self.seed = False, run.seed
         self._last = torch.empty(0)
+        self._found: list[Tensor] = []  # of each step, which part of the known nodes
         # In a buffer, which checkpoints hold: how many validation and test nodes were right, and the step.
         self.register_buffer("best", torch.tensor([-1, 0, 0]))
 
@@ -89,8 +53,7 @@ class NodeClassification(WholeGraph):
         train = data.nodes(settings.seed).train
         known[train] = data.y[train]
         batch = ((data.x, data.edges), known)
-        train = Repeated(batch, settings.length.steps or 1)
-        return Feed(train, None, lambda samples: batch, lambda: ((data.x, data.edges), data.y))
+        return Feed(One(batch), None, lambda samples: batch, lambda: ((data.x, data.edges), data.y))
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
         """The mean negative logarithm of the probability ``(n, classes)`` of the classes ``(n,)`` that are known.
@@ -110,31 +73,22 @@ class NodeClassification(WholeGraph):
                 "node: end it in torch.log_softmax(x, dim=1)."
             )
 
-    def update(self, measures: MetricCollection, output: Tensor, y: Tensor) -> None:
-        """Count the classes that were found."""
-        measures["accuracy"].update(output, y)
-
-    def values(self, measures: MetricCollection) -> dict[str, float]:
-        """Mean loss, and accuracy in per cent."""
-        found = measures.compute()
-        return {"loss": float(found["loss"]), "accuracy": 100 * float(found["accuracy"])}
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def stepped(self, batch: Any, output: Tensor) -> None:
         """Evaluate, and remember the best step."""
-        training = self.model.training
-        self.model.eval()
-        with torch.no_grad():
-            self._last = self(batch[0])
-        self.model.train(training)
+        began = time.perf_counter()
+        x, known = batch
+        self._found.append((output.argmax(1) == known).sum() / (known != IGNORED).sum())
+        self._last = self.evaluated(x)
         right = self._last.argmax(1) == self._y
         validation = int(right[self._validation].sum())
         if validation > int(self.best[0]):
             self.best[:] = torch.tensor([validation, int(right[self._test].sum()), self.trainer.global_step])
+        self.aside += time.perf_counter() - began
 
     def measured(self) -> dict[str, float]:
         """What was measured in training since the last call, and what the model is worth now."""
-        found = {f"train_{name}": value for name, value in self.values(self.train_measures).items()}
-        self.train_measures.reset()
+        found = {"train_loss": self.train_loss(), "train_accuracy": 100 * float(torch.stack(self._found).mean())}
+        self._found.clear()
         right = self._last.argmax(1) == self._y
         for name, part in (("validation", self._validation), ("eval", self._test)):
             found[f"{name}_loss"] = float(F.nll_loss(self._last[part], self._y[part]))
@@ -144,7 +98,7 @@ class NodeClassification(WholeGraph):
     def pictures(self, splits: Graph) -> dict[str, Any]:
         """A t-SNE of the last hidden layer, and how well classes separate there."""
         x = move_data_to_device((splits.x, splits.edges), self.device)
-        return embedding_of_nodes(self.attachment, partial(self.model, *x), splits.y, self.seed)
+        return embedding_of_nodes(self.attachment, functools.partial(self.model, *x), splits.y, self.seed)
 
     def numbers(self, feed: Feed) -> dict[str, float | None]:
         """Accuracy at the best step, and alignment as it was published."""

@@ -48,6 +48,8 @@ class Learner(LightningModule):
 
     measures_jacobian: bool | None = None
     """Whether alignment also compares B with the mean Jacobian, see :func:`bpfree.alignment`."""
+    aside = 0.0
+    """Seconds in the last training steps that were spent on something else."""
 
     def __init__(self, model: nn.Module, run: RunSettings, measures: dict[str, Metric] | None = None) -> None:
         super().__init__()
@@ -145,10 +147,14 @@ class Learner(LightningModule):
             if self._plateau_state:
                 self._plateau.load_state_dict(self._plateau_state)
             return {"optimizer": optimizer}
-        steps, epochs = int(self.trainer.estimated_stepping_batches), int(self.trainer.max_epochs or 1)
+        steps, epochs = self.all_steps(), int(self.trainer.max_epochs or 1)
         course = _COURSES[self.settings.schedule]
         scheduler = LambdaLR(optimizer, lambda step: course(min(step / steps, 1.0), epochs))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def all_steps(self) -> int:
+        """The steps of the whole run."""
+        return int(self.trainer.estimated_stepping_batches)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """The rule's optimizer alone."""

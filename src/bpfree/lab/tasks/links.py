@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from bpfree.lab.data.graphs import Graph, unlinked
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.feed import Feed
-from bpfree.lab.tasks.graphs import Repeated, WholeGraph
 from bpfree.lab.tasks.task import Task
+from bpfree.lab.tasks.whole_graph import One, WholeGraph
 
 
 class LinkPrediction(WholeGraph):
@@ -36,20 +35,15 @@ class LinkPrediction(WholeGraph):
         """The graph with the edges that are known, which are what is learned too."""
         known = data.links(settings.seed).train
         batch = ((data.x, known), known)
-        return Feed(Repeated(batch, settings.length.steps or 1), None, lambda samples: batch, lambda: batch)
+        return Feed(One(batch), None, lambda samples: batch, lambda: batch)
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
         """The cross-entropy of edges ``(2, m)`` and of as many random pairs without one, from codes ``(n, code)``."""
         return _cross_entropy(output, y, unlinked(y, len(output), y.shape[1]))
 
-    def values(self, measures: MetricCollection) -> dict[str, float]:
-        """Mean loss."""
-        return {"loss": float(measures.compute()["loss"])}
-
     def measured(self) -> dict[str, float]:
         """What was measured in training since the last call, and how well held-out edges are told from other pairs."""
-        found = {f"train_{name}": value for name, value in self.values(self.train_measures).items()}
-        self.train_measures.reset()
+        found = {"train_loss": self.train_loss()}
         for name, edges, others in (
             ("validation", self._validation, self._validation_others),
             ("eval", self._test, self._test_others),
@@ -58,11 +52,7 @@ class LinkPrediction(WholeGraph):
         return found
 
     def _scores(self, edges: Tensor, others: Tensor) -> dict[str, float]:
-        training = self.model.training
-        self.model.eval()
-        with torch.no_grad():
-            codes = self((self._x, self._train))
-        self.model.train(training)
+        codes = self.evaluated((self._x, self._train))
         scores = torch.cat([_joined(codes, edges), _joined(codes, others)]).sigmoid()
         target = torch.cat([torch.ones_like(edges[0]), torch.zeros_like(others[0])])
         return {

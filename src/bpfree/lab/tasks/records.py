@@ -34,13 +34,14 @@ class TrainingSeconds(Callback):
         """Begin at zero."""
         self.total = 0.0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Learner, *_: Any) -> None:
         """Start the clock, the device being idle."""
+        pl_module.aside = 0.0
         self._start = _now(pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Learner, *_: Any) -> None:
         """Stop the clock when the device has finished."""
-        self.total += _now(pl_module) - self._start
+        self.total += _now(pl_module) - self._start - pl_module.aside
 
 
 def _now(module: LightningModule) -> float:

@@ -1,0 +1,101 @@
+"""What tasks on graphs share: the whole graph is one batch, and a run takes many steps of a few milliseconds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor, nn
+
+from bpfree import Feedback
+from bpfree.lab.models.graphs.layers import normalized
+from bpfree.lab.settings import RunSettings
+from bpfree.lab.tasks.learner import Learner
+
+
+@dataclass(frozen=True)
+class One:
+    """The only batch."""
+
+    batch: Any
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.batch
+
+    def __len__(self) -> int:
+        return 1
+
+
+class WholeGraph(Learner):
+    """A model that learns from a graph as a whole: a batch is ``((features, edges), targets)``, always the same.
+
+    What Lightning takes for a step is a part of the run, all of its steps: the work between two steps, a millisecond
+    or two in Lightning's loop, would be more than that of a step.
+    """
+
+    # What a node gives depends on its neighbours' hidden features too: the mean over nodes is no Jacobian of one.
+    measures_jacobian = False
+    _moved: tuple[Any, Any] | None = None
+
+    def __init__(self, model: nn.Module, run: RunSettings) -> None:
+        super().__init__(model, run)
+        self.automatic_optimization = False
+        self._part, self._all = run.length.steps or 1, run.length.total
+        self._losses: list[Tensor] = []
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch on the device, moved once."""
+        if self._moved is None or self._moved[0] is not batch:
+            self._moved = batch, move_data_to_device(batch, device)
+        return self._moved[1]
+
+    def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
+        """The model's output for all nodes."""
+        features, edges = x
+        if self._spreads:
+            self.attachment.adjacency(normalized(edges, len(features)))
+        return self.model(features, edges)
+
+    @functools.cached_property
+    def _spreads(self) -> bool:
+        feedback = getattr(self.attachment.rule, "feedback", None)
+        return isinstance(feedback, Feedback) and feedback.spread > 0
+
+    def training_step(self, batch: Any) -> None:
+        """All steps of a part of the run."""
+        optimizer: Any = self.optimizers()
+        course: Any = self.lr_schedulers()
+        for _ in range(self._part):
+            optimizer.zero_grad()
+            loss, output = self._loss_and_output(batch)
+            loss.backward()
+            optimizer.step()
+            course.step()
+            self._losses.append(loss.detach())
+            self.stepped(batch, output.detach())
+
+    def stepped(self, batch: Any, output: Tensor) -> None:
+        """Look at the model behind a step, which gave ``output`` before it."""
+
+    def train_loss(self) -> float:
+        """The mean loss of the steps since the last call."""
+        mean = float(torch.stack(self._losses).mean())
+        self._losses.clear()
+        return mean
+
+    def evaluated(self, x: tuple[Tensor, Tensor]) -> Tensor:
+        """The model's output in evaluation mode."""
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            output = self(x)
+        self.model.train(training)
+        return output
+
+    def all_steps(self) -> int:
+        """Of the run."""
+        return self._all
