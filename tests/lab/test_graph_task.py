@@ -105,7 +105,7 @@ def test_the_best_step_is_the_first_best_on_validation_nodes(graph: Graph) -> No
     learner._trainer = Counting()
     for _ in script:
         learner._trainer.global_step += 1
-        learner.stepped(feed.step, torch.zeros(660, 3))
+        learner.stepped(feed.first(1), torch.zeros(660, 3))
     assert learner.best.tolist() == [250, 40, 2]
     found = learner.numbers(feed)
     assert (found["accuracy_at_best_validation"], found["best_validation_step"]) == (pytest.approx(100 * 40 / 90), 2)
