@@ -114,7 +114,7 @@ def test_the_best_step_is_the_first_best_on_validation_nodes(graph: Graph) -> No
 
 def test_only_known_nodes_are_learned_from(graph: Graph) -> None:
     settings = tiny_graph.settings("BP")
-    batch = NodeClassification.feed(settings, graph, None).step
+    batch = NodeClassification.feed(settings, graph, None).first(1)
     (_, _), y = batch
     assert (y != -100).nonzero().flatten().tolist() == list(range(60))
     model = ModelSettings("GCN", {"dropout": 0.0}).build(graph.shape, graph.classes)
@@ -244,7 +244,7 @@ def test_a_run_spreads_over_its_own_graph(graph: Graph) -> None:
     rule = RuleSettings(rule=bpfree.DFA(feedback=bpfree.Feedback(spread=1)))
     settings = tiny_graph.settings(rule=rule)
     learner = NodeClassification(ModelSettings("GCN").build(graph.shape, 3), settings, graph)
-    learner.batch_loss(learner.feed(settings, graph, None).step).backward()
+    learner.batch_loss(learner.feed(settings, graph, None).first(1)).backward()
     A = torch.eye(660)
     A[graph.edges[0], graph.edges[1]] = 1
     expected = A / torch.sqrt(A.sum(1)[:, None] * A.sum(0))
