@@ -277,12 +277,12 @@ def test_the_learning_rate_follows_its_course(tmp_path: Path) -> None:
         def step(self) -> None:
             rates.append(task.trainer.optimizers[0].param_groups[0]["lr"])
 
-    made = runs._task
+    made = runs.learner
     with pytest.MonkeyPatch.context() as patch:
         for schedule in ("cosine", "constant"):
             settings = tiny.settings(rule=replace(rule, schedule=schedule), epochs=2)
             task = made(settings, tiny.splits())
-            patch.setattr(runs, "_task", lambda *_, task=task: task)
+            patch.setattr(runs, "learner", lambda *_, task=task: task)
             patch.setattr(runs, "_step_memory", lambda *_: 0)
             run(settings, tiny.splits(), tmp_path, display=Watching(None))
     steps = 2 * STEPS
