@@ -14,12 +14,16 @@ pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 
 import browser
+import tiny
 from PIL import Image
 
+from bpfree.lab import data
 from bpfree.lab.report import recipe_charts
 from bpfree.lab.tables import page
+from bpfree.lab.tables.options import ReportOptions, TableOptions
 from bpfree.lab.tables.plan import plan
 from bpfree.lab.tables.recipe import Recipe, find, read
+from bpfree.lab.tables.table import table
 
 # Run after the page's own scripts: what is drawn, how high, and whether pictures were read.
 PROBE = """
@@ -127,6 +131,20 @@ def test_pictures_of_filters_are_shown(chromium: str, tmp_path: Path) -> None:
     assert [size[:2] for size in found["pictures"]] == [[20, 12]] * 2
     assert min(width for *_, width in found["pictures"]) > 200
     assert not found["charts"]
+
+
+def test_filters_of_a_table_come_from_its_first_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny.splits())
+    monkeypatch.chdir(tmp_path)
+    Path("pictured.yaml").write_text(
+        "title: T\nbase:\n  data: tiny\n  model: {class_path: LeNet4, init_args: {channels: [4, 6]}}\n"
+        "  epochs: 1\n  alignment: never\n  visualize: conv2.conv\n"
+        "rows: {BP: {rule: BP}, DFA: {rule: DFA}}\ncolumns: {accuracy: {}}\nscales: {full: {seeds: 2}}\n"
+    )
+    records = table(TableOptions(name="pictured.yaml"))["records"]
+    shown = {record["label"]: record["visualized"]["png"] for record in records if record["seed"] == 0}
+    text = page.report(ReportOptions(name="pictured.yaml")).read_text(encoding="utf-8")
+    assert re.findall(r'src="data:image/png;base64,([^"]*)"', html.unescape(text)) == [shown["BP"], shown["DFA"]]
 
 
 def _picture() -> dict[str, Any]:

@@ -237,6 +237,34 @@ def test_table_2_of_launay_2019_says_what_the_paper_and_its_code_do() -> None:
     assert found["norm"].rule.rule.feedback.normalization == "launay2019"
 
 
+def test_the_other_tables_say_what_the_papers_do() -> None:
+    def runs(name: str) -> dict:
+        recipe = read(find(name))
+        return {work.label: work.settings for work in works(plan(recipe, recipe.scale("full"), seeds=1))}
+
+    for name, count, batch in (("grape-table1", 36, 256), ("grape-table2", 6, 128)):
+        found = runs(name)
+        assert len(found) == count
+        usual = [run for label, run in found.items() if not label.startswith("PEPITA")]
+        assert {(run.rule.optimizer, run.rule.lr, run.rule.schedule) for run in usual} == {
+            ("Adam", 1e-4, "exponential")
+        }
+        assert {(run.batch_size, run.epochs) for run in usual} == {(batch, 100)}
+        rules = [run.rule.rule for label, run in found.items() if label.startswith("GrAPE")]
+        assert {(rule.step, rule.estimate, rule.perturbations) for rule in rules} == {(1e-3, "cumulative", "normal")}
+    assert {run.batch_size for label, run in runs("grape-table1").items() if label.startswith("PEPITA")} == {64}
+    found = runs("launay2019-table3")
+    assert {(run.rule.lr, run.rule.schedule, run.visualize) for run in found.values()} == {
+        (1e-2, "plateau", "conv1_2.conv")
+    }
+    assert {run.augmentation.flip for run in found.values()} == {True}
+    # A square of 224 pixels out of one of 256.
+    (area,) = {run.augmentation.resized_crop_scale for run in found.values()}
+    assert area == ((224 / 256) ** 2, (224 / 256) ** 2)
+    sizes = [run.model["init_args"]["bottleneck"] for run in runs("launay2019-figure4").values()]
+    assert len(sizes) == 14
+
+
 def test_the_recipe_of_the_documentation_is_one(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "tables.md").read_text()
     (text,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)

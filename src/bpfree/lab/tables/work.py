@@ -231,7 +231,7 @@ def _resolved(label: str, text: str) -> tuple[TrainOptions, RunSettings]:
 
 def _train_options(label: str, settings: Mapping[str, Any]) -> TrainOptions:
     """A cell's settings as the options of ``bpfree train``."""
-    general = {entry.name for entry in fields(Options)}
+    general = {entry.name for entry in fields(TrainOptions)} - {"rule"}
     overrides = {entry.name for entry in fields(RuleOverrides)} - {"rule"}
     given: dict[str, Any] = {"threads": 1}  # not the machine's choice: sums differ in their last bits
     given |= {name: value for name, value in settings.items() if name in general - overrides}
