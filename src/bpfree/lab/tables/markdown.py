@@ -52,8 +52,10 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 def _cell(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return ""
-    measured = mean_std(entry["mean"], entry["std"]) + _MARKS[entry["within"]]
-    return measured if entry["paper"] is None else f"{measured}<br>{mean_std(entry['paper'], entry['paper_std'])}"
+    digits = entry.get("digits", 2)  # files of before it was told
+    measured = mean_std(entry["mean"], entry["std"], digits) + _MARKS[entry["within"]]
+    paper = mean_std(entry["paper"], entry["paper_std"], digits)
+    return measured if entry["paper"] is None else f"{measured}<br>{paper}"
 
 
 def _effort(records: Sequence[Mapping[str, Any]]) -> str:
