@@ -402,7 +402,7 @@ def test_table_3_of_launay_2020_says_what_the_paper_and_its_code_do() -> None:
     recipe = read(find("launay2020-table3"))
     cells = plan(recipe, recipe.scale("full"), seeds=1)
     found = {cell.name: cell.works[0] for cell in cells}
-    assert len(works(cells)) == 5 * 8 * 3  # nets, rules, graphs; two columns share a run
+    assert len(works(cells)) == (5 * 8 + 1) * 3  # nets, rules, and DNA at the logits; graphs; two columns share a run
     assert sum(cell.expected is not None for cell in cells) == 5 * 3 * 3
 
     def told(name: str) -> tuple[Any, ...]:
