@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import tiny_graph
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import seed_everything
+from rich.console import Console
 from sklearn.metrics import average_precision_score, roc_auc_score, silhouette_score
 from test_runs import Interrupting, assert_equal, crash
 from torch import Tensor, nn
@@ -312,6 +314,7 @@ def test_separation_is_a_number(graph: Graph, tmp_path: Path, monkeypatch: pytes
     points = torch.tensor([record["embedding"]["x"], record["embedding"]["y"]]).T
     assert record["tsne_silhouette"] == pytest.approx(silhouette_score(points, graph.y.numpy()), abs=1e-2)
     assert record["embedding"]["label"] == graph.y.tolist()
+    assert record["embedding"]["silhouette"] == record["tsne_silhouette"]
 
 
 def test_compare_nodes_and_edges_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,6 +361,7 @@ def test_tables_of_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert found["BP", "best"]["within"] is True  # above the paper's is as good
     assert found["DFA", "best"]["within"] is False
     assert found["DFA", "valid"]["mean"] == 660
+    assert found["BP", "best"]["digits"] == 2
     records = {(record["label"], record["seed"]): record for record in written["records"]}
     mean = sum(records["BP", seed]["accuracy_at_best_validation"] for seed in (0, 1)) / 2
     assert found["BP", "best"]["mean"] == pytest.approx(mean)
@@ -368,6 +372,19 @@ def test_tables_of_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [entry["mean"] for entry in again["tables"]["full"]] == [
         entry["mean"] for entry in written["tables"]["full"]
     ]
+
+
+def test_numbers_of_a_small_tolerance_have_a_third_digit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "count.yaml").write_text(
+        "title: Count\ncolumns: {a: {metric: bytes, tolerance: 0.015}}\n"
+        "rows: {r: {function: tiny_table.memory, arguments: {width: 1, layers: 1}}}\nexpected: {r: {a: 4.0123}}\n"
+    )
+    shown = io.StringIO()
+    table(TableOptions(name="count.yaml", ledger="l.db"), Console(file=shown, width=160))
+    assert "4.012" in shown.getvalue()
+    assert "± 0.015" in shown.getvalue()
+    assert "4.000 ✓<br>4.012" in (tmp_path / "results" / "RESULTS.md").read_text()
 
 
 def test_columns_are_asked_for_by_name(tmp_path: Path) -> None:
@@ -385,7 +402,7 @@ def test_table_3_of_launay_2020_says_what_the_paper_and_its_code_do() -> None:
     recipe = read(find("launay2020-table3"))
     cells = plan(recipe, recipe.scale("full"), seeds=1)
     found = {cell.name: cell.works[0] for cell in cells}
-    assert len(works(cells)) == 5 * 8 * 3  # nets, rules, graphs; two columns share a run
+    assert len(works(cells)) == (5 * 8 + 1) * 3  # nets, rules, and DNA at the logits; graphs; two columns share a run
     assert sum(cell.expected is not None for cell in cells) == 5 * 3 * 3
 
     def told(name: str) -> tuple[Any, ...]:

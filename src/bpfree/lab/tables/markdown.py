@@ -52,7 +52,11 @@ def section(document: Mapping[str, Any]) -> str:
     """One table's part of the page."""
     source = ", ".join(str(value) for value in document["source"].values())
     lines = [f"## {document['title']}", "", f"`bpfree table {document['name']}` · {source}", ""]
+    shown: list[Any] = []
     for name, entries in document["tables"].items():
+        if entries in shown:
+            continue  # a scale of fewer seeds alone, and more have been run
+        shown.append(entries)
         cut = document["scales"][name]["cut"]
         lines += [f"Scale: {name}{f' ({cut})' if cut else ''}", "", *_table(entries), ""]
     for heading, texts in (("Deviations", document["deviations"]), ("Remarks", document["remarks"])):
@@ -75,8 +79,10 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 def _cell(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return ""
-    measured = mean_std(entry["mean"], entry["std"]) + _MARKS[entry["within"]]
-    return measured if entry["paper"] is None else f"{measured}<br>{mean_std(entry['paper'], entry['paper_std'])}"
+    digits = entry.get("digits", 2)  # files of before it was told
+    measured = mean_std(entry["mean"], entry["std"], digits) + _MARKS[entry["within"]]
+    paper = mean_std(entry["paper"], entry["paper_std"], digits)
+    return measured if entry["paper"] is None else f"{measured}<br>{paper}"
 
 
 def _effort(records: Sequence[Mapping[str, Any]]) -> str:

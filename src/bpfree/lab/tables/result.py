@@ -17,6 +17,7 @@ from bpfree.lab.tables.recipe import Column, Recipe, Scale
 
 FORMAT = "bpfree-table/1"
 COST_FORMAT = "bpfree-cost/1"
+_FINE = 0.05  # a tolerance below this asks for a third digit
 
 
 def entries(cells: Sequence[Cell], state: State, scale: Scale) -> list[dict[str, Any]]:
@@ -36,6 +37,7 @@ def _entry(cell: Cell, state: State, scale: Scale) -> dict[str, Any]:
         "paper": None if expected is None else expected.mean,
         "paper_std": None if expected is None else expected.std,
         "tolerance": tolerance,
+        "digits": 2 if tolerance is None or tolerance >= _FINE else 3,
         "mean": mean,
         "std": deviation(numbers),
         "seeds": len(found),

@@ -28,14 +28,15 @@ def table(recipe: Recipe, scale: Scale, entries: Sequence[Mapping[str, Any]]) ->
 
 
 def _row(entry: Mapping[str, Any]) -> list[str]:
-    measured = mean_std(entry["mean"], entry["std"])
+    measured = mean_std(entry["mean"], entry["std"], entry["digits"])
     return [
         entry["row"],
         entry["column"],
-        mean_std(entry["paper"], entry["paper_std"]),
+        mean_std(entry["paper"], entry["paper_std"], entry["digits"]),
         f"failed ({entry['seeds']} did not)" if entry["wrong"] else measured,
         str(entry["seeds"]),
-        MARKS[entry["within"]] + (f" (± {number(entry['tolerance'])})" if entry["within"] is not None else ""),
+        MARKS[entry["within"]]
+        + (f" (± {number(entry['tolerance'], entry['digits'])})" if entry["within"] is not None else ""),
         entry["scale"],
     ]
 

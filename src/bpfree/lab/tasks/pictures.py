@@ -67,7 +67,8 @@ def embedding_of_nodes(
 
     Returns:
         ``embedding`` as that of images, and how well classes separate, in -1 to 1: ``silhouette`` in the hidden layer
-        and ``tsne_silhouette`` in the plane (Rousseeuw 1987, Euclidean distances). None without taps.
+        and ``tsne_silhouette`` in the plane (Rousseeuw 1987, Euclidean distances), which ``embedding`` calls
+        ``silhouette``. None without taps.
     """
     if not attachment.taps:
         return {"embedding": None, "silhouette": None, "tsne_silhouette": None}
@@ -77,10 +78,11 @@ def embedding_of_nodes(
     settings = {"perplexity": 20, "learning_rate": 100, "max_iter": 5000}
     points = TSNE(**settings, init="pca", random_state=seed).fit_transform(activations)
     x, y = _rounded(torch.from_numpy(points).T)
-    found = {"silhouette": activations, "tsne_silhouette": points}
+    hidden, plane = (float(silhouette_score(rows, labels)) for rows in (activations, points))
     return {
-        "embedding": {"x": x, "y": y, "label": labels.tolist(), "layer": layer},
-        **{name: float(silhouette_score(rows, labels)) for name, rows in found.items()},
+        "embedding": {"x": x, "y": y, "label": labels.tolist(), "layer": layer, "silhouette": plane},
+        "silhouette": hidden,
+        "tsne_silhouette": plane,
     }
 
 
