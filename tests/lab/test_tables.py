@@ -23,7 +23,7 @@ from test_runs import Interrupting
 from bpfree.lab import data
 from bpfree.lab.cli import main
 from bpfree.lab.errors import LedgerError, RunError
-from bpfree.lab.tables import provenance, result, storage, workers
+from bpfree.lab.tables import markdown, provenance, result, storage, workers
 from bpfree.lab.tables.ledger import Ledger
 from bpfree.lab.tables.options import TableOptions
 from bpfree.lab.tables.plan import plan, works
@@ -305,3 +305,13 @@ def test_the_list_of_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "launay2019-table2" in capsys.readouterr().out
     assert main(["table"]) == 1
     assert "Name a recipe" in capsys.readouterr().err
+
+
+def test_a_scale_of_which_more_seeds_were_run_is_shown_once() -> None:
+    document = table(options(), Console(file=io.StringIO()))
+    entries = document["tables"]["full"]
+    document["scales"]["less"] = {"cut": "1 of 2 seeds"}
+    document["tables"]["less"] = [entry | {"scale": "less"} for entry in entries]
+    assert markdown.section(document).count("Scale: ") == 1
+    document["tables"]["less"][0]["mean"] += 1
+    assert markdown.section(document).count("Scale: ") == 2

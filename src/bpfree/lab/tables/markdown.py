@@ -54,9 +54,10 @@ def section(document: Mapping[str, Any]) -> str:
     lines = [f"## {document['title']}", "", f"`bpfree table {document['name']}` · {source}", ""]
     shown: list[Any] = []
     for name, entries in document["tables"].items():
-        if entries in shown:
+        told = [{key: value for key, value in entry.items() if key != "scale"} for entry in entries]
+        if told in shown:
             continue  # a scale of fewer seeds alone, and more have been run
-        shown.append(entries)
+        shown.append(told)
         cut = document["scales"][name]["cut"]
         lines += [f"Scale: {name}{f' ({cut})' if cut else ''}", "", *_table(entries), ""]
     for heading, texts in (("Deviations", document["deviations"]), ("Remarks", document["remarks"])):
