@@ -79,6 +79,7 @@ def entries(recipe: Recipe, shift: float = 0.0) -> list[dict[str, Any]]:
                     "std": 0.001,
                     "seeds": 2,
                     "within": None,
+                    "digits": 2,
                 }
             )
     return found
