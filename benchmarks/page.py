@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import vl_convert
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bpfree.lab import report
 from bpfree.lab.files import write_text
-from bpfree.lab.report import text
 from bpfree.lab.report.charts import finish
 from bpfree.lab.report.picture import vega_lite
 from bpfree.lab.report.style import Style, on_screen
+from bpfree.lab.report.template import rendered
 from plots import charts
 from plots.measured import Measured
 from plots.sections import sections
@@ -34,23 +32,15 @@ LEAD = (
 def html(measured: Measured) -> str:
     """The page as text."""
     style = on_screen(charts.MARKS)
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "plots"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
     found = targets(measured)
-    return environment.get_template("page.html").render(
-        marks=charts.MARKS,
-        css=Markup((Path(report.__file__).parent / "page.css").read_text(encoding="utf-8")),
+    return rendered(
+        HERE / "plots" / "page.html",
+        charts.MARKS,
         lead=f"{LEAD} {kept(found)}",
         targets=found,
         sections=sections(measured, style),
         drawn=lambda chart: drawn(chart, style),
         runs=[run for runs in measured.runs.values() for run in runs],
-        text=text,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import os
 import re
 import shutil
@@ -10,6 +12,7 @@ import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
@@ -60,3 +63,14 @@ def visit(binary: str, page: Path, profile: Path, *, seconds: float = 60) -> Pag
         process.communicate()
     assert process.returncode == 0, f"the browser failed with {process.returncode}:\n{log}"
     return Page(dom, CONSOLE.findall(log))
+
+
+def probed(binary: str, page: Path, probe: str) -> tuple[dict[str, Any], list[str]]:
+    """What a probe, HTML behind the page's own, left as JSON in ``body.dataset.found``, and what the console heard.
+
+    The first is empty if the probe did not come to its end.
+    """
+    page.write_text(page.read_text(encoding="utf-8") + probe, encoding="utf-8")
+    seen = visit(binary, page, page.parent / "profile")
+    found = re.search(r'data-found="([^"]*)"', seen.dom)
+    return json.loads(html.unescape(found[1])) if found else {}, seen.console

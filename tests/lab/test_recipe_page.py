@@ -55,14 +55,6 @@ addEventListener("load", async () => {
 """
 
 
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    found = browser.find()
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(browser.NAMES)} is on the PATH")
-    return found
-
-
 def entries(recipe: Recipe, shift: float = 0.0) -> list[dict[str, Any]]:
     """Cells that were measured ``shift`` beside the paper's number, or at their place in the table."""
     found = []
@@ -87,12 +79,11 @@ def entries(recipe: Recipe, shift: float = 0.0) -> list[dict[str, Any]]:
 
 def visited(chromium: str, folder: Path, text: str) -> dict[str, Any]:
     path = folder / "page.html"
-    path.write_text(text + PROBE, encoding="utf-8")
-    seen = browser.visit(chromium, path, folder / "profile")
-    assert seen.console == []
-    found = re.search(r'data-found="([^"]*)"', seen.dom)
+    path.write_text(text, encoding="utf-8")
+    found, console = browser.probed(chromium, path, PROBE)
+    assert console == []
     assert found, "the page's scripts did not finish"
-    return json.loads(html.unescape(found[1]))
+    return found
 
 
 def test_figure_4_shows_its_14_points_and_the_papers(chromium: str, tmp_path: Path) -> None:

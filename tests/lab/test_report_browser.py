@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +52,11 @@ POINTS = 60
 EPOCHS = 4
 
 
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    found = browser.find()
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(browser.NAMES)} is on the PATH")
-    return found
-
-
 def probed(chromium: str, folder: Path) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     """What the probe found, what the console heard, and the comparison drawn."""
     comparison = made_up.comparison(labels=LABELS, epochs=EPOCHS, seeds=2, n_points=POINTS)
     path = write(comparison, folder / "report.html")
-    path.write_text(path.read_text(encoding="utf-8") + PROBE, encoding="utf-8")
-    seen = browser.visit(chromium, path, folder / "profile")
-    found = re.search(r'data-found="([^"]*)"', seen.dom)
-    return json.loads(html.unescape(found[1])) if found else {}, seen.console, comparison
+    return *browser.probed(chromium, path, PROBE), comparison
 
 
 def test_a_browser_draws_every_chart_without_a_complaint(chromium: str, tmp_path: Path) -> None:

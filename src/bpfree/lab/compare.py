@@ -49,14 +49,7 @@ def compare(options: CompareOptions, console: Console | None = None) -> dict[str
     """
     # Everything that can be wrong with the request is found before the first hour of training.
     plan = plan_runs(options)
-    splits = load(
-        options.data,
-        options.data_dir,
-        validation=options.validation,
-        images=options.images,
-        text=options.text,
-        graph=options.graph,
-    )
+    splits = load(options.data, options.data_dir, **options.reading)
     directory = options.directory()
     records = _run_all(plan, splits, directory / "runs", console)
     comparison = assemble(options, plan, records, splits)

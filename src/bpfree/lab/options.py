@@ -149,6 +149,11 @@ class Options:
             epochs, steps = self.task().epochs, self.task().steps
         return (evaluations, steps) if epochs is None else (epochs, None)
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the data are read, as :func:`bpfree.lab.data.load` takes it."""
+        return {name: getattr(self, name) for name in ("validation", "images", "text", "graph")}
+
     def directory(self) -> Path:
         """The folder for results."""
         return Path(self.out or Path("runs") / self.default_name()).expanduser()

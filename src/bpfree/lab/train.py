@@ -31,14 +31,7 @@ def train(options: TrainOptions, console: Console | None = None) -> dict[str, An
             trained on the model.
     """
     settings = options.run(options.rule, options.seed, details=True)
-    splits = load(
-        options.data,
-        options.data_dir,
-        validation=options.validation,
-        images=options.images,
-        text=options.text,
-        graph=options.graph,
-    )
+    splits = load(options.data, options.data_dir, **options.reading)
     directory = options.directory()
     places = Places.of(settings, splits, directory)
     known = places.record.is_file()

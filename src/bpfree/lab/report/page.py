@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import vl_convert
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bpfree.lab.length import Length
-from bpfree.lab.report import charts, panels, series, tables, text
+from bpfree.lab.report import charts, panels, series, tables
 from bpfree.lab.report.filters import filters
 from bpfree.lab.report.picture import vega_lite
 from bpfree.lab.report.style import Style, marks, on_screen
+from bpfree.lab.report.template import HERE, rendered
 from bpfree.lab.tasks import compared
-
-HERE = Path(__file__).parent
 
 
 def write(comparison: Mapping[str, Any], path: Path) -> Path:
@@ -48,19 +46,12 @@ def html(comparison: Mapping[str, Any]) -> str:
     learning = learning_charts(comparison, style)
     alignment = alignment_charts(comparison, style)
     hidden = embedding_charts(comparison, labels, style)
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template("page.html").render(
+    return rendered(
+        HERE / "page.html",
+        found,
         comparison=comparison,
         task=compared(comparison),
         length=Length.of(comparison["settings"]),
-        marks={mark.label: (i, mark) for i, mark in enumerate(found)},
-        text=text,
         tables=tables,
         series=series,
         learning=figures("learning", learning),
@@ -69,8 +60,6 @@ def html(comparison: Mapping[str, Any]) -> str:
         pictures=filter_pictures(comparison, labels),
         specs=embedded(specifications({"learning": learning, "alignment": alignment, "hidden": hidden}, style)),
         bundle=bundle(),
-        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        js=Markup((HERE / "page.js").read_text(encoding="utf-8")),
     )
 
 

@@ -7,16 +7,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from rich.console import Console
 
 import bpfree.lab.report
 from bpfree.lab.compare import FORMAT
 from bpfree.lab.files import write_text
-from bpfree.lab.report import recipe_charts, text
+from bpfree.lab.report import recipe_charts
 from bpfree.lab.report.page import bundle, embedded, figures, specifications
 from bpfree.lab.report.style import on_screen
+from bpfree.lab.report.template import HERE, rendered
 from bpfree.lab.summary import summarize
 from bpfree.lab.tables import result
 from bpfree.lab.tables.ledger import State
@@ -27,8 +27,6 @@ from bpfree.lab.tables.recipe import Recipe
 from bpfree.lab.tables.table import known
 from bpfree.lab.tables.work import Training
 from bpfree.lab.tasks import TASKS
-
-_HERE = Path(bpfree.lab.report.__file__).parent
 
 
 def report(options: ReportOptions, console: Console | None = None) -> Path:
@@ -74,10 +72,9 @@ def html(
     """The page as text."""
     found = recipe_charts.legend(recipe)
     drawn = recipe_charts.charts(recipe, entries, found)
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
-    return environment.get_template("recipe.html").render(
+    return rendered(
+        HERE / "recipe.html",
+        found,
         recipe=recipe,
         cut=cut,
         cells={(entry["row"], entry["column"]): entry for entry in entries},
@@ -85,16 +82,12 @@ def html(
         columns=list(dict.fromkeys(entry["column"] for entry in entries)),
         curves=curves,
         cautions=said,
-        marks={mark.label: (number, mark) for number, mark in enumerate(found)},
         figures=figures("chart", drawn),
         with_paper=any(entry["paper"] is not None for entry in entries),
         pictures=pictures,
         specs=embedded(specifications({"chart": drawn}, on_screen(found))),
         bundle=bundle() if drawn else Markup(),
-        js=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
-        text=text,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
     )
 
 

@@ -20,7 +20,7 @@ from bpfree.lab import models
 from bpfree.lab.data import load
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.models.build import ModelSettings
-from bpfree.lab.options import Options, TrainOptions
+from bpfree.lab.options import TrainOptions
 from bpfree.lab.parser import Parser, add_options, default, hint, read_options
 from bpfree.lab.settings import PRESETS, RuleOverrides, RunSettings, import_path, own_code, plain
 from bpfree.lab.tasks import TASKS
@@ -86,7 +86,7 @@ class Training:
         run, rule, model = self.settings, type(self.settings.rule.rule), self.settings.model["class_path"]
         return _hash(
             {
-                "data": {"name": self.options.data, **_differing(self.options, _of_data())},
+                "data": {"name": self.options.data, **_differing(self.options, self.options.reading)},
                 "model": _differing_model(run.model),
                 "rule": _asked(run.rule),
                 "run": _differing(run, [entry.name for entry in fields(run) if entry.name not in _TOLD]),
@@ -108,18 +108,11 @@ class Training:
 
     def data(self, data_dir: str | None) -> Any:
         """What is trained and evaluated on."""
-        how = {name: getattr(self.options, name) for name in _of_data()}
-        return _loaded(self.options.data, _folder(data_dir, self.options.data), how)
+        return _loaded(self.options.data, _folder(data_dir, self.options.data), self.options.reading)
 
 
 _TOLD = {"label", "seed", "rule", "model"}  # of a run's settings: those that are told elsewhere in its key
 _PICTURES = {"filters", "filters_shape", "embedding"}  # too large for a record of which there are hundreds
-
-
-def _of_data() -> list[str]:
-    """The options that say how data are read."""
-    options = {entry.name for entry in fields(Options)} - {"data_dir"}
-    return [name for name in inspect.signature(load).parameters if name in options]
 
 
 def _loaded(name: str, place: str | None, how: dict[str, Any]) -> Any:
