@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
+from bpfree.errors import TapSelectionError
 
 
 def network(dropout=0.0):
@@ -34,6 +35,35 @@ def closure_for(model, x, y, attachment=None):
         return F.cross_entropy(model(x), y)
 
     return closure
+
+
+def test_between_taps_the_signal_of_the_tap_above_is_compared():
+    model, (x, y) = network(), data()
+    attachment = bpfree.attach(model, bpfree.DFA(), taps=["5"], example_inputs=x)
+    report = bpfree.alignment(attachment, closure_for(model.eval(), x, y), layers=["2", "6"])
+
+    with attachment.paused():
+        h1 = model[:3](x)
+        h2 = model[3:6](h1)
+        output = model[6](h2)
+        (exact,) = torch.autograd.grad(F.cross_entropy(output, y), h1, retain_graph=True)
+        error = (output.softmax(1) - F.one_hot(y, 4)) / len(y)
+        (signal,) = torch.autograd.grad(h2, h1, error @ attachment.feedback.matrix(attachment.mechanism.sites[0]))
+    assert [place.name for place in report.taps] == ["2", "5", "6"]
+    below, _, output = report.taps
+    assert below.cosine_mean == pytest.approx(float(F.cosine_similarity(signal, exact, dim=1).mean()), abs=1e-12)
+    assert below.cosine_mean < 0.99
+    assert output.cosine_mean == pytest.approx(1, abs=1e-12)  # the error itself is the same
+
+
+@pytest.mark.parametrize(
+    ("window", "layers", "message"), [(1, ["7"], "7, but the model has no such module"), (2, ["0"], "several windows")]
+)
+def test_layers_that_cannot_be_compared_are_refused(window, layers, message):
+    model, (x, y) = network(), data()
+    attachment = bpfree.attach(model, bpfree.DFA(), window=window, example_inputs=x)
+    with pytest.raises(TapSelectionError, match=message):
+        bpfree.alignment(attachment, closure_for(model, x, y), layers=layers)
 
 
 def test_against_a_second_copy_of_the_model():

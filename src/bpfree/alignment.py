@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ class TapAlignment:
     """Agreement at one tap, over the rows (samples, tokens, nodes) of one batch.
 
     Attributes:
-        name: The tap.
+        name: The tap, or the module whose output is compared besides the taps.
         cosine_mean: Mean over the valid rows of cos(d_l, dL/dh_l); NaN where there is none.
         cosine_std: Standard deviation over the valid rows (of the batch, not of the mean).
         n_valid: The number of rows where neither signal is zero; only they have a cosine.
@@ -87,7 +87,11 @@ class _Pass:
 
 
 def alignment(
-    attachment: Attachment, closure: Callable[[], Tensor], *, jacobian: bool | None = None
+    attachment: Attachment,
+    closure: Callable[[], Tensor],
+    *,
+    jacobian: bool | None = None,
+    layers: Sequence[str] = (),
 ) -> AlignmentReport:
     """Compare the rule's signal d_l with backpropagation's dL/dh_l at every tap, sample by sample.
 
@@ -101,17 +105,21 @@ def alignment(
             ``backward()``. Leave other random sources than torch's alone in it.
         jacobian: Also compare B_l with E[do/dh_l], which takes a backward pass for each number of the error; None
             does so for errors of at most 64 numbers.
+        layers: Names of modules between taps whose outputs, tensors, are compared as well: what the signal of the tap
+            above has become on its way down to them.
 
     Returns:
         The report; ``print`` it for a table.
 
     Raises:
-        TapSelectionError: The forward pass reaches no tap.
+        TapSelectionError: The forward pass reaches no tap; the model has no module of one of these names; or windows
+            cross the layers, so that several signals pass them.
     """
+    places = _places(attachment, layers)
     with preserved(attachment.model, attachment), attachment.fixed(), attachment.mechanism.stored():
-        rule = _observe(attachment, closure)
+        rule = _observe(attachment, closure, places)
     with preserved(attachment.model, attachment), attachment.paused():
-        exact = _observe(attachment, closure, jacobian=_with_jacobian(attachment, rule, jacobian))
+        exact = _observe(attachment, closure, places, jacobian=_with_jacobian(attachment, rule, jacobian))
     if not rule.names:
         raise TapSelectionError(
             "no tap got a signal, so there is nothing to compare: name taps that the pass reaches, attach(..., "
@@ -126,6 +134,17 @@ def alignment(
             for name, h, signal, gradient in columns
         )
     )
+
+
+def _places(attachment: Attachment, layers: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules at whose outputs signals are compared, by name."""
+    plan, modules = attachment.mechanism.plan, dict(attachment.model.named_modules())
+    if layers and plan.window > 1:
+        raise TapSelectionError("layers= names modules between taps, which several windows cross: leave it out here.")
+    if unknown := [name for name in layers if name not in modules]:
+        raise TapSelectionError(f"layers= names {', '.join(unknown)}, but the model has no such module.")
+    taps = {name: module for name, module in plan.taps.items() if module is not plan.error_module}
+    return {name: modules[name] for name in layers} | taps
 
 
 def _dims(attachment: Attachment, seen: _Pass) -> int:
@@ -155,10 +174,12 @@ def _cosine(B: Tensor, J: Tensor) -> float:
     return float(B @ J / (B.norm() * J.norm()))
 
 
-def _observe(attachment: Attachment, closure: Callable[[], Tensor], *, jacobian: bool = False) -> _Pass:
-    """Run the closure with every tap watched, and send the loss back as far as the taps alone."""
+def _observe(
+    attachment: Attachment, closure: Callable[[], Tensor], places: Mapping[str, nn.Module], *, jacobian: bool = False
+) -> _Pass:
+    """Run the closure with every place watched, and send the loss back as far as these places alone."""
     seen = _Pass()
-    with _watching(attachment, seen), torch.enable_grad():
+    with _watching(attachment, seen, places), torch.enable_grad():
         loss = closure()
     if jacobian and seen.error is not None:
         seen.jacobians = mean_jacobians(seen.error, seen.outputs, _dims(attachment, seen))
@@ -169,7 +190,7 @@ def _observe(attachment: Attachment, closure: Callable[[], Tensor], *, jacobian:
 
 
 def _arriving(attachment: Attachment, loss: Tensor, outputs: list[Tensor]) -> Sequence[Tensor | None]:
-    """What comes down to the taps' outputs."""
+    """What comes down to the outputs."""
     mechanism: Any = attachment.mechanism
     if mechanism.plan.window == 1 or not mechanism.active:
         return torch.autograd.grad(loss, outputs, allow_unused=True)
@@ -181,8 +202,8 @@ def _arriving(attachment: Attachment, loss: Tensor, outputs: list[Tensor]) -> Se
 
 
 @contextmanager
-def _watching(attachment: Attachment, seen: _Pass) -> Generator[None]:
-    plan = attachment.mechanism.plan
+def _watching(attachment: Attachment, seen: _Pass, places: Mapping[str, nn.Module]) -> Generator[None]:
+    error_module = attachment.mechanism.plan.error_module
 
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
@@ -200,12 +221,8 @@ def _watching(attachment: Attachment, seen: _Pass) -> Generator[None]:
         seen.error = output if isinstance(output, Tensor) else None
 
     # Before the rule's own hooks, which hand on a detached tensor.
-    handles = [
-        module.register_forward_hook(watch(name), prepend=True)
-        for name, module in plan.taps.items()
-        if module is not plan.error_module
-    ]
-    handles.append(plan.error_module.register_forward_hook(leave, prepend=True))
+    handles = [module.register_forward_hook(watch(name), prepend=True) for name, module in places.items()]
+    handles.append(error_module.register_forward_hook(leave, prepend=True))
     try:
         yield
     finally:

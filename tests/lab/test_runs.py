@@ -190,6 +190,17 @@ def test_the_record_holds_what_reports_read(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("window", "places"), [(1, ["2", "4", "6"]), (2, ["4", "6"])])
+def test_alignment_is_measured_between_taps_where_the_model_asks_for_it(
+    window: int, places: list[str], tmp_path: Path
+) -> None:
+    asked = ModelSettings("BottleneckMLP", {"hidden": [9, 8, 7], "bottleneck": 9})
+    rule = replace(rule_settings("DFA"), window=window)
+    settings = tiny.settings(rule=rule, model=asked.describe(), taps=asked.suggestion("taps"))
+    record = run(settings, tiny.splits(), tmp_path)
+    assert [place["name"] for place in record["epochs"][-1]["alignment"]] == places
+
+
 def test_a_window_reaches_the_rule() -> None:
     task = runs.learner(tiny.settings(rule=replace(rule_settings("DFA"), window=3)), tiny.splits())
     x, y = tiny.splits().train.x[:8], tiny.splits().train.y[:8]

@@ -95,7 +95,7 @@ CNN_TAPS = {"pool1": 32 * 15 * 15, "pool2": 64 * 7 * 7, "pool3": 64 * 3 * 3}
         ("MLP", IMAGE, {"hidden": [8, 7, 6]}, {"2": 8, "4": 7, "6": 6}),
         ("MLP", IMAGE, {"hidden": [8, 7], "activation": "abs", "dropout": 0.1}, {"2": 8, "5": 7}),
         ("MLP", IMAGE, {"hidden": [8, 7, 6], "batch_norm": True}, {"norm1": 8, "norm2": 7, "norm3": 6}),
-        ("BottleneckMLP", IMAGE, {"bottleneck": 3, "hidden": [8, 7, 6]}, {"2": 8, "4": 7, "6": 6}),
+        ("BottleneckMLP", IMAGE, {"bottleneck": 3, "hidden": [8, 7, 6]}, {"4": 7, "6": 6}),
         ("CNN", IMAGE, {}, CNN_TAPS | {"act": 128}),
         ("CNN", IMAGE, {"batch_norm": True, "dropout": 0.5, "conv_dropout": 0.1}, CNN_TAPS | {"norm": 128}),
         ("LeNet4", (1, 28, 28), {}, {"conv1": 4 * 14 * 14, "conv2": 16 * 5 * 5, "fc": 120}),

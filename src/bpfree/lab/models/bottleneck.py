@@ -61,6 +61,9 @@ class BottleneckMLP(MLP):
 
     Its weights are those of the MLP at the same seed, for every size of the bottleneck.
 
+    The published code takes this layer for none and lets no feedback enter before it: the first layer learns from what
+    backpropagation carries down through the bottleneck from the tap above, and alignment is measured behind it too.
+
     Args:
         shape: The shape of one input.
         classes: The number of outputs.
@@ -68,6 +71,8 @@ class BottleneckMLP(MLP):
         hidden: The width of each hidden layer, two at least.
         activation: The non-linearity behind each hidden layer.
     """
+
+    aligned_layers = ("2",)
 
     def __init__(
         self,
@@ -82,3 +87,8 @@ class BottleneckMLP(MLP):
         super().__init__(shape, classes, hidden, activation)
         second = [number for number, layer in enumerate(self) if isinstance(layer, nn.Linear)][1]
         self[second] = Bottleneck(self[second], bottleneck)
+
+    @staticmethod
+    def suggested_taps(hidden: Sequence[int] = (800, 800, 800), **_: object) -> tuple[str, ...]:
+        """Behind the non-linearity of every hidden layer but the first."""
+        return tuple(str(2 * layer) for layer in range(2, len(hidden) + 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,11 @@ class Learner(LightningModule):
         self._random_state: dict[str, Any] | None = None
         self._plateau: ReduceLROnPlateau | None = None
         self._plateau_state: dict[str, Any] = {}
+
+    @property
+    def aligned_layers(self) -> Sequence[str]:
+        """Modules between taps behind which alignment is measured too, as the model names them; none under windows."""
+        return getattr(self.model, "aligned_layers", ()) if self.settings.window == 1 else ()
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
         """The loss of a batch, one number."""

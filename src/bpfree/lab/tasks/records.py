@@ -102,7 +102,9 @@ class EpochRecords(Callback):
         task.model.eval()  # as in evaluation: no dropout
         try:
             closure = partial(task.batch_loss, batch)
-            report = bpfree.alignment(task.attachment, closure, jacobian=task.measures_jacobian)
+            report = bpfree.alignment(
+                task.attachment, closure, jacobian=task.measures_jacobian, layers=task.aligned_layers
+            )
             return [asdict(tap) for tap in report.taps]
         except TapSelectionError:
             return []  # a rule with no backward pass sends no signals
