@@ -56,6 +56,37 @@ def test_between_taps_the_signal_of_the_tap_above_is_compared():
     assert output.cosine_mean == pytest.approx(1, abs=1e-12)  # the error itself is the same
 
 
+class Tokens(nn.Module):
+    """Its first layer has tokens in rows, and samples and tokens behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.below, self.between = nn.Linear(6, 7), nn.Linear(7, 8)
+        self.tap, self.head, self.unused = nn.Tanh(), nn.Linear(8, 3), nn.Linear(1, 1)
+        self.turned = nn.Identity()
+
+    def forward(self, x):
+        h = self.below(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return self.head(self.tap(self.between(self.turned(h.transpose(1, 2)).transpose(1, 2))))
+
+
+def test_a_layer_with_rows_of_its_own_layout_leaves_the_taps_as_they_are():
+    model = Tokens().double()
+    attachment = bpfree.attach(model, bpfree.DFA(), taps=["tap"], seed=0)
+
+    def closure():
+        return model(torch.linspace(-1, 1, 4 * 5 * 6, dtype=torch.float64).view(4, 5, 6)).square().sum()
+
+    alone = bpfree.alignment(attachment, closure)
+    below, tap = bpfree.alignment(attachment, closure, layers=["below"]).taps
+    assert alone.taps == (tap,)
+    assert below.n_valid == tap.n_valid == 20
+    with pytest.raises(TapSelectionError, match="unused, which the forward pass does not reach"):
+        bpfree.alignment(attachment, closure, layers=["unused"])
+    with pytest.raises(TapSelectionError, match=r"turned, whose output of shape \(4, 7, 5\) .* 20 rows"):
+        bpfree.alignment(attachment, closure, layers=["turned"])
+
+
 @pytest.mark.parametrize(
     ("window", "layers", "message"), [(1, ["7"], "7, but the model has no such module"), (2, ["0"], "several windows")]
 )

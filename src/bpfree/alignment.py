@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,13 +77,18 @@ class AlignmentReport:
 
 @dataclass
 class _Pass:
-    """What one forward and backward pass showed at the taps."""
+    """What one forward and backward pass showed at the taps, and at other layers."""
 
     names: list[str] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
     error: Tensor | None = None
-    jacobians: list[Tensor] = field(default_factory=list)
+    jacobians: dict[str, Tensor] = field(default_factory=dict)
+
+    def at(self, taps: Container[str]) -> dict[str, Tensor]:
+        """The outputs of taps alone, by name."""
+        found = zip(self.names, self.outputs, strict=True)
+        return {name: output for name, output in found if name.partition("#")[0] in taps}
 
 
 def alignment(
@@ -105,15 +110,15 @@ def alignment(
             ``backward()``. Leave other random sources than torch's alone in it.
         jacobian: Also compare B_l with E[do/dh_l], which takes a backward pass for each number of the error; None
             does so for errors of at most 64 numbers.
-        layers: Names of modules between taps whose outputs, tensors, are compared as well: what the signal of the tap
-            above has become on its way down to them.
+        layers: Names of modules between taps whose outputs, tensors with the taps' rows before their features, are
+            compared as well: what the signal of the tap above has become on its way down to them.
 
     Returns:
         The report; ``print`` it for a table.
 
     Raises:
-        TapSelectionError: The forward pass reaches no tap; the model has no module of one of these names; or windows
-            cross the layers, so that several signals pass them.
+        TapSelectionError: The forward pass reaches no tap; the model has no module of one of these names, it is not
+            reached, or its output has other rows; or windows cross the layers, so that several signals pass them.
     """
     places = _places(attachment, layers)
     with preserved(attachment.model, attachment), attachment.fixed(), attachment.mechanism.stored():
@@ -125,13 +130,14 @@ def alignment(
             "no tap got a signal, so there is nothing to compare: name taps that the pass reaches, attach(..., "
             "taps=...). Rules with no backward pass at all have none."
         )
-    dims = _dims(attachment, rule)
+    if unreached := set(layers) - set(rule.names):
+        raise TapSelectionError(f"layers= names {', '.join(sorted(unreached))}, which the forward pass does not reach.")
     of_feedback = _feedback_cosines(attachment, exact)
-    columns = zip(rule.names, rule.outputs, rule.gradients, exact.gradients, strict=True)
+    columns = zip(rule.names, _dims_each(attachment, rule), rule.outputs, rule.gradients, exact.gradients, strict=True)
     return AlignmentReport(
         tuple(
             _compare(name, _rows(h, dims), _rows(signal, dims), _rows(gradient, dims), of_feedback.get(name, math.nan))
-            for name, h, signal, gradient in columns
+            for name, dims, h, signal, gradient in columns
         )
     )
 
@@ -148,9 +154,27 @@ def _places(attachment: Attachment, layers: Sequence[str]) -> dict[str, nn.Modul
 
 
 def _dims(attachment: Attachment, seen: _Pass) -> int:
+    """The number of the taps' leading dimensions that are rows."""
     if seen.error is None:
         return 1
-    return batch_dims(seen.error.shape, [tap.shape for tap in seen.outputs], attachment.mechanism.plan.batch_dims)
+    plan = attachment.mechanism.plan
+    return batch_dims(seen.error.shape, [tap.shape for tap in seen.at(plan.taps).values()], plan.batch_dims)
+
+
+def _dims_each(attachment: Attachment, seen: _Pass) -> list[int]:
+    """The same for every output: other layers may have the taps' rows in another number of dimensions."""
+    dims, taps = _dims(attachment, seen), seen.at(attachment.mechanism.plan.taps)
+    counts = {product(tap.shape[:dims]) for tap in taps.values()}
+    found = []
+    for name, output in zip(seen.names, seen.outputs, strict=True):
+        fitting = [n for n in range(1, output.dim() + 1) if product(output.shape[:n]) in counts]
+        if name not in taps and not fitting:
+            raise TapSelectionError(
+                f"layers= names {name}, whose output of shape {tuple(output.shape)} does not have the taps' "
+                f"{'/'.join(map(str, sorted(counts)))} rows before its features."
+            )
+        found.append(dims if name in taps else fitting[0])
+    return found
 
 
 def _with_jacobian(attachment: Attachment, seen: _Pass, asked: bool | None) -> bool:
@@ -161,11 +185,9 @@ def _with_jacobian(attachment: Attachment, seen: _Pass, asked: bool | None) -> b
 
 def _feedback_cosines(attachment: Attachment, exact: _Pass) -> dict[str, float]:
     """cos(B_l, E[J_l]) by tap."""
-    if not exact.jacobians:
-        return {}
     mechanism: Any = attachment.mechanism
-    sites = {site.name: site for site in mechanism.sites}
-    pairs = zip(exact.names, exact.jacobians, strict=True)
+    sites = {site.name: site for site in mechanism.sites} if exact.jacobians else {}
+    pairs = exact.jacobians.items()
     return {name: _cosine(mechanism.feedback.matrix(sites[name]), J) for name, J in pairs if name in sites}
 
 
@@ -182,7 +204,9 @@ def _observe(
     with _watching(attachment, seen, places), torch.enable_grad():
         loss = closure()
     if jacobian and seen.error is not None:
-        seen.jacobians = mean_jacobians(seen.error, seen.outputs, _dims(attachment, seen))
+        taps = seen.at(attachment.mechanism.plan.taps)
+        found = mean_jacobians(seen.error, list(taps.values()), _dims(attachment, seen))
+        seen.jacobians = dict(zip(taps, found, strict=True))
     if seen.outputs:
         pairs = zip(_arriving(attachment, loss, seen.outputs), seen.outputs, strict=True)
         seen.gradients = [torch.zeros_like(tap) if given is None else given for given, tap in pairs]

@@ -269,10 +269,12 @@ class Attachment(nn.Module):
                 Usual is the normalized adjacency D^-1/2 (A + I) D^-1/2.
 
         Raises:
-            OptionError: The rule has no matrices to project by.
+            OptionError: The rule has no matrices to project by, or no error is to be spread.
         """
         if not isinstance(self.feedback, Projection):
             raise OptionError(f"{self.rule} projects no error by matrices of its own, so there is none to spread.")
+        if not self.feedback.feedback.spread:
+            raise OptionError("no error is to be spread: Feedback(spread=k) says over how many edges.")
         self.feedback.adjacency = matrix
 
     def mirror(self, steps: int) -> None:

@@ -80,7 +80,7 @@ class Feedback:
             raise OptionError(f"density={self.density} is not in (0, 1].")
         if self.modes is not None and self.modes < 1:
             raise OptionError(f"modes={self.modes}: at least one spatial mode is needed; None takes every position.")
-        if self.spread < 0:
+        if not isinstance(self.spread, int) or self.spread < 0:
             raise OptionError(f"spread={self.spread}: a number of steps over the edges of a graph, 0 for none.")
 
     def form(self, site: Site) -> Form:
@@ -252,7 +252,7 @@ class Projection(LateBuffers):
         """One signal ``(N, n_l)`` a tap from the error ``(N, c)``, each made when it is asked for.
 
         Raises:
-            OptionError: The error is to be spread over a graph that was not given.
+            OptionError: The error is to be spread over a graph that was not given, or over another one.
         """
         return Signals(partial(self._product, self._spread(error)), self._keys(sites))
 
@@ -263,9 +263,19 @@ class Projection(LateBuffers):
                 f"Feedback(spread={steps}) spreads errors over a graph: give its matrix, attachment.adjacency(S)."
             )
         for _ in range(steps):
-            assert self.adjacency is not None
-            error = self.adjacency @ error
+            error = self._neighbours(error)
         return error
+
+    def _neighbours(self, error: Tensor) -> Tensor:
+        matrix = self.adjacency
+        assert matrix is not None
+        shape = getattr(matrix, "shape", None)
+        if shape is not None and tuple(shape) != (len(error), len(error)):
+            raise OptionError(
+                f"the errors of {len(error)} nodes cannot be spread by a matrix of shape {tuple(shape)}: give "
+                "attachment.adjacency(S) that of this graph."
+            )
+        return (matrix.to(error) if isinstance(matrix, Tensor) else matrix) @ error
 
     def _product(self, error: Tensor, name: str, form: Form) -> Tensor:
         # The scale goes onto the error, by far the smaller factor.

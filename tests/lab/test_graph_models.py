@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -76,11 +77,11 @@ def test_layers_are_torch_geometrics(ours, theirs) -> None:
     assert_same(ours(), theirs(), x, edges)
 
 
-@pytest.mark.parametrize(("layers_below", "heads", "groups"), [(1, 2, 1), (3, 4, 8), (2, 8, 16)])
+@pytest.mark.parametrize(("layers_below", "heads", "groups"), [(1, 2, 1), (3, 4, 8), (2, 8, 16), (2, 9, 9)])
 def test_dna_is_torch_geometrics(layers_below: int, heads: int, groups: int) -> None:
     torch.manual_seed(0)
     _, edges, _ = graph()
-    channels = 32
+    channels = 36 if heads == 9 else 32
     ours, theirs = attention.DNAConv(channels, heads, groups), gnn.DNAConv(channels, heads, groups)
     assert_same(ours, theirs, torch.randn(N, layers_below, channels), edges)
 
@@ -312,6 +313,20 @@ def test_sizes_of_the_published_networks(name: str, weights: int) -> None:
 def test_a_network_on_graphs_is_told_of_pictures() -> None:
     with pytest.raises(SettingsError, match=r"nodes with features of shape \(features,\)"):
         ModelSettings("GCN").build((1, 8, 8), 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("DNA", {"hidden": 100}, "heads and groups must divide hidden"),
+        ("DNA", {"hidden": 24, "heads": 4, "groups": 6}, "the smaller of the two the larger"),
+        ("ChebNet", {"polynomials": 0}, "polynomials=0: one at least"),
+        ("SplineNet", {"kernel_size": 1}, "kernel_size=1: two at least"),
+    ],
+)
+def test_arguments_that_mean_nothing(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        ModelSettings(name, arguments).build((30,), 3)
 
 
 def test_forward_derivatives_reach_through_the_second_convolution() -> None:

@@ -11,7 +11,7 @@ import pytest
 import tiny_graph
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 from sklearn.metrics import average_precision_score, roc_auc_score, silhouette_score
 from test_runs import Interrupting, assert_equal, crash
@@ -27,7 +27,7 @@ from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import CompareOptions
 from bpfree.lab.runs import Places, run
-from bpfree.lab.settings import RuleSettings, rule_settings
+from bpfree.lab.settings import RuleSettings, RunSettings, rule_settings
 from bpfree.lab.tables.options import TableOptions
 from bpfree.lab.tables.plan import plan, works
 from bpfree.lab.tables.recipe import find, read
@@ -107,7 +107,7 @@ def test_the_best_step_is_the_first_best_on_validation_nodes(graph: Graph) -> No
     learner._trainer = Counting()
     for _ in script:
         learner._trainer.global_step += 1
-        learner.stepped(feed.first(1), torch.zeros(660, 3))
+        learner.evaluate(feed.first(1)[0])
     assert learner.best.tolist() == [250, 40, 2]
     found = learner.numbers(feed)
     assert (found["accuracy_at_best_validation"], found["best_validation_step"]) == (pytest.approx(100 * 40 / 90), 2)
@@ -145,6 +145,18 @@ def test_a_resumed_run_equals_the_uninterrupted_one(label: str, model: str, grap
         assert resumed[name] == whole[name]
     for part in ("state_dict", "optimizer_states", "random_state"):
         assert_equal(state("broken")[part], state("whole")[part], part)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "exponential", "multistep", "plateau"])
+def test_every_schedule_ends_where_it_should(schedule: str, graph: Graph) -> None:
+    settings = tiny_graph.settings("BP", rule=rule_settings("BP", lr=0.01, schedule=schedule))
+    learner = NodeClassification(ModelSettings("GCN").build(graph.shape, 3), settings, graph)
+    trainer = Trainer(
+        max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
+    )
+    trainer.fit(learner, learner.feed(settings, graph, None).train)
+    part = {"constant": 1, "cosine": 0, "exponential": 0.95**3, "multistep": 0.01, "plateau": 1}[schedule]
+    assert learner.optimizers().param_groups[0]["lr"] == pytest.approx(0.01 * part, abs=1e-12)
 
 
 def test_weights_decay_where_they_are_told_to(graph: Graph, tmp_path: Path) -> None:
@@ -189,30 +201,46 @@ def test_a_model_that_gives_logits_is_told(graph: Graph, tmp_path: Path, monkeyp
 
 
 def test_alignment_as_published_by_hand(graph: Graph) -> None:
-    settings = tiny_graph.settings(init_args={"dropout": 0.0})
+    settings = tiny_graph.settings()
     torch.manual_seed(0)
-    model = ModelSettings("GCN", {"dropout": 0.0}).build(graph.shape, graph.classes)
+    model = ModelSettings("GCN", {"dropout": 0.5}).build(graph.shape, graph.classes)
+    with torch.no_grad():
+        model.conv1.bias.fill_(-0.05)  # nodes whose hidden features are all below zero have no gradient in both
     learner = NodeClassification(model, settings, graph)
-    batch = learner.feed(settings, graph, None).aligned()
-    learner.batch_loss(batch)  # draws the feedback
-    found = published.alignment(learner, batch)
+    (x, edges), y = learner.feed(settings, graph, None).aligned()
+    learner.batch_loss(((x, edges), y))  # draws the feedback
+    # With a loss so small, some numbers of a gradient are below what counts as zero.
+    small = 1e-4
+    learner.loss = lambda output, y: small * F.nll_loss(output, y)
+    torch.manual_seed(5)
+    found = published.alignment(learner, ((x, edges), y))
+
     with learner.attachment.paused():
-        hidden = model.conv1(graph.x, graph.edges)
-        logits = model.conv2(hidden.relu(), graph.edges)
-        (exact,) = torch.autograd.grad(F.cross_entropy(logits, graph.y), hidden)
-    e = (logits.softmax(1) - F.one_hot(graph.y, 3)) / len(graph.y)
+        hidden = model.conv1(x, edges)
+        logits = model.conv2(hidden.relu(), edges)
+        torch.manual_seed(5)
+        kept = F.dropout(torch.ones_like(hidden), 0.5)
+        of_training = model.conv2(hidden.relu() * kept, edges)
+        (exact,) = torch.autograd.grad(small * F.cross_entropy(of_training, y), hidden)
+    e = small * (logits.softmax(1) - F.one_hot(y, 3)) / len(y)
     site = learner.attachment.mechanism.sites[0]
-    signal = (e @ learner.attachment.feedback.matrix(site)) * (hidden > 0)
-    cosines = [
-        float(a @ b / (a.norm() * b.norm())) if a.norm() > 0 and b.norm() > 0 else float(a.norm() == b.norm() == 0)
-        for a, b in zip(signal.detach().double(), exact.double(), strict=True)
-    ]
-    assert found["published_alignment"] == pytest.approx(sum(cosines) / len(cosines), abs=2e-4)
-    assert found["published_alignment_std"] == pytest.approx(float(torch.tensor(cosines).std()), abs=2e-4)
-    zero = sum(float(a.norm() == b.norm() == 0) for a, b in zip(signal, exact, strict=True)) / len(cosines)
-    assert found["published_alignment_zero"] == pytest.approx(zero)
+    signal = (e @ learner.attachment.feedback.matrix(site)).detach() * (hidden > 0)
+    assert ((signal != 0) & (signal.abs() <= 1e-8)).any()
+    signal, exact = (torch.where(part.abs() > 1e-8, part.double(), 0.0) for part in (signal, exact))
+    nothing = (signal == 0).all(1) & (exact == 0).all(1)
+    assert 0 < nothing.sum() < len(y) / 2
+    cosines = torch.where(nothing, 1.0, F.cosine_similarity(signal, exact, dim=1, eps=1e-30))
+    assert found["published_alignment"] == pytest.approx(float(cosines.mean()), abs=1e-4)
+    assert found["published_alignment_std"] == pytest.approx(float(cosines.std()), abs=1e-4)
+    assert found["published_alignment_zero"] == pytest.approx(float(nothing.double().mean()))
     bp = NodeClassification(ModelSettings("GCN").build(graph.shape, 3), tiny_graph.settings("BP"), graph)
-    assert set(published.alignment(bp, batch).values()) == {None}
+    assert set(published.alignment(bp, ((x, edges), y)).values()) == {None}
+
+
+def test_what_is_not_to_be_aligned_is_not(graph: Graph, tmp_path: Path) -> None:
+    record = run(tiny_graph.settings(alignment="never"), graph, tmp_path)
+    assert record["published_alignment"] is None
+    assert record["epochs"][-1]["alignment"] == []
 
 
 # -- spread errors -----------------------------------------------------------------------------------------------------
@@ -226,7 +254,10 @@ def test_spread_errors_are_those_of_the_neighbours(graph: Graph) -> None:
     with bpfree.attach(model, bpfree.DFA(feedback=feedback), seed=0) as attachment:
         with pytest.raises(OptionError, match=r"spread=2.*attachment\.adjacency"):
             model(x).square().sum().backward()
-        attachment.adjacency(S.to_sparse_csr())
+        attachment.adjacency(S[:5, :5])
+        with pytest.raises(OptionError, match=r"errors of 6 nodes .* matrix of shape \(5, 5\)"):
+            model(x).square().sum().backward()
+        attachment.adjacency(S.double().to_sparse_csr())
         model.zero_grad()
         output = model(x)
         output.square().sum().backward()
@@ -238,8 +269,11 @@ def test_spread_errors_are_those_of_the_neighbours(graph: Graph) -> None:
         torch.testing.assert_close(model[2].weight.grad, e.T @ h)
     with bpfree.attach(model, bpfree.Shallow(), seed=0) as attachment, pytest.raises(OptionError, match="no error"):
         attachment.adjacency(S)
-    with pytest.raises(OptionError, match="spread=-1"):
-        bpfree.Feedback(spread=-1)
+    with bpfree.attach(model, bpfree.DFA(), seed=0) as attachment, pytest.raises(OptionError, match="to be spread"):
+        attachment.adjacency(S)
+    for steps in (-1, 1.5):
+        with pytest.raises(OptionError, match=f"spread={steps}"):
+            bpfree.Feedback(spread=steps)
 
 
 def test_a_run_spreads_over_its_own_graph(graph: Graph) -> None:
@@ -286,12 +320,13 @@ def test_the_loss_of_edges_is_the_published_one(links: Graph) -> None:
     assert found.item() == pytest.approx(float(-p.log().mean() - (1 - q).log().mean()), rel=1e-5)
 
 
-@pytest.mark.parametrize("label", ["Shallow", "DFA", "FA", "FDFA"])
+@pytest.mark.parametrize("label", ["DFA", "FA", "FDFA"])
 def test_rules_train_the_encoder(label: str, links: Graph, tmp_path: Path) -> None:
-    settings = tiny_graph.settings(label, "GraphEncoder", "links", rule=rule_settings(label, lr=0.01))
+    settings = tiny_graph.settings(label, "GraphEncoder", "links", rule=rule_settings(label, lr=0.01), steps=60)
     record = run(settings, links, tmp_path)
-    assert 0 <= record["auc"] <= 1
     assert len(record["epochs"]) == 3
+    assert record["epochs"][-1]["train_loss"] < 0.95 * record["epochs"][0]["train_loss"]
+    assert record["auc"] > 0.6  # four edges of five join nodes of a class
 
 
 # -- pictures and pages ------------------------------------------------------------------------------------------------
@@ -403,7 +438,7 @@ def test_table_3_of_launay_2020_says_what_the_paper_and_its_code_do() -> None:
     cells = plan(recipe, recipe.scale("full"), seeds=1)
     found = {cell.name: cell.works[0] for cell in cells}
     assert len(works(cells)) == (5 * 8 + 1) * 3  # nets, rules, and DNA at the logits; graphs; two columns share a run
-    assert sum(cell.expected is not None for cell in cells) == 5 * 3 * 3
+    assert sum(cell.expected is not None for cell in cells) == 5 * 2 * 3
 
     def told(name: str) -> tuple[Any, ...]:
         run = found[f"{name}/Cora"].settings
@@ -437,10 +472,26 @@ def test_the_shallow_rows_are_table_a4(tmp_path: Path) -> None:
         net, column = name.split("/")
         twin = three[f"{net} Shallow/{column}"]
         assert [work.key for work in cell.works] == [work.key for work in twin.works]
-        assert cell.expected == twin.expected
 
 
-def test_a_larger_graph_by_the_same_command(tmp_path: Path) -> None:
+def test_the_auto_encoder_and_the_alignments_as_the_published_code_has_them() -> None:
+    def runs(name: str) -> dict[str, RunSettings]:
+        recipe = read(find(name))
+        cells = plan(recipe, recipe.scale("full"), seeds=1)
+        return {cell.name: cell.works[0].settings for cell in cells if cell.works}
+
+    found = runs("launay2020-table4")
+    for column in ("Cora AUC", "CiteSeer AP", "PubMed AUC"):
+        bp, dfa = found[f"BP/{column}"], found[f"DFA/{column}"]
+        citeseer = column.startswith("CiteSeer")
+        assert (bp.rule.lr, bp.steps, bp.rule.weight_decay) == (0.01, 200 if citeseer else 400, 0)
+        assert (dfa.rule.lr, dfa.steps, dfa.taps) == (0.02 if citeseer else 0.01, bp.steps, ["act"])
+    dna = [run for name, run in runs("launay2020-tableA2").items() if name.startswith("DNAConv")]
+    assert {run.rule.lr for run in dna} == {0.005}
+    assert {run.model["init_args"]["cut_stack"] for run in dna} == {True, False}
+
+
+def test_a_graph_of_pubmeds_shape(tmp_path: Path) -> None:
     shape = {"n": 19_717, "test": 1000, "classes": 3, "features": 500, "words": 50, "edges": 44_338}
     tiny_graph.write(tmp_path / "PubMed" / "raw", PUBMED, **shape)
     record = run(tiny_graph.settings("DFA", steps=25, epochs=1), load("pubmed", tmp_path), tmp_path / "runs")

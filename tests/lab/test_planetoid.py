@@ -109,13 +109,20 @@ def test_a_file_that_would_run_something_is_refused(part: str, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
-        ("x", np.zeros((60, 30)), "holds a ndarray in place of a sparse matrix"),
-        ("ally", [1, 2], "holds a list in place of a array"),
+        ("x", np.zeros((60, 30)), "holds a ndarray that is no sparse matrix of finite"),
+        ("ally", [1, 2], "holds a list that is no array of rows"),
         ("ty", np.array([["a"]]), "array of type U1 in place of numbers"),
         ("graph", {0: [1]}, "graph and test.index have not the same nodes"),
         ("graph", {node: [660] for node in range(660)}, "names nodes that are not in the graph"),
         ("ally", np.zeros((3, 3), np.int32), "allx and ally have not the same nodes"),
         ("tx", sp.csr_matrix(np.zeros((3, 30), np.float32)), "tx, ty and test.index have not the same nodes"),
+        ("tx", sp.csr_matrix(np.zeros((90, 50), np.float32)), "allx and tx have not the same words"),
+        ("ty", np.zeros((90, 4), np.int32), "ally and ty have not the same classes"),
+        ("ty", np.zeros((90, 0), np.int32), "that is no array of rows"),
+        ("tx", sp.csr_matrix(np.full((90, 30), np.nan, np.float32)), "that is no sparse matrix of finite"),
+        ("graph", {node: [] for node in range(660)}, "that is no dictionary of lists of node numbers"),
+        ("graph", {node: [1.7] for node in range(660)}, "that is no dictionary of lists of node numbers"),
+        ("graph", dict.fromkeys(range(660), 3), "that is no dictionary of lists of node numbers"),
     ],
 )
 def test_files_that_do_not_fit_are_named(tmp_path: Path, part: str, value: Any, message: str) -> None:
@@ -126,7 +133,12 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path, part: str, value: Any, 
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("1\ntwo\n", "no list of node numbers"), ("5\n6\n", "test.index have not the same nodes")]
+    ("content", "message"),
+    [
+        ("1\ntwo\n", "no list of node numbers"),
+        ("", "test.index is empty"),
+        ("5\n6\n", "test.index have not the same nodes"),
+    ],
 )
 def test_test_indices_that_mean_nothing(tmp_path: Path, content: str, message: str) -> None:
     tiny_graph.write(tmp_path)
@@ -146,7 +158,9 @@ def test_a_sparse_matrix_comes_as_it_was(protocol: int) -> None:
     assert np.array_equal(again.toarray(), dense)
 
 
-@pytest.mark.parametrize(("name", "value"), [("indices", [1, 7]), ("indptr", [0, 2, 1, 2]), ("indptr", [0, 1, 2])])
+@pytest.mark.parametrize(
+    ("name", "value"), [("indices", [1, 7]), ("indices", [1]), ("indptr", [0, 2, 1, 2]), ("indptr", [0, 1, 2])]
+)
 def test_a_sparse_matrix_that_points_outside_itself_is_refused(name: str, value: list[int]) -> None:
     matrix = sp.csr_matrix(np.array([[0, 1.0, 0], [0, 0, 0], [0, 0, 1.0]]))
     setattr(matrix, name, np.array(value, np.int32))
@@ -236,5 +250,5 @@ def test_options_that_mean_nothing_for_graphs(tmp_path: Path) -> None:
     tiny_graph.write(tmp_path)
     with pytest.raises(SettingsError, match=r"--validation 100: a graph has nodes"):
         load("cora", tmp_path, validation=100)
-    with pytest.raises(SettingsError, match="--images: a graph has no images"):
+    with pytest.raises(SettingsError, match="--images: cora has no images"):
         load("cora", tmp_path, images=ImageSettings(size=8))

@@ -84,6 +84,52 @@ def test_the_tables_of_launay_2019(name: str, begin: str) -> None:
     assert set(recipe.rows) - set(recipe.expected) <= {"norm+lReLU(+0.5)"}
 
 
+_GRAPHS_2020 = ("Cora", "CiteSeer", "PubMed")
+_NETS_2020 = ("ChebConv", "GraphConv", "SplineConv", "GATConv", "DNAConv")
+
+
+def cells_of_2020(begin: str, first: int) -> list[list[float]]:
+    """The numbers in each line of the text, from ``first`` lines behind ``begin`` on."""
+    lines = text("papers", "launay-2020-dfa-scales.txt").split(begin)[1].splitlines()[first:]
+    return [[float(found) for found in re.findall(r"\d+\.\d+", line)] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "begin", "first", "rows"),
+    [
+        ("launay2020-table3", "Table 3: ", 4, [f"{net} {rule}" for net in _NETS_2020 for rule in ("BP", "DFA")]),
+        ("launay2020-tableA4", "Table A.4: ", 3, list(_NETS_2020)),
+    ],
+)
+def test_the_tables_of_graphs_of_launay_2020(name: str, begin: str, first: int, rows: list[str]) -> None:
+    found = cells_of_2020(begin, first)
+    numbers = {
+        (row, graph): (value, None)
+        for line, graph in enumerate(_GRAPHS_2020)
+        for row, value in zip(rows, found[line], strict=True)
+    }
+    assert expected(read(find(name))) == numbers
+
+
+def test_the_auto_encoder_of_launay_2020() -> None:
+    found = cells_of_2020("Table 3: ", 10)
+    columns = [f"{graph} {metric}" for graph in _GRAPHS_2020 for metric in ("AUC", "AP")]
+    numbers = {
+        (row, column): (found[line][place], None)
+        for line, column in enumerate(columns)
+        for place, row in enumerate(("BP", "DFA"))
+    }
+    assert expected(read(find("launay2020-table4"))) == numbers
+
+
+def test_the_alignments_of_launay_2020() -> None:
+    found = cells_of_2020("Table A.2: ", 3)[0]
+    numbers = {
+        (net, "the code's way"): (found[2 * place], found[2 * place + 1]) for place, net in enumerate(_NETS_2020)
+    }
+    assert expected(read(find("launay2020-tableA2"))) == numbers
+
+
 def test_the_14_points_of_figure_4_of_launay_2019() -> None:
     recipe = read(find("launay2019-figure4"))
     page = text("reference", "settings.md")

@@ -54,7 +54,8 @@ class Options:
             edges.
         evaluations: How many times a run that is counted in steps is evaluated, at even distances; by default 8, and 10
             for graphs.
-        batch_size: Images or sequences a step; by default 128 images or 16 sequences. A graph is one.
+        batch_size: Images or sequences a step; by default 128 images or 16 sequences. A graph is one, and known nodes
+            are counted with --graph.neighbors.
         lr: A learning rate for every rule that has none in --settings; without it, that of each rule's preset for
             images, 1e-3 for text, and 1e-2 for graphs.
         schedule: The learning rate's course for every rule that has none in --settings: constant, cosine (to 0 at the
@@ -112,6 +113,8 @@ class Options:
         epochs, steps = self.length()
         if self.augmentation and task.samples != "images":
             raise SettingsError(f"--augmentation: {self.data} has no images; leave it out.")
+        if task.samples in ("nodes", "edges"):
+            self._check_graph(task.samples, steps)
         return RunSettings(
             label=label,
             seed=seed,
@@ -128,6 +131,20 @@ class Options:
             augmentation=self.augmentation,
             alignment=self.alignment,
         )
+
+    def _check_graph(self, samples: str, steps: int | None) -> None:
+        """Refuse what does not fit together, or would have no effect."""
+        drawn, size = self.graph.neighbors, self.batch_size
+        if samples == "edges" and self.graph != replace(GraphSettings(), normalize=self.graph.normalize):
+            raise SettingsError(f"--graph: of {self.data} all edges are learned from; --graph.normalize alone applies.")
+        if drawn and size is None:
+            raise SettingsError("--graph.neighbors: say how many known nodes a step has, for example --batch-size 256.")
+        if drawn and steps is None:
+            raise SettingsError("--graph.neighbors: a run on drawn neighbours is counted in --steps, not in --epochs.")
+        if size is not None and not drawn:
+            raise SettingsError(
+                f"--batch-size {size}: a step is the whole graph; leave it out, or draw parts with --graph.neighbors."
+            )
 
     def task(self) -> Task:
         """What is done with the data."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bpfree.errors import nearest
 from bpfree.lab.data.cifar10 import load_cifar10
@@ -81,32 +82,30 @@ def load(
     folder = None if data_dir is None else Path(data_dir).expanduser()
     if folder is not None and not folder.is_dir():
         raise DataError(f"--data-dir {folder} is not a folder. Name the one that holds the files of {name}.")
-    images = images or ImageSettings()
+    kind = "graph" if name in PLANETOID else "text" if name == "text" else "images"
+    _check(name, kind, validation, {"images": images, "text": text, "graph": graph})
     if name == "text":
-        _check_for_text(validation, images)
         return load_text(folder, settings=text)
     if name in PLANETOID:
-        _check_for_graphs(validation, images)
         return PLANETOID[name](folder, graph)
+    images = images or ImageSettings()
     splits = load_folder(folder, images) if name == "folder" else prepared(DATA_SETS[name](folder), images)
     return hold_out(splits, validation, seed) if validation else splits
 
 
-def _check_for_text(validation: int, images: ImageSettings) -> None:
-    if validation:
-        raise SettingsError(
-            f"--validation {validation}: text is measured on its validation file anyway; leave --validation out. "
-            "--text.measured_on test measures on its test file."
-        )
-    if images != ImageSettings():
-        raise SettingsError("--images: text has no images; leave it out.")
+_DEFAULTS = {"images": ImageSettings(), "text": TextSettings(), "graph": GraphSettings()}
+_MEASURED_ANYWAY = {
+    "text": "text is measured on its validation file anyway; leave --validation out. --text.measured_on test measures "
+    "on its test file.",
+    "graph": "a graph has nodes or edges for validation anyway, and a record says how well they did; leave "
+    "--validation out.",
+}
 
 
-def _check_for_graphs(validation: int, images: ImageSettings) -> None:
-    if validation:
-        raise SettingsError(
-            f"--validation {validation}: a graph has nodes or edges for validation anyway, and a record says how well "
-            "they did; leave --validation out."
-        )
-    if images != ImageSettings():
-        raise SettingsError("--images: a graph has no images; leave it out.")
+def _check(name: str, kind: str, validation: int, given: dict[str, Any]) -> None:
+    """Refuse what would be read and have no effect."""
+    if validation and kind in _MEASURED_ANYWAY:
+        raise SettingsError(f"--validation {validation}: {_MEASURED_ANYWAY[kind]}")
+    for option, settings in given.items():
+        if option != kind and settings not in (None, _DEFAULTS[option]):
+            raise SettingsError(f"--{option}: {name} has no {option}; leave it out.")

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bpfree.lab.errors import SettingsError
+
 Split: TypeAlias = Literal["public", "stratified"]
 
 
@@ -22,10 +24,18 @@ class GraphSettings:
             test), or stratified folds drawn from the run's seed (20 % of all nodes for training, 20 % for validation,
             60 % for test).
         normalize: Divide each node's features by their sum, where that is more than 1.
+        neighbors: For graphs that are too large for one step: how many neighbours are drawn for a node, layer by layer
+            from the last, one number for each convolution. A step then has --batch-size known nodes. By default the
+            whole graph is one step.
     """
 
     split: Split = "public"
     normalize: bool = True
+    neighbors: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if any(number < 1 for number in self.neighbors):
+            raise SettingsError(f"--graph.neighbors {self.neighbors}: numbers from 1 on, one for each convolution.")
 
 
 class Nodes(NamedTuple):
@@ -136,6 +146,7 @@ class Graph:
             "split": self.settings.split,
             "features": "divided by their sum" if self.settings.normalize else "as published",
             "checksums": self.checksums,
+            **({"neighbors": self.settings.neighbors} if self.settings.neighbors else {}),
             **({"origin": self.origin} if self.origin else {}),
         }
 
@@ -161,17 +172,18 @@ def unlinked(edges: Tensor, n: int, k: int, generator: torch.Generator | None = 
         generator: Where random numbers come from; None takes torch's own.
         once: No pair comes twice, in no direction, and the first node is the lower one.
     """
-    taken = torch.cat([edges[0] * n + edges[1], torch.arange(n) * (n + 1)])
-    found = torch.empty(0, dtype=torch.int64)
+    device = edges.device
+    taken = torch.cat([edges[0] * n + edges[1], torch.arange(n, device=device) * (n + 1)])
+    found = torch.empty(0, dtype=torch.int64, device=device)
     while len(found) < k:
         # More than are missing: in a sparse graph nearly every pair will do.
-        drawn = torch.randint(n * n, (k - len(found) + k // 8 + 8,), generator=generator)
+        drawn = torch.randint(n * n, (k - len(found) + k // 8 + 8,), generator=generator, device=device)
         if once:
             first, second = drawn // n, drawn % n
             drawn = torch.minimum(first, second) * n + torch.maximum(first, second)
         found = torch.cat([found, drawn[~torch.isin(drawn, taken)]])
         if once:
             # The first of equal ones, in the order in which they were drawn.
-            _, places = np.unique(found.numpy(), return_index=True)
-            found = found[torch.from_numpy(np.sort(places))]
+            _, places = np.unique(found.cpu().numpy(), return_index=True)
+            found = found[torch.from_numpy(np.sort(places)).to(device)]
     return torch.stack([found[:k] // n, found[:k] % n])

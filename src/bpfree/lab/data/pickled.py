@@ -137,7 +137,8 @@ class Csr:
         ends = (int(self.indptr[0]), int(self.indptr[-1]))
         within = not len(self.indices) or 0 <= self.indices.min() <= self.indices.max() < self.shape[1]
         rising = bool((np.diff(self.indptr) >= 0).all())
-        if len(self.indptr) != self.shape[0] + 1 or ends != (0, len(self.data)) or not (within and rising):
+        lengths = (len(self.indptr), len(self.indices)) == (self.shape[0] + 1, len(self.data))
+        if not lengths or ends != (0, len(self.data)) or not (within and rising):
             raise DataError(f"its sparse matrix of shape {self.shape} points at entries that it has not")
         return self
 

@@ -26,14 +26,15 @@ from bpfree.lab.errors import DataError
 PUBLISHER = "https://github.com/kimiyoung/planetoid/raw/master/data/"
 _VALIDATION = 500  # nodes, behind those for training
 _KINDS: dict[str, Callable[[Any], bool]] = {
-    "sparse matrix": lambda value: isinstance(value, Csr),
-    "array": lambda value: isinstance(value, np.ndarray) and value.ndim == 2,
-    "dictionary of lists": lambda value: isinstance(value, dict),
+    "sparse matrix of finite numbers": lambda value: isinstance(value, Csr) and bool(np.isfinite(value.data).all()),
+    "array of rows": lambda value: isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[1] > 0,
+    "dictionary of lists of node numbers": lambda value: isinstance(value, dict) and _neighbours(value),
 }
 _PARTS = {
-    "x": "sparse matrix", "tx": "sparse matrix", "allx": "sparse matrix", "y": "array", "ty": "array", "ally": "array",
-    "graph": "dictionary of lists",
-}  # fmt: skip
+    **dict.fromkeys(("x", "tx", "allx"), "sparse matrix of finite numbers"),
+    **dict.fromkeys(("y", "ty", "ally"), "array of rows"),
+    "graph": "dictionary of lists of node numbers",
+}
 _TEST = "test.index"
 
 
@@ -116,17 +117,17 @@ def load_planetoid(
     contents = {part: _content(folder / citations.file(part), citations) for part in (*_PARTS, _TEST)}
     parts = {part: _part(folder / citations.file(part), contents[part], kind) for part, kind in _PARTS.items()}
     test = _indices(folder / citations.file(_TEST), contents[_TEST])
-    _check(citations, parts, test)
-    x, y = _in_order(parts, test)
     kind = LinkedGraph if name.endswith("-links") else Graph
-    train = len(parts["y"])
+    _check(citations, parts, test, public=kind is Graph and settings.split == "public")
+    x, y = _in_order(parts, test)
+    train, known = len(parts["y"]), parts["allx"].shape[0]
     others = [part for part, content in contents.items() if not has_checksum(content, citations.checksums[part])]
     return kind(
         name=name,
         x=_sparse(_normalized(x) if settings.normalize else x),
         y=y,
         edges=_edges(parts["graph"], len(y), citations),
-        public=Nodes(torch.arange(train), torch.arange(train, train + _VALIDATION), test),
+        public=Nodes(torch.arange(train), torch.arange(train, min(train + _VALIDATION, known)), test),
         settings=settings,
         checksums={citations.file(part): hashlib.sha256(content).hexdigest() for part, content in contents.items()},
         origin=f"{', '.join(others)} not as published" if others else "the published files, byte for byte",
@@ -170,25 +171,41 @@ def _content(path: Path, citations: Citations) -> bytes:
 def _part(path: Path, content: bytes, kind: str) -> Any:
     value = unpickled(content, str(path), NUMBERS)
     if not _KINDS[kind](value):
-        raise DataError(f"{path} holds a {type(value).__name__} in place of a {kind}. Fetch the original file again.")
+        raise DataError(f"{path} holds a {type(value).__name__} that is no {kind}. Fetch the original file again.")
     return value
+
+
+def _neighbours(graph: dict[Any, Any]) -> bool:
+    """Whether this is, of every node, the list of its neighbours, and anybody has one."""
+    lists = list(graph.values())
+    whole = all(isinstance(found, list) and all(type(node) is int for node in found) for found in lists)
+    return whole and any(lists) and all(type(node) is int for node in graph)
 
 
 def _indices(path: Path, content: bytes) -> Tensor:
     try:
-        return torch.tensor([int(line) for line in content.split()])
+        found = torch.tensor([int(line) for line in content.split()], dtype=torch.int64)
     except ValueError as error:
         raise DataError(f"{path} is no list of node numbers ({error}). Fetch the original file again.") from error
+    if not len(found):
+        raise DataError(f"{path} is empty. Fetch the original file again.")
+    return found
 
 
-def _check(citations: Citations, parts: Mapping[str, Any], test: Tensor) -> None:
+def _check(citations: Citations, parts: Mapping[str, Any], test: Tensor, *, public: bool) -> None:
     """Find out whether the parts are those of one graph."""
     known, nodes = parts["allx"].shape[0], int(test.max()) + 1
+    if public and known < len(parts["y"]) + _VALIDATION:
+        raise DataError(
+            f"{citations.file('allx')} has {known} nodes, too few for the published split, which validates on "
+            f"{_VALIDATION} behind the {len(parts['y'])} of {citations.file('y')}: --graph.split stratified needs none."
+        )
     for wrong, found in (
         ("allx and ally have not the same nodes", known != len(parts["ally"])),
         ("tx, ty and test.index have not the same nodes", not parts["tx"].shape[0] == len(parts["ty"]) == len(test)),
+        ("allx and tx have not the same words", parts["allx"].shape[1] != parts["tx"].shape[1]),
+        ("ally and ty have not the same classes", parts["ally"].shape[1:] != parts["ty"].shape[1:]),
         ("test.index names nodes of allx, or one twice", int(test.min()) < known or len(test.unique()) < len(test)),
-        ("behind the nodes of y there are none for validation", known < len(parts["y"]) + _VALIDATION),
         ("graph and test.index have not the same nodes", nodes != len(parts["graph"])),
     ):
         if found:

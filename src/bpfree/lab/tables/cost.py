@@ -30,6 +30,7 @@ from bpfree.lab.tables.work import Training, Work
 from bpfree.lab.tasks import TASKS
 from bpfree.lab.tasks.feed import Feed
 from bpfree.lab.tasks.learner import Learner
+from bpfree.lab.tasks.whole_graph import One
 
 GPU_FLOPS = 10e12
 """Operations a second that a GPU is assumed to sustain in single precision: half of what an A100 has at most."""
@@ -134,10 +135,13 @@ def row_cost(runs: Sequence[Training], splits: Data) -> RowCost:
     largest = _measured_samples(settings, splits)
     lines = _lines(task, optimizer, feed, largest)
     step = {name: line.at(settings.batch_size) for name, line in lines.items()}
-    evaluation = _evaluation(task, feed.first(largest)[0], largest)
-    steps = _steps(settings.length, feed)
-    # A graph is evaluated as a whole, behind every step.
-    evaluated = steps if feed.evaluation is None else len(splits.evaluation) * settings.length.parts
+    steps, parts = _steps(settings.length, feed), settings.length.parts
+    if isinstance(feed.train, One):  # a graph, which is evaluated as a whole
+        evaluation = _evaluation(task, feed.aligned()[0], 1)
+        evaluated = steps if feed.train.source.every_step else parts
+    else:
+        evaluation = _evaluation(task, feed.first(largest)[0], largest)
+        evaluated = len(splits.evaluation) * parts
     here = steps * step["seconds"] + evaluated * evaluation["seconds"]
     assumed = steps * max(step["flops"] / GPU_FLOPS, step["operations"] * GPU_LAUNCH)
     assumed += evaluated * evaluation["flops"] / GPU_FLOPS

@@ -11,7 +11,7 @@ from bpfree.lab.data.graphs import Graph, unlinked
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.feed import Feed
 from bpfree.lab.tasks.task import Task
-from bpfree.lab.tasks.whole_graph import One, WholeGraph
+from bpfree.lab.tasks.whole_graph import One, Whole, WholeGraph
 
 
 class LinkPrediction(WholeGraph):
@@ -35,7 +35,7 @@ class LinkPrediction(WholeGraph):
         """The graph with the edges that are known, which are what is learned too."""
         known = data.links(settings.seed).train
         batch = ((data.x, known), known)
-        return Feed(One(batch), None, lambda samples: batch, lambda: batch)
+        return Feed(One(Whole(batch)), None, lambda samples: batch, lambda: batch)
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
         """The cross-entropy of edges ``(2, m)`` and of as many random pairs without one, from codes ``(n, code)``."""

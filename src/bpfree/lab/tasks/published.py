@@ -1,14 +1,15 @@
 """Alignment as the code of Launay et al. 2020 measures it on graphs, to compare with its table A.2.
 
-It differs from :func:`bpfree.alignment`: gradients are those at the outputs of convolutions and of linear layers, below
-the non-linearity where feedback enters, so that what the non-linearity blocks is zero in both; the network that learns
-is in evaluation mode and the reference, backpropagation, in training mode, with dropout; numbers of at most 1e-8 count
-as zero; and a node whose numbers of both gradients add up to zero has the cosine 1.
+It is measured at the deepest layer that feedback reaches, the first one. It differs from :func:`bpfree.alignment`:
+gradients are those at the layer's output, below the non-linearity where feedback enters, so that what the non-linearity
+blocks is zero in both; the network that learns is in evaluation mode and the reference, backpropagation, in training
+mode, with dropout; numbers of at most 1e-8 count as zero; and a node whose numbers of both gradients add up to zero has
+the cosine 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,37 +26,33 @@ _NOTHING = 1e-8
 
 
 def alignment(learner: Learner, batch: Any) -> dict[str, float | None]:
-    """Mean and standard deviation over nodes, and the part of nodes without a direction in both; means over layers.
+    """Mean and standard deviation over nodes, and the part of nodes without a direction in both.
 
-    None of each where a rule sends no signals, or the model does not name its hidden layers.
+    None of each where a rule sends no signals, or the model does not name its deepest layer.
 
     Args:
-        learner: The model and its rule. A model says in ``hidden_layers`` which modules give the hidden layers'
-            pre-activations.
+        learner: The model and its rule. A model says in ``deepest_layer`` which module gives the pre-activations.
         batch: The graph, with the classes of all nodes.
     """
-    layers = getattr(learner.model, "hidden_layers", ())
-    if not isinstance(learner.attachment.rule, DirectRule) or learner.attachment.rule.feedback is None or not layers:
+    layer = getattr(learner.model, "deepest_layer", None)
+    if not isinstance(learner.attachment.rule, DirectRule) or learner.attachment.rule.feedback is None or not layer:
         return dict.fromkeys(PUBLISHED_ALIGNMENT)
     with _mode(learner.model, training=False):
-        signals = _gradients(learner, layers, batch)
+        signal = _gradient(learner, layer, batch)
     with learner.attachment.paused(), _mode(learner.model, training=True):
-        exact = _gradients(learner, layers, batch)
-    found = torch.tensor([_compare(one, other) for one, other in zip(signals, exact, strict=True)])
-    return dict(zip(PUBLISHED_ALIGNMENT, found.mean(0).tolist(), strict=True))
+        exact = _gradient(learner, layer, batch)
+    return dict(zip(PUBLISHED_ALIGNMENT, _compare(signal, exact), strict=True))
 
 
-def _gradients(learner: Learner, layers: Sequence[str], batch: Any) -> list[Tensor]:
-    """What comes down to the outputs of ``layers``, each ``(n, features)``."""
+def _gradient(learner: Learner, layer: str, batch: Any) -> Tensor:
+    """What comes down to the output ``(n, features)`` of a module."""
     outputs: list[Tensor] = []
-    modules = [learner.model.get_submodule(name) for name in layers]
-    handles = [module.register_forward_hook(lambda module, args, output: outputs.append(output)) for module in modules]
+    handle = learner.model.get_submodule(layer).register_forward_hook(lambda *passed: outputs.append(passed[2]))
     try:
         with preserved(learner.model, learner.attachment), learner.attachment.fixed(), torch.enable_grad():
-            return list(torch.autograd.grad(learner.batch_loss(batch), outputs))
+            return torch.autograd.grad(learner.batch_loss(batch), outputs)[0]
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 @contextmanager

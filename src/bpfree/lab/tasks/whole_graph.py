@@ -1,11 +1,12 @@
-"""What tasks on graphs share: the whole graph is one batch, and a run takes many steps of a few milliseconds."""
+"""What tasks on graphs share: the whole graph is a batch, or parts of it; many steps of a few milliseconds."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -17,23 +18,59 @@ from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.learner import Learner
 
 
+class Source(Protocol):
+    """Where the steps of a run come from, batches ``((features, edges), targets)``."""
+
+    graph: tuple[Tensor, Tensor]
+    """Features and edges of all nodes, which are evaluated."""
+    every_step: bool
+    """Whether that is done behind every step, and not only behind each part of the run."""
+
+    def steps(self, n: int) -> Iterator[Any]:
+        """The batches of the next ``n`` steps."""
+
+    def to(self, device: torch.device) -> Source:
+        """The same on a device."""
+
+
 @dataclass(frozen=True)
-class One:
-    """The only batch."""
+class Whole:
+    """The whole graph as the batch of every step."""
 
     batch: Any
+    every_step = True
 
-    def __iter__(self) -> Iterator[Any]:
-        yield self.batch
+    @property
+    def graph(self) -> tuple[Tensor, Tensor]:
+        """Features and edges of all nodes."""
+        return self.batch[0]
+
+    def steps(self, n: int) -> Iterator[Any]:
+        """The same batch ``n`` times."""
+        return itertools.repeat(self.batch, n)
+
+    def to(self, device: torch.device) -> Whole:
+        """The same on a device."""
+        return Whole(move_data_to_device(self.batch, device))
+
+
+@dataclass(frozen=True)
+class One:
+    """What Lightning takes for the batches of an epoch: one, where all steps come from."""
+
+    source: Source
+
+    def __iter__(self) -> Iterator[Source]:
+        yield self.source
 
     def __len__(self) -> int:
         return 1
 
 
 class WholeGraph(Learner):
-    """A model that learns from a graph as a whole: a batch is ``((features, edges), targets)``, always the same.
+    """A model that learns from a graph: a batch is ``((features, edges), targets)``, always the same or drawn from it.
 
-    What Lightning takes for a step is a part of the run, all of its steps: the work between two steps, a millisecond
+    What Lightning takes for a step is a part of the run, all steps of it: the work between two steps, a millisecond
     or two in Lightning's loop, would be more than that of a step.
     """
 
@@ -65,21 +102,29 @@ class WholeGraph(Learner):
         feedback = getattr(self.attachment.rule, "feedback", None)
         return isinstance(feedback, Feedback) and feedback.spread > 0
 
-    def training_step(self, batch: Any) -> None:
+    def training_step(self, batch: Source) -> None:
         """All steps of a part of the run."""
         optimizer: Any = self.optimizers()
         course: Any = self.lr_schedulers()
-        for _ in range(self._part):
+        for x, known in batch.steps(self._part):
             optimizer.zero_grad()
-            loss, output = self._loss_and_output(batch)
+            loss, output = self._loss_and_output((x, known))
             loss.backward()
             optimizer.step()
-            course.step()
+            if course is not None:  # the plateau's has steps of its own
+                course.step()
             self._losses.append(loss.detach())
-            self.stepped(batch, output.detach())
+            self.learned(known, output.detach())
+            if batch.every_step:
+                self.evaluate(batch.graph)
+        if not batch.every_step:
+            self.evaluate(batch.graph)
 
-    def stepped(self, batch: Any, output: Tensor) -> None:
-        """Look at the model behind a step, which gave ``output`` before it."""
+    def learned(self, known: Any, output: Tensor) -> None:
+        """Look at what a step's nodes, whose targets are ``known``, gave in it."""
+
+    def evaluate(self, x: tuple[Tensor, Tensor]) -> None:
+        """Look at the model behind a step, or behind a part of the run where steps are drawn; ``x`` is the graph."""
 
     def train_loss(self) -> float:
         """The mean loss of the steps since the last call."""

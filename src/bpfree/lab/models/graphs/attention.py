@@ -118,7 +118,7 @@ def grouped(layer: nn.Module, x: Tensor) -> Tensor:
 
     Several groups together are one block of a diagonal: sixteen products with 8 x 8 matrices take seven times as long.
     """
-    weights = layer.weight.split(max(1, len(layer.weight) // _BLOCKS))
+    weights = layer.weight.split(len(layer.weight) // math.gcd(len(layer.weight), _BLOCKS))
     blocks = torch.stack([torch.block_diag(*some) for some in weights])
     rows = x.reshape(-1, len(blocks), blocks.shape[1]).transpose(0, 1)
     return torch.bmm(rows, blocks).transpose(0, 1).flatten(1) + layer.bias

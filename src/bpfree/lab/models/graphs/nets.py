@@ -29,7 +29,7 @@ class TwoConvolutions(nn.Module):
     """
 
     suggested_error_at = "conv2"
-    hidden_layers = ("conv1",)
+    deepest_layer = "conv1"
 
     def __init__(
         self, first: nn.Module, second: nn.Module, activation: nn.Module, dropout: float, input_dropout: float
@@ -60,6 +60,8 @@ class ChebNet(TwoConvolutions):
     def __init__(
         self, shape: Sequence[int], classes: int, hidden: int = 16, polynomials: int = 2, dropout: float = 0.5
     ) -> None:
+        if polynomials < 1:
+            raise SettingsError(f"polynomials={polynomials}: one at least.")
         first, second = ChebConv(features(shape), hidden, polynomials), ChebConv(hidden, classes, polynomials)
         super().__init__(first, second, nn.ReLU(), dropout, 0.0)
 
@@ -103,6 +105,8 @@ class SplineNet(TwoConvolutions):
         dropout: float = 0.5,
         input_dropout: float = 0.5,
     ) -> None:
+        if kernel_size < 2:
+            raise SettingsError(f"kernel_size={kernel_size}: two at least.")
         first, second = SplineConv(features(shape), hidden, kernel_size), SplineConv(hidden, classes, kernel_size)
         super().__init__(first, second, nn.ELU(), dropout, input_dropout)
 
@@ -157,11 +161,7 @@ class DNA(nn.Module):
     """
 
     suggested_taps = ("acts.*",)
-
-    @property
-    def hidden_layers(self) -> tuple[str, ...]:
-        """The modules that give what the non-linearities get."""
-        return ("lin1", *(f"convs.{number}" for number in range(len(self.convs))))
+    deepest_layer = "lin1"
 
     def __init__(
         self,
@@ -176,6 +176,11 @@ class DNA(nn.Module):
         cut_stack: bool = False,
     ) -> None:
         super().__init__()
+        if hidden % heads or hidden % groups or max(heads, groups) % min(heads, groups):
+            raise SettingsError(
+                f"hidden={hidden}, heads={heads}, groups={groups}: heads and groups must divide hidden, and the "
+                "smaller of the two the larger."
+            )
         self.lin1 = Linear(features(shape), hidden)
         self.convs = nn.ModuleList([DNAConv(hidden, heads, groups, attention_dropout) for _ in range(layers)])
         self.acts = nn.ModuleList([nn.ReLU() for _ in range(layers + 1)])
