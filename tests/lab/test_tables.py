@@ -80,6 +80,7 @@ def test_a_table_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record["data"]["checksums"] == {"made up": "0"}
     assert {"settings", "environment", "duration", "finished"} <= set(record)
     page = Path("results/RESULTS.md").read_text()
+    assert "`bpfree table tiny.yaml`" in page
     for shown in (text.getvalue(), page):
         assert "50.00 ± 1.50" in shown
         assert "The pictures are <made up>." in shown

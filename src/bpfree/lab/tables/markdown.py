@@ -51,7 +51,7 @@ def taken(costs: Sequence[Mapping[str, Any]]) -> str:
 def section(document: Mapping[str, Any]) -> str:
     """One table's part of the page."""
     source = ", ".join(str(value) for value in document["source"].values())
-    lines = [f"## {document['title']}", "", f"`bpfree table {document['name']}` · {source}", ""]
+    lines = [f"## {document['title']}", "", f"`{document['command']}` · {source}", ""]
     shown: list[Any] = []
     for name, entries in document["tables"].items():
         told = [{key: value for key, value in entry.items() if key != "scale"} for entry in entries]

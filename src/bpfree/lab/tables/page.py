@@ -130,7 +130,7 @@ def compared(recipe: Recipe, cells: Mapping[str, Cell], state: State) -> dict[st
     return {
         "format": FORMAT,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": f"bpfree table {recipe.name}",
+        "command": recipe.command,
         "task": first.settings.task,
         "settings": {
             "recipe": recipe.title,

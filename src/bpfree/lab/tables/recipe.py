@@ -125,6 +125,15 @@ class Recipe:
     remarks: list[str]
     charts: dict[str, Chart]
 
+    @property
+    def command(self) -> str:
+        """What runs it: its name, or the path of a file of one's own, which is told from the current folder alone."""
+        folder, here = self.path.resolve().parent, Path.cwd()
+        if folder == FOLDER.resolve():
+            return f"bpfree table {self.name}"
+        inside = folder.is_relative_to(here)
+        return f"bpfree table {(folder.relative_to(here) if inside else Path()) / self.path.name}"
+
     def scale(self, name: str) -> Scale:
         """The scale of this name.
 

@@ -84,6 +84,7 @@ def document(recipe: Recipe, tables: Mapping[str, Sequence[Any]], records: Mappi
     return {
         "format": FORMAT,
         "name": recipe.name,
+        "command": recipe.command,
         "title": recipe.title,
         "source": recipe.source,
         "deviations": recipe.deviations,
