@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 import tiny
 import tiny_table
+import torch
 import yaml
 
+import bpfree
 from bpfree.lab import data
+from bpfree.lab.data import Images, Normalization, Splits
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.runs import learner
 from bpfree.lab.tables.inherit import merged
 from bpfree.lab.tables.metrics import value
 from bpfree.lab.tables.plan import plan, works
@@ -135,12 +139,31 @@ def test_a_key_knows_the_code_of_a_rule_of_ones_own(tmp_path: Path, monkeypatch:
         ("rows:", "deviations:", "rows is missing"),
         ("rule: BP", "function: tiny_table.memory", "optimizer has no meaning|batch_size has no meaning|data has no"),
         ("title: Rules", "title: {Rules", "cannot be read as YAML"),
+        ("deviations: [The pictures are <made up>.]", "deviations: A sentence.", "must be a list of sentences"),
+        ("tolerance: 100", "tolerance: 2 %", "tolerance must be a number"),
+        ("metric: train_accuracy", "metric: 3", "metric must be a name"),
+        ("seeds: 2", "seeds: 2.5", "seeds must be a number from 1 on"),
+        ("seeds: 2", "seeds: two", "seeds must be a number from 1 on"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in tiny_table.RECIPE
     with pytest.raises(SettingsError, match=message):
         planned(tmp_path, tiny_table.RECIPE.replace(old, new))
+
+
+def test_columns_are_names_with_values(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="columns must be names with values"):
+        read(tiny_table.write(tmp_path, "title: T\ncolumns: [accuracy]\nrows: {a: {}}\n"))
+
+
+def test_names_may_be_written_as_numbers_and_a_rule_by_its_arguments_alone(tmp_path: Path) -> None:
+    text = tiny_table.RECIPE.replace("  DFA: {accuracy", "  1: {accuracy").replace("  DFA: {}", "  1: {}")
+    text = text.replace("  rule: {class_path: DFA}\n", "")
+    recipe = read(tiny_table.write(tmp_path, text))
+    assert recipe.expected["1"]["accuracy"].mean == 50
+    cells = {cell.name: cell for cell in plan(recipe, recipe.scale("full"))}
+    assert cells["sum/accuracy"].works[0].settings.rule.rule == bpfree.DFA(reduction="sum")
 
 
 CHART = """
@@ -253,6 +276,9 @@ def test_the_other_tables_say_what_the_papers_do() -> None:
         rules = [run.rule.rule for label, run in found.items() if label.startswith("GrAPE")]
         assert {(rule.step, rule.estimate, rule.perturbations) for rule in rules} == {(1e-3, "cumulative", "normal")}
     assert {run.batch_size for label, run in runs("grape-table1").items() if label.startswith("PEPITA")} == {64}
+    found = runs("launay2019-table4")
+    assert {tuple(run.taps) for run in found.values()} == {("pool*",)}
+    assert {run.rule.lr for run in runs("launay2019-figure4").values()} == {5e-4}
     found = runs("launay2019-table3")
     assert {(run.rule.lr, run.rule.schedule, run.visualize) for run in found.values()} == {
         (1e-2, "plateau", "conv1_2.conv")
@@ -263,6 +289,25 @@ def test_the_other_tables_say_what_the_papers_do() -> None:
     assert area == ((224 / 256) ** 2, (224 / 256) ** 2)
     sizes = [run.model["init_args"]["bottleneck"] for run in runs("launay2019-figure4").values()]
     assert len(sizes) == 14
+
+
+def test_every_layer_of_grapes_first_table_learns() -> None:
+    recipe = read(find("grape-table1"))
+    pixels = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
+    seen = set()
+    for work in works(plan(recipe, recipe.scale("full"), seeds=1)):
+        kind = (work.settings.label.partition(" / ")[0], work.settings.model["class_path"])
+        if kind in seen:
+            continue  # by the same rule on other pictures
+        seen.add(kind)
+        x, y = torch.rand(4, *pixels[work.options.data]), torch.arange(4)
+        images = Images(x, y)
+        splits = Splits(work.options.data, images, images, classes=10, normalization=Normalization((0.0,), (1.0,)))
+        task = learner(work.settings, splits)
+        task.batch_loss((x, y)).backward()
+        still = [name for name, weight in task.model.named_parameters() if weight.grad is None]
+        assert not still, (kind, still)
+    assert len(seen) == 12
 
 
 def test_the_recipe_of_the_documentation_is_one(tmp_path: Path) -> None:

@@ -254,6 +254,32 @@ def test_other_code_is_said_and_measured_anew_where_asked(monkeypatch: pytest.Mo
     assert attempts() == {("BP 0", "COMPLETE"): 2}
 
 
+def test_what_is_not_measured_again_keeps_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    table(options(seeds=1, cell=["BP", "DFA"]))
+    monkeypatch.setattr(provenance, "source", lambda: "changed")
+    for module in (workers, __import__("bpfree.lab.tables.table", fromlist=["source"])):
+        monkeypatch.setattr(module, "source", lambda: "changed")
+    document = table(options(seeds=1, cell=["BP"], again=True))
+    found = {record["label"].partition(" /")[0]: record["code"]["source"] for record in document["records"]}
+    assert (found.pop("BP"), len(found), "changed" in found.values()) == ("changed", 1, False)
+
+
+def test_files_of_others_are_left_alone() -> None:
+    Path("results").mkdir()
+    Path("results/list.json").write_text("[1]")
+    Path("results/broken.json").write_text("{")
+    document = table(options(seeds=1, cell=["BP"]))
+    assert len(document["records"]) == 1
+
+
+def test_records_of_a_gpu_are_told_from_others() -> None:
+    record = {"code": {"source": "a"}, "environment": {"torch": "1"}, "data": {"name": "d", "checksums": {}}}
+    other = replace_in(record, "environment", {"torch": "1", "gpu": "a card"})
+    assert result.cautions([record, other], "a") == [
+        "The runs were made on different kinds of machines: a card, the CPU."
+    ]
+
+
 MEASURED = """
 title: Memory
 columns:

@@ -68,6 +68,7 @@ def test_tpe_gives_every_rule_as_many_tries_and_goes_on_where_it_stopped(monkeyp
     path = tune(options(sampler="tpe", trials=4, to="there/chosen.yaml"))
     assert [[label for label, *_ in ran].count(name) for name in ("DFA", "sum")] == [4, 4]
     assert all(0.01 <= lr <= 1 for _, lr, _ in ran)
+    assert len({lr for label, lr, _ in ran if label == "DFA"}) == 4  # none is tried twice
     best = max(lr for label, lr, _ in ran if label == "DFA")
     assert read(path).rows["DFA"]["lr"] == best
     assert path == Path("there/chosen.yaml")
@@ -82,6 +83,9 @@ def test_tpe_gives_every_rule_as_many_tries_and_goes_on_where_it_stopped(monkeyp
         ("search: {lr: {low: 1, hihg: 2}}", "key 'hihg' is not known.*Did you mean 'high'"),
         ("search: {lr: {low: 1}}", "needs low and high"),
         ("search: {lr: 3}", "must be a list"),
+        ("search: {lr: {low: 2, high: 1}}", "in this order"),
+        ("search: {lr: {low: 0, high: 1, log: true}}", "above 0 with log"),
+        ("search: {lr: {low: x, high: 1}}", "must be numbers"),
         ("search: {lr: {low: 1, high: 2}}", "a grid needs a list"),
     ],
 )

@@ -15,7 +15,7 @@ import bpfree
 
 
 def describe() -> dict[str, Any]:
-    """Versions, the machine, and torch's threads."""
+    """Versions, the machine, its GPU if torch has one, and torch's threads."""
     return {
         "python": platform.python_version(),
         "bpfree": bpfree.__version__,
@@ -23,6 +23,7 @@ def describe() -> dict[str, Any]:
         **_versions("lightning", "torchmetrics"),
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "threads": torch.get_num_threads(),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", ""),
     }

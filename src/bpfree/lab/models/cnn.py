@@ -59,8 +59,9 @@ class CNN(ImageNetwork):
         layers["norm"] = nn.BatchNorm1d(hidden) if batch_norm else None
         layers["head"] = nn.Linear(hidden, classes)
         super().__init__({name: layer for name, layer in layers.items() if layer is not None})
+        self.aligned_layers = ("norm" if batch_norm else "act",)  # be there a tap or not
 
     @staticmethod
     def suggested_taps(batch_norm: bool = False, **_: object) -> tuple[str, ...]:
-        """Where Launay et al. 2019 put feedback."""
+        """Where Launay et al. 2019 say that feedback enters; their code leaves out the last one."""
         return ("pool*", "norm" if batch_norm else "act")

@@ -121,7 +121,7 @@ def cost(recipe: Recipe, scale: Scale, works: Sequence[Work], data_dir: str | No
         "gpu_hours": sum(row.gpu_hours for row in rows),
         "bytes": max(row.bytes for row in rows),
         "assumed": None if device() == "cuda" else {"flops": GPU_FLOPS, "launch": GPU_LAUNCH},
-        "environment": environment.describe() | _gpu(),
+        "environment": environment.describe(),
         "rows": [asdict(row) for row in rows],
     }
 
@@ -158,10 +158,6 @@ def row_cost(runs: Sequence[Training], splits: Data) -> RowCost:
         hours=len(runs) * here / 3600,
         gpu_hours=len(runs) * (here if device() == "cuda" else assumed) / 3600,
     )
-
-
-def _gpu() -> dict[str, str]:
-    return {"gpu": torch.cuda.get_device_name()} if device() == "cuda" else {}
 
 
 def _measured_samples(settings: RunSettings, splits: Data) -> int:

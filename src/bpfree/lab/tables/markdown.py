@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bpfree.lab.files import read_json, write_text
+from bpfree.lab.files import write_text
 from bpfree.lab.report.text import DASH, count, mean_std
 from bpfree.lab.tables import show
-from bpfree.lab.tables.result import COST_FORMAT, FORMAT
+from bpfree.lab.tables.result import COST_FORMAT, FORMAT, of_format
 
 _HEAD = """# Results
 
@@ -21,9 +21,10 @@ _MARKS = {True: " ✓", False: " ✗", None: ""}
 
 def write(folder: Path) -> Path:
     """Write the page of all documents in ``folder``; return its path."""
-    found = [content for path in sorted(folder.glob("*.json")) for content in [read_json(path)]]
-    documents = [content for content in found if isinstance(content, dict) and content.get("format") == FORMAT]
-    costs = [content for content in found if isinstance(content, dict) and content.get("format") == COST_FORMAT]
+    paths = sorted(folder.glob("*.json"))
+    documents, costs = (
+        [content for path in paths if (content := of_format(path, name))] for name in (FORMAT, COST_FORMAT)
+    )
     parts = [_HEAD, *map(section, documents), *([taken(costs)] if costs else [])]
     return write_text(folder / "RESULTS.md", "\n".join(parts))
 
@@ -97,4 +98,5 @@ def _effort(records: Sequence[Mapping[str, Any]]) -> str:
 
 def _machine(environment: Mapping[str, Any]) -> str:
     threads = count(environment["threads"], "thread")
-    return f"{environment['processor'] or DASH}, {threads}, torch {environment['torch']}"
+    computed = environment.get("gpu") or f"{environment['processor'] or DASH}, {threads}"
+    return f"{computed}, torch {environment['torch']}"

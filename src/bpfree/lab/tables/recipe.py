@@ -196,11 +196,25 @@ def read(path: Path) -> Recipe:
     Raises:
         SettingsError: The file is no recipe, or has a key that is not known.
     """
+    return _Reader(path.stem, path).recipe(content_of(path))
+
+
+def content_of(path: Path) -> Any:
+    """What a recipe's file says; names of rows and the like are text, be they written as numbers.
+
+    Raises:
+        SettingsError: It cannot be read as YAML.
+    """
     try:
-        content = get_loader("yaml")(path.read_text(encoding="utf-8"))
+        return _named(get_loader("yaml")(path.read_text(encoding="utf-8")))
     except Exception as error:  # the loader's errors have no public base
         raise SettingsError(f"{path} cannot be read as YAML ({error}).") from error
-    return _Reader(path.stem, path).recipe(content)
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _named(entry) for name, entry in value.items()}
+    return [_named(entry) for entry in value] if isinstance(value, list) else value
 
 
 class _Reader:
@@ -214,8 +228,8 @@ class _Reader:
         for needed in ("title", "rows", "columns"):
             if not given.get(needed):
                 raise SettingsError(f"{self.name}: {needed} is missing.")
-        rows = {str(row): self.set(value, f"rows: {row}") for row, value in self.part(given["rows"], "rows").items()}
-        columns = {str(name): self.column(str(name), value) for name, value in given["columns"].items()}
+        rows = {row: self.set(value, f"rows: {row}") for row, value in self.part(given["rows"], "rows").items()}
+        columns = {name: self.column(name, value) for name, value in self.part(given["columns"], "columns").items()}
         return Recipe(
             name=self.name,
             path=self.path,
@@ -227,9 +241,9 @@ class _Reader:
             cells=self.cells(given.get("cells"), rows, columns),
             expected=self.expected(given.get("expected"), rows, columns),
             scales=self.scales(given.get("scales")),
-            deviations=list(given.get("deviations") or []),
+            deviations=self.sentences(given.get("deviations"), "deviations"),
             search=self.part(given.get("search"), "search"),
-            remarks=list(given.get("remarks") or []),
+            remarks=self.sentences(given.get("remarks"), "remarks"),
             charts=self.charts(given.get("charts"), rows, columns),
         )
 
@@ -241,6 +255,11 @@ class _Reader:
             if valid is not None:
                 known(key, valid, f"{where}: key {key!r}", self.name)
         return dict(value or {})
+
+    def sentences(self, value: Any, where: str) -> list[str]:
+        if value is not None and not (isinstance(value, list) and all(isinstance(entry, str) for entry in value)):
+            raise SettingsError(f"{self.name}: {where} must be a list of sentences, not {value!r}.")
+        return value or []
 
     def set(self, value: Any, where: str, *others: str) -> dict[str, Any]:
         """Settings of cells, and ``others``."""
@@ -254,6 +273,11 @@ class _Reader:
     def column(self, name: str, value: Any) -> Column:
         given = self.set(value, f"columns: {name}", "metric", "tolerance", "above")
         own = {key: given.pop(key) for key in ("metric", "tolerance", "above") if key in given}
+        metric, tolerance = own.get("metric"), own.get("tolerance")
+        if not isinstance(metric, str | Mapping | None):
+            raise SettingsError(f"{self.name}: columns: {name}: metric must be a name or {{alignment: TAP}}.")
+        if not isinstance(tolerance, int | float | None) or isinstance(tolerance, bool):
+            raise SettingsError(f"{self.name}: columns: {name}: tolerance must be a number, not {tolerance!r}.")
         return Column(name, **own, settings=given)
 
     def cells(self, value: Any, rows: Any, columns: Any) -> dict[str, dict[str, Any] | None]:
@@ -289,7 +313,7 @@ class _Reader:
                 known(column, columns, f"charts: {name}: column {column!r}", self.name)
             for row in rows:
                 self.place(row, f"charts: {name}", log=bool(given.get("log")))
-            charts[str(name)] = Chart(**given)
+            charts[name] = Chart(**given)
         return charts
 
     def place(self, row: str, where: str, *, log: bool) -> None:
@@ -304,11 +328,13 @@ class _Reader:
 
     def scales(self, value: Any) -> dict[str, Scale]:
         given = self.part(value, "scales") or {"full": {}}
-        return {str(name): self.scale(str(name), own) for name, own in given.items()}
+        return {name: self.scale(name, own) for name, own in given.items()}
 
     def scale(self, name: str, value: Any) -> Scale:
         own = self.set(value, f"scales: {name}", "seeds", "cut")
         seeds, cut = own.pop("seeds", 1), own.pop("cut", "")
+        if not isinstance(seeds, int) or seeds < 1:
+            raise SettingsError(f"{self.name}: scales: {name}: seeds must be a number from 1 on, not {seeds!r}.")
         if name != "full" and not cut:
             raise SettingsError(f"{self.name}: scales: {name}: say under cut what was cut from the full scale.")
         return Scale(name, seeds, cut, own)

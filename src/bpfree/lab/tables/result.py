@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bpfree.lab.files import finite, read_json, write_text
+from bpfree.lab.files import finite, write_text
 from bpfree.lab.summary import deviation
 from bpfree.lab.tables.ledger import State
 from bpfree.lab.tables.metrics import value
@@ -67,6 +67,9 @@ def cautions(records: Iterable[Mapping[str, Any]], source: str) -> list[str]:
     versions = sorted({str(record["environment"].get("torch")) for record in found})
     if len(versions) > 1:
         said.append(f"The runs were made with different versions of torch: {', '.join(versions)}.")
+    machines = sorted({str(record["environment"].get("gpu") or "the CPU") for record in found})
+    if len(machines) > 1:
+        said.append(f"The runs were made on different kinds of machines: {', '.join(machines)}.")
     return said + _other_data(found)
 
 
@@ -107,5 +110,13 @@ def records(path: Path) -> dict[str, dict[str, Any]]:
     """The records of a document by key; none if there is no such file."""
     if not path.is_file():
         return {}
-    content = read_json(path)
-    return {record["key"]: record for record in content.get("records", [])} if content.get("format") == FORMAT else {}
+    return {record["key"]: record for record in (of_format(path, FORMAT) or {}).get("records", [])}
+
+
+def of_format(path: Path, name: str) -> dict[str, Any] | None:
+    """A file of bpfree's in the folder of results; None for one that is somebody else's, or none of this format."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) and content.get("format") == name else None

@@ -36,6 +36,12 @@ def check(recipe: Recipe) -> None:
                 known(key, _RANGE, f"{where}: key {key!r}", recipe.name)
             if not {"low", "high"} <= set(among):
                 raise SettingsError(f"{recipe.name}: {where}: a range needs low and high.")
+            low, high = (among[end] for end in ("low", "high"))
+            numbers = all(isinstance(end, int | float) for end in (low, high))
+            if not numbers or low > high or (among.get("log") and low <= 0):
+                raise SettingsError(
+                    f"{recipe.name}: {where}: low and high must be numbers in this order, above 0 with log: true."
+                )
         elif not isinstance(among, list) or not among:
             raise SettingsError(
                 f"{recipe.name}: {where} must be a list of values, or {{low: .., high: .., log: true}}."

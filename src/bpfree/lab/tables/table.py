@@ -45,7 +45,8 @@ def table(options: TableOptions, console: Console | None = None) -> dict[str, An
         return _cost(recipe, scale, works(cells), options, console)
     ledger = known(options, again=options.again)
     run_all(order, ledger, options.workers, console)
-    written = document(recipe, ledger)
+    # Of any code: rows that were not asked for again keep what they have.
+    written = document(recipe, options.order().open())
     paths = [result.write(written, Path(options.out)), markdown.write(Path(options.out))]
     state = ledger.state(works(cells))
     if console is not None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import optuna
 import yaml
-from jsonargparse import get_loader
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
@@ -21,7 +20,7 @@ from bpfree.lab.tables.inherit import merged
 from bpfree.lab.tables.ledger import Ledger
 from bpfree.lab.tables.options import TuneOptions
 from bpfree.lab.tables.plan import chosen_cells
-from bpfree.lab.tables.recipe import Recipe
+from bpfree.lab.tables.recipe import Recipe, content_of
 from bpfree.lab.tables.storage import open_storage
 from bpfree.lab.tables.work import Training
 from bpfree.lab.tables.work import works as of_settings
@@ -141,7 +140,6 @@ def _tpe(
             study = optuna.create_study(
                 storage=storage,
                 study_name=f"tune {recipe.name}: {subject.name}, {options.scale}, {options.validation} held out",
-                sampler=optuna.samplers.TPESampler(seed=0),
                 direction="maximize" if _higher(subject.work(_first(recipe), options.validation)) else "minimize",
                 load_if_exists=True,
             )
@@ -155,6 +153,7 @@ def _tpe(
                     raise
 
             while len(ended := _ended(study)) < wanted:
+                study.sampler = optuna.samplers.TPESampler(seed=_draws(study))
                 # One that fails, be it that training diverged, has had its try.
                 study.optimize(objective, n_trials=1, catch=(BpfreeError,))
             tries[subject.name] = [Try(trial.params, trial.value) for trial in ended[:wanted]]
@@ -165,6 +164,11 @@ def _ended(study: optuna.Study) -> list[FrozenTrial]:
     """The tries that count: those of dead workers do not."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
     return [trial for trial in trials if trial.state == TrialState.COMPLETE or _WRONG in trial.user_attrs]
+
+
+def _draws(study: optuna.Study) -> int:
+    """A seed for the next try: one that begins with the others' would repeat their values."""
+    return len(study.get_trials(deepcopy=False))
 
 
 def _first(recipe: Recipe) -> dict[str, Any]:
@@ -193,7 +197,7 @@ def _written(
     recipe: Recipe, found: Sequence[Subject], best: Mapping[str, Try], options: TuneOptions, tries: int
 ) -> str:
     """The recipe with what was chosen, as YAML."""
-    content = dict(get_loader("yaml")(recipe.path.read_text(encoding="utf-8")))
+    content = content_of(recipe.path)
     for subject in found:
         place = dict(content.get(subject.place) or {})
         place[subject.name] = merged(place.get(subject.name) or {}, search.settings(best[subject.name].chosen))

@@ -251,6 +251,8 @@ def _rule(given: Any) -> tuple[str, dict[str, Any]]:
     """The label whose preset is the beginning, and the rule itself if it is not the preset's."""
     if not isinstance(given, Mapping):
         return given or TrainOptions.rule, {}
+    if "class_path" not in given:  # arguments alone, of what is the default
+        given = {"class_path": TrainOptions.rule, **given}
     name = given["class_path"]
     if not given.get("init_args") and (name in PRESETS or name in bpfree.RULES):
         return name, {}

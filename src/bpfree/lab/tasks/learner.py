@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 
 import bpfree
 from bpfree.lab.data.samples import Data
+from bpfree.lab.errors import SettingsError
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.feed import Feed, sampled
 from bpfree.lab.tasks.task import Task
@@ -72,8 +73,15 @@ class Learner(LightningModule):
 
     @property
     def aligned_layers(self) -> Sequence[str]:
-        """Modules between taps behind which alignment is measured too, as the model names them; none under windows."""
-        return getattr(self.model, "aligned_layers", ()) if self.settings.window == 1 else ()
+        """Modules between taps behind which alignment is measured too, as the model names them; none under windows.
+
+        Raises:
+            SettingsError: The model has no such module.
+        """
+        found, modules = tuple(getattr(self.model, "aligned_layers", ())), dict(self.model.named_modules())
+        if unknown := [name for name in found if name not in modules]:
+            raise SettingsError(f"aligned_layers of {type(self.model).__name__} names {', '.join(unknown)}: no module.")
+        return found if self.settings.window == 1 else ()
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
         """The loss of a batch, one number."""
