@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -17,7 +17,7 @@ _ALIGNMENT, _OF = "alignment", "of"
 _OF_A_TAP = [entry.name for entry in fields(TapAlignment) if entry.name != "name"]
 _OF_A_RUN = ("seconds_per_epoch", "alignment_mean", "peak_memory_bytes", "feedback_bytes", "parameters")
 _OF_AN_EPOCH = ("train_loss", "eval_loss")
-_BEST = "best_"
+_BEST, _CHOSEN = "best_", "_at_best_validation"
 
 
 def check(column: Column, work: Work, recipe: str) -> None:
@@ -46,6 +46,8 @@ def check(column: Column, work: Work, recipe: str) -> None:
         return
     valid = [work.metric, f"train_{work.metric}", f"eval_{work.metric}", f"{_BEST}{work.metric}"]
     valid += [*work.measures, *_OF_A_RUN, *_OF_AN_EPOCH]
+    if f"validation_{work.metric}" in work.measures:
+        valid.append(f"{work.metric}{_CHOSEN}")
     if metric not in valid:
         raise SettingsError(
             f"{recipe}: columns: {column.name}: metric {metric!r} is not known. {nearest(metric, valid)}"
@@ -71,13 +73,20 @@ def value(record: Mapping[str, Any], column: Column, metric: str | None) -> floa
     for part in (record.get("values", {}), record, (record.get("epochs") or [{}])[-1]):
         if asked in part:
             return part[asked]
+    if asked == f"{metric}{_CHOSEN}":
+        return max(record["epochs"], key=lambda epoch: _better(metric)(epoch[f"validation_{metric}"]))[f"eval_{metric}"]
     raise SettingsError(f"columns: {column.name}: the record has no {asked!r}. {nearest(str(asked), _names(record))}")
 
 
 def _best(record: Mapping[str, Any], metric: str | None) -> float:
     """The best evaluation of the run, as papers report it that choose the epoch on the test set."""
-    better = {task.metric.name: max if task.metric.better == "higher" else min for task in TASKS.values()}
-    return better[metric](epoch[f"eval_{metric}"] for epoch in record["epochs"])
+    return max((epoch[f"eval_{metric}"] for epoch in record["epochs"]), key=_better(metric))
+
+
+def _better(metric: str | None) -> Callable[[float], float]:
+    """What is higher the better a value of the metric is."""
+    higher = {task.metric.name: task.metric.better == "higher" for task in TASKS.values()}[metric]
+    return lambda value: value if higher else -value
 
 
 def _names(record: Mapping[str, Any]) -> list[str]:
