@@ -158,10 +158,16 @@ def test_rules_are_drawn_together_on_one_network_and_data_set(tmp_path: Path) ->
     assert list(drawn("launay2019-table3")) == ["curves"]
     path = tmp_path / "turned.yaml"
     path.write_text(
-        "title: T\nbase: {data: digits}\nrows: {narrow: {model: MLP}, wide: {model: {class_path: MLP}}}\n"
+        "title: T\nbase: {data: digits}\nrows: {narrow: {model: {class_path: MLP, init_args: {hidden: [9]}}}, wide: {model: MLP}}\n"
         "columns: {BP: {rule: BP}, DFA: {rule: DFA}}\n"
     )
     assert drawn(str(path)) == {"narrow": ["BP", "DFA"], "wide": ["BP", "DFA"]}
+
+
+def test_columns_of_the_same_runs_have_one_page_of_curves() -> None:
+    recipe = read(find("launay2020-table3"))
+    cells = plan(recipe, recipe.scale("full"), 1, ["GraphConv BP", "GraphConv DFA"])
+    assert list(page.groups(recipe, cells)) == ["Cora", "CiteSeer", "PubMed"]
 
 
 def test_charts_of_one_quantity_have_one_axis_and_empty_ones_are_left_out() -> None:

@@ -104,7 +104,7 @@ def groups(recipe: Recipe, cells: Iterable[Cell]) -> dict[str, dict[str, Cell]]:
     """The cells whose runs are drawn together, by label.
 
     All rows, if columns do not differ in what is run. Otherwise those of a column where rows are rules, which are what
-    is compared, and those of a row where columns are.
+    is compared, and those of a row where columns are. Columns that show several numbers of the same runs are one.
     """
     rules = any("rule" in settings for settings in recipe.rows.values())
     found: dict[str, dict[str, Cell]] = {}
@@ -112,7 +112,9 @@ def groups(recipe: Recipe, cells: Iterable[Cell]) -> dict[str, dict[str, Cell]]:
         row, column = cell.row, cell.column.name
         group, label = ("curves", row) if not recipe.by_cell else (column, row) if rules else (row, column)
         found.setdefault(group, {}).setdefault(label, cell)
-    return found
+    runs = {group: [[work.key for work in cell.works] for cell in cells.values()] for group, cells in found.items()}
+    groups = list(found)
+    return {name: found[name] for place, name in enumerate(groups) if runs[name] not in map(runs.get, groups[:place])}
 
 
 def compared(recipe: Recipe, cells: Mapping[str, Cell], state: State) -> dict[str, Any] | None:
