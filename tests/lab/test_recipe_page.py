@@ -158,7 +158,8 @@ def test_rules_are_drawn_together_on_one_network_and_data_set(tmp_path: Path) ->
     assert list(drawn("launay2019-table3")) == ["curves"]
     path = tmp_path / "turned.yaml"
     path.write_text(
-        "title: T\nbase: {data: digits}\nrows: {narrow: {model: {class_path: MLP, init_args: {hidden: [9]}}}, wide: {model: MLP}}\n"
+        "title: T\nbase: {data: digits}\n"
+        "rows: {narrow: {model: {class_path: MLP, init_args: {hidden: [9]}}}, wide: {model: MLP}}\n"
         "columns: {BP: {rule: BP}, DFA: {rule: DFA}}\n"
     )
     assert drawn(str(path)) == {"narrow": ["BP", "DFA"], "wide": ["BP", "DFA"]}
