@@ -30,7 +30,8 @@ from bpfree.lab.runs import Places, run
 from bpfree.lab.settings import RuleSettings, RunSettings, rule_settings
 from bpfree.lab.tables.options import TableOptions
 from bpfree.lab.tables.plan import plan, works
-from bpfree.lab.tables.recipe import find, read
+from bpfree.lab.tables.reading import read
+from bpfree.lab.tables.recipe import find
 from bpfree.lab.tables.table import table
 
 pytestmark = pytest.mark.models

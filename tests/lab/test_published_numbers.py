@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bpfree.lab.tables.recipe import Recipe, find, read
+from bpfree.lab.tables.reading import read
+from bpfree.lab.tables.recipe import Recipe, find
 
 SHARED = Path(__file__).parents[3] / "shared"
 NUMBER = r"\d+\.?\d*|\.\d+"

@@ -22,7 +22,8 @@ from bpfree.lab.report import recipe_charts
 from bpfree.lab.tables import page
 from bpfree.lab.tables.options import ReportOptions, TableOptions
 from bpfree.lab.tables.plan import plan
-from bpfree.lab.tables.recipe import Recipe, find, read
+from bpfree.lab.tables.reading import read
+from bpfree.lab.tables.recipe import Recipe, find
 from bpfree.lab.tables.table import table
 
 # Run after the page's own scripts: what is drawn, how high, and whether pictures were read.

@@ -19,7 +19,8 @@ from bpfree.lab.runs import learner
 from bpfree.lab.tables.inherit import merged
 from bpfree.lab.tables.metrics import value
 from bpfree.lab.tables.plan import plan, works
-from bpfree.lab.tables.recipe import Chart, Column, Expected, find, names, read
+from bpfree.lab.tables.reading import read
+from bpfree.lab.tables.recipe import Chart, Column, Expected, find, names
 
 
 @pytest.fixture(autouse=True)

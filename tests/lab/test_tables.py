@@ -27,7 +27,7 @@ from bpfree.lab.tables import markdown, provenance, result, storage, workers
 from bpfree.lab.tables.ledger import Ledger
 from bpfree.lab.tables.options import TableOptions
 from bpfree.lab.tables.plan import plan, works
-from bpfree.lab.tables.recipe import read
+from bpfree.lab.tables.reading import read
 from bpfree.lab.tables.table import table
 from bpfree.lab.tables.work import Training
 

@@ -15,7 +15,7 @@ from bpfree.lab import data, report
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.tables import page
 from bpfree.lab.tables.options import ReportOptions, TableOptions, TuneOptions
-from bpfree.lab.tables.recipe import read
+from bpfree.lab.tables.reading import read
 from bpfree.lab.tables.table import table
 from bpfree.lab.tables.tune import tune
 from bpfree.lab.tables.work import Training

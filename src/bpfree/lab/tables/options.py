@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.tables.recipe import Recipe, find, names, read
+from bpfree.lab.tables.reading import read
+from bpfree.lab.tables.recipe import Recipe, find, names
 
 if TYPE_CHECKING:
     from bpfree.lab.tables.workers import Order

@@ -1,19 +1,16 @@
-"""Recipes: one YAML file a table, with its cells' settings and the numbers that a paper gives for them."""
+"""Recipes: what a table is, with its cells' settings and the numbers that a paper gives for them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-
-from jsonargparse import get_loader
 
 from bpfree.errors import nearest
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.options import TrainOptions
 from bpfree.lab.settings import RuleOverrides
-from bpfree.lab.tables.inherit import CLASSES, merged
+from bpfree.lab.tables.inherit import merged
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 _OF_THE_COMMAND = {"data_dir", "out", "settings", "seed", "resume"}  # not the recipe's business
@@ -188,156 +185,3 @@ def find(name: str) -> Path:
 def names() -> list[str]:
     """The names of the package's recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
-
-
-def read(path: Path) -> Recipe:
-    """Read a recipe.
-
-    Raises:
-        SettingsError: The file is no recipe, or has a key that is not known.
-    """
-    return _Reader(path.stem, path).recipe(content_of(path))
-
-
-def content_of(path: Path) -> Any:
-    """What a recipe's file says; names of rows and the like are text, be they written as numbers.
-
-    Raises:
-        SettingsError: It cannot be read as YAML.
-    """
-    try:
-        return _named(get_loader("yaml")(path.read_text(encoding="utf-8")))
-    except Exception as error:  # the loader's errors have no public base
-        raise SettingsError(f"{path} cannot be read as YAML ({error}).") from error
-
-
-def _named(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _named(entry) for name, entry in value.items()}
-    return [_named(entry) for entry in value] if isinstance(value, list) else value
-
-
-class _Reader:
-    """Checks names and shapes on the way from plain values to a :class:`Recipe`."""
-
-    def __init__(self, name: str, path: Path) -> None:
-        self.name, self.path = name, path
-
-    def recipe(self, content: Any) -> Recipe:
-        given = self.part(content, "the file", [entry.name for entry in fields(Recipe) if entry.name not in _GIVEN])
-        for needed in ("title", "rows", "columns"):
-            if not given.get(needed):
-                raise SettingsError(f"{self.name}: {needed} is missing.")
-        rows = {row: self.set(value, f"rows: {row}") for row, value in self.part(given["rows"], "rows").items()}
-        columns = {name: self.column(name, value) for name, value in self.part(given["columns"], "columns").items()}
-        return Recipe(
-            name=self.name,
-            path=self.path,
-            title=given["title"],
-            source=self.part(given.get("source"), "source"),
-            base=self.set(given.get("base"), "base"),
-            rows=rows,
-            columns=columns,
-            cells=self.cells(given.get("cells"), rows, columns),
-            expected=self.expected(given.get("expected"), rows, columns),
-            scales=self.scales(given.get("scales")),
-            deviations=self.sentences(given.get("deviations"), "deviations"),
-            search=self.part(given.get("search"), "search"),
-            remarks=self.sentences(given.get("remarks"), "remarks"),
-            charts=self.charts(given.get("charts"), rows, columns),
-        )
-
-    def part(self, value: Any, where: str, valid: Any = None) -> dict[str, Any]:
-        """A mapping, whose keys are among ``valid``; nothing is an empty one."""
-        if value is not None and not isinstance(value, Mapping):
-            raise SettingsError(f"{self.name}: {where} must be names with values, not {value!r}.")
-        for key in value or {}:
-            if valid is not None:
-                known(key, valid, f"{where}: key {key!r}", self.name)
-        return dict(value or {})
-
-    def sentences(self, value: Any, where: str) -> list[str]:
-        if value is not None and not (isinstance(value, list) and all(isinstance(entry, str) for entry in value)):
-            raise SettingsError(f"{self.name}: {where} must be a list of sentences, not {value!r}.")
-        return value or []
-
-    def set(self, value: Any, where: str, *others: str) -> dict[str, Any]:
-        """Settings of cells, and ``others``."""
-        given = self.part(value, where, [*SETTINGS, *others])
-        for name in set(CLASSES) & set(given):
-            if isinstance(given[name], Mapping):
-                # What stands beside these two would be left out without a word.
-                self.part(given[name], f"{where}: {name}", ("class_path", "init_args"))
-        return given
-
-    def column(self, name: str, value: Any) -> Column:
-        given = self.set(value, f"columns: {name}", "metric", "tolerance", "above")
-        own = {key: given.pop(key) for key in ("metric", "tolerance", "above") if key in given}
-        metric, tolerance = own.get("metric"), own.get("tolerance")
-        if not isinstance(metric, str | Mapping | None):
-            raise SettingsError(f"{self.name}: columns: {name}: metric must be a name or {{alignment: TAP}}.")
-        if not isinstance(tolerance, int | float | None) or isinstance(tolerance, bool):
-            raise SettingsError(f"{self.name}: columns: {name}: tolerance must be a number, not {tolerance!r}.")
-        return Column(name, **own, settings=given)
-
-    def cells(self, value: Any, rows: Any, columns: Any) -> dict[str, dict[str, Any] | None]:
-        valid = [f"{row}/{column}" for row in rows for column in columns]
-        given = self.part(value, "cells", valid)
-        return {name: None if own is None else self.set(own, f"cells: {name}") for name, own in given.items()}
-
-    def expected(self, value: Any, rows: Any, columns: Any) -> dict[str, dict[str, Expected]]:
-        given = self.part(value, "expected", rows)
-        return {
-            row: {
-                name: self.number(number, f"expected: {row}: {name}")
-                for name, number in self.part(cells, f"expected: {row}", columns).items()
-            }
-            for row, cells in given.items()
-        }
-
-    def number(self, value: Any, where: str) -> Expected:
-        values = value if isinstance(value, list) else [value]
-        numbers = [item for item in values if isinstance(item, int | float) and not isinstance(item, bool)]
-        if len(numbers) != len(values) or not 1 <= len(values) <= 2:
-            raise SettingsError(f"{self.name}: {where} must be a mean, or [mean, standard deviation], not {value!r}.")
-        return Expected(*numbers)
-
-    def charts(self, value: Any, rows: Any, columns: Any) -> dict[str, Chart]:
-        charts = {}
-        for name, own in self.part(value, "charts").items():
-            given = self.part(own, f"charts: {name}", [entry.name for entry in fields(Chart)])
-            missing = [needed for needed in ("columns", "x", "y") if not given.get(needed)]
-            if missing:
-                raise SettingsError(f"{self.name}: charts: {name}: {missing[0]} is missing.")
-            for column in given["columns"]:
-                known(column, columns, f"charts: {name}: column {column!r}", self.name)
-            for row in rows:
-                self.place(row, f"charts: {name}", log=bool(given.get("log")))
-            charts[name] = Chart(**given)
-        return charts
-
-    def place(self, row: str, where: str, *, log: bool) -> None:
-        """Find out whether a row's name is a number that an axis can show."""
-        try:
-            shown = not log or float(row) > 0
-        except ValueError:
-            shown = False
-        if not shown:
-            kind = "a number above 0" if log else "a number"
-            raise SettingsError(f"{self.name}: {where}: rows are places on its axis, and row {row!r} is not {kind}.")
-
-    def scales(self, value: Any) -> dict[str, Scale]:
-        given = self.part(value, "scales") or {"full": {}}
-        return {name: self.scale(name, own) for name, own in given.items()}
-
-    def scale(self, name: str, value: Any) -> Scale:
-        own = self.set(value, f"scales: {name}", "seeds", "cut")
-        seeds, cut = own.pop("seeds", 1), own.pop("cut", "")
-        if not isinstance(seeds, int) or seeds < 1:
-            raise SettingsError(f"{self.name}: scales: {name}: seeds must be a number from 1 on, not {seeds!r}.")
-        if name != "full" and not cut:
-            raise SettingsError(f"{self.name}: scales: {name}: say under cut what was cut from the full scale.")
-        return Scale(name, seeds, cut, own)
-
-
-_GIVEN = ("name", "path")  # what the file does not say about itself

@@ -13,7 +13,8 @@ from bpfree.lab.tables.ledger import Ledger, State
 from bpfree.lab.tables.options import RecipeOptions, TableOptions
 from bpfree.lab.tables.plan import Cell, plan, works
 from bpfree.lab.tables.provenance import source
-from bpfree.lab.tables.recipe import Recipe, Scale, find, names, read
+from bpfree.lab.tables.reading import read
+from bpfree.lab.tables.recipe import Recipe, Scale, find, names
 from bpfree.lab.tables.work import Work
 from bpfree.lab.tables.workers import run_all
 

@@ -20,7 +20,8 @@ from bpfree.lab.tables.inherit import merged
 from bpfree.lab.tables.ledger import Ledger
 from bpfree.lab.tables.options import TuneOptions
 from bpfree.lab.tables.plan import chosen_cells
-from bpfree.lab.tables.recipe import Recipe, content_of
+from bpfree.lab.tables.reading import content_of
+from bpfree.lab.tables.recipe import Recipe
 from bpfree.lab.tables.storage import open_storage
 from bpfree.lab.tables.work import Training
 from bpfree.lab.tables.work import works as of_settings

@@ -20,7 +20,7 @@ from bpfree.lab.errors import RunError
 from bpfree.lab.tables.ledger import Claim, Ledger
 from bpfree.lab.tables.plan import plan, works
 from bpfree.lab.tables.provenance import code, source
-from bpfree.lab.tables.recipe import read
+from bpfree.lab.tables.reading import read
 from bpfree.lab.tables.work import Work
 from bpfree.lab.terminal import Display
 
