@@ -14,9 +14,9 @@ import bpfree
 from bpfree.lab.data import load
 from bpfree.lab.data.graphs import Graph, GraphSettings
 from bpfree.lab.models.graphs.nets import DNA
+from bpfree.lab.tasks.published import row_cosines
 
 LAYERS, HIDDEN, HEADS, GROUPS = 5, 128, 8, 16
-NOTHING = 1e-8
 PARTS = ("lin_q", "lin_k", "lin_v")
 
 
@@ -100,10 +100,8 @@ def _kept(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:
 
 
 def compared(signal: Tensor, exact: Tensor) -> dict[str, float]:
-    """The published measure, over rows: cosines of numbers above 1e-8, and 1 where both add up to zero."""
-    one, other = (torch.where(part.abs() > NOTHING, part, 0.0).flatten(1) / NOTHING for part in (signal, exact))
-    nothing = one.sum(1) + other.sum(1) == 0
-    cosine = F.cosine_similarity(one, other, dim=1, eps=NOTHING)
+    """The published measure over rows, and what it is made of."""
+    cosine, nothing = row_cosines(signal.flatten(1), exact.flatten(1))
     whole = torch.where(nothing, 1.0, cosine)
     return {
         "published": float(whole.mean()),

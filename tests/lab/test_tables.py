@@ -238,11 +238,15 @@ def test_a_run_that_fails_is_named_and_tried_by_the_next_command_alone(capsys: p
     assert "1 runs failed" in capsys.readouterr().err
 
 
-def test_other_code_is_said_and_measured_anew_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    table(options(seeds=1, cell=["BP"]))
+def change_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "source", lambda: "changed")
     for module in (workers, __import__("bpfree.lab.tables.table", fromlist=["source"])):
         monkeypatch.setattr(module, "source", lambda: "changed")
+
+
+def test_other_code_is_said_and_measured_anew_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    table(options(seeds=1, cell=["BP"]))
+    change_the_code(monkeypatch)
     shown = io.StringIO()
     table(options(seeds=1, cell=["BP"]), Console(file=shown, width=200))
     assert "1 of 1 runs were measured with another state" in " ".join(shown.getvalue().split())
@@ -256,9 +260,7 @@ def test_other_code_is_said_and_measured_anew_where_asked(monkeypatch: pytest.Mo
 
 def test_what_is_not_measured_again_keeps_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     table(options(seeds=1, cell=["BP", "DFA"]))
-    monkeypatch.setattr(provenance, "source", lambda: "changed")
-    for module in (workers, __import__("bpfree.lab.tables.table", fromlist=["source"])):
-        monkeypatch.setattr(module, "source", lambda: "changed")
+    change_the_code(monkeypatch)
     document = table(options(seeds=1, cell=["BP"], again=True))
     found = {record["label"].partition(" /")[0]: record["code"]["source"] for record in document["records"]}
     assert (found.pop("BP"), len(found), "changed" in found.values()) == ("changed", 1, False)

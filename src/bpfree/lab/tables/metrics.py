@@ -74,7 +74,8 @@ def value(record: Mapping[str, Any], column: Column, metric: str | None) -> floa
         if asked in part:
             return part[asked]
     if asked == f"{metric}{_CHOSEN}":
-        return max(record["epochs"], key=lambda epoch: _better(metric)(epoch[f"validation_{metric}"]))[f"eval_{metric}"]
+        better = _better(metric)
+        return max(record["epochs"], key=lambda epoch: better(epoch[f"validation_{metric}"]))[f"eval_{metric}"]
     raise SettingsError(f"columns: {column.name}: the record has no {asked!r}. {nearest(str(asked), _names(record))}")
 
 

@@ -66,8 +66,13 @@ def _mode(model: nn.Module, *, training: bool) -> Generator[None]:
 
 
 def _compare(signal: Tensor, exact: Tensor) -> tuple[float, float, float]:
+    cosine, nothing = row_cosines(signal, exact)
+    cosine = torch.where(nothing, 1.0, cosine)
+    both_zero = torch.stack([(part.abs() <= _NOTHING).all(1) for part in (signal, exact)]).all(0)
+    return float(cosine.mean()), float(cosine.std()), float(both_zero.float().mean())
+
+
+def row_cosines(signal: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's cosine of two gradients ``(n, k)``, and which rows count as 1: their numbers add up to zero."""
     signal, exact = (F.threshold(part.abs(), _NOTHING, 0.0) * part.sign() / _NOTHING for part in (signal, exact))
-    cosine = F.cosine_similarity(exact, signal, dim=1, eps=_NOTHING)
-    cosine[signal.sum(1) + exact.sum(1) == 0] = 1.0
-    both_zero = ((signal == 0).all(1) & (exact == 0).all(1)).float().mean()
-    return float(cosine.mean()), float(cosine.std()), float(both_zero)
+    return F.cosine_similarity(exact, signal, dim=1, eps=_NOTHING), signal.sum(1) + exact.sum(1) == 0
