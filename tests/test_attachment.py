@@ -1,6 +1,7 @@
 """Attaching, detaching, saving: what a rule leaves and does not leave in a model."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
+from bpfree import errors
 
 RULES = [
     bpfree.BP(),
@@ -198,9 +200,86 @@ def test_a_copied_model_has_a_rule_of_its_own():
     bpfree.attach(model, bpfree.DFA(), example_inputs=batch()[0])
     twin = copy.deepcopy(model)
     x, y = batch()
+    torch.manual_seed(1)
     F.cross_entropy(twin(x), y).backward()
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert all(parameter.grad is not None for parameter in twin.parameters())
+    torch.manual_seed(1)
+    F.cross_entropy(model(x), y).backward()
+    for ours, copied in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(ours.grad, copied.grad)
+    with pytest.raises(errors.AlreadyAttachedError, match=r"copy.deepcopy\(\(model, attachment\)\)"):
+        bpfree.attach(twin, bpfree.FA())
+
+
+def test_a_copy_with_its_attachment_can_be_detached():
+    model = network()
+    twin, attachment = copy.deepcopy((model, bpfree.attach(model, bpfree.DFA())))
+    attachment.detach()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in twin.modules())
+    bpfree.attach(twin, bpfree.FA())
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 2}, {"streaming": True}, {"threads": 2}], ids=str)
+def test_a_frozen_output_layer_passes_its_error(options):
+    model, (x, y) = network().eval(), batch()
+    model[6].requires_grad_(False)
+    with bpfree.attach(model, bpfree.DFA(), seed=1, **options):
+        F.cross_entropy(model(x), y).backward()
+    frozen = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    model[6].requires_grad_()
+    with bpfree.attach(model, bpfree.DFA(), seed=1, **options):
+        F.cross_entropy(model(x), y).backward()
+    assert frozen[-2:] == [None, None]
+    for ours, expected in zip(frozen[:-2], list(model.parameters())[:-2], strict=True):
+        torch.testing.assert_close(ours, expected.grad)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 2}, {"streaming": True}, {"threads": 2}], ids=str)
+def test_a_frozen_model_runs_as_it_is(options):
+    model, (x, _) = network().eval(), batch()
+    expected = model.requires_grad_(False)(x)
+    bpfree.attach(model, bpfree.DFA(), **options)
+    output = model(x)
+    assert torch.equal(output, expected)
+    assert not output.requires_grad
+
+
+def test_a_part_of_the_model_that_is_called_alone_is_told_to_backpropagate():
+    model, (x, y) = network(), batch()
+    attachment = bpfree.attach(model, bpfree.DFA())
+    with pytest.warns(UserWarning, match="tap '2' was reached without the model .* trains by plain backpropagation"):
+        model[:4](x)
+    model[:4](x)  # once
+    with torch.no_grad():
+        model[:4](x)
+    with attachment.paused():
+        model[:4](x)
+    F.cross_entropy(model(x), y).backward()
+
+
+def test_the_table_is_that_of_the_last_pass():
+    class Ways(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+            self.t1, self.t2, self.t3 = nn.Tanh(), nn.Tanh(), nn.Tanh()
+
+        def forward(self, x, short):
+            h = self.t2(self.b(self.t1(self.a(x))))
+            return self.head(h if short else self.t3(self.c(h)))
+
+    model, x = Ways(), torch.randn(8, 4)
+    attachment = bpfree.attach(model, bpfree.DFA())
+    learners = {}
+    for short in (False, True):
+        model(x, short)
+        rows = [line.split() for line in str(attachment).splitlines()]
+        learners[short] = {row[0]: row[-1] for row in rows if row[0] in {"t1", "t2", "t3", "(output)"}}
+    assert learners == {
+        False: {"t1": "a", "t2": "b", "t3": "c", "(output)": "head"},
+        True: {"t1": "a", "t2": "b", "(output)": "head"},
+    }
 
 
 def test_retained_graphs_may_be_used_twice():
@@ -225,9 +304,7 @@ def test_activations_are_freed_with_the_graph():
     model[5].register_forward_hook(lambda m, a, out: kept.append(weakref.ref(out)), prepend=True)
     x, y = batch()
     loss = F.cross_entropy(model(x), y)
-    loss.backward()  # `loss` is still alive, its graph is not
-    gc.collect()
-    assert kept[0]() is None or kept[0]().grad_fn is not None
+    loss.backward()
     del loss
     gc.collect()
     assert kept[0]() is None
@@ -287,9 +364,27 @@ def test_a_users_own_rule():
     model = network().eval()
     attachment = bpfree.attach(model, ScaledDFA())
     x, y = batch()
-    h = model[:5](x).tanh()
+    with torch.no_grad():
+        below = model[:4](x)
+        h = model[4](below).tanh()
     error = (model[6](h).softmax(1) - F.one_hot(y, 4)) / 8
     F.cross_entropy(model(x), y).backward()
     d = error / error.norm(dim=1, keepdim=True) @ attachment.feedback.matrix(attachment.mechanism.sites[-1])
-    expected = (d * (1 - h**2)).T @ model[:4](x)
+    expected = (d * (1 - h**2)).T @ below
     torch.testing.assert_close(model[4].weight.grad, expected)
+
+
+@dataclass(frozen=True)
+class Demanding(bpfree.DirectRule):
+    """A rule with an option that has no default."""
+
+    strength: float
+    sign: bool = False
+
+
+def test_a_rule_is_shown_with_the_options_that_are_not_its_defaults():
+    assert str(Demanding(0.5)) == "Demanding(strength=0.5)"
+    assert str(Demanding(0.5, sign=True)) == "Demanding(strength=0.5, sign=True)"
+    assert str(bpfree.GrAPE()) == "GrAPE()"
+    assert str(bpfree.GrAPE(step=0.2)) == "GrAPE(step=0.2)"
+    assert "Demanding(strength=0.5) on Sequential" in str(bpfree.attach(network(), Demanding(0.5)))

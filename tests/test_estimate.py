@@ -310,3 +310,25 @@ def test_a_model_that_detaches_is_told():
     bpfree.attach(model, bpfree.FDFA())
     with pytest.raises(bpfree.errors.ForwardDerivativeError, match="no perturbation of the taps arrives"):
         model(torch.randn(2, 4))
+
+
+class Louder(nn.Module):
+    """The k-th pass gives k times its output."""
+
+    def __init__(self):
+        super().__init__()
+        self.below, self.tap, self.head = nn.Linear(4, 1), nn.Tanh(), nn.Linear(1, CLASSES)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x):
+        self.passes += 1
+        return self.head(self.tap(self.below(x))) * self.passes
+
+
+def test_the_pass_that_is_estimated_is_the_one_that_ran(double):
+    # One feature and random signs: v v = 1, so that G is the Jacobian itself.
+    model = Louder()
+    attachment = bpfree.attach(model, bpfree.FDFA(beta=1.0, debiased=False), taps=["tap"])
+    for k in (1, 2, 3):
+        model(torch.randn(5, 4)).sum().backward()
+        torch.testing.assert_close(attachment.feedback["tap:1"], model.head.weight.detach() * k)

@@ -83,11 +83,28 @@ class Checkpointed(nn.Module):
         return self.above(self.taps[1](checkpoint(self.inside, h, use_reentrant=False)))
 
 
+class Statistics(nn.Module):
+    """What a pass computes depends on buffers that move in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.below = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 12)), nn.Tanh())
+        self.above = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, C))
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x):
+        self.mean.lerp_(x.detach().mean(0), 0.1)
+        self.passes = self.passes + 1
+        return self.above(self.below(x - self.mean) / self.passes.sqrt())
+
+
 MODELS = {
     "mlp": (mlp, (6,), {}),
     "convolution": (convnet, (1, 8, 8), {}),
     "tied": (Tied, (6,), {"error_at": "body", "taps": "tanh"}),
     "checkpointed": (Checkpointed, (6,), {"taps": bpfree.Tap}),
+    "statistics": (Statistics, (6,), {}),
     "ends in a tap": (lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, C), nn.Sigmoid()), (6,), {}),
 }
 
@@ -238,6 +255,23 @@ def test_the_way_may_depend_on_the_arguments(double):
             F.cross_entropy(model(x, twice=twice), y).backward()
         found.append([parameter.grad for parameter in model.parameters()])
     assert_agrees("tied", *found)
+
+
+def test_what_learns_may_change_between_passes(double):
+    model, x = Tied(), batch((6,))[0]
+    attachment = bpfree.attach(model, bpfree.DFA(), seed=3, streaming=True, taps="tanh", error_at="body")
+    model(x).square().sum().backward()
+    model.again.weight.requires_grad_(False)
+    found = gradients_of(model, x)
+    attachment.detach()
+    bpfree.attach(model, bpfree.DFA(), seed=3, taps="tanh", error_at="body")
+    assert_equal(found, gradients_of(model, x))
+
+
+def gradients_of(model, x):
+    model.zero_grad()
+    model(x).square().sum().backward()
+    return [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
 
 
 def test_a_second_backward_pass_needs_the_graph_to_be_retained(double):

@@ -217,3 +217,22 @@ def test_alignment_of_a_window_is_that_of_what_its_segments_learn_from(double):
     report = bpfree.alignment(attachment, loss)
     assert report.taps[-1].cosine_mean == pytest.approx(1.0, abs=1e-12)  # the top two segments are exact
     assert abs(report.taps[0].cosine_mean) < 0.99
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_what_the_arguments_come_from_is_left_to_autograd(double, calls):
+    torch.manual_seed(1)
+    stem, model = nn.Sequential(nn.Linear(6, 6), nn.Tanh()), mlp()
+    x, y = batch("mlp")
+
+    def found():
+        for part in (stem, model):
+            part.zero_grad()
+        z = stem(x)
+        # The stem learns through the model, by a way around it, and as often as the model is called.
+        (sum(F.cross_entropy(model(z), y) for _ in range(calls)) + z.square().sum()).backward()
+        return [parameter.grad.clone() for part in (stem, model) for parameter in part.parameters()]
+
+    exact = found()
+    with bpfree.attach(model, bpfree.DFA(), window=DEPTH + 1):
+        assert_same(found(), exact)

@@ -131,7 +131,9 @@ def alignment(
             "taps=...). Rules with no backward pass at all have none."
         )
     if unreached := set(layers) - set(rule.names):
-        raise TapSelectionError(f"layers= names {', '.join(sorted(unreached))}, which the forward pass does not reach.")
+        raise TapSelectionError(
+            f"layers= names {', '.join(sorted(unreached))}, which the forward pass does not reach below the error."
+        )
     of_feedback = _feedback_cosines(attachment, exact)
     columns = zip(rule.names, _dims_each(attachment, rule), rule.outputs, rule.gradients, exact.gradients, strict=True)
     return AlignmentReport(
@@ -231,7 +233,8 @@ def _watching(attachment: Attachment, seen: _Pass, places: Mapping[str, nn.Modul
 
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-            if not torch.is_grad_enabled():  # an estimating pass
+            # Neither in an estimating pass, nor above the error, where there is nothing to compare.
+            if not torch.is_grad_enabled() or seen.error is not None:
                 return None
             calls = sum(known.partition("#")[0] == name for known in seen.names)
             seen.names.append(f"{name}#{calls + 1}" if calls else name)

@@ -70,7 +70,8 @@ def attach(
             carried down by the segments between. 1 is the plain rule; a window as deep as the network is
             backpropagation. One pass of input gradients more for every step beyond 1.
         within: For direct rules: the layerwise rule that carries signals down inside a segment and a window, in place
-            of backpropagation's transposed weights: with ``bpfree.KolenPollack()`` no weight is transported at all.
+            of backpropagation's transposed weights: with ``bpfree.KolenPollack()`` no weight below ``error_at`` is
+            transported at all.
         streaming: For direct rules: store no graph. In the backward pass the model runs a second time, under the same
             random numbers, and each segment learns at once: the activations of one segment are in memory at a time,
             for the arithmetic of one step of backpropagation. The numbers are those of the stored graph. Forward hooks
@@ -137,10 +138,17 @@ def check_attachable(model: nn.Module, seed: int, batch_dims: int | None) -> Non
             "the model is sharded (fully_shard): attach the rule first and shard then, so that its hooks see whole "
             "weights."
         )
-    if any(module in _ATTACHED for module in model.modules()):
+    if any(module in _ATTACHED or _hooked(module) for module in model.modules()):
         raise AlreadyAttachedError(
-            "the model, or a part of it, has a rule already: call its attachment.detach() first."
+            "the model, or a part of it, has a rule already: call its attachment.detach() first. A copy of an attached "
+            "model has a copy of the rule: copy.deepcopy((model, attachment)) also gives what detaches it."
         )
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether a mechanism's hooks are on ``module``, as on a copy of a model that had a rule."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return any(isinstance(getattr(getattr(hook, "func", hook), "__self__", None), Mechanism) for hook in hooks)
 
 
 def _check_streaming(rule: Rule, window: int, streaming: bool) -> None:

@@ -25,7 +25,7 @@ from bpfree.convolution import CONVOLUTIONS
 from bpfree.draw import derived_seed
 from bpfree.errors import ForwardDerivativeError
 from bpfree.plan import Plan
-from bpfree.preserve import RandomState, preserved
+from bpfree.preserve import Surroundings
 from bpfree.spatial import Form
 from bpfree.taps import Site, product
 
@@ -194,13 +194,13 @@ class DualPass:
         self._held = (plan,)
         self._fused = True
 
-    def __call__(self, call: Call, prepare: Callable[[], Any], start: RandomState) -> Tensor:
+    def __call__(self, call: Call, prepare: Callable[[], Any], start: Surroundings) -> Tensor:
         """The tangent of the output at ``error_at``.
 
         Args:
             call: The model's arguments.
             prepare: Returns a context manager that brings the perturbations in, for one attempt.
-            start: The random state to begin with, so that dropout draws the masks of the pass before.
+            start: What the pass before began with, so that dropout draws the same masks.
 
         Raises:
             ForwardDerivativeError: A layer has no forward-mode derivative, or nothing reaches the output.
@@ -218,11 +218,10 @@ class DualPass:
         )
         return self(call, prepare, start)
 
-    def _run(self, call: Call, prepare: Callable[[], Any], start: RandomState) -> Tensor:
+    def _run(self, call: Call, prepare: Callable[[], Any], start: Surroundings) -> Tensor:
         (plan,) = self._held
         attention = differentiable_attention(fused=self._fused)
-        with preserved(plan.model), torch.no_grad(), dual.dual_level(), attention, prepare():
-            start.restore()
+        with start.restored(plan.model), torch.no_grad(), dual.dual_level(), attention, prepare():
             output = _up_to_error(plan, call)
             _, tangent = split(output)
         if tangent is None:
@@ -233,7 +232,7 @@ class DualPass:
             )
         return tangent
 
-    def _unserved(self, call: Call, prepare: Callable[[], Any], start: RandomState) -> ForwardDerivativeError:
+    def _unserved(self, call: Call, prepare: Callable[[], Any], start: Surroundings) -> ForwardDerivativeError:
         """Run again with every module watched, to find the one that has no derivative."""
         (plan,) = self._held
         names = {module: name for name, module in plan.model.named_modules()}
@@ -301,7 +300,7 @@ class Estimator:
         self._form = form
         self._dual_pass = DualPass(plan)
         self.tape = Tape(plan.model)
-        self._start: RandomState | None = None
+        self._start: Surroundings | None = None
         self._keep = True
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -312,7 +311,7 @@ class Estimator:
             keep: Whether outputs and perturbations may be kept, which spares work and costs memory.
         """
         (plan,) = self._held
-        self._start, self._keep = RandomState.now(plan.model), keep
+        self._start, self._keep = Surroundings.now(plan.model), keep
         if keep:
             self.tape.record()
 

@@ -83,6 +83,11 @@ class Feedback:
         if not isinstance(self.spread, int) or self.spread < 0:
             raise OptionError(f"spread={self.spread}: a number of steps over the edges of a graph, 0 for none.")
 
+    @property
+    def depends_on_widest(self) -> bool:
+        """Whether a tap's matrix depends on the widest tap of all."""
+        return self.shared or self.normalization == "launay2020-code"
+
     def form(self, site: Site) -> Form:
         """What the numbers of one row of B_l stand for."""
         return Form.of(site.features, self.modes)
@@ -161,6 +166,7 @@ class Projection(LateBuffers):
         super().__init__(seed=seed)
         self.feedback = feedback
         self._sizes: tuple[int, int] | None = None  # c and the coefficients of the widest tap
+        self._place: tuple[torch.dtype, torch.device] | None = None  # where and in which precision signals are made
         self._known: tuple[Sequence[Site], list[tuple[str, Form]]] = ((), [])
         self.adjacency: Matrix | None = None
 
@@ -175,10 +181,11 @@ class Projection(LateBuffers):
             TapShapeError: A tap is wider than the feedback drawn for it, or the error's size changed.
             StateError: A loaded state does not fit the taps.
         """
+        self._place = (like.dtype, like.device)
         widest = max([form.size for _, form in self._keys(sites)])
         if self._sizes is None:
             self._sizes = (c, widest)
-        elif c != self._sizes[0] or widest > self._sizes[1]:
+        elif c != self._sizes[0] or (self.feedback.depends_on_widest and widest > self._sizes[1]):
             raise TapShapeError(
                 f"the feedback was drawn for an error of {self._sizes[0]} numbers and taps of at most "
                 f"{self._sizes[1]} features; this forward pass has {c} and {widest}. Sizes may change only in the "
@@ -211,8 +218,11 @@ class Projection(LateBuffers):
 
     def name(self, site: Site) -> str:
         """Under which name a tap's matrix is kept."""
-        # One module may be reached with several widths; each width has a matrix of its own.
-        return "shared" if self.feedback.shared else f"{site.module}:{site.width}"
+        if self.feedback.shared:
+            return "shared"
+        # One module may be reached with several widths, and each has a matrix of its own; modes serve all resolutions.
+        form = self.feedback.form(site)
+        return f"{site.module}:{form.channels}x{form.modes}" if form.modes else f"{site.module}:{form.size}"
 
     def matrix(self, site: Site) -> Tensor:
         """B_l of one tap, shape ``(c, n_l)``. A regenerated matrix is drawn in full.
@@ -225,7 +235,10 @@ class Projection(LateBuffers):
         form, name = self.feedback.form(site), self.name(site)
         if self.feedback.stored:
             return form.expand(self[name][:, : form.size] * self._scale(form))
-        return form.expand(self._drawn(name, torch.empty(self._sizes[0], form.size)) * self._scale(form))
+        # A device draws numbers of its own.
+        dtype, device = self._place or (None, None)
+        out = torch.empty(self._sizes[0], form.size, dtype=dtype, device=device)
+        return form.expand(self._drawn(name, out) * self._scale(form))
 
     def _scale(self, form: Form) -> float:
         assert self._sizes is not None
@@ -294,7 +307,7 @@ class Projection(LateBuffers):
         form = self.feedback.form(site)
         c = self._sizes[0] if self._sizes else "?"
         kind = "shared" if self.feedback.shared else "own"
-        size = f"{form.size // form.modes} x {form.modes} modes" if form.modes else str(form.size)
+        size = f"{form.channels} x {form.modes} modes" if form.modes else str(form.size)
         return f"{c} x {size} {kind if self.feedback.stored else 'regenerated'}"
 
 

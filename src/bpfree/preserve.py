@@ -5,30 +5,44 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from bpfree.state import LateBuffers
 
+Buffers: TypeAlias = Mapping[tuple[nn.Module, str], Tensor]
+"""Buffers by the module that owns them, and their names there."""
+
+
+def buffers_of(*modules: nn.Module) -> Buffers:
+    """The buffers of ``modules`` and of all that is in them."""
+    return {(owner, name): found for owner in _each(modules) for name, found in owner.named_buffers(recurse=False)}
+
 
 @contextmanager
-def preserved(*modules: nn.Module) -> Generator[None]:
+def preserved(*modules: nn.Module, within: Buffers | None = None) -> Generator[None]:
     """Put back, on leaving, the buffers and counters of ``modules`` and the global random state.
 
     Copies of the buffers stand in for them, so that graphs which hold the originals stay valid.
+
+    Args:
+        modules: What is to be left without a trace.
+        within: Values that buffers have in this context, in place of those that they have now.
     """
-    places = [(owner, name, buffer) for owner in _each(modules) for name, buffer in owner.named_buffers(recurse=False)]
+    places = buffers_of(*modules)
     counters = [(owner, dict(owner.numbers)) for owner in _each(modules) if isinstance(owner, LateBuffers)]
     random = RandomState.now(*modules)
     try:
-        for owner, name, buffer in places:
+        for (owner, name), buffer in {**places, **(within or {})}.items():
             setattr(owner, name, buffer.clone())
         yield
     finally:
-        for owner, name, buffer in places:
+        for (owner, name), buffer in places.items():
             setattr(owner, name, buffer)
         for owner, numbers in counters:
+            owner.numbers.clear()
             owner.numbers.update(numbers)
         random.restore()
 
@@ -94,20 +108,28 @@ class Autocast:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a forward pass finds around it, so that the model can run a second time as it did the first."""
+    """What a forward pass finds when it begins, so that the model can run a second time as it did the first.
+
+    Attributes:
+        random: The random state.
+        autocast: The precisions.
+        buffers: Copies of the buffers: statistics and counters that a pass reads may move in it.
+    """
 
     random: RandomState
     autocast: Autocast
+    buffers: Buffers
 
     @classmethod
     def now(cls, *modules: nn.Module) -> Surroundings:
         """Keep them."""
         random = RandomState.now(*modules)
-        return cls(random, Autocast.now({"cpu", *(device.type for device, _ in random.accelerators)}))
+        autocast = Autocast.now({"cpu", *(device.type for device, _ in random.accelerators)})
+        return cls(random, autocast, {place: buffer.clone() for place, buffer in buffers_of(*modules).items()})
 
     @contextmanager
     def restored(self, *modules: nn.Module) -> Generator[None]:
         """Within this context a pass runs as the first one did, with a graph and without a trace in ``modules``."""
-        with preserved(*modules), torch.enable_grad(), self.autocast.restored():
+        with preserved(*modules, within=self.buffers), torch.enable_grad(), self.autocast.restored():
             self.random.restore()
             yield

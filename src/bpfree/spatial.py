@@ -34,13 +34,17 @@ class Form:
             return Form(product(features))
         return Form(features[0] * modes, positions, modes)
 
+    @property
+    def channels(self) -> int:
+        """The number of channels, each of ``modes`` coefficients."""
+        return self.size // self.modes
+
     def expand(self, coefficients: Tensor) -> Tensor:
         """Rows of ``size`` coefficients, shape ``(k, size)``, as rows of features, shape ``(k, n_l)``."""
         if not self.positions:
             return coefficients
         basis = _basis(self.positions, self.modes, coefficients.dtype, coefficients.device)
-        channels = self.size // self.modes
-        return (coefficients.reshape(-1, self.modes) @ basis).reshape(-1, channels * basis.shape[1])
+        return (coefficients.reshape(-1, self.modes) @ basis).reshape(-1, self.channels * basis.shape[1])
 
     def reduce(self, rows: Tensor) -> Tensor:
         """The coefficients ``(k, size)`` of the projection of rows of features ``(k, n_l)`` onto the modes."""

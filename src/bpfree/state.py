@@ -16,7 +16,7 @@ class LateBuffers(nn.Module):
 
     They are buffers: they move with ``.to()``, are saved by ``state_dict()``, and loading them before the first
     forward pass creates them. Names may hold dots, as modules' names do. ``numbers`` are integers saved beside
-    them (seeds, counters), read without asking a device.
+    them (seeds, counters), read without asking a device; those that are not there from the beginning are as late.
 
     An ``nn.Parameter`` is kept as one. :meth:`reserve` makes one that has no numbers yet, for whoever must hold it
     before its shape is known (an optimizer); what is stored under its name later goes into that same object.
@@ -25,6 +25,7 @@ class LateBuffers(nn.Module):
     def __init__(self, **numbers: int) -> None:
         super().__init__()
         self.numbers = numbers
+        self._lasting = frozenset(numbers)
 
     def reserve(self, name: str, like: Tensor) -> None:
         """Make an empty parameter on ``like``'s device and in its precision; autograd does not compute its gradient."""
@@ -56,7 +57,7 @@ class LateBuffers(nn.Module):
             self.register_buffer(_key(name), tensor)
 
     def __iter__(self) -> Iterator[str]:
-        names = (key.replace("/", ".") for key in (*self._buffers, *self._parameters))
+        names = (_name(key) for key in (*self._buffers, *self._parameters))
         return (name for name in names if name in self)
 
     def __len__(self) -> int:
@@ -64,11 +65,10 @@ class LateBuffers(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update({prefix + name: torch.tensor(value) for name, value in self.numbers.items()})
+        destination.update({prefix + _key(name): torch.tensor(value) for name, value in self.numbers.items()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in self.numbers.keys() & {key.removeprefix(prefix) for key in state_dict}:
-            self.numbers[name] = int(state_dict.pop(prefix + name))
+        self._load_numbers(state_dict, prefix)
         for name in (*self._buffers, *self._parameters):
             if prefix + name not in state_dict:
                 raise StateError(f"the state has nothing for {prefix + name!r}: it is that of another model or rule.")
@@ -78,11 +78,18 @@ class LateBuffers(nn.Module):
                 self._make_room(key, name, value)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def _load_numbers(self, state_dict: dict[str, Any], prefix: str) -> None:
+        own = {key: key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
+        found = {key: name for key, name in own.items() if "." not in name and _is_number(state_dict[key])}
+        for late in self.numbers.keys() - self._lasting:
+            del self.numbers[late]
+        self.numbers.update({_name(key): int(state_dict.pop(full)) for full, key in found.items()})
+
     def _make_room(self, key: str, name: str, value: Tensor) -> None:
         parameter = self._parameters.get(name)
         present = self._buffers.get(name) if parameter is None else parameter
         if present is None:
-            self[name.replace("/", ".")] = torch.empty_like(value)
+            self[_name(name)] = torch.empty_like(value)
         elif parameter is not None and 0 in (parameter.numel(), value.numel()):
             # Reserved: drawn in one of the two, and not yet in the other.
             parameter.data = torch.empty_like(value, device=parameter.device)
@@ -103,3 +110,11 @@ def at_least_single(like: Tensor) -> Tensor:
 
 def _key(name: str) -> str:
     return name.replace(".", "/")
+
+
+def _name(key: str) -> str:
+    return key.replace("/", ".")
+
+
+def _is_number(value: Tensor) -> bool:
+    return value.dtype == torch.int64 and value.dim() == 0

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import bpfree
 from by_hand import TanhMLP, assert_same, softmax_error
@@ -228,3 +229,53 @@ def test_linear_layers_of_ones_own_can_be_served(double):
     assert not torch.allclose(gradients(model, x)[0], exact[0])
     set_feedback(attachment, model)
     assert_same(gradients(model, x), exact)
+
+
+class Headed(nn.Module):
+    """Two layers above the place where the error is taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh())
+        self.head = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"), [(bpfree.FA(), {}), (bpfree.DFA(), {"within": bpfree.FA()})], ids=["alone", "within"]
+)
+def test_what_lies_above_the_error_learns_exactly(double, rule, options):
+    torch.manual_seed(0)
+    model, x, y = Headed(), torch.randn(8, 5), torch.randint(0, 3, (8,))
+    run = {"plain": model, "checkpointed": lambda x: checkpoint(model, x, use_reentrant=False)}
+    F.cross_entropy(model(x), y).backward()
+    exact = [parameter.grad.clone() for parameter in model.parameters()]
+    with bpfree.attach(model, rule, error_at="body", **options) as attachment:
+        for forward in run.values():
+            model.zero_grad()
+            F.cross_entropy(forward(x), y).backward()
+            found = [parameter.grad for parameter in model.parameters()]
+            assert_same(found[2:], exact[2:])  # the second layer's error is exact too
+            assert not torch.allclose(found[0], exact[0])
+        assert "none: it lies above the error and learns exactly" in str(attachment)
+
+
+@pytest.mark.parametrize(
+    "rule", [bpfree.FA(), *(bpfree.SignSymmetry(magnitude) for magnitude in ("uniform", "fixed", "batch"))], ids=str
+)
+def test_layers_that_begin_at_zero_cut_nothing_off(rule):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1), nn.Linear(1, 1), nn.Linear(1, 3))
+    nn.init.zeros_(model[4].weight)
+    bpfree.attach(model, rule)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    x, y = torch.randn(8, 5), torch.randint(0, 3, (8,))
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    below = model[0].weight.grad
+    assert bool(below.isfinite().all())
+    assert below.norm() > 0

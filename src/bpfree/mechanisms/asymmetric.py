@@ -144,14 +144,19 @@ class AsymmetricMechanism(Mechanism):
         self.feedback = LateBuffers(seed=plan.seed, passes=0)
         self._inputs: dict[str, Tensor] = {}
         self._called: set[str] = set()
+        # Layers above the error's place, which learn exactly; and whether the pass under way has got there.
+        self._exact: set[str] = set()
+        self._above = False
 
     def install(self) -> None:
-        """Put a pair of hooks on every served layer and one on the model."""
+        """Put a pair of hooks on every served layer, and mark where a pass begins, leaves its error and ends."""
         add = self._handles.append
         add(self.plan.model.register_forward_pre_hook(self._begin))
         for name, layer in self._layers.items():
             add(layer.register_forward_pre_hook(partial(self._cut, name), with_kwargs=True))
             add(layer.register_forward_hook(partial(self._join, name)))
+        add(self.plan.error_module.register_forward_hook(self._leave))
+        add(self.plan.model.register_forward_hook(self._end, always_call=True))
 
     def remove(self) -> None:
         """Take the hooks out."""
@@ -160,11 +165,24 @@ class AsymmetricMechanism(Mechanism):
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         self._inputs.clear()
+        self._above = False
         if self.active and self.rule.redraws and not self.recomputing():
             self.feedback.numbers["passes"] += 1
 
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._above = True
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._above = False
+
+    def _is_exact(self, name: str) -> bool:
+        """Whether a layer that is called lies above the error's place."""
+        if self._above and not self.recomputing():  # a checkpoint runs again what lies anywhere
+            self._exact.add(name)
+        return name in self._exact
+
     def _cut(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.active:
+        if not self.active or self._is_exact(name):
             return None
         self._called.add(name)
         key = "input" if "input" in kwargs else next(iter(kwargs), "")
@@ -229,6 +247,8 @@ class AsymmetricMechanism(Mechanism):
     def _state(self, name: str) -> str:
         if name in self.feedback:
             return " x ".join(map(str, self.feedback[name].shape)) or "magnitude and signs of W"
+        if name in self._exact:
+            return "none: it lies above the error and learns exactly"
         if name in self._called:
             return "none: its input needs no gradient"
         return "not called as a module: ordinary gradients" if self._called else "drawn in the first forward pass"

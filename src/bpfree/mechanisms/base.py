@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
 import torch
@@ -130,17 +130,28 @@ class Rule(ABC):
 
     def __str__(self) -> str:
         """The rule with those options that are not at their defaults."""
-        default = type(self)()
-        options = {option.name: getattr(self, option.name) for option in fields(self)}
-        told = [f"{name}={value!r}" for name, value in options.items() if value != getattr(default, name)]
+        options = [(option, getattr(self, option.name)) for option in fields(self)]
+        told = [f"{option.name}={value!r}" for option, value in options if value != _default(option)]
         return f"{type(self).__name__}({', '.join(told)})"
+
+
+def _default(option: Field[Any]) -> Any:
+    """What an option is where nothing is said; MISSING where something must be."""
+    return option.default if option.default_factory is MISSING else option.default_factory()
+
+
+def may_overflow(error: Tensor) -> bool:
+    """Whether NaN or infinity in dL/do, or in what came with it, is not to be reported but to be lived with.
+
+    float16 errors overflow by design: GradScaler looks for that and skips the step. On an accelerator the question
+    would stall the queue of kernels.
+    """
+    return error.dtype == torch.float16 or error.device.type != "cpu"
 
 
 def require_finite(error: Tensor, harm: str) -> None:
     """Raise :class:`NonFiniteError`, saying ``harm``, if dL/do holds NaN or infinity."""
-    # float16 errors may overflow by design: GradScaler looks for that and skips the step. On an accelerator the
-    # question would stall the queue of kernels.
-    if torch.compiler.is_compiling() or error.dtype == torch.float16 or error.device.type != "cpu":
+    if torch.compiler.is_compiling() or may_overflow(error):
         return
     if not math.isfinite(error.sum().item()):
         raise NonFiniteError(

@@ -102,7 +102,8 @@ class ConcurrentPassage(Cut):
 
     def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
         """The output as it is; its backward pass runs the segments."""
-        if output.device.type != "cpu":
+        # Where nothing above the last tap learns, there is no graph that the others could be started from.
+        if output.device.type != "cpu" or not output.requires_grad:
             return super().leave(output, deliver, just_in_time=just_in_time)
         choice, names = self._choice, tuple(self.names)
         if not choice.knows(names):

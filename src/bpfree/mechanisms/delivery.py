@@ -41,7 +41,7 @@ class Pending:
 
     Attributes:
         sites: The taps that were reached.
-        outputs: Their outputs h, where the mechanism asked for them.
+        outputs: Their outputs h and the versions that these had, where the mechanism asked for them.
         observation: What an estimating pass saw.
         learning: Whether the feedback learns from this pass.
         parts: What it learns from, tap by tap, as far as it is there.
@@ -49,7 +49,7 @@ class Pending:
     """
 
     sites: Sequence[Site]
-    outputs: Sequence[Tensor] = ()
+    outputs: Sequence[tuple[Tensor, int]] = ()
     observation: Observation | None = None
     learning: bool = False
     parts: list[Tensor] = field(default_factory=list)

@@ -7,6 +7,7 @@ is up to the :class:`bpfree.mechanisms.passage.Passage`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -69,7 +70,6 @@ class DirectMechanism(Mechanism):
 
     Attributes:
         sites: The taps that the last forward pass reached.
-        segments: What lies between them, once known.
         ways: Which ways forward passes go.
     """
 
@@ -84,13 +84,14 @@ class DirectMechanism(Mechanism):
             )
         self.feedback = projection(rule.feedback, plan.seed)
         self.sites: tuple[Site, ...] = ()
-        self.segments: Segments | None = None
+        self._segments: dict[tuple[str, ...], Segments] = {}
         self.ways = Ways(plan, self._again)
         self._layout: Layout | None = None
         self._run: Run | None = None
         # How the last pass was cut; None where it was not.
         self._recut: Callable[[Tensor], Tensor] | None = None
         self._rerunning = False
+        self._inside = self._told = False
         self._targets: Tensor | None = None
 
     # -- hooks ---------------------------------------------------------------------------------------------------
@@ -125,6 +126,7 @@ class DirectMechanism(Mechanism):
         if self._rerunning:
             return
         self._abandon()  # a pass that was interrupted from the keyboard
+        self._inside = True
         if self.active:
             ready = not self.rule.needs_error and self._targets is not None
             self._run = self.ways.open(self._layout, self._dispatch if ready else None)
@@ -141,8 +143,10 @@ class DirectMechanism(Mechanism):
     @contextmanager
     def stored(self) -> Generator[None]:
         """Within this context a pass stores its graph and leaves it to autograd, for whoever looks into it."""
+        targets = self._targets
         with self.ways.stored():
             yield
+        self._targets = targets
 
     def _again(self, run: Run, call: Any) -> Tensor:
         """Run the model on (args, kwargs) as far as the error's place, cut as ``run`` says; return the output there."""
@@ -163,13 +167,28 @@ class DirectMechanism(Mechanism):
     def _cut(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         run = self._run
         if run is None:
-            # A checkpointed segment must be cut again, or it would save other tensors than the first time.
-            return self._recut(output) if self._recut and self.active and self.recomputing() else None
+            return self._outside_a_pass(name, output)
         if isinstance(run, Passage) and run.left:
             self._above_error(name)
             return None
         _require_floating(output, name)
         return run.cut(name, output)
+
+    def _outside_a_pass(self, name: str, output: Any) -> Tensor | None:
+        if self._inside or not self.active:
+            return None
+        if self.recomputing():
+            # A checkpointed segment must be cut again, or it would save other tensors than the first time.
+            return self._recut(output) if self._recut else None
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"tap {name!r} was reached without the model that {self.rule} is attached to: a part of the model was "
+                "called alone, and trains by plain backpropagation. Call the model itself, attach the rule to that "
+                "part, or say attachment.paused() where this is meant.",
+                stacklevel=2,
+            )
+        return None
 
     def _above_error(self, name: str) -> None:
         # Default taps above error_at are left alone: what lies there is exact.
@@ -197,6 +216,7 @@ class DirectMechanism(Mechanism):
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._rerunning:
             return
+        self._inside = False
         passage, self._run = self._run, None
         if not isinstance(passage, Passage):
             return
@@ -217,13 +237,17 @@ class DirectMechanism(Mechanism):
             raise ErrorPlacementError(
                 f"no tap was reached before {self.plan.where}. Name taps that the forward pass runs through below it."
             )
-        if not passage.learns(output):
+        if not passage.learns(output) and not self._frozen():
             raise ErrorPlacementError(
                 f"nothing that learns lies between the last tap, {passage.names[-1]!r}, and {self.plan.where}: the tap "
                 "would cut the output layer off from its exact gradient. Leave that tap out."
             )
         layout = self._laid_out(passage, output)
         return passage.leave(output, self._dispatch(layout, passage.outputs), just_in_time=layout.just_in_time)
+
+    def _frozen(self) -> bool:
+        """Whether something of the model is not to learn: the output layer may be."""
+        return not all(parameter.requires_grad for parameter in self.plan.model.parameters())
 
     def _laid_out(self, passage: Passage, output: Tensor) -> Layout:
         """The layout of this forward pass; found once for passes of the same shapes."""
@@ -233,8 +257,8 @@ class DirectMechanism(Mechanism):
             return self._layout
         dims = batch_dims(output.shape, passage.shapes, self.plan.batch_dims)
         sites = sites_of(passage.names, passage.shapes, dims, output.shape)
-        if self.segments is None and not compiling:
-            self.segments = Segments.of(self.plan, sites, passage.ends(output))
+        if not compiling and tuple(passage.names) not in self._segments:
+            self._segments[tuple(passage.names)] = Segments.of(self.plan, sites, passage.ends(output))
         # One signal for all taps is made at once. A compiled graph cannot hold hooks on tensors inside it.
         several = isinstance(self.feedback, Projection) and self.feedback.kinds(sites) > 1
         just_in_time = not compiling and self.plan.window == 1 and (several or self.plan.streaming)
@@ -276,18 +300,19 @@ class DirectMechanism(Mechanism):
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
         """A row for each tap: its shape, its feedback, and the layers that learn from its signal."""
-        if self.segments is None:
+        segments = self._segments.get(tuple(site.module for site in self.sites))
+        if segments is None:
             names = ", ".join(self.plan.taps)
             later = "Shapes are known after the first forward pass (or with example_inputs=)."
             return [], [], [f"taps: {names}", later]
         header = ["tap", "shape", "feedback", "learns from it"]
-        learners = self.segments.learners
+        *below, above = segments.learners
         rows = [
             [site.name, "x".join(map(str, ("N", *site.features))), self.feedback.describe(site), layers]
-            for site, layers in zip(self.sites, learners, strict=False)
+            for site, layers in zip(self.sites, below, strict=True)
         ]
-        rows.append([self.plan.error_name or "(output)", "", "exact gradient", learners[-1]])
-        return header, rows, [*self.ways.describe(), *self.segments.remarks]
+        rows.append([self.plan.error_name or "(output)", "", "exact gradient", above])
+        return header, rows, [*self.ways.describe(), *segments.remarks]
 
 
 def _require_floating(output: Any, name: str) -> None:

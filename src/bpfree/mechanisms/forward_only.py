@@ -26,7 +26,7 @@ from bpfree.mechanisms.direct import DirectRule
 from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.observing import ObservingMechanism
 from bpfree.plan import Plan
-from bpfree.preserve import RandomState
+from bpfree.preserve import Surroundings
 from bpfree.ranks import rank, shared_out
 from bpfree.state import LateBuffers
 from bpfree.taps import Site
@@ -143,7 +143,7 @@ class WeightsMechanism(ForwardOnlyMechanism):
         stack.enter_context(differentiable_attention())
         if not self._differentiable:
             # Once, for its named errors: one raised in the model's own pass could not be given a name.
-            DualPass(self.plan)(call, self._perturbed, RandomState.now(self.plan.model))
+            DualPass(self.plan)(call, self._perturbed, Surroundings.now(self.plan.model))
             self._differentiable = True
         if not self.recomputing():
             self.feedback.numbers["passes"] += 1

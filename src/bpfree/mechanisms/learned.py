@@ -7,15 +7,16 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from bpfree.draw import derived_seed
-from bpfree.errors import FeedbackDivergedError, OptionError, choice
+from bpfree.errors import FeedbackDivergedError, OptionError, TapOutputError, choice
 from bpfree.estimate import Observation, Perturbations
 from bpfree.feedback import Feedback, Projection
+from bpfree.mechanisms.base import may_overflow
 from bpfree.mechanisms.delivery import Layout, Pending
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule
 from bpfree.mechanisms.observing import ObservingMechanism
@@ -31,6 +32,9 @@ Stepper: TypeAlias = Literal["rule", "optimizer"]
 _DIVERGED = 1e4
 """How many times the norm that it began with, or the largest of its evidence, a matrix may have."""
 
+_LOOK = 100
+"""On an accelerator, in which steps norms are looked at."""
+
 _PATIENCE = 5
 """At which step a matrix that an optimizer should have moved is looked at."""
 
@@ -42,7 +46,7 @@ class Size:
     Attributes:
         rows: N, the number of samples (tokens, nodes) behind one step.
         width: The number of coefficients of all taps together.
-        step: The number of this step, from 1.
+        step: The number of this matrix's step, from 1.
     """
 
     rows: int
@@ -169,7 +173,8 @@ class LearnedProjection(Projection):
 class LearnedMechanism(DirectMechanism):
     """A direct mechanism whose feedback takes a step before it projects an error.
 
-    ``feedback[name]`` is B_l; ``averages[name]`` the running average of its evidence, for rules that take one.
+    ``feedback[name]`` is B_l; ``averages[name]`` the running average of its evidence, for rules that take one;
+    ``steps.numbers[name]`` the steps that it has taken, for not every pass reaches every tap.
     """
 
     rule: LearnedRule
@@ -177,16 +182,11 @@ class LearnedMechanism(DirectMechanism):
     def __init__(self, rule: LearnedRule, plan: Plan) -> None:
         super().__init__(rule, plan)
         self.feedback = LearnedProjection(rule, plan)
-        self.averages = LateBuffers(passes=0, steps=0)
+        self.averages = LateBuffers(passes=0)
+        self.steps = LateBuffers()
         self.norms = LateBuffers()
         self._usual: dict[str, float] = {}
         self._learning = False
-
-    @property
-    def due(self) -> bool:
-        """Whether the feedback learns from the pass that has begun."""
-        passes: int = self.averages.numbers["passes"]
-        return self._run is not None and not self._fixed and passes % self.rule.every == 0
 
     def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
         for site in layout.sites:
@@ -205,15 +205,17 @@ class LearnedMechanism(DirectMechanism):
         evidence, pending.evidence = pending.evidence, {}
         if not evidence:
             return
-        step = self.averages.numbers["steps"] = self.averages.numbers["steps"] + 1
-        width = sum(self.feedback[name].shape[1] for name in evidence)
         # The processes of a pipeline hold other taps, and have nothing to average.
         alone = self.plan.part
-        size = Size(rows=len(error) * (1 if alone else ranks()), width=width, step=step)
+        rows = len(error) * (1 if alone else ranks())
+        width = sum(self.feedback[name].shape[1] for name in evidence)
         with torch.no_grad(), _in_own_precision(error):
             for name, given in evidence.items():
                 given = given if alone else average_over_ranks(given)
-                self._step(name, self._averaged(name, given, step), size)
+                if may_overflow(error):
+                    given = torch.where(given.norm().isfinite(), given, 0.0)
+                step = self.steps.numbers[name] = self.steps.numbers.get(name, 0) + 1
+                self._step(name, self._averaged(name, given, step), Size(rows, width, step))
 
     def _averaged(self, name: str, evidence: Tensor, step: int) -> Tensor:
         weight = self.rule.memory(step)
@@ -226,13 +228,25 @@ class LearnedMechanism(DirectMechanism):
 
     def _step(self, name: str, evidence: Tensor, size: Size) -> None:
         matrix = self.feedback[name]
+        if name not in self._usual:
+            # After a load the matrix has grown already.
+            self._usual[name] = max(float(self.norms[name]), float(matrix.detach().norm()))
         direction = self.rule.direction(matrix.detach(), evidence)
         if isinstance(matrix, nn.Parameter):
             self._expect_steps(name, matrix, size)
             matrix.grad = direction if matrix.grad is None else matrix.grad + direction
         else:
             matrix.sub_(direction, alpha=self.rule.rate(size))
-        self._check(name, matrix, evidence)
+        norm = matrix.detach().norm()
+        if self._looks(matrix, size.step):
+            self._check(name, float(norm), float(evidence.norm()))
+        if self.rule.keeps_norm:
+            matrix.data.mul_(self.norms[name] / norm)
+
+    @staticmethod
+    def _looks(matrix: Tensor, step: int) -> bool:
+        """Whether the numbers of this step are looked at: on an accelerator that stalls the queue of kernels."""
+        return matrix.device.type == "cpu" or step % _LOOK == 0
 
     def _expect_steps(self, name: str, matrix: Tensor, size: Size) -> None:
         if size.step == _PATIENCE and self.rule.begins_at_zero and not bool(matrix.any()):
@@ -242,21 +256,15 @@ class LearnedMechanism(DirectMechanism):
                 stacklevel=2,
             )
 
-    def _check(self, name: str, matrix: Tensor, evidence: Tensor) -> None:
-        norm = matrix.detach().norm()
-        # On an accelerator the question would stall the queue of kernels.
-        if matrix.device.type == "cpu":
-            seen = float(evidence.norm())
-            usual = max(self._usual.get(name, float(self.norms[name])), seen if math.isfinite(seen) else 0.0)
-            self._usual[name] = usual
-            if not math.isfinite(norm) or float(norm) > _DIVERGED * usual:
-                raise FeedbackDivergedError(
-                    f"the feedback of tap {name.partition(':')[0]!r} diverges: its norm is {float(norm):.1e}, that of "
-                    f"what it learns from at most {usual:.1e}. No signal was sent, and the weights are as they were. "
-                    f"Lower the learning rate of {type(self.rule).__name__}'s feedback."
-                )
-        if self.rule.keeps_norm:
-            matrix.data.mul_(self.norms[name] / norm)
+    def _check(self, name: str, norm: float, evidence: float) -> None:
+        """Raise FeedbackDivergedError where a matrix of this norm has outgrown what it began with and learns from."""
+        usual = self._usual[name] = max(self._usual[name], evidence if math.isfinite(evidence) else 0.0)
+        if not math.isfinite(norm) or norm > _DIVERGED * usual:
+            raise FeedbackDivergedError(
+                f"the feedback of tap {name.partition(':')[0]!r} diverges: its norm is {norm:.1e}, that of what it "
+                f"learns from at most {usual:.1e}. No signal was sent, and the weights are as they were. "
+                f"Lower the learning rate of {type(self.rule).__name__}'s feedback."
+            )
 
     def matrices(self, sites: Sequence[Site]) -> list[Tensor]:
         """B_l, ``(c, m_l)``, of these taps."""
@@ -271,9 +279,10 @@ class LearnedMechanism(DirectMechanism):
 
     def _begin(self) -> None:
         super()._begin()
-        self._learning = self.due
-        if self._run is not None:
-            self.averages.numbers["passes"] += 1
+        # The second run of a checkpoint is no training pass of its own.
+        counts = self._run is not None and not self.recomputing()
+        self._learning = counts and not self._fixed and self.averages.numbers["passes"] % self.rule.every == 0
+        self.averages.numbers["passes"] += counts
 
 
 def _in_own_precision(tensor: Tensor) -> torch.autocast:
@@ -311,11 +320,26 @@ class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
 class ErrorLearnedMechanism(LearnedMechanism):
     """A learned mechanism whose evidence is e^T h_l: from outputs that were kept, or as they pass behind the error."""
 
+    def __init__(self, rule: LearnedRule, plan: Plan) -> None:
+        super().__init__(rule, plan)
+        self._versions: list[int] = []
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._versions = []
+
+    def _cut(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        handed_on = super()._cut(name, module, args, output)
+        if self._learning and handed_on is not None:
+            self._versions.append(output._version)
+        return handed_on
+
     def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
         pending = super()._begun(layout, outputs)
         pending.learning = self._learning
         if self._learning:
-            pending.outputs = [output.detach() for output in outputs]
+            # A tap that ends the model has been taken back.
+            pending.outputs = [(h.detach(), version) for h, version in zip(outputs, self._versions, strict=False)]
         return pending
 
     def passed(self, pending: Pending, number: int, output: Tensor, error: Tensor) -> None:
@@ -330,7 +354,13 @@ class ErrorLearnedMechanism(LearnedMechanism):
     def learn(self, pending: Pending, error: Tensor) -> None:
         """Gather the evidence, and let every matrix take its step."""
         outputs, pending.outputs = pending.outputs, ()
-        for number, output in enumerate(outputs):
+        for number, (output, version) in enumerate(outputs):
+            if output._version != version:
+                raise TapOutputError(
+                    f"the output of tap {pending.sites[number].name!r} was changed in place behind it, and "
+                    f"{type(self.rule).__name__} learns from it as it was. Write the operation behind it without '_' "
+                    "or inplace=True, or train with streaming=True."
+                )
             self.passed(pending, number, output, error)
         parts, pending.parts = pending.parts, []
         if parts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -34,7 +34,7 @@ from bpfree.layout import batch_dims
 from bpfree.mechanisms.base import Rule
 from bpfree.mechanisms.forward_only import ForwardOnlyMechanism, Gradients
 from bpfree.plan import Plan
-from bpfree.preserve import RandomState, preserved
+from bpfree.preserve import Surroundings
 from bpfree.state import LateBuffers
 from bpfree.tabulate import others
 from bpfree.taps import product
@@ -85,8 +85,8 @@ Under FSDP2 that is another one than the layer has while it runs.
 class _First:
     """Keeps the activations of the first pass."""
 
-    def __init__(self, call: Call, start: RandomState, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
-        self.call, self.start, self.autocast = call, start, autocast
+    def __init__(self, call: Call, surroundings: Surroundings) -> None:
+        self.call, self.surroundings = call, surroundings
         self.calls: list[_Call] = []
 
     def enter(self, name: str, layer: nn.Module, input: Tensor) -> None:
@@ -280,11 +280,7 @@ class ModulatedMechanism(ForwardOnlyMechanism):
     # -- the first pass --------------------------------------------------------------------------------------------
 
     def _start(self, call: Call, stack: ExitStack) -> None:
-        kind = _input(call)[1].device.type
-        autocast = partial(
-            torch.autocast, kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind)
-        )
-        self._pass = _First(call, RandomState.now(self.plan.model), autocast)
+        self._pass = _First(call, Surroundings.now(self.plan.model))
         stack.callback(self._forget)
 
     def _forget(self) -> None:
@@ -348,10 +344,9 @@ class ModulatedMechanism(ForwardOnlyMechanism):
         second = _Second(first.calls, learners, hidden, _AtHead(options, rows, output))
         self._pass = second
         try:
-            # The masks and running statistics of the first pass; no random number and no statistic moves.
-            with preserved(self.plan.model), torch.no_grad(), first.autocast():
-                args, kwargs = self._modulated(first.call, rows * (n / options.scale))
-                first.start.restore()
+            args, kwargs = self._modulated(first.call, rows * (n / options.scale))
+            # The masks and statistics of the first pass; no random number and no statistic moves.
+            with first.surroundings.restored(self.plan.model), torch.no_grad():
                 # Not the model's __call__: its hooks are for passes that somebody asked for.
                 self.plan.model.forward(*args, **kwargs)
         except _Head:

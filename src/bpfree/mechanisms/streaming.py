@@ -96,6 +96,12 @@ class Course:
         return cls(ends, shared, apart)
 
 
+def kind_of_pass(model: nn.Module, names: Sequence[str], outside: Sequence[int]) -> Any:
+    """What passes with one course have in common: their taps, the arguments that want a gradient, what learns."""
+    learners = tuple(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    return tuple(names), tuple(outside), learners
+
+
 def _check_cuts(names: Sequence[str], reaches: Sequence[Reach]) -> None:
     seen: set[Any] = set()
     for name, reach in zip(names, reaches, strict=True):
@@ -155,7 +161,7 @@ class Streamed(Passage):
         return bool(course.ends[-1] or course.apart[-1])
 
     def _course(self) -> Course:
-        key = (tuple(self.names), tuple(self._call.outside))
+        key = kind_of_pass(self._model, self.names, self._call.outside)
         if key not in self._courses:
             self._courses[key] = self._explored()
         return self._courses[key]
@@ -172,6 +178,8 @@ class Streamed(Passage):
         """The output as it is; in its backward pass the model runs again and its segments learn."""
         second = SecondRun(tuple(self.names), deliver, self._course(), self._model, self._run, self._surroundings)
         outside = [self._call.flat[place] for place in self._call.outside]
+        if not outside and not any(second.course.ends):
+            return output
         # So that the output has a graph where nothing from outside learns.
         anchor = torch.empty(0, requires_grad=True)
         result: Tensor = Stream.apply(  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from bpfree.mechanisms.concurrent import Choice, ConcurrentPassage
 from bpfree.mechanisms.delivery import Dispatch, Layout
 from bpfree.mechanisms.immediate import ImmediatePassage
 from bpfree.mechanisms.passage import Cut, Passage
-from bpfree.mechanisms.streaming import Call, Course, Rerun, Streamed
+from bpfree.mechanisms.streaming import Call, Course, Rerun, Streamed, kind_of_pass
 from bpfree.mechanisms.windows import WindowedPassage
 from bpfree.plan import Plan
 from bpfree.ranks import is_sharded, ranks
@@ -43,7 +43,7 @@ class Ways:
     @property
     def attentive(self) -> bool:
         """Whether the arguments of a pass must be known."""
-        return self._plan.streaming or self._choice is not None
+        return self._plan.streaming or self._plan.window > 1 or self._choice is not None
 
     def hear(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hear with which arguments the next pass begins."""
@@ -71,7 +71,8 @@ class Ways:
         """
         call, self._call = self._call, None
         if self._plan.window > 1:
-            return WindowedPassage(self._plan.window, self._arrived)
+            outside = [] if call is None else [call.flat[place] for place in call.outside]
+            return WindowedPassage(self._plan.window, outside, self._arrived)
         if call is None or self._storing or torch.compiler.is_compiling():
             return Cut()
         if self._plan.streaming:
@@ -89,8 +90,8 @@ class Ways:
     def _immediate(self, call: Call, known: Layout, dispatch: Callable[[Layout], Dispatch]) -> Passage | None:
         """A pass that learns as it runs, where every gradient comes from one segment, in one process."""
         names = tuple(site.module for site in known.sites)
-        course = self._courses.get((names, ()))
-        if course is None or course.shared or call.outside or ranks() > 1:
+        course = self._courses.get(kind_of_pass(self._plan.model, names, ()))
+        if course is None or course.shared or not course.ends[-1] or call.outside or ranks() > 1:
             return None
 
         def signals(first: torch.Size) -> Sequence[Tensor | None]:

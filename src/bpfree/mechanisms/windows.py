@@ -25,12 +25,15 @@ class WindowedPassage(Cut):
 
     Args:
         window: How many segments a signal is for, at least 2.
+        outside: The model's arguments that want a gradient: what they come from is not this passage's to run.
         arrived: Is shown what each segment learns from, one tensor a tap, shaped as its output.
     """
 
-    def __init__(self, window: int, arrived: Callable[[Sequence[Tensor | None]], None]) -> None:
+    def __init__(
+        self, window: int, outside: Sequence[Tensor], arrived: Callable[[Sequence[Tensor | None]], None]
+    ) -> None:
         super().__init__()
-        self._window, self._arrived = window, arrived
+        self._window, self._outside, self._arrived = window, outside, arrived
         # What the taps hand on: leaves of the segments above.
         self._entries: list[Tensor] = []
 
@@ -55,7 +58,8 @@ class WindowedPassage(Cut):
     def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
         """The output as it is; its backward pass gives every parameter the gradient of its window."""
         below = {id(entry) for entry in self._entries}
-        learners = [leaf for leaf in Reach.of(*self.outputs, output).leaves if id(leaf) not in below]
+        reach = Reach.of(*self.outputs, output, until=self._outside)
+        learners = [leaf for leaf in reach.leaves if id(leaf) not in below]
         taps, entries = tuple(self.outputs), tuple(self._entries)
         record = _Record(deliver, output, taps, entries, tuple(learners), self._window, self._arrived)
         return leave(record.gradients, output, learners)

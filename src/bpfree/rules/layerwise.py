@@ -25,7 +25,7 @@ class FA(LayerwiseRule):
 
     Args:
         distribution: ``"uniform"`` or ``"normal"``; mean zero and the standard deviation that the layer's weights
-            have when the rule first runs.
+            have when the rule first runs (that of PyTorch's initialization, if they are all alike then).
     """
 
     distribution: Literal["uniform", "normal"] = "uniform"
@@ -35,7 +35,7 @@ class FA(LayerwiseRule):
 
     def draw(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """B, of ``weight``'s shape."""
-        return _random_like(weight, self.distribution, generator) * weight.std()
+        return _random_like(weight, self.distribution, generator) * _deviation(weight)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SignSymmetry(LayerwiseRule):
 
     def draw(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """|M| for ``"fixed"``, else the number s."""
-        s = weight.std()
+        s = _deviation(weight)
         return _random_like(weight, "normal", generator).abs() * s if self.magnitude == "fixed" else s
 
     def backward_weight(self, weight: Tensor, kept: Tensor, generator: Callable[[], torch.Generator]) -> Tensor:
@@ -140,3 +140,13 @@ def _random_like(weight: Tensor, distribution: str, generator: torch.Generator) 
     """Numbers of mean 0 and variance 1 in ``weight``'s shape, precision and place."""
     drawn = draw(weight.shape, distribution, generator)
     return (drawn if distribution == "normal" else drawn * 3**0.5).to(weight)
+
+
+def _deviation(weight: Tensor) -> Tensor:
+    """The standard deviation of a layer's weights; where they are all alike, that of PyTorch's initialization.
+
+    B would else be zero for ever behind a layer that begins at zero, and undefined for a single weight.
+    """
+    usual = (3 * max(1, weight[0].numel())) ** -0.5
+    found = weight.std(correction=min(1, weight.numel() - 1))
+    return torch.where(found > 0, found, usual)

@@ -102,12 +102,16 @@ class CalibratedMechanism(ForwardLearnedMechanism):
 
     def _begin(self) -> None:
         super()._begin()
-        if self._run is not None and self.averages.numbers["passes"] % self.rule.calibrate == 0:
+        if self._calibrating:
             self._abandon()
 
+    @property
+    def _calibrating(self) -> bool:
+        """Whether the pass that has begun is backpropagation's; whoever measures the rule sees none of these."""
+        return not self._fixed and self.averages.numbers["passes"] % self.rule.calibrate == 0
+
     def _wanted(self) -> bool:
-        calibrating = self.averages.numbers["passes"] % self.rule.calibrate == 0
-        return super()._wanted() and not calibrating
+        return super()._wanted() and not self._calibrating
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
         """Also says how often weights are transported."""
@@ -154,7 +158,8 @@ class LMS(ForwardLearnedRule):
     Widrow-Hoff rule with a normalised step. Its noise falls as B approaches E[J]; FDFA's does not.
 
     Args:
-        scale: s in mu, in (0, 1]; .1 to .5 serves. A wide net (sum m_k large against N) forgets its start slowly.
+        scale: s in mu; .1 to .5 serves, and above 1 B may diverge. A wide net (sum m_k large against N) forgets its
+            start slowly.
     """
 
     scale: float = 0.1

@@ -1,0 +1,202 @@
+"""Feedback that learns, where passes are not all alike: other taps or resolutions, second runs, overflow, resuming."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import bpfree
+
+C = 4
+
+
+class Growing(nn.Module):
+    """A net whose second tap, wider than the first, is reached when ``deep`` says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act = nn.Linear(6, 5), nn.Tanh()
+        self.second, self.late = nn.Linear(5, 8), nn.Tanh()
+        self.head, self.deep_head = nn.Linear(5, C), nn.Linear(8, C)
+
+    def forward(self, x, deep):
+        h = self.act(self.first(x))
+        return self.deep_head(self.late(self.second(h))) if deep else self.head(h)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, C))
+
+
+def learn(run, x, y):
+    loss = F.cross_entropy(run(x), y)
+    loss.backward()
+    return loss
+
+
+@pytest.fixture
+def batch(double):
+    torch.manual_seed(0)
+    return torch.randn(16, 6), torch.randint(0, C, (16,))
+
+
+@pytest.mark.parametrize(
+    "rule", [bpfree.GrAPE(), bpfree.GrAPE(estimate="cumulative"), bpfree.FDFA(), bpfree.LMS()], ids=str
+)
+def test_a_tap_that_is_reached_late_learns_as_one_that_is_reached_at_once(batch, rule):
+    x, y = batch
+    torch.manual_seed(1)
+    early = Growing()
+    late = copy.deepcopy(early)
+    attached = bpfree.attach(early, rule), bpfree.attach(late, rule)
+    learn(lambda x: early(x, deep=True), x, y)
+    for _ in range(3):
+        learn(lambda x: late(x, deep=False), x, y)
+    learn(lambda x: late(x, deep=True), x, y)
+    first, after = (attachment.feedback["late:8"] for attachment in attached)
+    # Other perturbations were drawn, but the step is the first of both: no share of an average that was never taken.
+    assert after.norm() == pytest.approx(float(first.norm()), rel=0.5)
+    assert attached[1].mechanism.steps.numbers == {"act:5": 4, "late:8": 1}
+
+
+def test_the_first_step_of_a_late_tap_is_the_whole_estimate(batch):
+    x, y = batch
+    model = Growing()
+    attachment = bpfree.attach(model, bpfree.FDFA(beta=0.01))
+    for _ in range(50):
+        learn(lambda x: model(x, deep=False), x, y)
+    learn(lambda x: model(x, deep=True), x, y)
+    # B = G: of rank 4 at most, and of the size of the Jacobian, not a fiftieth of it.
+    jacobian = model.deep_head.weight
+    assert attachment.feedback["late:8"].norm() > 0.5 * jacobian.norm()
+
+
+@pytest.mark.parametrize("rule", [bpfree.GrAPE, bpfree.FDFA])
+def test_feedback_of_channels_serves_every_resolution(double, rule):
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, C))
+    attachment = bpfree.attach(model, rule(feedback=bpfree.Feedback(shared=False, modes=1)))
+    y = torch.randint(0, C, (8,))
+    for size in (8, 12, 8):
+        learn(model, torch.randn(8, 1, size, size), y)
+    assert attachment.mechanism.steps.numbers == {"1:3x1": 3}
+    assert attachment.feedback["1:3x1"].shape == (C, 3)
+
+
+def test_a_later_wider_tap_is_refused_only_where_its_matrix_depends_on_the_widest(batch):
+    x, _ = batch
+    for feedback, refused in [
+        (bpfree.Feedback(shared=False), False),
+        (bpfree.Feedback(shared=False, normalization="launay2020-code"), True),
+        (bpfree.Feedback(), True),
+    ]:
+        model = Growing()
+        bpfree.attach(model, bpfree.DFA(feedback=feedback))
+        model(x, deep=False)
+        if refused:
+            with pytest.raises(bpfree.errors.TapShapeError, match="at most 5 features; this forward pass has 4 and 8"):
+                model(x, deep=True)
+        else:
+            model(x, deep=True)
+
+
+@pytest.mark.parametrize("rule", [bpfree.FDFA(every=2), bpfree.DKP(every=2), bpfree.GrAPE(calibrate=2)], ids=str)
+def test_the_second_run_of_a_checkpoint_is_no_pass_of_its_own(batch, rule):
+    x, y = batch
+    torch.manual_seed(1)
+    plain = mlp()
+    checkpointed = copy.deepcopy(plain)
+    attached = bpfree.attach(plain, rule, seed=2), bpfree.attach(checkpointed, rule, seed=2)
+    for _ in range(4):
+        learn(plain, x, y)
+        learn(lambda x: checkpoint(checkpointed, x, use_reentrant=False), x, y)
+    for ours, expected in zip(checkpointed.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-12, atol=1e-14)
+    for name in attached[0].feedback:
+        torch.testing.assert_close(attached[1].feedback[name], attached[0].feedback[name], rtol=1e-12, atol=1e-14)
+
+
+def test_measuring_shows_the_rule_and_no_calibrating_pass(batch):
+    x, y = batch
+    model = mlp()
+    attachment = bpfree.attach(model, bpfree.GrAPE(calibrate=2))
+    seen = set()
+    for _ in range(3):
+        report = bpfree.alignment(attachment, lambda: F.cross_entropy(model(x), y))
+        seen |= {round(tap.cosine_mean, 6) for tap in report.taps}
+        with attachment.fixed():
+            model(x)
+    assert 1.0 not in seen
+
+
+def test_a_resumed_run_takes_its_own_size_for_no_divergence(batch):
+    x, _ = batch
+    model, other = (nn.Sequential(nn.Linear(6, 8), nn.Identity(), nn.Linear(8, C)) for _ in range(2))
+    attachment = bpfree.attach(model, bpfree.LMS(scale=0.5), taps=["1"])
+    for _ in range(400):
+        learn(model, x, torch.randint(0, C, (16,)))
+    torch.testing.assert_close(attachment.feedback["1:8"], model[2].weight, rtol=1e-3, atol=1e-3)
+    # What it learns from is next to nothing now.
+    other.load_state_dict(model.state_dict())
+    bpfree.attach(other, bpfree.LMS(scale=0.5), taps=["1"]).load_state_dict(attachment.state_dict())
+    learn(other, x, torch.randint(0, C, (16,)))
+
+
+def test_a_loaded_state_has_the_steps_of_the_saved_one(batch):
+    x, y = batch
+    model = mlp()
+    attachment = bpfree.attach(model, bpfree.FDFA())
+    fresh = copy.deepcopy(attachment.state_dict())
+    learn(model, x, y)
+    learned = copy.deepcopy(attachment.state_dict())
+    learn(model, x, y)
+    attachment.load_state_dict(learned)
+    assert attachment.mechanism.steps.numbers == {"1:8": 1, "3:8": 1}
+    assert not any("steps" in key for key in fresh)
+
+
+def test_an_overflow_in_half_precision_teaches_the_feedback_nothing():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, C))
+    attachment = bpfree.attach(model, bpfree.FDFA())
+    x, y = torch.randn(16, 6), torch.randint(0, C, (16,))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+
+    def step(x):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = F.cross_entropy(model(x), y)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    step(x)
+    before = [parameter.clone() for parameter in model.parameters()]
+    step(x * 1e6)  # beyond 65504
+    assert scaler.get_scale() == 8.0  # the step was skipped
+    assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+    assert bool(attachment.feedback["1:8"].isfinite().all())
+    step(x)
+    assert not all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+
+
+def test_an_activation_that_is_overwritten_is_not_learned_from(batch):
+    x, y = batch
+    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Dropout(0.5, inplace=True), nn.Linear(8, C))
+    with (
+        bpfree.attach(model, bpfree.DKP()),
+        pytest.raises(bpfree.errors.TapOutputError, match="tap '1' was changed in"),
+    ):
+        learn(model, x, y)
+    assert all(parameter.grad is None for parameter in model[0].parameters())
+    with bpfree.attach(model, bpfree.DKP(decay=0.0), streaming=True) as attachment:
+        errors = []
+        output = model(x)
+        output.register_hook(errors.append)
+        F.cross_entropy(output, y).backward()
+    with torch.no_grad():
+        activation = model[1](model[0](x))
+    torch.testing.assert_close(attachment.feedback["1"].grad, errors[0].T @ activation)
