@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import bpfree
 from bpfree.estimate import Observation
 from bpfree.mechanisms.delivery import Delivery
-from bpfree.mechanisms.learned import ForwardLearnedRule
+from bpfree.mechanisms.forward_learned import ForwardLearnedRule
 from support.runs import variant
 
 Notes = list[list["np.ndarray[Any, Any]"]]

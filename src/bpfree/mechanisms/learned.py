@@ -7,22 +7,19 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from bpfree.draw import derived_seed
-from bpfree.errors import FeedbackDivergedError, OptionError, TapOutputError, choice
-from bpfree.estimate import Observation, Perturbations
+from bpfree.errors import FeedbackDivergedError, OptionError, choice
 from bpfree.feedback import Feedback, Projection
 from bpfree.mechanisms.base import may_overflow
 from bpfree.mechanisms.delivery import Layout, Pending
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule
-from bpfree.mechanisms.observing import ObservingMechanism
 from bpfree.mechanisms.passage import Passage
 from bpfree.plan import Plan
-from bpfree.ranks import average_over_ranks, rank, ranks
+from bpfree.ranks import average_over_ranks, ranks
 from bpfree.spatial import Form
 from bpfree.state import LateBuffers, at_least_single
 from bpfree.taps import Site
@@ -111,31 +108,6 @@ class LearnedRule(DirectRule):
         return 1.0
 
 
-@dataclass(frozen=True)
-class ForwardLearnedRule(LearnedRule):
-    """A learned rule whose evidence is the forward estimate of do/dh_l: no error and no backward pass enters it.
-
-    Args:
-        perturbations: The distribution of v: random signs (``"rademacher"``), several times cheaper to draw on a CPU
-            and a little less noisy, or ``"normal"``, as in the papers.
-    """
-
-    perturbations: Perturbations = field(default="rademacher", kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choice("perturbations", self.perturbations, ("normal", "rademacher"))
-
-    def mechanism(self, plan: Plan) -> LearnedMechanism:
-        """An estimating pass runs behind the forward pass."""
-        return ForwardLearnedMechanism(self, plan)
-
-    def evidence(self, seen: Observation, matrices: Sequence[Tensor]) -> list[Tensor]:
-        """G_l = mean_b odot_b (x) v_b, shape ``(c, m_l)``, for every tap of ``seen``; ``matrices`` are their B_l."""
-        change = seen.change.to(matrices[0])
-        return [change.T @ v.to(change) / len(change) for v in seen.perturbations]
-
-
 class LearnedProjection(Projection):
     """Matrices B_l that learn: ``projection[name]`` is B_l itself, scaled, of shape ``(c, m_l)``."""
 
@@ -209,7 +181,7 @@ class LearnedMechanism(DirectMechanism):
         alone = self.plan.part
         rows = len(error) * (1 if alone else ranks())
         width = sum(self.feedback[name].shape[1] for name in evidence)
-        with torch.no_grad(), _in_own_precision(error):
+        with torch.no_grad(), in_own_precision(error):
             for name, given in evidence.items():
                 given = given if alone else average_over_ranks(given)
                 if may_overflow(error):
@@ -285,84 +257,6 @@ class LearnedMechanism(DirectMechanism):
         self.averages.numbers["passes"] += counts
 
 
-def _in_own_precision(tensor: Tensor) -> torch.autocast:
+def in_own_precision(tensor: Tensor) -> torch.autocast:
     """Within this context products are in their factors' precision, although autocast may surround the model."""
     return torch.autocast(tensor.device.type, enabled=False)
-
-
-class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
-    """A learned mechanism whose evidence comes from an estimating pass."""
-
-    rule: ForwardLearnedRule
-
-    def __init__(self, rule: ForwardLearnedRule, plan: Plan) -> None:
-        super().__init__(rule, plan, rule.perturbations)
-
-    def _form(self, site: Site) -> Form:
-        # Perturbations stay within what B can express, for less noise.
-        return self.rule.feedback.form(site)
-
-    def _wanted(self) -> bool:
-        return self._learning
-
-    def _seed(self) -> int:
-        return derived_seed(self.feedback.numbers["seed"], "perturbations", self.averages.numbers["passes"], rank())
-
-    def _seen(self, pending: Pending, observation: Observation) -> None:
-        if not len(observation.change):  # an empty batch says nothing
-            return
-        # The evidence is far smaller than the perturbations, which need not wait for the error.
-        with _in_own_precision(observation.change):
-            evidence = self.rule.evidence(observation, self.matrices(observation.sites))
-        pending.evidence = self._gathered(observation.sites, evidence)
-
-
-class ErrorLearnedMechanism(LearnedMechanism):
-    """A learned mechanism whose evidence is e^T h_l: from outputs that were kept, or as they pass behind the error."""
-
-    def __init__(self, rule: LearnedRule, plan: Plan) -> None:
-        super().__init__(rule, plan)
-        self._versions: list[int] = []
-
-    def _begin(self) -> None:
-        super()._begin()
-        self._versions = []
-
-    def _cut(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        handed_on = super()._cut(name, module, args, output)
-        if self._learning and handed_on is not None:
-            self._versions.append(output._version)
-        return handed_on
-
-    def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
-        pending = super()._begun(layout, outputs)
-        pending.learning = self._learning
-        if self._learning:
-            # A tap that ends the model has been taken back.
-            pending.outputs = [(h.detach(), version) for h, version in zip(outputs, self._versions, strict=False)]
-        return pending
-
-    def passed(self, pending: Pending, number: int, output: Tensor, error: Tensor) -> None:
-        """Take the evidence of one tap."""
-        if pending.learning and len(error):
-            site = pending.sites[number]
-            (B,) = self.matrices([site])
-            rows = self.rule.feedback.form(site).reduce(output.detach().reshape(len(error), -1))
-            with _in_own_precision(error):
-                pending.parts.append(error.to(B).T @ rows.to(B))
-
-    def learn(self, pending: Pending, error: Tensor) -> None:
-        """Gather the evidence, and let every matrix take its step."""
-        outputs, pending.outputs = pending.outputs, ()
-        for number, (output, version) in enumerate(outputs):
-            if output._version != version:
-                raise TapOutputError(
-                    f"the output of tap {pending.sites[number].name!r} was changed in place behind it, and "
-                    f"{type(self.rule).__name__} learns from it as it was. Write the operation behind it without '_' "
-                    "or inplace=True, or train with streaming=True."
-                )
-            self.passed(pending, number, output, error)
-        parts, pending.parts = pending.parts, []
-        if parts:
-            pending.evidence = self._gathered(pending.sites, parts)
-        super().learn(pending, error)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import torch
@@ -153,14 +153,16 @@ class Streamed(Passage):
 
     def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
         """The leaves that every segment ends in."""
-        return self._course().ends
+        return self._course.ends
 
     def learns(self, output: Tensor) -> bool:
         """Whether anything between the last tap and the error's place wants a gradient."""
-        course = self._course()
+        course = self._course
         return bool(course.ends[-1] or course.apart[-1])
 
+    @cached_property
     def _course(self) -> Course:
+        # Asked for where all taps have passed, several times.
         key = kind_of_pass(self._model, self.names, self._call.outside)
         if key not in self._courses:
             self._courses[key] = self._explored()
@@ -176,7 +178,7 @@ class Streamed(Passage):
 
     def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
         """The output as it is; in its backward pass the model runs again and its segments learn."""
-        second = SecondRun(tuple(self.names), deliver, self._course(), self._model, self._run, self._surroundings)
+        second = SecondRun(tuple(self.names), deliver, self._course, self._model, self._run, self._surroundings)
         outside = [self._call.flat[place] for place in self._call.outside]
         if not outside and not any(second.course.ends):
             return output

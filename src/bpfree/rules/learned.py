@@ -11,15 +11,9 @@ from torch import Tensor
 
 from bpfree.errors import OptionError, choice
 from bpfree.estimate import Observation
-from bpfree.mechanisms.learned import (
-    ErrorLearnedMechanism,
-    ForwardLearnedMechanism,
-    ForwardLearnedRule,
-    LearnedMechanism,
-    LearnedRule,
-    Size,
-    Stepper,
-)
+from bpfree.mechanisms.error_learned import ErrorLearnedMechanism
+from bpfree.mechanisms.forward_learned import ForwardLearnedMechanism, ForwardLearnedRule
+from bpfree.mechanisms.learned import LearnedMechanism, LearnedRule, Size, Stepper
 from bpfree.plan import Plan
 
 GrAPEEstimate: TypeAlias = Literal["batch", "cumulative", "floor"]
