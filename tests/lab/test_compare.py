@@ -16,7 +16,7 @@ from bpfree.lab import compare as comparing
 from bpfree.lab import data, report, runs
 from bpfree.lab.cli import main, make_parser
 from bpfree.lab.compare import compare, plan_runs
-from bpfree.lab.errors import SettingsError
+from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import CompareOptions, TrainOptions, command_line
 from bpfree.lab.parser import read_options
@@ -92,6 +92,47 @@ def test_compare_asked_again_runs_only_what_is_missing(monkeypatch: pytest.Monke
     ran.clear()
     compare(options(rules=["BP", "DFA"], seeds=1, settings={"DFA": RuleOverrides(lr=0.5)}))
     assert ran == ["warm", "DFA0"]
+
+
+def test_a_run_that_fails_stops_no_other_and_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, ran, train = ["DFA0"], [], runs._train
+
+    def perhaps(settings, *rest):
+        ran.append(f"{settings.label}{settings.seed}")
+        if ran[-1] in broken:
+            raise RunError("the training loss is nan by step 8.")
+        return train(settings, *rest)
+
+    monkeypatch.setattr(runs, "_train", perhaps)
+    monkeypatch.setattr(comparing, "warm_up", lambda *_: None)
+    asked = ["compare", "--data", "tiny", "--rules", "DFA", "BP", "--seeds", "2", "--epochs", "1", "--batch-size", "32"]
+    asked += ["--threads", "1", "--model.hidden", "[8]", "--out", "there"]
+    assert main(asked) == 1
+    assert ran == ["DFA0", "BP0", "DFA1", "BP1"]
+    shown = capsys.readouterr()
+    assert "1 of 4 runs failed" in shown.err
+    assert "DFA, seed 0: the training loss is nan by step 8." in shown.err
+    written = json.loads(Path("there/comparison.json").read_text())
+    assert [(run["label"], run["seed"]) for run in written["runs"]] == [("BP", 0), ("DFA", 1), ("BP", 1)]
+    assert {entry["label"]: entry["seeds"] for entry in written["summary"]} == {"DFA": 1, "BP": 2}
+    assert "DFA, seed 0: the training loss is nan by step 8." in Path("there/report.html").read_text()
+    ran.clear()
+    broken.clear()
+    assert main(asked) == 0
+    assert ran == ["DFA0"]
+    assert "A run failed" not in Path("there/report.html").read_text()
+
+
+def test_nothing_is_written_where_every_run_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise RunError("the training loss is nan.")
+
+    monkeypatch.setattr(runs, "_train", never)
+    with pytest.raises(RunError, match=r"(?s)2 of 2 runs failed.*DFA, seed 0.*DFA, seed 1"):
+        compare(options(rules=["DFA"]))
+    assert not Path("runs/compare-tiny/comparison.json").exists()
 
 
 def test_a_settings_file_and_the_command_line_meet() -> None:
@@ -179,6 +220,21 @@ def test_the_command_leaves_out_what_is_usual() -> None:
 def test_options_that_mean_nothing(changes: dict, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         options(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 2, "evaluations": 2}, "--evaluations 2: a run counted in epochs is evaluated after each"),
+        ({"epochs": None, "evaluations": 8}, "--evaluations 8: a run counted in epochs"),  # as images are
+        ({"taps": []}, "--taps: name a module"),
+        ({"error_at": ""}, "--error-at: name a module"),
+        ({"threads": 0}, "--threads 0 must be at least 1"),
+    ],
+)
+def test_options_that_would_have_no_effect(changes: dict, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        plan_runs(options(**changes))
 
 
 @pytest.mark.parametrize(

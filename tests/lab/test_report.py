@@ -221,6 +221,16 @@ def test_each_rule_keeps_one_look() -> None:
     assert (alone.light, alone.dash) == (found[3].light, found[3].dash)
 
 
+def test_no_two_rules_look_alike_however_many_there_are() -> None:
+    labels = [f"BP, {i}" for i in range(5)] + [f"Shallow, {i}" for i in range(3)] + [f"rule {i}" for i in range(42)]
+    found = style.marks(labels, {label: {"rule": label.partition(",")[0]} for label in labels})
+    assert len({(mark.light, mark.dash) for mark in found}) == len({(m.dark, m.dash) for m in found}) == 50
+    # Of each kind the first one alone is drawn as the reference and as the control are.
+    looks = [(mark.light, mark.dark, mark.dash) for mark in found]
+    assert [looks.index(style.REFERENCE), looks.index(style.CONTROL)] == [0, 5]
+    assert {mark.light for mark in found[1:5]} == set(style.LIGHT[:4])
+
+
 def test_filters_are_blue_below_zero_and_red_above() -> None:
     found = filters([[-2.0, 0.0, 2.0, 0.0]] * 5, [2, 2])
     assert found is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import pytest
 import tiny
 import tiny_table
 import yaml
+from rich.console import Console
 
 from bpfree.lab import data, report
-from bpfree.lab.errors import SettingsError
+from bpfree.lab.cli import main
+from bpfree.lab.errors import DataError, RunError, SettingsError
 from bpfree.lab.tables import page
+from bpfree.lab.tables import tune as tuning
 from bpfree.lab.tables.options import ReportOptions, TableOptions, TuneOptions
 from bpfree.lab.tables.reading import read
 from bpfree.lab.tables.table import table
@@ -32,13 +36,20 @@ def options(**changes: Any) -> TuneOptions:
     return TuneOptions(**({"name": "tiny.yaml", "validation": 60, "scale": "reduced"} | changes))
 
 
-def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int]]:
-    """Runs that cost nothing: the score is 100 x the learning rate, but the other way round for BP."""
+def changed(**parts: Any) -> None:
+    """The recipe with other parts."""
+    Path("tiny.yaml").write_text(yaml.safe_dump(yaml.safe_load(tiny_table.RECIPE) | parts, sort_keys=False))
+
+
+def scored(monkeypatch: pytest.MonkeyPatch, failing: type[Exception] | None = None) -> list[tuple[str, float, int]]:
+    """Runs that cost nothing: the score is 100 x the learning rate, but the other way round for BP. Or all fail."""
     ran = []
 
     def perform(self: Training, *_: Any) -> dict[str, Any]:
         lr = self.settings.rule.lr
         ran.append((self.label, lr, self.options.validation))
+        if failing is not None:
+            raise failing(f"{self.label} went wrong")
         return {"label": self.label, "seed": self.seed, "accuracy": 100 * (1 - lr if self.label == "BP" else lr)}
 
     monkeypatch.setattr(Training, "perform", perform)
@@ -53,7 +64,7 @@ def test_a_grid_tries_every_value_for_every_rule_on_held_out_data(monkeypatch: p
     assert {row: settings["lr"] for row, settings in tuned.rows.items()} == {"DFA": 0.2, "sum": 0.2, "BP": 0.05}
     assert tuned.rows["sum"]["rule"] == {"init_args": {"reduction": "sum"}}
     assert (tuned.search, tuned.expected) == ({}, read(Path("tiny.yaml")).expected)
-    assert "2 tries for each of DFA, sum, BP" in tuned.remarks[0]
+    assert "2 tries of lr for each of DFA, sum, BP" in tuned.remarks[0]
     tune(options())
     assert len(ran) == 6  # asked again it costs nothing
 
@@ -72,6 +83,139 @@ def test_tpe_gives_every_rule_as_many_tries_and_goes_on_where_it_stopped(monkeyp
     best = max(lr for label, lr, _ in ran if label == "DFA")
     assert read(path).rows["DFA"]["lr"] == best
     assert path == Path("there/chosen.yaml")
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_a_row_is_tried_with_what_its_rule_takes(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = scored(monkeypatch)
+    rows = {"DFA": {}, "slow": {"momentum": 0.9}, "BP": {"rule": "BP", "optimizer": "Adam"}}
+    changed(rows=rows, expected={}, search={"lr": [0.05, 0.2], "rule.feedback.shared": [True, False]})
+    path = tune(options(sampler=sampler, trials=4 if sampler == "tpe" else None))
+    # A grid has 2 x 2 combinations, and for backpropagation, which has no feedback matrices, 2.
+    of_bp = 4 if sampler == "tpe" else 2
+    assert [[label for label, *_ in ran].count(row) for row in rows] == [4, 4, of_bp]
+    tuned = read(path)
+    assert "init_args" not in tuned.rows["BP"]["rule"]
+    assert list(tuned.rows["slow"]["rule"]["init_args"]) == ["feedback.shared"]
+    assert tuned.remarks[0].endswith(
+        f": 4 tries of lr and rule.feedback.shared for each of DFA, slow; {of_bp} tries of lr for each of BP."
+    )
+
+
+def test_a_row_that_takes_nothing_of_the_search_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = scored(monkeypatch)
+    changed(search={"rule.reduction": ["mean", "sum"]})
+    before = read(Path("tiny.yaml")).rows["BP"]
+    assert read(tune(options())).rows["BP"] == before
+    assert {label for label, *_ in ran} == {"DFA", "sum"}
+    with pytest.raises(SettingsError, match=r"takes what is searched: rule\.reduction"):
+        tune(options(cell=["BP"]))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"search": {"rule.reductoin": ["sum"]}},
+            r"rule\.reductoin is an argument of no row's.*mean 'rule\.reduction'",
+        ),
+        ({"search": {"model.widths": [1]}}, r"model\.widths is an argument of no row's"),
+        ({"search": {"within.step": [1]}}, r"within\.step is an argument of no row's"),
+        ({"search": {"epochs": [1, 2]}}, "epochs is set by scale reduced"),
+        ({"base": {"data": "cora"}, "rows": {"BP": {"rule": "BP"}}}, "cora has none.*best_validation_accuracy"),
+        ({"base": {"data": "cora-links"}, "rows": {"BP": {"rule": "BP"}}}, "cora-links has none.*validation_auc"),
+        ({"base": {"data": "text"}, "rows": {"BP": {"rule": "BP"}}}, "text has none.*validation file anyway"),
+    ],
+)
+def test_what_could_not_be_tuned_is_told_before_any_try(
+    parts: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = scored(monkeypatch)
+    scales = {"reduced": {"seeds": 1, "cut": "all"} | ({"epochs": 1} if "search" in parts else {})}
+    changed(scales=scales, expected={}, **parts)
+    with pytest.raises(SettingsError, match=message):
+        tune(options())
+    assert ran == []
+
+
+def test_an_argument_that_the_scale_sets_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored(monkeypatch)
+    scales = {"reduced": {"cut": "narrow", "model": {"init_args": {"hidden": [8]}}}, "full": {}}
+    changed(scales=scales, search={"model.hidden": [[8], [16]]})
+    with pytest.raises(SettingsError, match=r"model\.hidden is set by scale reduced"):
+        tune(options())
+    assert tune(options(scale="full")).is_file()
+    changed(scales=scales, search={"model.dropout": [0.0, 0.1]})
+    assert tune(options()).is_file()
+
+
+def test_tries_of_another_recipe_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = scored(monkeypatch)
+    asked = options(sampler="tpe", trials=2, cell=["DFA"])
+    changed(search={"lr": {"low": 0.01, "high": 0.1}})
+    tune(asked)
+    tune(asked)
+    assert len(ran) == 2
+    changed(search={"lr": {"low": 1.0, "high": 9.0}})
+    assert 1 <= read(tune(asked)).rows["DFA"]["lr"] <= 9
+    assert len(ran) == 4
+    changed(search={"lr": {"low": 1.0, "high": 9.0}}, scales={"reduced": {"cut": "little", "epochs": 2}})
+    tune(asked)
+    assert len(ran) == 6
+    # What is searched is not what a row had before.
+    base = yaml.safe_load(tiny_table.RECIPE)["base"] | {"lr": 0.5}
+    changed(search={"lr": {"low": 1.0, "high": 9.0}}, scales={"reduced": {"cut": "little", "epochs": 2}}, base=base)
+    tune(asked)
+    assert len(ran) == 6
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_tries_of_other_code_count_and_are_told(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran, shown = scored(monkeypatch), io.StringIO()
+    asked = options(sampler=sampler, trials=2, cell=["DFA"])
+    tune(asked, Console(file=shown, width=200))
+    assert "another state" not in shown.getvalue()
+    monkeypatch.setattr(tuning, "source", lambda: "other")
+    tune(asked, Console(file=shown, width=200))
+    assert "2 of 2 runs were measured with another state of bpfree's code (another --ledger begins anew)" in (
+        shown.getvalue()
+    )
+    assert len(ran) == 2
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_whatever_goes_wrong_in_a_try_it_has_been_one_and_is_told(
+    sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = scored(monkeypatch, failing=MemoryError)
+    with pytest.raises(RunError, match=r"(?s)DFA: none of 2 tries succeeded.*MemoryError: DFA went wrong$"):
+        tune(options(sampler=sampler, trials=2))
+    assert [label for label, *_ in ran].count("DFA") == 2
+
+
+def test_without_data_there_is_no_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran, asked = scored(monkeypatch), options(sampler="tpe", trials=2, cell=["DFA"])
+
+    def missing(folder: Path | None) -> None:
+        raise DataError("the files are missing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "data", lambda self, folder: missing(folder))
+        with pytest.raises(DataError, match="missing"):
+            tune(asked)
+    assert tune(asked).is_file()
+    assert len(ran) == 2
+
+
+def test_options_that_a_search_has_no_use_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in (["--seeds", "3"], ["--out", "there"]):
+        with pytest.raises(SystemExit):
+            main(["tune", "tiny.yaml", *option])
+        assert f"unrecognized arguments: {option[0]}" in capsys.readouterr().err
+    with pytest.raises(SettingsError, match="--trials 0 must be at least 1"):
+        tune(options(sampler="tpe", trials=0))
+    with pytest.raises(SettingsError, match="--trials 3: a grid tries all combinations"):
+        tune(options(trials=3))
 
 
 @pytest.mark.parametrize(

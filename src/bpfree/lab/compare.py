@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from bpfree.lab import environment
 from bpfree.lab.data import Data, load
+from bpfree.lab.errors import RunError
 from bpfree.lab.files import write_json
 from bpfree.lab.options import CompareOptions, command_line
 from bpfree.lab.runs import Places, run
@@ -32,7 +34,7 @@ _OF_A_RUN = (
 def compare(options: CompareOptions, console: Console | None = None) -> dict[str, Any]:
     """Train, measure, and write ``comparison.json`` and ``report.html``.
 
-    Runs that have finished before, with the same settings and data, are not repeated.
+    Runs that have finished before, with the same settings and data, are not repeated. One that fails stops no other.
 
     Args:
         options: What is compared.
@@ -44,20 +46,24 @@ def compare(options: CompareOptions, console: Console | None = None) -> dict[str
     Raises:
         SettingsError: An option means nothing.
         DataError: The data cannot be read.
-        RunError: A rule cannot be trained on the model.
+        RunError: Some runs failed; what the others found is written and shown. Or all did, and nothing is written.
         WriteError: A result could not be written.
     """
     # Everything that can be wrong with the request is found before the first hour of training.
     plan = plan_runs(options)
     splits = load(options.data, options.data_dir, **options.reading)
     directory = options.directory()
-    records = _run_all(plan, splits, directory / "runs", console)
-    comparison = assemble(options, plan, records, splits)
+    records, failed = _run_all(plan, splits, directory / "runs", console)
+    if not records:
+        raise _failure(plan, failed)
+    comparison = assemble(options, plan, records, failed, splits)
     written = [write_json(directory / "comparison.json", comparison), _report(comparison, directory)]
     if console is not None:
         console.print(table(comparison))
         for path in written:
             console.print(f"{path.name}: {path}", soft_wrap=True)
+    if failed:
+        raise _failure(plan, failed)
     return comparison
 
 
@@ -71,18 +77,31 @@ def plan_runs(options: CompareOptions) -> list[RunSettings]:
 
 def _run_all(
     plan: Sequence[RunSettings], splits: Data, directory: Path, console: Console | None
-) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = []
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The records of the runs in the plan's order, and why those without one failed."""
+    records, failed = list[dict[str, Any]](), list[str]()
     with Display(console, runs=len(plan), measured_on=splits.measured_on) as display:
         cold = True
         for settings in plan:
             known = Places.of(settings, splits, directory).record.is_file()
             if cold and not known:
-                warm_up(settings, splits)
-                cold = False
-            records.append(run(settings, splits, directory, display=display))
-            display.finish(settings, records[-1], known=known)
-    return records
+                with suppress(RunError):  # of what cannot even be warmed up with, the run itself says why
+                    warm_up(settings, splits)
+                    cold = False
+            try:
+                record = run(settings, splits, directory, display=display)
+            except RunError as error:  # training diverged, say: the other runs of a night are still wanted
+                failed.append(str(error))
+            else:
+                # One that was known may have been found under a label whose letters are the same.
+                records.append(record | {"label": settings.label})
+                display.finish(settings, records[-1], known=known)
+    return records, failed
+
+
+def _failure(plan: Sequence[RunSettings], failed: Sequence[str]) -> RunError:
+    reasons = "\n".join(failed)
+    return RunError(f"{len(failed)} of {len(plan)} runs failed; the same command tries them again.\n{reasons}")
 
 
 def warm_up(settings: RunSettings, splits: Data) -> None:
@@ -93,7 +112,11 @@ def warm_up(settings: RunSettings, splits: Data) -> None:
 
 
 def assemble(
-    options: CompareOptions, plan: Sequence[RunSettings], records: Sequence[Mapping[str, Any]], splits: Data
+    options: CompareOptions,
+    plan: Sequence[RunSettings],
+    records: Sequence[Mapping[str, Any]],
+    failed: Sequence[str],
+    splits: Data,
 ) -> dict[str, Any]:
     """The comparison in the form ``bpfree-comparison/1``."""
     data = splits.describe()
@@ -116,8 +139,8 @@ def assemble(
         },
         "environment": environment.describe(),
         "data": {key: value for key, value in data.items() if key not in ("measured_on", "normalization")},
-        "runs": [{key: record[key] for key in (*_OF_A_RUN, task.metric.name)} | {"label": settings.label}
-                 for settings, record in zip(plan, records, strict=True)],
+        "runs": [{key: record[key] for key in (*_OF_A_RUN, task.metric.name)} for record in records],
+        "failed": list(failed),
         "summary": summarize(records, options.labels(), task.metric),
     }  # fmt: skip
 

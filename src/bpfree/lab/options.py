@@ -111,6 +111,11 @@ class Options:
         model = self.model or ModelSettings(task.model)
         lr = task.lr if self.lr is None else self.lr
         epochs, steps = self.length()
+        for option in ("taps", "error_at"):
+            if getattr(self, option) in ([], ""):
+                raise SettingsError(
+                    f"--{option.replace('_', '-')}: name a module of the network, or leave it out for what it suggests."
+                )
         if self.augmentation and task.samples != "images":
             raise SettingsError(f"--augmentation: {self.data} has no images; leave it out.")
         if task.samples in ("nodes", "edges"):
@@ -121,12 +126,12 @@ class Options:
             rule=rule_settings(label, self.settings, lr, self.window, self.schedule or task.schedule),
             model=model.describe(),
             task=task.name,
-            taps=self.taps or model.suggestion("taps"),
-            error_at=self.error_at or model.suggestion("error_at"),
+            taps=model.suggestion("taps") if self.taps is None else self.taps,
+            error_at=model.suggestion("error_at") if self.error_at is None else self.error_at,
             epochs=epochs,
             steps=steps,
             batch_size=task.batch_size if self.batch_size is None else self.batch_size,
-            threads=self.threads or torch.get_num_threads(),
+            threads=torch.get_num_threads() if self.threads is None else self.threads,
             details=details,
             augmentation=self.augmentation,
             alignment=self.alignment,
@@ -154,7 +159,7 @@ class Options:
         """The parts that a run has, and its steps if it is counted in those.
 
         Raises:
-            SettingsError: It is to be counted in both, or is never evaluated.
+            SettingsError: It is to be counted in both, or is never evaluated, or after each epoch and so many times.
         """
         evaluations = self.task().evaluations if self.evaluations is None else self.evaluations
         if evaluations < 1:
@@ -164,7 +169,14 @@ class Options:
         epochs, steps = self.epochs, self.steps
         if epochs is None and steps is None:
             epochs, steps = self.task().epochs, self.task().steps
-        return (evaluations, steps) if epochs is None else (epochs, None)
+        if epochs is None:
+            return evaluations, steps
+        if self.evaluations is not None:
+            raise SettingsError(
+                f"--evaluations {evaluations}: a run counted in epochs is evaluated after each of them; leave it out, "
+                "or count the run in --steps."
+            )
+        return epochs, None
 
     @property
     def reading(self) -> dict[str, Any]:

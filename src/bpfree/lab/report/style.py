@@ -1,7 +1,8 @@
 """One colour and dash pattern per rule, in every chart, for light paper and dark screens.
 
 The six hues keep a distance of at least 0.13 in OKLab, in pairs and to the ink, also as seen with protanopia,
-deuteranopia and tritanopia (Machado's matrices). From the seventh rule on they come back dashed.
+deuteranopia and tritanopia (Machado's matrices). From the seventh rule on they come back dashed, and every six later
+with another pattern.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ LIGHT = ("#0148bd", "#bf5800", "#109186", "#7a365a", "#d99b02", "#56b4e9")
 DARK = ("#3772e4", "#f15836", "#2bd2a6", "#ab7096", "#f0ce29", "#b9a6ff")
 SOLID = (1, 0)
 DASHES = (SOLID, (6, 3), (2, 2))
+_STROKE, _DOT = (8, 2), (2, 2)
 # Backpropagation is the reference: ink. The frozen control is the floor: grey and dotted.
 REFERENCE = ("#1b1b1f", "#f2f2f2", SOLID)
 CONTROL = ("#77777d", "#9d9da5", (1.5, 3))
@@ -27,13 +29,13 @@ class Mark:
         label: the rule's label in the comparison.
         light: colour on white.
         dark: colour on a dark screen.
-        dash: lengths of stroke and gap, in pixels.
+        dash: lengths of strokes and gaps in turn, in pixels.
     """
 
     label: str
     light: str
     dark: str
-    dash: tuple[float, float]
+    dash: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,25 @@ class Style:
 
 
 def marks(labels: Sequence[str], rules: Mapping[str, Any]) -> list[Mark]:
-    """The marks of `labels`; `rules` are the comparison's settings per label, which name each one's rule."""
+    """The marks of `labels`, no two alike; `rules` are the comparison's settings per label, which name each one's rule.
+
+    Of several labels whose rule is backpropagation, or the frozen control, the first one has its look.
+    """
+    special: dict[str, tuple[str, str, tuple[float, ...]]] = {"BP": REFERENCE, "Shallow": CONTROL}
     found, taken = [], 0
     for label in labels:
-        kind = rules.get(label, {}).get("rule", label)
-        if kind in ("BP", "Shallow"):
-            light, dark, dash = REFERENCE if kind == "BP" else CONTROL
-        else:
+        look = special.pop(rules.get(label, {}).get("rule", label), None)
+        if look is None:
             cycle, hue = divmod(taken, len(LIGHT))
-            light, dark, dash = LIGHT[hue], DARK[hue], DASHES[cycle % len(DASHES)]
+            look = LIGHT[hue], DARK[hue], _dash(cycle)
             taken += 1
-        found.append(Mark(label, light, dark, dash))
+        found.append(Mark(label, *look))
     return found
+
+
+def _dash(cycle: int) -> tuple[float, ...]:
+    """The pattern of all hues in their first turn (0), second turn ...; later a stroke with ever more dots."""
+    return DASHES[cycle] if cycle < len(DASHES) else _STROKE + _DOT * (cycle - len(DASHES) + 1)
 
 
 def on_screen(found: Sequence[Mark]) -> Style:

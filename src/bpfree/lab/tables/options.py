@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,27 +15,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeOptions:
-    """What the commands on recipes have in common.
+class ChosenOptions:
+    """Which recipe, which part of it, and where its runs are.
 
     Args:
         name: A recipe: one of bpfree's by its name (``bpfree table --list``), or the path of a YAML file of your own.
         scale: How much of the published experiment is run: full, or another of the recipe's scales.
         cell: Only these cells, rows or columns of the table.
-        seeds: Seeds a cell (0, 1, ...), in place of the scale's number.
         data_dir: The folder of the data, or one in which each data set has a folder of its name.
         ledger: The database of finished runs: a file (SQLite), or a URL such as postgresql://USER@HOST/NAME, through
             which several machines share the work.
-        out: The folder for results; records in its NAME.json count as finished.
     """
 
     name: str | None = None
     scale: str = "full"
     cell: list[str] | None = None
-    seeds: int | None = None
     data_dir: str | None = None
     ledger: str = "runs/ledger.db"
-    out: str = "results"
 
     def recipe(self) -> Recipe:
         """The recipe.
@@ -55,13 +51,30 @@ class RecipeOptions:
         return Order(
             recipe=self.recipe().path.resolve(),
             scale=self.scale,
-            seeds=self.seeds,
+            seeds=None,
             cells=tuple(self.cell or ()),
             ledger=self.ledger,
             data_dir=self.data_dir,
             scratch=Path("runs") / "tables",
             again=again,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions(ChosenOptions):
+    """What the commands on a recipe's results have in common.
+
+    Args:
+        seeds: Seeds a cell (0, 1, ...), in place of the scale's number.
+        out: The folder for results; records in its NAME.json count as finished.
+    """
+
+    seeds: int | None = None
+    out: str = "results"
+
+    def order(self, *, again: bool = False) -> Order:
+        """What workers need to know of it."""
+        return replace(super().order(again=again), seeds=self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +95,8 @@ class TableOptions(RecipeOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneOptions(RecipeOptions):
-    """Choose a recipe's settings on held-out training images, with as many tries for every cell, and write a recipe.
+class TuneOptions(ChosenOptions):
+    """Choose a recipe's settings on held-out training images, and write a recipe with the best.
 
     Args:
         validation: Training images that are held out, and that settings are chosen on.

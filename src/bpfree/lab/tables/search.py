@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from optuna.trial import Trial
@@ -57,22 +57,26 @@ def settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
     return merged(*layers)
 
 
-def grid(recipe: Recipe) -> Iterator[dict[str, Any]]:
+def first(searched: Mapping[str, Any]) -> dict[str, Any]:
+    """Some values that are searched among."""
+    return {name: among["low"] if isinstance(among, Mapping) else among[0] for name, among in searched.items()}
+
+
+def grid(searched: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every combination.
 
     Raises:
         SettingsError: A range has no end of values.
     """
-    for name, among in recipe.search.items():
+    for name, among in searched.items():
         if isinstance(among, Mapping):
-            raise SettingsError(f"{recipe.name}: search: {name}: a grid needs a list; ranges are for --sampler tpe.")
-    for values in itertools.product(*recipe.search.values()):
-        yield dict(zip(recipe.search, values, strict=True))
+            raise SettingsError(f"search: {name}: a grid needs a list; ranges are for --sampler tpe.")
+    return [dict(zip(searched, values, strict=True)) for values in itertools.product(*searched.values())]
 
 
-def suggested(recipe: Recipe, trial: Trial) -> dict[str, Any]:
+def suggested(searched: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
     """The values that Optuna suggests for one try."""
-    return {name: _suggested(name, among, trial) for name, among in recipe.search.items()}
+    return {name: _suggested(name, among, trial) for name, among in searched.items()}
 
 
 def _suggested(name: str, among: Any, trial: Trial) -> Any:

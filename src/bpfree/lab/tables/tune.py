@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,55 +15,47 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from bpfree.errors import BpfreeError
+from bpfree.lab import environment
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.files import write_text
+from bpfree.lab.settings import plain
 from bpfree.lab.tables import search
 from bpfree.lab.tables.inherit import merged
 from bpfree.lab.tables.ledger import Ledger
 from bpfree.lab.tables.options import TuneOptions
-from bpfree.lab.tables.plan import chosen_cells
+from bpfree.lab.tables.provenance import code, source
 from bpfree.lab.tables.reading import content_of
 from bpfree.lab.tables.recipe import Recipe
+from bpfree.lab.tables.result import cautions
 from bpfree.lab.tables.storage import open_storage
-from bpfree.lab.tables.work import Training
-from bpfree.lab.tables.work import works as of_settings
+from bpfree.lab.tables.subject import Subject, subjects
 from bpfree.lab.tables.workers import work_on
-from bpfree.lab.tasks import TASKS
 from bpfree.lab.terminal import Display
 
 _TRIALS = 20  # of tpe, unless told otherwise
 _WRONG = "wrong"  # why a try failed; one whose worker died has none, and is no try
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What settings are chosen for: a row, or a cell where columns have settings of their own.
-
-    Attributes:
-        place: Where a recipe keeps its settings, ``rows`` or ``cells``.
-        name: Its name there.
-        settings: What it is set to before.
-    """
-
-    place: str
-    name: str
-    settings: dict[str, Any]
-
-    def work(self, chosen: Mapping[str, Any], validation: int) -> Training:
-        """A run with chosen values, measured on held-out training data."""
-        (found,) = of_settings(self.name, merged(self.settings, search.settings(chosen), {"validation": validation}), 1)
-        if not isinstance(found, Training):
-            raise SettingsError(f"{self.name} is computed by a function; there is nothing to tune.")
-        return found
+_MADE = "made"  # with which code, on which machine and data
 
 
 @dataclass(frozen=True)
 class Try:
-    """Values that were tried, and how well they did on held-out data; no score if the run failed."""
+    """Values that were tried.
+
+    Attributes:
+        chosen: The values by name.
+        score: How well they did on held-out data; None if the run failed.
+        wrong: Why it failed.
+        made: The code, the machine and the data of a run that did not, as in its record.
+    """
 
     chosen: dict[str, Any]
     score: float | None
+    wrong: str | None
+    made: dict[str, Any] | None
+
+
+class _FailedError(Exception):
+    """A try failed, and has counted."""
 
 
 def tune(options: TuneOptions, console: Console | None = None) -> Path:
@@ -76,7 +71,8 @@ def tune(options: TuneOptions, console: Console | None = None) -> Path:
         The new recipe's path.
 
     Raises:
-        SettingsError: The recipe has no search, or one that means nothing.
+        SettingsError: The recipe has no search, or one that means nothing, or no image can be held out.
+        DataError: The data cannot be read.
         RunError: No try of some subject succeeded.
     """
     recipe = options.recipe()
@@ -85,46 +81,37 @@ def tune(options: TuneOptions, console: Console | None = None) -> Path:
         raise SettingsError(
             f"--validation {options.validation}: settings are chosen on held-out data, at least one image."
         )
+    if options.trials is not None and options.trials < 1:
+        raise SettingsError(f"--trials {options.trials} must be at least 1.")
     found = subjects(recipe, options)
     tries = (_grid if options.sampler == "grid" else _tpe)(recipe, found, options, console)
-    best = {subject.name: _best(subject, tries[subject.name], options) for subject in found}
+    best = {subject.name: _best(subject, tries[subject.name]) for subject in found}
     path = Path(options.to or f"{recipe.name}-tuned.yaml")
-    write_text(path, _written(recipe, found, best, options, len(next(iter(tries.values())))))
+    write_text(path, _written(recipe, found, best, tries, options))
     if console is not None:
-        for name, one in best.items():
-            console.print(f"{name}: {one.chosen}, validation {one.score:.2f}")
-        console.print(f"recipe: {path}", soft_wrap=True)
+        _show(console, best, tries, path)
     return path
-
-
-def subjects(recipe: Recipe, options: TuneOptions) -> list[Subject]:
-    """What settings are chosen for."""
-    scale = recipe.scale(options.scale)
-    found: dict[str, Subject] = {}
-    for row, column in chosen_cells(recipe, options.cell or ()):
-        name = f"{row}/{column.name}" if recipe.by_cell else row
-        settings = recipe.settings(row, column.name, scale)
-        found.setdefault(name, Subject("cells" if recipe.by_cell else "rows", name, settings))
-    return list(found.values())
 
 
 def _grid(
     recipe: Recipe, found: Sequence[Subject], options: TuneOptions, console: Console | None
 ) -> dict[str, list[Try]]:
     """Every combination, through the ledger as the runs of a table are."""
-    combinations = list(search.grid(recipe))
-    if options.trials not in (None, len(combinations)):
-        raise SettingsError(f"--trials {options.trials}: the grid has {len(combinations)} combinations.")
-    planned = {subject.name: [subject.work(chosen, options.validation) for chosen in combinations] for subject in found}
+    combinations = {subject.name: search.grid(subject.search) for subject in found}
+    counts = {name: len(each) for name, each in combinations.items()}
+    if options.trials is not None and set(counts.values()) != {options.trials}:
+        raise SettingsError(f"--trials {options.trials}: a grid tries all combinations, {counts}; leave it out.")
+    planned = {subject.name: [subject.work(chosen) for chosen in combinations[subject.name]] for subject in found}
     works = [work for each in planned.values() for work in each]
     ledger = Ledger(options.ledger, f"{recipe.name} (tuning)")
     ledger.ask(works, again=True)
     with Display(console, runs=len(works), measured_on="validation") as display:
         work_on(options.order(), works, ledger, display)
-    records = ledger.state(works).records
+    state = ledger.state(works)
     return {
         name: [
-            Try(chosen, records.get(work.key, {}).get("value")) for chosen, work in zip(combinations, each, strict=True)
+            Try(chosen, state.records.get(key, {}).get("value"), state.wrong.get(key), state.records.get(key))
+            for chosen, key in zip(combinations[name], (work.key for work in each), strict=True)
         ]
         for name, each in planned.items()
     }
@@ -140,25 +127,38 @@ def _tpe(
         for subject in found:
             study = optuna.create_study(
                 storage=storage,
-                study_name=f"tune {recipe.name}: {subject.name}, {options.scale}, {options.validation} held out",
-                direction="maximize" if _higher(subject.work(_first(recipe), options.validation)) else "minimize",
+                study_name=f"tune {recipe.name}: {subject.name}, {options.scale}, {_hash(subject)}",
+                direction="maximize" if subject.higher else "minimize",
                 load_if_exists=True,
             )
-
-            def objective(trial: optuna.Trial, subject: Subject = subject) -> float:
-                work = subject.work(search.suggested(recipe, trial), options.validation)
-                try:
-                    return work.perform(folder, options.data_dir, display)[work.metric]
-                except BpfreeError as error:
-                    trial.set_user_attr(_WRONG, str(error))
-                    raise
-
+            objective = functools.partial(_score, subject=subject, folder=folder, display=display)
             while len(ended := _ended(study)) < wanted:
                 study.sampler = optuna.samplers.TPESampler(seed=_draws(study))
-                # One that fails, be it that training diverged, has had its try.
-                study.optimize(objective, n_trials=1, catch=(BpfreeError,))
-            tries[subject.name] = [Try(trial.params, trial.value) for trial in ended[:wanted]]
+                study.optimize(objective, n_trials=1, catch=(_FailedError,))
+            tries[subject.name] = [
+                Try(trial.params, trial.value, trial.user_attrs.get(_WRONG), trial.user_attrs.get(_MADE))
+                for trial in ended[:wanted]
+            ]
     return tries
+
+
+def _hash(subject: Subject) -> str:
+    """A hash of all that its tries have in common, own code among it, and of what is searched."""
+    asked = json.dumps([subject.first.key, plain(subject.search)], sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
+
+def _score(trial: optuna.Trial, subject: Subject, folder: Path, display: Display) -> float:
+    work = subject.work(search.suggested(subject.search, trial))
+    work.data(subject.data_dir)  # without data there is no try
+    try:
+        record = work.perform(folder, subject.data_dir, display)
+    except Exception as error:  # whatever goes wrong, be it that training diverged, has been tried, as in a grid
+        trial.set_user_attr(_WRONG, f"{type(error).__name__}: {error}")
+        raise _FailedError from error
+    made = {"code": code(), "environment": record.get("environment") or environment.describe()}
+    trial.set_user_attr(_MADE, made | ({"data": record["data"]} if "data" in record else {}))
+    return record[work.metric]
 
 
 def _ended(study: optuna.Study) -> list[FrozenTrial]:
@@ -172,16 +172,7 @@ def _draws(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False))
 
 
-def _first(recipe: Recipe) -> dict[str, Any]:
-    """Some values that the search allows."""
-    return {name: among["low"] if isinstance(among, Mapping) else among[0] for name, among in recipe.search.items()}
-
-
-def _higher(work: Training) -> bool:
-    return TASKS[work.settings.task].metric.better == "higher"
-
-
-def _best(subject: Subject, tries: Sequence[Try], options: TuneOptions) -> Try:
+def _best(subject: Subject, tries: Sequence[Try]) -> Try:
     """The best of a subject's tries; the first of several.
 
     Raises:
@@ -189,13 +180,30 @@ def _best(subject: Subject, tries: Sequence[Try], options: TuneOptions) -> Try:
     """
     scored = [one for one in tries if one.score is not None]
     if not scored:
-        raise RunError(f"{subject.name}: none of {len(tries)} tries succeeded. Search among other values.")
-    higher = _higher(subject.work(scored[0].chosen, options.validation))
-    return max(scored, key=lambda one: one.score if higher else -one.score)
+        reasons = "\n".join(dict.fromkeys(one.wrong for one in tries if one.wrong))
+        raise RunError(
+            f"{subject.name}: none of {len(tries)} tries succeeded. Mend what is wrong, or search among other values.\n"
+            f"{reasons}"
+        )
+    better = 1 if subject.higher else -1
+    return max(scored, key=lambda one: better * one.score)
+
+
+def _show(console: Console, best: Mapping[str, Try], tries: Mapping[str, Sequence[Try]], path: Path) -> None:
+    for name, one in best.items():
+        console.print(f"{name}: {one.chosen}, validation {one.score:.2f}")
+    made = [one.made for each in tries.values() for one in each if one.made is not None]
+    for line in cautions(made, source(), "another --ledger begins anew"):
+        console.print(line, soft_wrap=True)
+    console.print(f"recipe: {path}", soft_wrap=True)
 
 
 def _written(
-    recipe: Recipe, found: Sequence[Subject], best: Mapping[str, Try], options: TuneOptions, tries: int
+    recipe: Recipe,
+    found: Sequence[Subject],
+    best: Mapping[str, Try],
+    tries: Mapping[str, Sequence[Try]],
+    options: TuneOptions,
 ) -> str:
     """The recipe with what was chosen, as YAML."""
     content = content_of(recipe.path)
@@ -207,6 +215,15 @@ def _written(
     content["remarks"] = [
         *recipe.remarks,
         f"Chosen by {options.sampler} at scale {options.scale} on {options.validation} held-out training images, "
-        f"one seed, {tries} tries for each of {', '.join(best)}, among {searched}.",
+        f"one seed, among {searched}: {_counts(found, tries)}.",
     ]
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _counts(found: Sequence[Subject], tries: Mapping[str, Sequence[Try]]) -> str:
+    """How many tries the subjects had, and of what."""
+    groups: dict[str, list[str]] = {}
+    for subject in found:
+        what = f"{len(tries[subject.name])} tries of {' and '.join(subject.search)}"
+        groups.setdefault(what, []).append(subject.name)
+    return "; ".join(f"{what} for each of {', '.join(names)}" for what, names in groups.items())
