@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -12,7 +14,7 @@ import bpfree
 from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.identity import LATER_ARGUMENTS, LATER_SETTINGS
 from bpfree.lab.models.build import ModelSettings
-from bpfree.lab.settings import RunSettings, plain
+from bpfree.lab.settings import RuleSettings, RunSettings, plain
 
 
 def cnn(**arguments: object) -> RunSettings:
@@ -57,6 +59,31 @@ def test_runs_that_use_them_have_names_of_their_own() -> None:
             settings.append(replace(tiny.settings(), model=model))
     names = [entry.name({}) for entry in settings]
     assert len(set(names)) == len(names)
+
+
+FEEDBACK = """
+import dataclasses, bpfree
+@dataclasses.dataclass(frozen=True)
+class Narrow(bpfree.Feedback):
+    pass
+"""
+
+
+def test_a_name_knows_the_code_of_classes_inside_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    place = tmp_path / "sketched_feedback.py"
+    place.write_text(FEEDBACK)
+    rule = bpfree.DFA(feedback=importlib.import_module("sketched_feedback").Narrow())
+    settings = tiny.settings(rule=RuleSettings(rule=rule))
+    before = settings.name({})
+    assert settings.name({}) == before
+    place.write_text(FEEDBACK + "# another thought")
+    assert settings.name({}) != before
+
+
+def test_layerwise_rules_of_the_same_arguments_have_names_of_their_own() -> None:
+    rules = [RuleSettings(rule=bpfree.DFA(), window=2, within=kind()) for kind in (bpfree.FA, bpfree.KolenPollack)]
+    assert len({tiny.settings(rule=rule).name({}) for rule in rules}) == 2
 
 
 def test_what_is_left_out_is_the_default() -> None:

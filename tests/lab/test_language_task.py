@@ -237,6 +237,18 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CompareOptions:
     )  # fmt: skip
 
 
+def test_a_run_to_an_infinite_perplexity_is_read_again(asked: CompareOptions) -> None:
+    asked = replace(asked, seeds=1, rules=["DFA"])
+    compare(asked)
+    (path,) = Path("runs/compare-text/runs").glob("*.json")
+    record = json.loads(path.read_text())
+    record["perplexity"] = record["epochs"][-1]["eval_perplexity"] = None  # infinity, in a file
+    path.write_text(json.dumps(record))
+    shown = io.StringIO()
+    assert compare(asked, Console(file=shown, width=160))["summary"][0]["perplexity_mean"] is None
+    assert "validation perplexity not finite (finished before)" in shown.getvalue()
+
+
 def test_compare_from_end_to_end(asked: CompareOptions) -> None:
     shown = io.StringIO()
     compare(asked, Console(file=shown, width=160))

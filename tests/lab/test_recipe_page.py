@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def entries(recipe: Recipe, shift: float = 0.0) -> list[dict[str, Any]]:
                     "mean": paper.mean + shift if paper else number / 100,
                     "std": 0.001,
                     "seeds": 2,
+                    "failed": 0,
                     "within": None,
                     "digits": 2,
                 }
@@ -138,6 +140,31 @@ def test_filters_of_a_table_come_from_its_first_seed(tmp_path: Path, monkeypatch
     shown = {record["label"]: record["visualized"]["png"] for record in records if record["seed"] == 0}
     text = page.report(ReportOptions(name="pictured.yaml")).read_text(encoding="utf-8")
     assert re.findall(r'src="data:image/png;base64,([^"]*)"', html.unescape(text)) == [shown["BP"], shown["DFA"]]
+
+
+def test_rows_whose_letters_are_the_same_have_pages_of_their_own() -> None:
+    recipe = read(find("launay2019-table2"))
+    rows = {name: {} for name in ("x(-0.5)", "x(+0.5)", "curves", "X--0-5-")}
+    files = page._file_names(replace(recipe, name="t", rows=rows, columns={}))
+    assert list(files.values()) == ["t-curves.html", "t-x--0-5-.html", "t-x--0-5--2.html", "t-X--0-5--3.html"]
+
+
+def test_a_cell_of_other_seeds_than_its_row_says_so() -> None:
+    recipe = read(find("launay2019-table1"))
+    shown = entries(recipe)
+    shown[0] |= {"mean": 49.0, "std": 1.0, "seeds": 3}
+    shown[1] |= {"mean": 7.0, "std": 2.0, "seeds": 5}
+    text = page.html(recipe, "", shown, [], [])
+    assert "49.00 ± 1.00 (3)" in text
+    assert "7.00 ± 2.00<" in text
+    assert "<td>5</td>" in text
+
+
+def test_seeds_that_failed_are_told() -> None:
+    recipe = read(find("launay2019-table1"))
+    shown = entries(recipe)
+    shown[0] |= {"mean": 49.0, "std": None, "seeds": 1, "failed": 4}
+    assert "49.00 (4 of 5 seeds failed)" in page.html(recipe, "", shown, [], [])
 
 
 def _picture() -> dict[str, Any]:

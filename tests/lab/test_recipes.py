@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -114,6 +115,36 @@ def test_a_key_knows_the_code_of_a_rule_of_ones_own(tmp_path: Path, monkeypatch:
     before = keys(tmp_path, rule="sketched_rule.Sketch")
     (tmp_path / "sketched_rule.py").write_text(source + "# another thought\n")
     assert keys(tmp_path, rule="sketched_rule.Sketch")[0] != before[0]
+
+
+LAYERWISE = """
+import dataclasses
+import bpfree
+import {base}
+
+@dataclasses.dataclass(frozen=True)
+class Sketch({base}.{kind}):
+    pass
+"""
+
+
+def test_a_key_knows_the_code_of_what_carries_signals_and_of_ancestors(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    files = {
+        "sketch_within": LAYERWISE.format(base="bpfree", kind="FA"),
+        "sketch_ancestor": LAYERWISE.format(base="bpfree", kind="DFA"),
+        "sketch_rule": LAYERWISE.format(base="sketch_ancestor", kind="Sketch"),
+        "sketch_plan": "from bpfree.lab.models import MLP\nclass Planned(MLP):\n    pass\n",
+        "sketch_model": "from sketch_plan import Planned\nclass Net(Planned):\n    pass\n",
+    }
+    for name, source in files.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    own = {"within": "sketch_within.Sketch", "rule": "sketch_rule.Sketch", "model": "sketch_model.Net"}
+    seen = {keys(tmp_path, **own)[0]}
+    for number, (name, source) in enumerate(files.items(), start=2):
+        (tmp_path / f"{name}.py").write_text(f"{source}# another thought\n")
+        seen.add(keys(tmp_path, **own)[0])
+        assert len(seen) == number, f"{name}.py changed, and no key"
 
 
 @pytest.mark.parametrize(
@@ -237,6 +268,16 @@ def test_recipes_are_found_by_name_or_file(tmp_path: Path) -> None:
         find("launay2019-tabel2")
     with pytest.raises(SettingsError, match="no such file"):
         find("nowhere.yaml")
+
+
+def test_the_command_of_a_file_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = read(tiny_table.write(tmp_path, name="my table"))
+    assert recipe.command == "bpfree table 'my table.yaml'"
+    assert recipe.is_run_by(recipe.command)
+    assert recipe.repeated(recipe.scale("reduced"), 3, ["DFA", "cosine 1"]) == (
+        "bpfree table 'my table.yaml' --scale reduced --cell DFA 'cosine 1' --seeds 3"
+    )
 
 
 @pytest.mark.parametrize("name", names())

@@ -9,6 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,23 @@ def test_a_resumed_run_equals_the_uninterrupted_one(label: str, tmp_path: Path) 
     assert any(key.startswith("attachment.") for key in expected["state_dict"])
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "random_state"):
         assert_equal(found[part], expected[part], part)
+
+
+def test_the_duration_of_a_resumed_run_is_that_of_all_its_pieces(tmp_path: Path) -> None:
+    settings = tiny.settings()
+    began = time.perf_counter()
+    with pytest.raises(OSError, match="stopped here"):
+        run(settings, tiny.splits(), tmp_path, display=Interrupting(2 * STEPS + 3, crash))
+    first = time.perf_counter() - began
+    checkpoint = state(settings, tmp_path)
+    (records,) = [kept for kept in checkpoint["callbacks"].values() if "epochs" in kept]
+    assert 0 < records["duration"] < first
+    records["duration"] = 1000.0  # as if it had been a slow machine
+    torch.save(checkpoint, Places.of(settings, tiny.splits(), tmp_path).checkpoint)
+    began = time.perf_counter()
+    record = run(settings, tiny.splits(), tmp_path)
+    assert 1000 < record["duration"] < 1000 + time.perf_counter() - began
+    assert json.loads(Places.of(settings, tiny.splits(), tmp_path).record.read_text())["duration"] == record["duration"]
 
 
 KILLED = """

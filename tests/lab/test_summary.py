@@ -7,6 +7,7 @@ import math
 import pytest
 
 from bpfree.lab.summary import deviation, mean_cosine, recovery, summarize
+from bpfree.lab.tasks import LANGUAGE
 
 
 def tap(name: str, cosine: float | None, valid: int = 10) -> dict:
@@ -63,6 +64,15 @@ def test_without_references_there_is_no_ratio() -> None:
 
 def test_the_order_is_that_of_the_labels() -> None:
     assert [entry["label"] for entry in summarize(RUNS, ["Shallow", "BP"])] == ["Shallow", "BP"]
+
+
+@pytest.mark.parametrize("diverged", [None, math.inf])
+def test_a_seed_that_diverged_leaves_no_mean_of_the_others(diverged: float | None) -> None:
+    runs = [{**entry, "perplexity": entry["accuracy"]} for entry in RUNS]
+    runs[4]["perplexity"] = diverged  # DFA, seed 1
+    bp, dfa, shallow = summarize(runs, ["BP", "DFA", "Shallow"], LANGUAGE.metric)
+    assert (dfa["perplexity_mean"], dfa["perplexity_std"], dfa["recovery"], dfa["seeds"]) == (None, None, None, 2)
+    assert (bp["perplexity_mean"], shallow["perplexity_mean"]) == (97.0, 91.0)
 
 
 def test_limits() -> None:

@@ -10,6 +10,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ import optuna
 import pytest
 import tiny
 import tiny_table
+import tiny_text
 from rich.console import Console
 from test_runs import Interrupting
 
 from bpfree.lab import data
 from bpfree.lab.cli import main
-from bpfree.lab.errors import LedgerError, RunError
-from bpfree.lab.tables import markdown, provenance, result, storage, workers
+from bpfree.lab.errors import DataError, LedgerError, RunError, SettingsError, WriteError
+from bpfree.lab.tables import inputs, markdown, page, provenance, result, storage, workers
 from bpfree.lab.tables.ledger import Ledger
-from bpfree.lab.tables.options import TableOptions
+from bpfree.lab.tables.options import ReportOptions, TableOptions
 from bpfree.lab.tables.plan import plan, works
 from bpfree.lab.tables.reading import read
 from bpfree.lab.tables.table import table
@@ -119,12 +121,18 @@ def forked(target: Callable[..., Any], *arguments: Any) -> multiprocessing.Proce
     return process
 
 
+def complete(found: Counter[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    return {key: count for key, count in found.items() if key[1] == "COMPLETE"}
+
+
 def test_two_commands_on_one_ledger_share_the_work() -> None:
     processes = [forked(table, options(out=f"results{number}")) for number in (0, 1)]
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert attempts() == ONCE
+    assert complete(attempts()) == ONCE
+    # What both asked for at the same moment was withdrawn.
+    assert states(attempts()) <= {"COMPLETE", "FAIL"}
     assert timeless(json.loads(Path("results0/tiny.json").read_text())) == timeless(table(options(ledger="b.db")))
 
 
@@ -147,7 +155,7 @@ def test_a_killed_table_is_finished_by_the_next_command(monkeypatch: pytest.Monk
     assert states(left) >= {"COMPLETE", "RUNNING"}
     resumed = table(options(workers=2))
     found = attempts()
-    assert {key: count for key, count in found.items() if key[1] == "COMPLETE"} == ONCE
+    assert complete(found) == ONCE
     assert {key[0] for key in found if key[1] == "FAIL"} == {key[0] for key in left if key[1] == "RUNNING"}
     assert states(found) == {"COMPLETE", "FAIL"}
     assert timeless(resumed) == timeless(undisturbed)
@@ -238,6 +246,118 @@ def test_a_run_that_fails_is_named_and_tried_by_the_next_command_alone(capsys: p
     assert "1 runs failed" in capsys.readouterr().err
 
 
+def found(monkeypatch: pytest.MonkeyPatch, accuracy: Callable[[Training], float | None]) -> list[tuple[str, int]]:
+    """Runs that train nothing: their accuracies are made up; returns what was run, as it is run."""
+    ran = []
+
+    def perform(self: Training, *_: Any) -> dict[str, Any]:
+        ran.append((self.label, self.seed))
+        return tiny_table.record(self.label, self.seed, accuracy(self))
+
+    monkeypatch.setattr(Training, "perform", perform)
+    return ran
+
+
+def of_five(seed_that_is_well: float | None, others: Exception | None) -> Callable[[Training], float | None]:
+    def accuracy(work: Training) -> float | None:
+        if work.seed and others is not None:
+            raise others
+        return None if work.seed else seed_that_is_well
+
+    return accuracy
+
+
+@pytest.mark.parametrize("how", [RunError("diverged"), None])
+def test_seeds_that_diverged_are_told_and_leave_no_verdict(how: Exception | None, monkeypatch: Any) -> None:
+    found(monkeypatch, of_five(49.0, how))
+    shown = io.StringIO()
+    chosen = options(seeds=5, cell=["DFA/accuracy"])
+    if how is None:  # it went to its end, but to no finite number
+        table(chosen, Console(file=shown, width=200))
+        assert "DFA, seed 1: its accuracy is not finite" in shown.getvalue()
+    else:
+        with pytest.raises(RunError, match="4 runs failed"):
+            table(chosen, Console(file=shown, width=200))
+    document = json.loads(Path("results/tiny.json").read_text())
+    entry = document["tables"]["full"][0]
+    assert (entry["mean"], entry["seeds"], entry["failed"], entry["within"]) == (49.0, 1, 4, None)
+    for text in (shown.getvalue(), Path("results/RESULTS.md").read_text()):
+        assert "49.00 (4 of 5 seeds failed)" in text
+        assert "49.00 ✓" not in text
+
+
+def test_what_is_shown_of_seeds_and_code_is_the_same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "compared", lambda *_: None)
+    found(monkeypatch, lambda work: 60.0 + work.seed)
+    table(options(seeds=3, cell=["DFA/accuracy"]))
+    change_the_code(monkeypatch)
+    table(options(seeds=1, cell=["BP"]))
+    shown = io.StringIO()
+    table(options(cell=["DFA", "BP"]), Console(file=shown, width=200))
+    # 60, 61, 62 have the mean 61 and the deviation 1; the scale has two seeds.
+    document = json.loads(Path("results/tiny.json").read_text())
+    for entry in document["tables"]["full"]:  # another column of the same row, of which a seed is not known
+        if (entry["row"], entry["column"]) == ("DFA", "training"):
+            entry["seeds"] = 2
+    markdowned = markdown.section(document)
+    html = page.report(ReportOptions(name="tiny.yaml")).read_text()
+    for text in (shown.getvalue(), markdowned, html):
+        assert "61.00 ± 1.00" in text
+    assert "| DFA | 61.00 ± 1.00 ✓<br>50.00 ± 1.50 | 61.00 ± 1.00 (2) |" in markdowned
+    assert "Caution:\n\n- The runs were measured with 2 states of bpfree's code." in markdowned
+    assert '<code id="command">bpfree table tiny.yaml --seeds 3</code>' in html
+    chosen = ReportOptions(name="tiny.yaml", scale="reduced", seeds=1, cell=["BP/cosine 1"])
+    html = page.report(chosen).read_text()
+    assert "bpfree table tiny.yaml --scale reduced --cell &#39;BP/cosine 1&#39;</code>" in html
+
+
+def test_the_hours_of_a_table_are_those_that_its_runs_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def perform(self: Training, *_: Any) -> dict[str, Any]:
+        return tiny_table.record(self.label, self.seed, 60.0, duration=1800.0)
+
+    monkeypatch.setattr(Training, "perform", perform)
+    table(options(seeds=1))
+    assert "3 runs, 1.50 hours; " in Path("results/RESULTS.md").read_text()
+
+
+def test_a_table_whose_runs_all_failed_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, of_five(None, None))
+    table(options(seeds=1, cell=["DFA/accuracy"]))
+    assert "| DFA | – (1 of 1 seeds failed)<br>50.00 ± 1.50 |" in Path("results/RESULTS.md").read_text()
+
+
+def test_a_number_that_is_not_finite_stops_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, lambda work: None if work.label == "DFA" else 60.0)
+    shown = io.StringIO()
+    table(options(seeds=1, workers=2), Console(file=shown, width=200))
+    assert "DFA, seed 0: accuracy not finite" in shown.getvalue()
+    assert "BP, seed 0: accuracy 60.00" in shown.getvalue()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
+def test_workers_that_are_killed_are_named_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, lambda work: 60.0)
+    table(options(seeds=1, cell=["DFA", "sum"]))
+    Path("results/tiny.json").unlink()
+    monkeypatch.setattr(workers, "_worker", lambda order: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(workers, "_REPLACED", 2)
+    shown = io.StringIO()
+    with pytest.raises(RunError, match=r"all workers have ended, and 1 runs are missing \(exit code -9, SIGKILL\)"):
+        table(options(seeds=1, workers=2), Console(file=shown, width=200))
+    assert shown.getvalue().count("A worker has died: exit code -9, SIGKILL.") == 3
+    # What had been found is written all the same.
+    document = json.loads(Path("results/tiny.json").read_text())
+    assert sorted(record["label"] for record in document["records"]) == ["DFA", "sum"]
+
+
+def test_a_worker_that_ends_by_itself_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_worker", lambda order: os._exit(3))
+    shown = io.StringIO()
+    with pytest.raises(RunError, match=r"3 runs are missing \(exit code 3\)"):
+        table(options(seeds=1, workers=2), Console(file=shown, width=200))
+    assert shown.getvalue().count("A worker has died: exit code 3.") == 2
+
+
 def change_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "source", lambda: "changed")
     for module in (workers, __import__("bpfree.lab.tables.table", fromlist=["source"])):
@@ -274,6 +394,41 @@ def test_files_of_others_are_left_alone() -> None:
     assert len(document["records"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('<<<<<<< HEAD\n{"format": "bpfree-table/1"}', "is not readable as JSON .*Mend it"),
+        ('{"format": "mine"}', "and would be overwritten"),
+        ("[1]", "and would be overwritten"),
+    ],
+)
+def test_a_damaged_file_of_the_tables_own_name_is_left_as_it_is(content: str, message: str) -> None:
+    Path("results").mkdir()
+    path = Path("results/tiny.json")
+    path.write_text(content)
+    for command, chosen in ((table, options(seeds=1)), (page.report, ReportOptions(name="tiny.yaml"))):
+        with pytest.raises(WriteError, match=f"results/tiny.json .*{message}"):
+            command(chosen)
+    assert path.read_text() == content
+    assert not Path("runs").exists()
+
+
+def test_two_recipes_of_one_name_do_not_overwrite_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, lambda work: 60.0)
+    Path("mine").mkdir()
+    tiny_table.write(Path("mine"))
+    for first, second in (("tiny.yaml", "mine/tiny.yaml"), ("mine/tiny.yaml", "tiny.yaml")):
+        table(options(name=first, seeds=1))
+        kept = Path("results/tiny.json").read_text()
+        with pytest.raises(WriteError, match=f"`bpfree table {first}`, and would be overwritten by that of .*{second}"):
+            table(options(name=second, seeds=1))
+        assert Path("results/tiny.json").read_text() == kept
+        Path("results/tiny.json").unlink()
+    table(options(name="mine/tiny.yaml", seeds=1))
+    monkeypatch.chdir("mine")
+    table(options(seeds=1, out="../results"))  # the same file from another folder
+
+
 def test_records_of_a_gpu_are_told_from_others() -> None:
     record = {"code": {"source": "a"}, "environment": {"torch": "1"}, "data": {"name": "d", "checksums": {}}}
     other = replace_in(record, "environment", {"torch": "1", "gpu": "a card"})
@@ -299,7 +454,24 @@ def test_cells_can_be_computed() -> None:
         ("narrow", 24.0, True, 2), ("wide", 96.0, None, 2),
     ]  # fmt: skip
     assert [record["values"]["seed"] for record in document["records"]].count(1.0) == 2
-    assert "2 runs" not in Path("results/RESULTS.md").read_text()
+    page = Path("results/RESULTS.md").read_text()
+    assert "| narrow | 24.000 ± 0.000 ✓<br>24.000 | 2 |" in page
+    assert "| wide | 96.000 ± 0.000 | 2 |" in page
+    assert "\n4 runs, " in page
+    # One that takes no seed is computed once, however many seeds there are.
+    tiny_table.write(Path(), MEASURED.replace("tiny_table.memory", "tiny_table.weight"), "once")
+    assert [entry["seeds"] for entry in table(options(name="once.yaml"))["tables"]["full"]] == [1, 1]
+
+
+def test_a_tap_that_does_not_exist_costs_its_cells_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, lambda work: 60.0)
+    tiny_table.write(Path(), tiny_table.RECIPE.replace("{alignment: 1}", "{alignment: 9}"))
+    with pytest.raises(SettingsError, match=r"cosine 1: there is no tap 9, only 2, 5\. .*mend the recipe"):
+        table(options(seeds=1))
+    entries = json.loads(Path("results/tiny.json").read_text())["tables"]["full"]
+    assert {entry["column"]: entry["mean"] for entry in entries} == {
+        "accuracy": 60.0, "training": 60.0, "cosine 1": None, "cosine 2": 0.5,
+    }  # fmt: skip
 
 
 def test_what_goes_wrong_in_a_function_stops_no_other_cell() -> None:
@@ -309,6 +481,57 @@ def test_what_goes_wrong_in_a_function_stops_no_other_cell() -> None:
     with pytest.raises(RunError, match="1 runs failed"):
         table(options(), Console(file=shown, width=160))
     assert "RuntimeError: out of paper" in shown.getvalue()
+
+
+COUNTED = """
+title: Counted
+columns: {bytes: {metric: bytes, function: tiny_table.counted}}
+rows:
+  torch: {arguments: {kind: torch}}
+  numpy: {arguments: {kind: numpy}}
+  whole: {arguments: {kind: whole, much: 3}}
+"""
+
+
+def test_a_function_may_return_any_numbers() -> None:
+    tiny_table.write(Path(), COUNTED)
+    document = table(options())
+    assert table(options()) == document
+    assert [entry["mean"] for entry in document["tables"]["full"]] == [1.5, 1.5, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("several", "'bytes' no number"), ("text", "'bytes' no number, but 'much'"), ("bare", "let it return numbers by")],
+)
+def test_what_a_function_returns_beside_numbers_is_a_failed_run(kind: str, message: str) -> None:
+    tiny_table.write(Path(), COUNTED.replace("kind: numpy", f"kind: {kind}"))
+    for _ in range(2):
+        shown = io.StringIO()
+        with pytest.raises(RunError, match="1 runs failed"):
+            table(options(), Console(file=shown, width=200))
+        assert message in shown.getvalue()
+    means = [entry["mean"] for entry in json.loads(Path("results/tiny.json").read_text())["tables"]["full"]]
+    assert means == [1.5, None, 3.0]
+
+
+def test_a_misspelt_number_of_a_function_costs_its_cells_alone() -> None:
+    column = "  bits: {metric: bites, function: tiny_table.memory, arguments: {layers: 3}}"
+    text = MEASURED.replace("rows:", f"{column}\nrows:")
+    tiny_table.write(Path(), text)
+    shown = io.StringIO()
+    with pytest.raises(SettingsError, match=r"columns: bits: the record has no 'bites'. Did you mean 'bytes'"):
+        table(options(), Console(file=shown, width=200))
+    document = json.loads(Path("results/tiny.json").read_text())
+    means = {(e["row"], e["column"]): (e["mean"], e["within"], e["failed"]) for e in document["tables"]["full"]}
+    assert means["narrow", "bytes"] == (24.0, True, 0)
+    assert means["narrow", "bits"] == (None, None, 0)
+    assert "the record has no 'bites'" in shown.getvalue()
+    # What was computed stays; the recipe alone is mended.
+    tiny_table.write(Path(), text.replace("bites", "bytes"))
+    before = attempts()
+    assert table(options())["tables"]["full"][1]["mean"] == 24.0
+    assert attempts() == before
 
 
 def test_a_ledger_that_cannot_be_opened() -> None:
@@ -327,6 +550,54 @@ def test_runs_of_different_data_are_said() -> None:
 
 def replace_in(record: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
     return {**record, name: value}
+
+
+TEXT = """
+title: Words
+base: {data: text, text: {vocabulary: 280, context: 16}, model: {class_path: CausalTransformer, init_args: {blocks: 1}}}
+rows: {BP: {rule: BP}}
+columns: {perplexity: {}}
+scales: {full: {seeds: 1}}
+"""
+
+
+def test_numbers_of_another_folder_are_not_taken_for_this_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "_KNOWN", {})
+    tiny_table.write(Path(), TEXT, "a")
+    tiny_table.write(Path(), TEXT, "b")
+    for name in ("one", "other"):
+        tiny_text.folder(Path(name))
+    Path("other/valid.txt").write_text("a dog sees him .\n" * 40)
+    ran = []
+
+    def perform(self: Training, folder: Path, data_dir: str, _: Any) -> dict[str, Any]:
+        ran.append(data_dir)
+        return tiny_table.record(self.label, self.seed, 50.0, perplexity=7.0)
+
+    monkeypatch.setattr(Training, "perform", perform)
+    for name, folder in (("a", "one"), ("a", "one"), ("b", "one"), ("b", "other"), ("a", "other")):
+        table(options(name=f"{name}.yaml", data_dir=folder))
+    assert ran == ["one", "other"]
+    # Nor those of a text that has been changed since, which another process finds.
+    Path("one/valid.txt").write_text("the cat hears trees .\n" * 40)
+    inputs._KNOWN.clear()
+    inputs._KEPT.clear()
+    table(options(name="a.yaml", data_dir="one"))
+    assert ran == ["one", "other", "one"]
+    with pytest.raises(DataError, match="a: BP: pass --data-dir DIR"):
+        table(options(name="a.yaml"))
+
+
+def test_other_files_of_a_data_set_than_those_at_hand_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = {"": tiny.splits(), "one": tiny.splits(), "other": replace(tiny.splits(), checksums={"made up": "1"})}
+    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: read["" if folder is None else folder.name])
+    found(monkeypatch, lambda work: 60.0)
+    for folder in read:
+        Path(folder).mkdir(exist_ok=True)
+        shown = io.StringIO()
+        table(options(seeds=1, data_dir=folder or None), Console(file=shown, width=200))
+        said = "3 of 3 runs on tiny had other files of it than lie in --data-dir." in shown.getvalue()
+        assert said == (folder == "other")
 
 
 def test_the_list_of_recipes(capsys: pytest.CaptureFixture[str]) -> None:

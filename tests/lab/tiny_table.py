@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 RECIPE = """
 title: Rules on tiny pictures
 source: {paper: made up, table: table 1}
@@ -50,9 +53,34 @@ def timeless(record: dict[str, Any]) -> str:
     return json.dumps(kept, sort_keys=True)
 
 
+def record(label: str, seed: int, accuracy: float | None, **more: Any) -> dict[str, Any]:
+    """What a run might have found, without any training."""
+    taps = [{"name": name, "cosine_mean": 0.5, "n_valid": 8} for name in ("2", "5")]
+    epoch = {"train_accuracy": accuracy, "eval_accuracy": accuracy, "seconds": 0.5, "alignment": taps}
+    data = {"name": "tiny", "checksums": {"made up": "0"}}
+    return {"label": label, "seed": seed, "accuracy": accuracy, "epochs": [epoch], "data": data} | more
+
+
 def memory(width: int, layers: int = 2, seed: int = 0) -> dict[str, float]:
     """Something that is computed."""
     return {"bytes": 4.0 * width * layers, "seed": float(seed)}
+
+
+def weight(width: int, layers: int) -> dict[str, float]:
+    """Something that no seed changes."""
+    return {"bytes": 4.0 * width * layers}
+
+
+def counted(kind: str, **options: int) -> Any:
+    """Numbers of several kinds, and what is none."""
+    kinds: dict[str, Any] = {
+        "torch": torch.tensor(1.5),
+        "numpy": np.float32(1.5),
+        "whole": options.get("much", 0),
+        "several": torch.ones(2),
+        "text": "much",
+    }
+    return {"bytes": kinds[kind]} if kind in kinds else kinds["torch"]
 
 
 def broken(seed: int) -> dict[str, float]:

@@ -22,4 +22,4 @@ class WriteError(BpfreeError, OSError):
 
 
 class LedgerError(BpfreeError, RuntimeError):
-    """The database with the finished runs cannot be opened."""
+    """The database with the finished runs cannot be opened, or does not answer."""

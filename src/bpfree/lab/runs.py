@@ -103,11 +103,12 @@ def _train(settings: RunSettings, splits: Data, places: Places, display: Display
     of_task = TASKS[settings.task]
     feed = of_task.learner_class().feed(settings, splits, of_task)
     display.begin(settings, len(feed.train))
+    clock = TrainingSeconds()
+    records = EpochRecords(feed.aligned, clock, display.epoch, settings.alignment)
     peak = _step_memory(settings, splits, feed)
-    task, clock = learner(settings, splits), TrainingSeconds()
+    task = learner(settings, splits)
     if settings.visualize:
         find(task.model, settings.visualize)  # a wrong name is told now, and not after the training
-    records = EpochRecords(feed.aligned, clock, display.epoch, settings.alignment)
     trainer = _trainer(settings, places, [clock, records, ShowProgress(display)])
     _fit(trainer, task, (feed.train, feed.evaluation), places)
     return {
@@ -115,6 +116,7 @@ def _train(settings: RunSettings, splits: Data, places: Places, display: Display
         "seed": settings.seed,
         "epochs": records.epochs,
         of_task.metric.name: records.epochs[-1][f"eval_{of_task.metric.name}"],
+        "duration": records.duration,
         "seconds_per_epoch": statistics.median(epoch["seconds"] for epoch in records.epochs),
         "alignment_mean": mean_cosine(records.epochs[-1]["alignment"]),
         "peak_memory_bytes": peak,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -18,6 +16,7 @@ from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.identity import identity
 from bpfree.lab.length import Length
+from bpfree.lab.own_code import own_codes
 
 Optimizer: TypeAlias = Literal["Adam", "AdamW", "SGD"]
 Schedule: TypeAlias = Literal["constant", "cosine", "exponential", "multistep", "plateau"]
@@ -264,18 +263,12 @@ class RunSettings:
         facts = {
             "settings": identity(plain(self)),
             "rule": import_path(type(self.rule.rule)),
-            "code": [own_code(type(self.rule.rule).__module__), own_code(self.model["class_path"].rpartition(".")[0])],
+            "code": own_codes(self.rule.rule, self.rule.within, self.model),
             "data": plain(data),
             "versions": [bpfree.__version__, str(torch.__version__)],
         }
+        if self.rule.within is not None:
+            facts["within"] = import_path(type(self.rule.within))
         text = json.dumps(facts, sort_keys=True)
         label = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in self.label)
         return f"{label}-seed{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-
-
-def own_code(module: str) -> str | None:
-    """A hash of a module's file if it is somebody's own: a rule that is being written changes without a version."""
-    if module.partition(".")[0] in ("bpfree", "torch"):
-        return None
-    path = getattr(importlib.import_module(module), "__file__", None)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,14 +18,15 @@ def summarize(
 ) -> list[dict[str, Any]]:
     """One entry a label, in the order of ``labels``; labels without runs are left out.
 
-    The metric is the mean over seeds and its sample standard deviation (None for one seed). ``recovery`` is
+    The metric is the mean over seeds and its sample standard deviation (None for one seed); both are None where a
+    seed's number is not finite, because a mean of the others would hide that. ``recovery`` is
     (rule - control) / (BP - control), the part of what backpropagation gains over the frozen control; of perplexity it
     is that of its logarithm, the loss. Times and
     memory are medians over seeds; ``time_relative_to_bp`` is the median of the ratios to BP of the same seed.
     Alignment is each tap's mean over seeds, after the last epoch.
     """
     groups = {label: [run for run in runs if run["label"] == label] for label in labels}
-    scores = {label: [run[metric.name] for run in group] for label, group in groups.items()}
+    scores = {label: _finite([run[metric.name] for run in group]) for label, group in groups.items()}
     linear = {label: _mean([metric.linear(score) for score in found]) for label, found in scores.items()}
     bp_seconds = {run["seed"]: run["seconds_per_epoch"] for run in groups.get(REFERENCE, [])}
     return [
@@ -61,6 +63,12 @@ def recovery(score: float | None, reference: float | None, control: float | None
 def deviation(values: Sequence[float]) -> float | None:
     """The sample standard deviation (divided by n - 1); None for less than two values."""
     return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _finite(values: Sequence[float | None]) -> list[float]:
+    """The values if all are finite, else none; None is what a file has in place of infinity."""
+    found = [value for value in values if value is not None and math.isfinite(value)]
+    return found if len(found) == len(values) else []
 
 
 def _mean(values: Sequence[float]) -> float | None:

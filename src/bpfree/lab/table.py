@@ -43,11 +43,11 @@ def table(comparison: Mapping[str, Any]) -> Table:
 
 
 def _row(entry: Mapping[str, Any], metric: str) -> list[str]:
-    mean, deviation = entry[f"{metric}_mean"], entry[f"{metric}_std"]
+    mean, deviation = number(entry[f"{metric}_mean"], "{:.2f}"), entry[f"{metric}_std"]
     spread = "" if deviation is None else f" ± {deviation:.2f}"
     return [
         entry["label"],
-        f"{mean:.2f}{spread}",
+        f"{mean}{spread}",
         number(entry["recovery"], "{:.2f}"),
         " ".join(shorten([number(tap["cosine_mean"], "{:.2f}") for tap in entry["alignment"]])) or "-",
         f"{entry['seconds_per_epoch']:.2f}",

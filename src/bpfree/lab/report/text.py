@@ -30,6 +30,17 @@ def mean_std(mean: object, std: object, digits: int = 2) -> str:
     return f"{number(mean, digits)} ± {number(std, digits)}"
 
 
+def others(entry: Mapping[str, object], seeds: int) -> str:
+    """` (2)`, to stand in a table's cell that is the mean of other than its row's ``seeds``; else nothing."""
+    return f" ({entry['seeds']})" if entry["seeds"] not in (0, seeds) else ""
+
+
+def failures(entry: Mapping[str, object]) -> str:
+    """` (4 of 5 seeds failed)`, to stand behind the mean of a table's cell; nothing where none did."""
+    failed = entry.get("failed", 0)  # files of before it was counted
+    return f" ({failed} of {failed + entry['seeds']} seeds failed)" if failed else ""
+
+
 def mebibytes(size: object, digits: int = 1) -> str:
     """A size in bytes as MiB, with `digits` decimals below 100 MiB."""
     if not is_number(size):

@@ -7,7 +7,6 @@ the first that has not failed is the one that counts, so that two processes may 
 
 from __future__ import annotations
 
-import math
 import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,11 +19,12 @@ import optuna
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from bpfree.lab.files import finite
-from bpfree.lab.tables.storage import open_storage
+from bpfree.lab.errors import LedgerError
+from bpfree.lab.tables import attempts, packing
+from bpfree.lab.tables.storage import open_storage, patient
 from bpfree.lab.tables.work import Work
 
-_KEY, _RECORD, _EPOCH, _WRONG = "key", "record", "epoch ", "wrong"
+_KEY = "key"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class State:
     Attributes:
         records: What is finished, by key.
         wrong: Why a run failed when it was last tried, by key.
-        unfinished: Keys of the runs that wait or are being run.
+        unfinished: Keys of the runs that wait or are being run, or whose worker has died.
     """
 
     records: dict[str, dict[str, Any]]
@@ -44,6 +44,8 @@ class State:
 
 class Ledger:
     """The runs of one recipe.
+
+    A database that does not answer for some seconds is asked again; for longer, every method raises LedgerError.
 
     Args:
         place: The database: a URL, or the path of an SQLite file.
@@ -60,6 +62,7 @@ class Ledger:
         self._id = self._storage.get_study_id_from_name(f"table {name}")
         self._source = source
 
+    @patient
     def ask(self, works: Iterable[Work], *, again: bool) -> None:
         """Let those of the runs wait that are neither finished nor waiting nor being run.
 
@@ -67,19 +70,15 @@ class Ledger:
             works: The runs.
             again: Also those that were tried and failed; otherwise only those whose worker died.
         """
-        trials = self._trials()
-        for work in works:
-            known = trials.get(work.key, [])
-            if self._first(known) is None and (again or not any(_WRONG in trial.user_attrs for trial in known)):
-                told = {_KEY: work.key, "label": work.label, "seed": work.seed}
-                self._study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=told))
+        self._ask(works, again=again)
 
+    @patient
     def claim(self, works: Sequence[Work]) -> Claim | None:
-        """The first of the runs that waits; it is the caller's alone. None if none waits."""
+        """A run that waits, one that has failed least often first; it is the caller's alone. None if none waits."""
         self._revive(works)
         trials = self._trials()
-        for work in works:
-            trial = self._first(trials.get(work.key, []))
+        for work in sorted(works, key=lambda work: attempts.failures(trials.get(work.key, []))):
+            trial = attempts.counting(trials.get(work.key, []))
             if trial is None or trial.state != TrialState.WAITING:
                 continue
             number = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
@@ -89,42 +88,73 @@ class Ledger:
                 return Claim(self._storage, number, work)
         return None
 
+    @patient
     def state(self, works: Iterable[Work]) -> State:
         """How far these runs are."""
         trials = self._trials()
         state = State({}, {}, set())
         for key in dict.fromkeys(work.key for work in works):
             known = trials.get(key, [])
-            trial = self._first(known)
-            if trial is None:
-                reasons = [entry.user_attrs[_WRONG] for entry in known if _WRONG in entry.user_attrs]
-                state.wrong.update({key: reasons[-1]} if reasons else {})
-            elif trial.state == TrialState.COMPLETE:
-                state.records[key] = _joined(trial.user_attrs)
-            else:
+            trial, reason = attempts.counting(known), attempts.reason(known)
+            if trial is not None and trial.state == TrialState.COMPLETE:
+                state.records[key] = packing.joined(trial.user_attrs)
+            elif trial is None and reason is not None:
+                state.wrong[key] = reason
+            elif known:
                 state.unfinished.add(key)
         return state
 
+    @patient
     def seeds(self) -> int:
-        """One more than the highest seed of a record; 0 if there is none."""
+        """One more than the highest seed of a run that has finished or failed; 0 if there is none."""
         trials = [trial for known in self._trials().values() for trial in known]
-        return max([trial.user_attrs["seed"] + 1 for trial in trials if trial.state == TrialState.COMPLETE], default=0)
+        ended = [trial for trial in trials if trial.state == TrialState.COMPLETE or attempts.WRONG in trial.user_attrs]
+        return max([trial.user_attrs["seed"] + 1 for trial in ended], default=0)
 
+    @patient
     def adopt(self, records: Mapping[str, Mapping[str, Any]]) -> None:
         """Enter records by key that another ledger has given out, unless this one has them."""
         # Of any code: what is here already is not entered again because other code is asked for.
         here = {trial.user_attrs[_KEY] for trial in self._study.get_trials(False, (TrialState.COMPLETE,))}
         for key, record in records.items():
             if key not in here:
-                told = {_KEY: key, "label": record["label"], "seed": record["seed"], **_split(record)}
-                self._study.add_trial(create_trial(state=TrialState.COMPLETE, value=_value(record), user_attrs=told))
+                told = {_KEY: key, "label": record["label"], "seed": record["seed"], **packing.split(record)}
+                number = packing.value(record)
+                self._study.add_trial(create_trial(state=TrialState.COMPLETE, value=number, user_attrs=told))
+
+    def _ask(self, works: Iterable[Work], *, again: bool) -> None:
+        trials, added = self._trials(), {}
+        for work in works:
+            known = trials.get(work.key, [])
+            if attempts.counting(known) is not None or (attempts.reason(known) is not None and not again):
+                continue
+            if attempts.deaths(known) >= attempts.DEATHS:
+                self._add(work, TrialState.FAIL, {attempts.WRONG: _died(work)})
+            else:
+                added[work.key] = self._add(work, TrialState.WAITING, {})
+        if added:
+            self._withdraw(added)
+
+    def _add(self, work: Work, state: TrialState, told: Mapping[str, Any]) -> int:
+        told = {_KEY: work.key, "label": work.label, "seed": work.seed, **told}
+        return self._storage.create_new_trial(self._id, create_trial(state=state, user_attrs=told))
+
+    def _withdraw(self, added: Mapping[str, int]) -> None:
+        """Take back what another process has asked for between the look at the ledger and the asking."""
+        trials = self._trials()
+        for key, number in added.items():
+            first = attempts.counting(trials[key])
+            if first is not None and first.number != self._storage.get_trial_number_from_id(number):
+                with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    self._storage.set_trial_user_attr(number, attempts.WITHDRAWN, True)
+                    self._storage.set_trial_state_values(number, TrialState.FAIL)
 
     def _revive(self, works: Sequence[Work]) -> None:
         """Give back what dead workers were at."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             fail_stale_trials(self._study)
-        self.ask(works, again=False)
+        self._ask(works, again=False)
 
     def _start(self, number: int) -> bool:
         try:
@@ -141,15 +171,18 @@ class Ledger:
         return found
 
     def _counts(self, trial: FrozenTrial) -> bool:
+        if attempts.WITHDRAWN in trial.user_attrs:
+            return False
         if self._source is None or trial.state != TrialState.COMPLETE:
             return True
-        return trial.user_attrs[_RECORD]["code"]["source"] == self._source
+        return trial.user_attrs[packing.RECORD]["code"]["source"] == self._source
 
-    def _first(self, known: Sequence[FrozenTrial]) -> FrozenTrial | None:
-        """The attempt that counts: the last record, or the first that may become one."""
-        finished = [trial for trial in known if trial.state == TrialState.COMPLETE]
-        alive = [trial for trial in known if trial.state in (TrialState.WAITING, TrialState.RUNNING)]
-        return finished[-1] if finished else next(iter(alive), None)
+
+def _died(work: Work) -> str:
+    return (
+        f"{work.label}, seed {work.seed}: its worker died {attempts.DEATHS} times and said nothing. It may need more "
+        "memory than there is, or a library has crashed: run it alone, with --workers 1 and --cell, and watch it."
+    )
 
 
 class Claim:
@@ -173,17 +206,18 @@ class Claim:
     ) -> None:
         self._ended.set()
         self._pulse.join()
-        if error is not None:
-            self._end(TrialState.FAIL, {})
+        if error is not None and not isinstance(error, LedgerError):  # a database that is away cannot be told
+            self._end(TrialState.FAIL, {attempts.GIVEN_BACK: True})
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Enter the record."""
-        self._end(TrialState.COMPLETE, _split(record), _value(record))
+        self._end(TrialState.COMPLETE, packing.split(record), packing.value(record))
 
     def fail(self, reason: str) -> None:
         """Say why there is none; others of the same command will not try it again."""
-        self._end(TrialState.FAIL, {_WRONG: reason})
+        self._end(TrialState.FAIL, {attempts.WRONG: reason})
 
+    @patient
     def _end(self, state: TrialState, told: Mapping[str, Any], value: float | None = None) -> None:
         # A machine that slept for longer than the grace period finds its run given to another, whose record counts.
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
@@ -196,23 +230,3 @@ class Claim:
             # A database that does not answer now may do so at the next beat.
             with suppress(optuna.exceptions.StorageInternalError):
                 self._storage.record_heartbeat(self._number)
-
-
-def _split(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as attributes of a trial: each epoch one, because some databases take 64 KB and no more."""
-    plain = finite(dict(record))
-    epochs = plain.pop("epochs", [])
-    return {_RECORD: plain, **{f"{_EPOCH}{number}": epoch for number, epoch in enumerate(epochs, start=1)}}
-
-
-def _joined(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a trial's attributes."""
-    epochs = sorted((name for name in attributes if name.startswith(_EPOCH)), key=lambda name: int(name[len(_EPOCH) :]))
-    epochs_of = {"epochs": [attributes[name] for name in epochs]} if epochs else {}
-    return attributes[_RECORD] | epochs_of
-
-
-def _value(record: Mapping[str, Any]) -> float:
-    """The number that Optuna's own tools show of a run."""
-    value = record.get("value")
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0

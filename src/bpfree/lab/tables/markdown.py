@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from bpfree.lab.files import write_text
-from bpfree.lab.report.text import DASH, count, mean_std
+from bpfree.lab.report.text import DASH, count, failures, mean_std, others
 from bpfree.lab.tables import show
-from bpfree.lab.tables.result import COST_FORMAT, FORMAT, of_format
+from bpfree.lab.tables.result import COST_FORMAT, FORMAT, cautions, of_format, seeds_of_rows
 
 _HEAD = """# Results
 
 Made by `bpfree table`; the numbers of every run are in the JSON files beside this page. A cell is what was measured,
-mean ± standard deviation over seeds, above what the paper gives; ✓ is within the recipe's tolerance, ✗ is not.
+mean ± standard deviation over seeds, above what the paper gives; ✓ is within the recipe's tolerance, ✗ is not. A number
+of seeds in brackets is that of a cell that has other than its row.
 """
 _MARKS = {True: " ✓", False: " ✗", None: ""}
 
@@ -61,7 +62,9 @@ def section(document: Mapping[str, Any]) -> str:
         shown.append(told)
         cut = document["scales"][name]["cut"]
         lines += [f"Scale: {name}{f' ({cut})' if cut else ''}", "", *_table(entries), ""]
-    for heading, texts in (("Deviations", document["deviations"]), ("Remarks", document["remarks"])):
+    cautious = cautions(document["records"])
+    words = (("Deviations", document["deviations"]), ("Remarks", document["remarks"]), ("Caution", cautious))
+    for heading, texts in words:
         lines += [f"{heading}:", "", *(f"- {text}" for text in texts), ""] if texts else []
     return "\n".join([*lines, _effort(document["records"]), ""])
 
@@ -69,20 +72,20 @@ def section(document: Mapping[str, Any]) -> str:
 def _table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     columns = list(dict.fromkeys(entry["column"] for entry in entries))
     cells = {(entry["row"], entry["column"]): entry for entry in entries}
-    rows = dict.fromkeys(entry["row"] for entry in entries)
+    seeds = seeds_of_rows(entries)
     lines = [["", *columns, "seeds"], ["---", *["---:"] * (len(columns) + 1)]]
-    for row in rows:
+    for row in seeds:
         found = [cells.get((row, column)) for column in columns]
-        seeds = max(entry["seeds"] for entry in found if entry is not None)
-        lines.append([row.replace("|", "\\|"), *map(_cell, found), str(seeds)])
+        lines.append([row.replace("|", "\\|"), *(_cell(entry, seeds[row]) for entry in found), str(seeds[row])])
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _cell(entry: Mapping[str, Any] | None) -> str:
+def _cell(entry: Mapping[str, Any] | None, seeds: int) -> str:
     if entry is None:
         return ""
     digits = entry.get("digits", 2)  # files of before it was told
     measured = mean_std(entry["mean"], entry["std"], digits) + _MARKS[entry["within"]]
+    measured += failures(entry) or others(entry, seeds)
     paper = mean_std(entry["paper"], entry["paper_std"], digits)
     return measured if entry["paper"] is None else f"{measured}<br>{paper}"
 

@@ -81,7 +81,8 @@ def value(record: Mapping[str, Any], column: Column, metric: str | None) -> floa
 
 def _best(record: Mapping[str, Any], metric: str | None) -> float:
     """The best evaluation of the run, as papers report it that choose the epoch on the test set."""
-    return max((epoch[f"eval_{metric}"] for epoch in record["epochs"]), key=_better(metric))
+    found = [epoch[f"eval_{metric}"] for epoch in record["epochs"]]
+    return max((number for number in found if number is not None), key=_better(metric))  # None: it was not finite
 
 
 def _better(metric: str | None) -> Callable[[float], float]:

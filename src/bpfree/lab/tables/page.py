@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,9 +23,8 @@ from bpfree.lab.tables import result
 from bpfree.lab.tables.ledger import State
 from bpfree.lab.tables.options import ReportOptions
 from bpfree.lab.tables.plan import Cell, plan, works
-from bpfree.lab.tables.provenance import source
 from bpfree.lab.tables.recipe import Recipe
-from bpfree.lab.tables.table import known
+from bpfree.lab.tables.table import cautions, known, seeds
 from bpfree.lab.tables.work import Training
 from bpfree.lab.tasks import TASKS
 
@@ -44,18 +44,19 @@ def report(options: ReportOptions, console: Console | None = None) -> Path:
     """
     recipe, folder = options.recipe(), Path(options.out)
     scale = recipe.scale(options.scale)
-    cells = plan(recipe, scale, options.seeds, options.cell or ())
-    state = known(options).state(works(cells))
-    curves = []
+    ledger, chosen = known(options), options.cell or ()
+    count = seeds(options, scale, ledger)
+    cells = plan(recipe, scale, count, chosen, options.data_dir)
+    state = ledger.state(works(cells))
+    curves, files = [], _file_names(recipe)
     for name, found in groups(recipe, cells).items():
         comparison = compared(recipe, found, state)
         if comparison is not None:
-            curves.append(
-                (name, bpfree.lab.report.write(comparison, folder / f"{_file_name(recipe.name, name)}.html").name)
-            )
+            curves.append((name, bpfree.lab.report.write(comparison, folder / files[name]).name))
     entries = result.entries(cells, state, scale)
-    said = result.cautions(state.records.values(), source())
-    path = write_text(folder / f"{recipe.name}.html", html(recipe, scale.cut, entries, curves, said, pictures(state)))
+    said, command = cautions(cells, state, options.data_dir), recipe.repeated(scale, count, chosen)
+    shown = html(recipe, scale.cut, entries, curves, said, pictures(state), command)
+    path = write_text(folder / f"{recipe.name}.html", shown)
     if console is not None:
         console.print(f"page: {path}", soft_wrap=True)
     return path
@@ -68,8 +69,9 @@ def html(
     curves: Sequence[tuple[str, str]],
     said: Sequence[str],
     pictures: Sequence[Mapping[str, Any]] = (),
+    command: str | None = None,
 ) -> str:
-    """The page as text."""
+    """The page as text; ``command`` makes the table again, by default all of it."""
     found = recipe_charts.legend(recipe)
     drawn = recipe_charts.charts(recipe, entries, found)
     return rendered(
@@ -78,6 +80,8 @@ def html(
         recipe=recipe,
         cut=cut,
         cells={(entry["row"], entry["column"]): entry for entry in entries},
+        seeds=result.seeds_of_rows(entries),
+        command=command or recipe.command,
         rows=list(dict.fromkeys(entry["row"] for entry in entries)),
         columns=list(dict.fromkeys(entry["column"] for entry in entries)),
         curves=curves,
@@ -157,5 +161,13 @@ def _numbered(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, "epochs": epochs}
 
 
-def _file_name(recipe: str, group: str) -> str:
-    return f"{recipe}-{''.join(letter if letter.isalnum() else '-' for letter in group)}"
+def _file_names(recipe: Recipe) -> dict[str, str]:
+    """The files of the groups that there may be, by name; those whose letters and digits are the same are numbered."""
+    found: dict[str, str] = {}
+    for group in ("curves", *recipe.columns, *recipe.rows):
+        plain = "".join(letter if letter.isalnum() else "-" for letter in group)
+        numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        names = (f"{recipe.name}-{plain}{number}.html" for number in numbers)
+        taken = {name.casefold() for other, name in found.items() if other != group}
+        found[group] = next(name for name in names if name.casefold() not in taken)
+    return found

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpfree.errors import nearest
-from bpfree.lab.errors import SettingsError
+from bpfree.lab.errors import DataError, SettingsError
 from bpfree.lab.settings import plain
+from bpfree.lab.tables.inputs import ANY_FOLDER
 from bpfree.lab.tables.metrics import check
 from bpfree.lab.tables.recipe import Column, Expected, Recipe, Scale
-from bpfree.lab.tables.work import Work
+from bpfree.lab.tables.work import Training, Work
 from bpfree.lab.tables.work import works as of_settings
 
 
@@ -39,7 +40,13 @@ class Cell:
         return f"{self.row}/{self.column.name}"
 
 
-def plan(recipe: Recipe, scale: Scale, seeds: int | None = None, chosen: Sequence[str] = ()) -> list[Cell]:
+def plan(
+    recipe: Recipe,
+    scale: Scale,
+    seeds: int | None = None,
+    chosen: Sequence[str] = (),
+    data_dir: str | None = None,
+) -> list[Cell]:
     """The cells of a table, in its order.
 
     Args:
@@ -47,9 +54,11 @@ def plan(recipe: Recipe, scale: Scale, seeds: int | None = None, chosen: Sequenc
         scale: How much of it is run.
         seeds: Seeds a cell, in place of the scale's own number.
         chosen: Names of cells (``ROW/COLUMN``), rows or columns; empty for all.
+        data_dir: The folder of the data.
 
     Raises:
         SettingsError: A name is not known, or a setting means nothing.
+        DataError: The data may be any folder's, and none is given that can be read.
     """
     count = scale.seeds if seeds is None else seeds
     if count < 1:
@@ -62,17 +71,23 @@ def plan(recipe: Recipe, scale: Scale, seeds: int | None = None, chosen: Sequenc
         same = json.dumps([row, plain(settings)], sort_keys=True)
         if same not in known:
             label = f"{row} / {column.name}" if recipe.by_cell else row
-            known[same] = _works(recipe, label, settings, count)
+            known[same] = _works(recipe, label, settings, count, data_dir)
         check(column, known[same][0], recipe.name)
         cells.append(Cell(row, column, recipe.expected.get(row, {}).get(column.name), known[same]))
     return cells
 
 
-def _works(recipe: Recipe, label: str, settings: dict[str, Any], count: int) -> tuple[Work, ...]:
+def _works(recipe: Recipe, label: str, settings: dict[str, Any], count: int, data_dir: str | None) -> tuple[Work, ...]:
     try:
-        return of_settings(label, settings, count)
+        found = of_settings(label, settings, count, data_dir)
     except SettingsError as error:
         raise SettingsError(f"{recipe.name}: {error}") from error
+    if data_dir is None and isinstance(found[0], Training) and found[0].options.data in ANY_FOLDER:
+        raise DataError(
+            f"{recipe.name}: {label}: pass --data-dir DIR. The data {found[0].options.data} may be any folder's, and "
+            "its runs are known by the files."
+        )
+    return found
 
 
 def chosen_cells(recipe: Recipe, names: Sequence[str]) -> list[tuple[str, Column]]:

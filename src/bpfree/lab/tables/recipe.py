@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from bpfree.lab.settings import RuleOverrides
 from bpfree.lab.tables.inherit import merged
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+_ENDINGS = (".yaml", ".yml")
 _OF_THE_COMMAND = {"data_dir", "out", "settings", "seed", "resume"}  # not the recipe's business
 _OPTIONS = [entry.name for kind in (TrainOptions, RuleOverrides) for entry in fields(kind)]
 SETTINGS = [
@@ -129,7 +132,29 @@ class Recipe:
         if folder == FOLDER.resolve():
             return f"bpfree table {self.name}"
         inside = folder.is_relative_to(here)
-        return f"bpfree table {(folder.relative_to(here) if inside else Path()) / self.path.name}"
+        return f"bpfree table {shlex.quote(str((folder.relative_to(here) if inside else Path()) / self.path.name))}"
+
+    def repeated(self, scale: Scale, seeds: int, cells: Sequence[str]) -> str:
+        """What makes a part of the table again.
+
+        Args:
+            scale: The scale.
+            seeds: Seeds a cell.
+            cells: The chosen cells; empty for all.
+        """
+        words = [f"--scale {shlex.quote(scale.name)}"] if scale.name != "full" else []
+        words += [f"--cell {shlex.join(cells)}"] if cells else []
+        words += [f"--seeds {seeds}"] if seeds != scale.seeds else []
+        return " ".join([self.command, *words])
+
+    def is_run_by(self, command: str) -> bool:
+        """Whether a command runs this file, as far as can be told of one that was given in another folder."""
+        name = Path(shlex.split(command)[-1])
+        if name.suffix not in _ENDINGS or self.path.resolve().parent == FOLDER.resolve():
+            return command == self.command
+        if name.is_file():
+            return name.samefile(self.path)
+        return self.path.resolve().parts[-len(name.parts) :] == name.parts
 
     def scale(self, name: str) -> Scale:
         """The scale of this name.
@@ -172,7 +197,7 @@ def find(name: str) -> Path:
         SettingsError: There is none.
     """
     path = Path(name).expanduser()
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in _ENDINGS:
         if not path.is_file():
             raise SettingsError(f"recipe {name}: there is no such file.")
         return path

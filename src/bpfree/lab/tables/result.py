@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bpfree.lab.files import finite, write_text
+from bpfree.lab.errors import SettingsError, WriteError
+from bpfree.lab.files import finite, read_json, write_text
 from bpfree.lab.summary import deviation
 from bpfree.lab.tables.ledger import State
 from bpfree.lab.tables.metrics import value
@@ -26,10 +28,14 @@ def entries(cells: Sequence[Cell], state: State, scale: Scale) -> list[dict[str,
 
 
 def _entry(cell: Cell, state: State, scale: Scale) -> dict[str, Any]:
-    found = {work.seed: _value(cell, state.records[work.key]) for work in cell.works if work.key in state.records}
-    numbers = [number for number in found.values() if number is not None]
-    mean, expected, tolerance = (statistics.fmean(numbers) if numbers else None), cell.expected, cell.column.tolerance
-    known = mean is not None and expected is not None and tolerance is not None
+    try:
+        (numbers, wrong), mistake = _numbers(cell, state), None
+    except SettingsError as error:  # the column asks for what no record has, which its cells alone must suffer
+        numbers, wrong, mistake = [], [], str(error)
+    found = [number for number in numbers if number is not None]
+    mean, expected, tolerance = (statistics.fmean(found) if found else None), cell.expected, cell.column.tolerance
+    # The mean of the seeds that went well says nothing about a cell of which others did not.
+    known = bool(found) and len(found) == len(numbers) and not wrong and None not in (expected, tolerance)
     return {
         "row": cell.row,
         "column": cell.column.name,
@@ -39,38 +45,85 @@ def _entry(cell: Cell, state: State, scale: Scale) -> dict[str, Any]:
         "tolerance": tolerance,
         "digits": 2 if tolerance is None or tolerance >= _FINE else 3,
         "mean": mean,
-        "std": deviation(numbers),
+        "std": deviation(found),
         "seeds": len(found),
+        "failed": len(wrong),
         "within": _within(mean - expected.mean, cell.column) if known else None,
-        "wrong": next((state.wrong[work.key] for work in cell.works if work.key in state.wrong), None),
+        "wrong": next(iter(wrong), mistake),
         "keys": [work.key for work in cell.works if work.key in state.records],
     }
+
+
+def seeds_of_rows(entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """The seeds of each row: the most that a cell of it has."""
+    found: dict[str, int] = {}
+    for entry in entries:
+        found[entry["row"]] = max(entry["seeds"], found.get(entry["row"], 0))
+    return found
 
 
 def _within(difference: float, column: Column) -> bool:
     return abs(difference) <= column.tolerance or (column.above and difference > 0)
 
 
-def _value(cell: Cell, record: Mapping[str, Any]) -> float | None:
-    return value(record, cell.column, cell.works[0].metric)
+def _numbers(cell: Cell, state: State) -> tuple[list[float | None], list[str]]:
+    """The numbers of the finished runs, None where one has none, and why others failed.
+
+    Raises:
+        SettingsError: The records have no such number.
+    """
+    numbers, wrong = [], []
+    for work in cell.works:
+        record = state.records.get(work.key)
+        if work.key in state.wrong:
+            wrong.append(state.wrong[work.key])
+        elif record is not None and work.metric is not None and record.get(work.metric, 0) is None:
+            wrong.append(f"{work.label}, seed {work.seed}: its {work.metric} is not finite; the run has diverged.")
+        elif record is not None:
+            numbers.append(value(record, cell.column, work.metric))
+    return numbers, wrong
 
 
-def cautions(records: Iterable[Mapping[str, Any]], source: str) -> list[str]:
-    """What a reader must know about how the records came about."""
+def cautions(
+    records: Iterable[Mapping[str, Any]],
+    source: str | None = None,
+    remedy: str = "--again repeats them",
+    files: Mapping[str, Mapping[str, str]] | None = None,
+) -> list[str]:
+    """What a reader must know about how the records came about.
+
+    Args:
+        records: The records.
+        source: The present state of the code; None where the records are only compared with each other.
+        remedy: What helps where it is another.
+        files: The present checksums of data sets, by name, as far as they are known.
+    """
     found = list(records)
-    others = sum(record["code"]["source"] != source for record in found)
+    sources = Counter(record["code"]["source"] for record in found)
+    others = len(found) - sources[source]
     said = []
-    if others:
-        said.append(
-            f"{others} of {len(found)} runs were measured with another state of bpfree's code (--again repeats them)."
-        )
+    if source is None and len(sources) > 1:
+        said.append(f"The runs were measured with {len(sources)} states of bpfree's code.")
+    elif source is not None and others:
+        said.append(f"{others} of {len(found)} runs were measured with another state of bpfree's code ({remedy}).")
     versions = sorted({str(record["environment"].get("torch")) for record in found})
     if len(versions) > 1:
         said.append(f"The runs were made with different versions of torch: {', '.join(versions)}.")
     machines = sorted({str(record["environment"].get("gpu") or "the CPU") for record in found})
     if len(machines) > 1:
         said.append(f"The runs were made on different kinds of machines: {', '.join(machines)}.")
-    return said + _other_data(found)
+    return [*said, *_other_data(found), *_other_files(found, files or {})]
+
+
+def _other_files(records: Sequence[Mapping[str, Any]], files: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Data sets whose files in the folder that is given are others than runs had."""
+    said = []
+    for name, checksums in files.items():
+        had = [record["data"]["checksums"] for record in records if record.get("data", {}).get("name") == name]
+        others = sum(one != checksums for one in had)
+        if others:
+            said.append(f"{others} of {len(had)} runs on {name} had other files of it than lie in --data-dir.")
+    return said
 
 
 def _other_data(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -93,9 +146,13 @@ def document(recipe: Recipe, tables: Mapping[str, Sequence[Any]], records: Mappi
         "deviations": recipe.deviations,
         "remarks": recipe.remarks,
         "scales": {name: {"seeds": scale.seeds, "cut": scale.cut} for name, scale in recipe.scales.items()},
-        "tables": {name: list(found) for name, found in tables.items() if any(entry["seeds"] for entry in found)},
+        "tables": {name: list(found) for name, found in tables.items() if any(map(_ended, found))},
         "records": [records[key] for key in sorted(records)],
     }
+
+
+def _ended(entry: Mapping[str, Any]) -> bool:
+    return bool(entry["keys"] or entry["failed"])
 
 
 def write(document: Mapping[str, Any], folder: Path) -> Path:
@@ -111,6 +168,32 @@ def records(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     return {record["key"]: record for record in (of_format(path, FORMAT) or {}).get("records", [])}
+
+
+def own_records(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of a recipe's own document by key; none if there is no such file.
+
+    Raises:
+        WriteError: The file is damaged, or somebody else's; it would be overwritten.
+    """
+    path = folder / f"{recipe.name}.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = read_json(path)
+    except WriteError as error:
+        raise WriteError(
+            f"{path} holds finished runs and is not readable as JSON ({error.__cause__}). Mend it, or move it away to "
+            "measure anew what the ledger does not have."
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise WriteError(f"{path} is no table of bpfree's and would be overwritten. Move it, or name another --out.")
+    if not recipe.is_run_by(content["command"]):
+        raise WriteError(
+            f"{path} is the table of `{content['command']}`, and would be overwritten by that of {recipe.path}. Rename "
+            "the recipe, or name another --out; if it is the same and has moved, correct the command in the table."
+        )
+    return {record["key"]: record for record in content["records"]}
 
 
 def of_format(path: Path, name: str) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bpfree.lab.report.text import DASH, count, mean_std, number
+from bpfree.lab.report.text import DASH, count, failures, mean_std, number
 from bpfree.lab.tables.recipe import Recipe, Scale
 
 MARKS = {True: "yes", False: "no", None: DASH}
@@ -28,12 +28,11 @@ def table(recipe: Recipe, scale: Scale, entries: Sequence[Mapping[str, Any]]) ->
 
 
 def _row(entry: Mapping[str, Any]) -> list[str]:
-    measured = mean_std(entry["mean"], entry["std"], entry["digits"])
     return [
         entry["row"],
         entry["column"],
         mean_std(entry["paper"], entry["paper_std"], entry["digits"]),
-        f"failed ({entry['seeds']} did not)" if entry["wrong"] else measured,
+        mean_std(entry["mean"], entry["std"], entry["digits"]) + failures(entry),
         str(entry["seeds"]),
         MARKS[entry["within"]]
         + (f" (± {number(entry['tolerance'], entry['digits'])})" if entry["within"] is not None else ""),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import optuna
 from optuna.storages import RDBStorage
@@ -21,6 +23,8 @@ GRACE = 60
 """Seconds without one after which a worker counts as dead, and its run is given to others."""
 _ATTEMPTS = 8  # to make the tables of a new database, which several processes may do at once
 _SQLITE_SECONDS = 60  # to wait for another process's transaction
+_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before a database that did not answer is asked again
+_P, _T = ParamSpec("_P"), TypeVar("_T")
 
 
 def open_storage(place: str) -> RDBStorage:
@@ -55,13 +59,40 @@ def _of_file(path: Path) -> str:
 
 def _open(url: str) -> RDBStorage:
     lite = url.startswith("sqlite")
-    options: dict[str, Any] = {"connect_args": {"timeout": _SQLITE_SECONDS}} if lite else {}
+    # A server closes connections that are idle for hours, as they are during a long run.
+    options: dict[str, Any] = {"connect_args": {"timeout": _SQLITE_SECONDS}} if lite else {"pool_pre_ping": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = RDBStorage(url, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
     if lite:
         _serialize(storage.engine)
     return storage
+
+
+def patient(call: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let a call that asks the database wait for it: one that restarts must not end a campaign of days.
+
+    Raises:
+        LedgerError: It has not answered several times, over half a minute.
+    """
+
+    @functools.wraps(call)
+    def tried(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        for pause in _PAUSES:
+            try:
+                return call(*args, **kwargs)
+            except (optuna.exceptions.StorageInternalError, SQLAlchemyError):
+                time.sleep(pause)
+        try:
+            return call(*args, **kwargs)
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+            why = str(error.__cause__ or error).partition("\n")[0]
+            raise LedgerError(
+                f"the ledger's database does not answer ({why}). What has finished is kept: see that the database "
+                "runs, and repeat the command."
+            ) from error
+
+    return tried
 
 
 def _serialize(engine: Any) -> None:

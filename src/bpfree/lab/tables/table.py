@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.tables import markdown, result, show
+from bpfree.lab.tables import inputs, markdown, result, show
 from bpfree.lab.tables.ledger import Ledger, State
 from bpfree.lab.tables.options import RecipeOptions, TableOptions
 from bpfree.lab.tables.plan import Cell, plan, works
 from bpfree.lab.tables.provenance import source
 from bpfree.lab.tables.reading import read
 from bpfree.lab.tables.recipe import Recipe, Scale, find, names
-from bpfree.lab.tables.work import Work
-from bpfree.lab.tables.workers import run_all
+from bpfree.lab.tables.work import Training, Work
+from bpfree.lab.tables.workers import Order, run_all
 
 
 def table(options: TableOptions, console: Console | None = None) -> dict[str, Any]:
@@ -31,7 +32,9 @@ def table(options: TableOptions, console: Console | None = None) -> dict[str, An
 
     Raises:
         SettingsError: A name or a value in the recipe or the options means nothing.
-        RunError: Some runs failed; what the others found is written and shown.
+        RunError: Some runs failed, or all workers died; what the others found is written and shown.
+        WriteError: The file of this name in the folder of results is damaged, or another recipe's.
+        LedgerError: The ledger's database does not answer.
     """
     if options.list:
         if console is not None:
@@ -41,22 +44,41 @@ def table(options: TableOptions, console: Console | None = None) -> dict[str, An
         raise SettingsError(f"--workers {options.workers} must be at least 1.")
     recipe, order = options.recipe(), options.order(again=options.again)
     scale = recipe.scale(options.scale)
-    cells = plan(recipe, scale, options.seeds, order.cells)
+    cells = plan(recipe, scale, options.seeds, order.cells, options.data_dir)
     if options.cost:
         return _cost(recipe, scale, works(cells), options, console)
     ledger = known(options, again=options.again)
-    run_all(order, ledger, options.workers, console)
+    stopped = _run(order, ledger, options.workers, console)
     # Of any code: rows that were not asked for again keep what they have.
-    written = document(recipe, options.order().open())
+    written = document(recipe, options.order().open(), options.data_dir)
     paths = [result.write(written, Path(options.out)), markdown.write(Path(options.out))]
-    state = ledger.state(works(cells))
     if console is not None:
-        _show(console, recipe, options, cells, state)
+        _show(console, recipe, scale, options, ledger)
         for path in paths:
             console.print(f"{path.name}: {path}", soft_wrap=True)
+    if stopped is not None:
+        raise stopped
+    _check(recipe, scale, cells, ledger.state(works(cells)))
+    return written
+
+
+def _run(order: Order, ledger: Ledger, workers: int, console: Console | None) -> RunError | None:
+    """Run what is missing; if that cannot go on, return why: what has been found until then is still written."""
+    try:
+        run_all(order, ledger, workers, console)
+    except RunError as error:
+        return error
+    return None
+
+
+def _check(recipe: Recipe, scale: Scale, cells: Sequence[Cell], state: State) -> None:
+    """Raise what must be mended before the table is whole."""
     if state.wrong:
         raise RunError(f"{len(state.wrong)} runs failed; the table says which and why. The same command tries again.")
-    return written
+    entries = result.entries(cells, state, scale)
+    mistakes = [entry["wrong"] for entry in entries if entry["wrong"] and not entry["failed"]]
+    if mistakes:
+        raise SettingsError(f"{recipe.name}: {mistakes[0]} The runs are finished; mend the recipe alone.")
 
 
 def _cost(
@@ -74,11 +96,11 @@ def _cost(
     return taken
 
 
-def document(recipe: Recipe, ledger: Ledger) -> dict[str, Any]:
+def document(recipe: Recipe, ledger: Ledger, data_dir: str | None) -> dict[str, Any]:
     """All that the ledger has of a recipe, at every scale and with every seed."""
     tables, records = {}, {}
     for scale in recipe.scales.values():
-        cells = plan(recipe, scale, max(scale.seeds, ledger.seeds()))
+        cells = plan(recipe, scale, max(scale.seeds, ledger.seeds()), data_dir=data_dir)
         state = ledger.state(works(cells))
         tables[scale.name] = result.entries(cells, state, scale)
         records |= state.records
@@ -86,19 +108,42 @@ def document(recipe: Recipe, ledger: Ledger) -> dict[str, Any]:
 
 
 def known(options: RecipeOptions, *, again: bool = False) -> Ledger:
-    """The ledger of a recipe, with the records that lie in the folder of results, be it in other tables' files."""
-    ledger, recipe = options.order(again=again).open(), options.recipe()
-    seeds = [max(scale.seeds, options.seeds or 0) for scale in recipe.scales.values()]
-    plans = (plan(recipe, scale, count) for scale, count in zip(recipe.scales.values(), seeds, strict=True))
+    """The ledger of a recipe, with the records that lie in the folder of results, be it in other tables' files.
+
+    Raises:
+        WriteError: The recipe's own file there is damaged, or another's.
+    """
+    recipe, folder = options.recipe(), Path(options.out)
+    own = result.own_records(recipe, folder)
+    ledger = options.order(again=again).open()
+    plans = [
+        plan(recipe, scale, max(scale.seeds, options.seeds or 0), data_dir=options.data_dir)
+        for scale in recipe.scales.values()
+    ]
     wanted = {work.key for cells in plans for work in works(cells)}
-    for path in sorted(Path(options.out).glob("*.json")):
-        found, own = result.records(path), path.stem == recipe.name
-        ledger.adopt({key: record for key, record in found.items() if own or key in wanted})
+    for path in sorted(folder.glob("*.json")):
+        ledger.adopt({key: record for key, record in result.records(path).items() if key in wanted})
+    ledger.adopt(own)
     return ledger
 
 
-def _show(console: Console, recipe: Recipe, options: TableOptions, cells: list[Cell], state: State) -> None:
-    scale = recipe.scale(options.scale)
-    console.print(show.table(recipe, scale, result.entries(cells, state, scale)))
-    for line in [*result.cautions(state.records.values(), source()), *dict.fromkeys(state.wrong.values())]:
+def _show(console: Console, recipe: Recipe, scale: Scale, options: TableOptions, ledger: Ledger) -> None:
+    """The table, and below it what a reader must know, and what went wrong."""
+    cells = plan(recipe, scale, seeds(options, scale, ledger), options.cell or (), options.data_dir)
+    state = ledger.state(works(cells))
+    entries = result.entries(cells, state, scale)
+    console.print(show.table(recipe, scale, entries))
+    wrong = [*state.wrong.values(), *(entry["wrong"] for entry in entries if entry["wrong"])]
+    for line in [*cautions(cells, state, options.data_dir), *dict.fromkeys(wrong)]:
         console.print(line, soft_wrap=True)
+
+
+def seeds(options: RecipeOptions, scale: Scale, ledger: Ledger) -> int:
+    """The seeds a cell that are shown: those that are asked for, else all that there are."""
+    return max(scale.seeds, ledger.seeds()) if options.seeds is None else options.seeds
+
+
+def cautions(cells: Sequence[Cell], state: State, data_dir: str | None) -> list[str]:
+    """What a reader must know about how the records came about, beside the present code and data."""
+    data = [(work.options.data, work.options.reading) for work in works(cells) if isinstance(work, Training)]
+    return result.cautions(state.records.values(), source(), files=inputs.at_hand(data, data_dir))

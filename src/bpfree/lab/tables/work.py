@@ -17,12 +17,13 @@ from jsonargparse import ArgumentError
 import bpfree
 from bpfree.errors import nearest
 from bpfree.lab import models
-from bpfree.lab.data import load
-from bpfree.lab.errors import SettingsError
+from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import TrainOptions
+from bpfree.lab.own_code import own_code, own_codes
 from bpfree.lab.parser import Parser, add_options, default, hint, read_options
-from bpfree.lab.settings import PRESETS, RuleOverrides, RunSettings, import_path, own_code, plain
+from bpfree.lab.settings import PRESETS, RuleOverrides, RunSettings, import_path, plain
+from bpfree.lab.tables import inputs
 from bpfree.lab.tasks import TASKS
 from bpfree.lab.terminal import Display
 
@@ -63,12 +64,14 @@ class Training:
         seed: The seed.
         options: What is trained, in the terms of ``bpfree train``.
         settings: The same with all defaults filled in.
+        checksums: Of the files, where the name of the data does not tell them.
     """
 
     label: str
     seed: int
     options: TrainOptions
     settings: RunSettings
+    checksums: Mapping[str, str] | None = None
 
     @property
     def metric(self) -> str:
@@ -83,15 +86,16 @@ class Training:
     @functools.cached_property
     def key(self) -> str:
         """A hash of what differs from the defaults, so that an option which is added later changes no key."""
-        run, rule, model = self.settings, type(self.settings.rule.rule), self.settings.model["class_path"]
+        files = {} if self.checksums is None else {"checksums": self.checksums}
+        run = self.settings
         return _hash(
             {
-                "data": {"name": self.options.data, **_differing(self.options, self.options.reading)},
+                "data": {"name": self.options.data, **_differing(self.options, self.options.reading), **files},
                 "model": _differing_model(run.model),
                 "rule": _asked(run.rule),
                 "run": _differing(run, [entry.name for entry in fields(run) if entry.name not in _TOLD]),
                 "seed": self.seed,
-                "code": [own_code(rule.__module__), own_code(model.rpartition(".")[0])],
+                "code": own_codes(run.rule.rule, run.rule.within, run.model),
             }
         )
 
@@ -108,29 +112,11 @@ class Training:
 
     def data(self, data_dir: str | None) -> Any:
         """What is trained and evaluated on."""
-        return _loaded(self.options.data, _folder(data_dir, self.options.data), self.options.reading)
+        return inputs.loaded(self.options.data, data_dir, self.options.reading)
 
 
 _TOLD = {"label", "seed", "rule", "model"}  # of a run's settings: those that are told elsewhere in its key
 _PICTURES = {"filters", "filters_shape", "embedding"}  # too large for a record of which there are hundreds
-
-
-def _loaded(name: str, place: str | None, how: dict[str, Any]) -> Any:
-    """The data; those of the last run are kept, which most runs of a table share."""
-    asked = _hash({"name": name, "place": place, "how": how})
-    if asked not in _KEPT:
-        _KEPT.clear()  # before the next ones are read: two data sets may be more than fits in memory
-        _KEPT[asked] = load(name, place, **how)
-    return _KEPT[asked]
-
-
-_KEPT: dict[str, Any] = {}
-
-
-def _folder(data_dir: str | None, name: str) -> str | None:
-    """The folder of one data set: ``data_dir`` itself, or what is called like the data set in it."""
-    own = Path(data_dir or "").expanduser() / name
-    return str(own) if data_dir is not None and own.is_dir() else data_dir
 
 
 @dataclass(frozen=True)
@@ -163,12 +149,27 @@ class Measurement:
         return _hash(asked | {"code": own_code(self.function.rpartition(".")[0])})
 
     def perform(self, folder: Path, data_dir: str | None, display: Display) -> dict[str, Any]:
-        """Call the function."""
+        """Call the function.
+
+        Raises:
+            RunError: It returns something else than numbers by name.
+        """
         function = imported(self.function)
         known = {"seed": self.seed, "data_dir": data_dir}
         taken = inspect.signature(function).parameters
         values = function(**self.arguments, **{name: value for name, value in known.items() if name in taken})
-        return {"label": self.label, "seed": self.seed, "values": plain(values), "settings": self.arguments}
+        return {"label": self.label, "seed": self.seed, "values": self._numbers(values), "settings": self.arguments}
+
+    def _numbers(self, returned: Any) -> dict[str, float]:
+        if not isinstance(returned, Mapping):
+            raise RunError(f"{self.function} returns {returned!r}; let it return numbers by name, {{name: number}}.")
+        found = {}
+        for name, value in returned.items():
+            try:
+                found[str(name)] = float(value)
+            except (TypeError, ValueError, RuntimeError) as error:  # the last is torch's, of several numbers
+                raise RunError(f"{self.function} returns as {name!r} no number, but {value!r}.") from error
+        return found
 
 
 def imported(path: str) -> Any:
@@ -187,18 +188,26 @@ def imported(path: str) -> Any:
     return getattr(found, name)
 
 
-def works(label: str, settings: Mapping[str, Any], seeds: int) -> tuple[Work, ...]:
+def works(label: str, settings: Mapping[str, Any], seeds: int, data_dir: str | None = None) -> tuple[Work, ...]:
     """The runs or the measurement of these settings, those of a cell in a recipe, one a seed.
 
     A measurement that takes no seed is one, however many seeds there are.
 
+    Args:
+        label: What they are called.
+        settings: The settings.
+        seeds: The number of seeds.
+        data_dir: The folder of the data, by whose files runs on data of any folder are told apart.
+
     Raises:
         SettingsError: A name or a value means nothing.
+        DataError: A folder of one's own cannot be read.
     """
     if "function" in settings:
         return _measurements(label, settings, seeds)
     options, run = _resolved(label, json.dumps(settings, sort_keys=True))
-    return tuple(Training(label, seed, options, replace(run, seed=seed)) for seed in range(seeds))
+    files = inputs.of_folder(options.data, data_dir, options.reading)
+    return tuple(Training(label, seed, options, replace(run, seed=seed), files) for seed in range(seeds))
 
 
 def _measurements(label: str, settings: Mapping[str, Any], seeds: int) -> tuple[Measurement, ...]:
@@ -206,9 +215,10 @@ def _measurements(label: str, settings: Mapping[str, Any], seeds: int) -> tuple[
     if others:
         raise SettingsError(f"{label}: {others[0]} has no meaning beside a function; give it as an argument.")
     function, arguments = settings["function"], dict(settings.get("arguments") or {})
-    taken = inspect.signature(imported(function)).parameters
+    parameters = inspect.signature(imported(function)).parameters
+    taken = [name for name, entry in parameters.items() if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)]
     for name in arguments:
-        if name not in taken:
+        if name not in taken and not any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values()):
             raise SettingsError(f"{label}: {function} has no argument {name!r}. {nearest(name, taken)}")
     return tuple(Measurement(label, seed, function, arguments) for seed in range(seeds if "seed" in taken else 1))
 

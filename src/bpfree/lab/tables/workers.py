@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from multiprocessing.process import BaseProcess
@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from bpfree.errors import BpfreeError
 from bpfree.lab import environment
 from bpfree.lab.errors import RunError
 from bpfree.lab.tables.ledger import Claim, Ledger
@@ -27,6 +28,7 @@ from bpfree.lab.terminal import Display
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 """How workers begin: never as copies of this process, which may hold a GPU or threads."""
 _POLL = 1.0  # seconds between two looks at the ledger
+_REPLACED = 20  # workers of one command; more deaths are the machine's fault, not that of some runs
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Order:
     def works(self) -> list[Work]:
         """All runs of the chosen cells."""
         recipe = read(self.recipe)
-        return works(plan(recipe, recipe.scale(self.scale), self.seeds, self.cells))
+        return works(plan(recipe, recipe.scale(self.scale), self.seeds, self.cells, self.data_dir))
 
     def folder(self) -> Path:
         """Where runs of the present code leave their files: none is continued by other code than began it."""
@@ -72,6 +74,7 @@ def run_all(order: Order, ledger: Ledger, workers: int, console: Console | None)
 
     Raises:
         RunError: All workers ended before the work did.
+        LedgerError: The ledger's database does not answer.
     """
     found = order.works()
     ledger.ask(found, again=True)
@@ -86,18 +89,11 @@ def run_all(order: Order, ledger: Ledger, workers: int, console: Console | None)
 
 
 def _watch(order: Order, found: Sequence[Work], ledger: Ledger, workers: int, console: Console | None) -> None:
-    """Let several processes work, and say what they have finished."""
-    context = multiprocessing.get_context(METHOD)
-    if METHOD == "forkserver":
-        context.set_forkserver_preload(["bpfree.lab.runs"])  # imported once, not by every worker
-    with ExitStack() as stack:
-        processes = [context.Process(target=_worker, args=(order,), daemon=True) for _ in range(workers)]
-        for process in processes:
-            process.start()
-            stack.callback(_stop, process)
+    """Let several processes work, and say what they have finished, and which of them have died."""
+    with _Team(order, workers, console) as team:
         told = set(ledger.state(found).records)
         while True:
-            alive = any(process.is_alive() for process in processes)
+            alive = team.alive()
             state = ledger.state(found)
             for work in found:
                 if work.key in state.records and work.key not in told:
@@ -107,21 +103,70 @@ def _watch(order: Order, found: Sequence[Work], ledger: Ledger, workers: int, co
                 return
             if not alive:
                 raise RunError(
-                    f"all workers have ended, and {len(state.unfinished)} runs are missing. Repeat the command."
+                    f"all workers have ended, and {len(state.unfinished)} runs are missing{team.obituary()}. Repeat "
+                    "the command."
                 )
             time.sleep(_POLL)
 
 
-def _stop(process: BaseProcess) -> None:
-    process.terminate()
-    process.join()
+class _Team:
+    """Several processes that work; a context manager, which ends those that are left.
+
+    One that is killed, as a run does that needs more memory than there is, is replaced, or every such run would leave
+    fewer for the others. One that ends by itself has been told why not to go on.
+    """
+
+    def __init__(self, order: Order, size: int, console: Console | None) -> None:
+        self._order, self._console = order, console
+        self._context = multiprocessing.get_context(METHOD)
+        if METHOD == "forkserver":
+            self._context.set_forkserver_preload(["bpfree.lab.runs"])  # imported once, not by every worker
+        self._processes = [self._started() for _ in range(size)]
+        self._replaced, self._codes = 0, list[int]()
+
+    def __enter__(self) -> _Team:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.terminate()
+            process.join()
+
+    def alive(self) -> bool:
+        """Whether any works; says which have died since the last call, and replaces them."""
+        for process in [process for process in self._processes if process.exitcode]:
+            self._processes.remove(process)
+            self._codes.append(process.exitcode)
+            _say(self._console, f"A worker has died: {_end(process.exitcode)}.")
+            if process.exitcode < 0 and self._replaced < _REPLACED:
+                self._replaced += 1
+                self._processes.append(self._started())
+        return any(process.is_alive() for process in self._processes)
+
+    def obituary(self) -> str:
+        """How those ended that have died, to stand in a sentence."""
+        return f" ({', '.join(_end(code) for code in dict.fromkeys(self._codes))})" if self._codes else ""
+
+    def _started(self) -> BaseProcess:
+        process = self._context.Process(target=_worker, args=(self._order,), daemon=True)
+        process.start()
+        return process
+
+
+def _end(code: int) -> str:
+    """An exit code in words."""
+    names = {-number.value: number.name for number in signal.Signals}
+    return f"exit code {code}{f', {names[code]}' if code in names else ''}"
 
 
 def _worker(order: Order) -> None:
     """The life of one worker process."""
     parent = multiprocessing.parent_process()
-    with Display(None) as display:
-        work_on(order, order.works(), order.open(), display, lambda: parent is None or parent.is_alive())
+    try:
+        with Display(None) as display:
+            work_on(order, order.works(), order.open(), display, lambda: parent is None or parent.is_alive())
+    except BpfreeError as error:  # such as a database that is away: what went wrong in a run stands in the ledger
+        raise SystemExit(f"bpfree table, worker: {error}") from error
 
 
 def work_on(
@@ -155,7 +200,8 @@ def _perform(claim: Claim, order: Order, display: Display) -> None:
             "value": None if metric is None else record[metric],
             "code": code(),
             "environment": record.get("environment") or environment.describe(),
-            "duration": time.perf_counter() - began,
+            # What a run took in all says itself: other processes may have begun it, or finished all but the record.
+            "duration": record.get("duration", time.perf_counter() - began),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
     )
@@ -163,7 +209,8 @@ def _perform(claim: Claim, order: Order, display: Display) -> None:
 
 def _line(work: Work, record: dict[str, Any]) -> str:
     """What is said of a finished run."""
-    result = "" if work.metric is None else f": {work.metric} {record['value']:.2f}"
+    value = "not finite" if record["value"] is None else f"{record['value']:.2f}"
+    result = "" if work.metric is None else f": {work.metric} {value}"
     return f"{work.label}, seed {work.seed}{result} ({record['duration']:.0f} s)"
 
 

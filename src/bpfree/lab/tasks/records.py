@@ -70,6 +70,12 @@ class EpochRecords(Callback):
         self.epochs: list[dict[str, Any]] = []
         self._aligned, self._times = aligned, alignment
         self._seconds, self._announce = seconds, announce
+        self._began, self._before = time.perf_counter(), 0.0
+
+    @property
+    def duration(self) -> float:
+        """Seconds since the run began, those of the processes among them whose checkpoint was continued."""
+        return self._before + time.perf_counter() - self._began
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Learner) -> None:
         """Write down the epoch; evaluation has run by now.
@@ -113,8 +119,9 @@ class EpochRecords(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"epochs": self.epochs}
+        return {"epochs": self.epochs, "duration": self.duration}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From the checkpoint."""
         self.epochs = state_dict["epochs"]
+        self._before = state_dict.get("duration", 0.0)  # checkpoints of before it was kept

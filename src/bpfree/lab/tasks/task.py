@@ -31,9 +31,9 @@ class Metric:
     recovery: str = "(rule - Shallow) / (BP - Shallow)"
     digits: int = 2
 
-    def show(self, value: float) -> str:
-        """A value with its unit."""
-        return f"{value:.{self.digits}f}{self.unit}"
+    def show(self, value: float | None) -> str:
+        """A value with its unit; None is what a file has in place of infinity."""
+        return "not finite" if value is None else f"{value:.{self.digits}f}{self.unit}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,44 @@
+"""What the attempts at one run, the trials of its key in the order in which they were asked for, say about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+from optuna.trial import FrozenTrial, TrialState
+
+WRONG = "wrong"
+"""Attribute of a failed attempt: why. One whose worker died has none."""
+GIVEN_BACK = "given back"
+"""Attribute of an attempt that was interrupted: its worker lived on to say so."""
+WITHDRAWN = "withdrawn"
+"""Attribute of an attempt that was asked for twice at the same moment; it counts for nothing."""
+DEATHS = 3
+"""So many workers may die of a run and say nothing; then it has failed."""
+
+
+def counting(known: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The attempt that counts: the last record, or the first that may become one."""
+    finished = [trial for trial in known if trial.state == TrialState.COMPLETE]
+    alive = [trial for trial in known if trial.state in (TrialState.WAITING, TrialState.RUNNING)]
+    return finished[-1] if finished else next(iter(alive), None)
+
+
+def reason(known: Sequence[FrozenTrial]) -> str | None:
+    """Why the last attempt failed; None if it did not, or its worker said nothing."""
+    return known[-1].user_attrs.get(WRONG) if known else None
+
+
+def deaths(known: Sequence[FrozenTrial]) -> int:
+    """How many workers died at it, and said nothing, since it last failed with a reason."""
+    recent = takewhile(lambda trial: WRONG not in trial.user_attrs, reversed(known))
+    return sum(_failed(trial) for trial in recent)
+
+
+def failures(known: Sequence[FrozenTrial]) -> int:
+    """How many attempts failed, their workers' deaths among them; interruptions are none."""
+    return sum(_failed(trial) for trial in known)
+
+
+def _failed(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and GIVEN_BACK not in trial.user_attrs

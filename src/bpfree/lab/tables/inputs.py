@@ -1,0 +1,77 @@
+"""The data of a table's runs: where they lie, loaded once, and known by their checksums."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from bpfree.lab.data import load
+from bpfree.lab.errors import DataError
+from bpfree.lab.settings import plain
+
+ANY_FOLDER = ("folder", "text")
+"""Data sets that are whatever a folder holds: their name says nothing about it."""
+
+_KEPT: dict[str, Any] = {}
+_KNOWN: dict[str, dict[str, str]] = {}
+
+
+def loaded(name: str, data_dir: str | None, how: Mapping[str, Any]) -> Any:
+    """The data; those of the last run are kept, which most runs of a table share.
+
+    Args:
+        name: The data set.
+        data_dir: The folder of its files, or one in which each data set has a folder of its name.
+        how: How it is read.
+
+    Raises:
+        DataError: They cannot be read.
+    """
+    place = _folder(data_dir, name)
+    asked = _asked(name, place, how)
+    if asked not in _KEPT:
+        _KEPT.clear()  # before the next ones are read: two data sets may be more than fits in memory
+        _KEPT[asked] = load(name, place, **how)
+    return _KEPT[asked]
+
+
+def of_folder(name: str, data_dir: str | None, how: Mapping[str, Any]) -> dict[str, str] | None:
+    """The checksums by which runs on a folder of one's own are known; None for a data set that its name tells.
+
+    They are computed once in a process: a table's runs keep their keys though files change while it runs.
+    """
+    if name not in ANY_FOLDER or data_dir is None:
+        return None
+    asked = _asked(name, _folder(data_dir, name), how)
+    if asked not in _KNOWN:
+        _KNOWN[asked] = loaded(name, data_dir, how).describe()["checksums"]
+    return _KNOWN[asked]
+
+
+def at_hand(data: Iterable[tuple[str, Mapping[str, Any]]], data_dir: str | None) -> dict[str, dict[str, str]]:
+    """The checksums of published data sets as they lie in a folder, by the name that records have them under.
+
+    Args:
+        data: Names of data sets, and how they are read.
+        data_dir: The folder; None for no data sets, because nothing is downloaded to be compared.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for name, how in {name: how for name, how in data if name not in ANY_FOLDER}.items():
+        if data_dir is not None:
+            with suppress(DataError):  # a table that is complete needs no data
+                described = loaded(name, data_dir, how).describe()
+                found[described["name"]] = described["checksums"]
+    return found
+
+
+def _asked(name: str, place: str | None, how: Mapping[str, Any]) -> str:
+    return json.dumps([name, place, plain(how)], sort_keys=True)
+
+
+def _folder(data_dir: str | None, name: str) -> str | None:
+    """The folder of one data set: ``data_dir`` itself, or what is called like the data set in it."""
+    own = Path(data_dir or "").expanduser() / name
+    return str(own) if data_dir is not None and own.is_dir() else data_dir

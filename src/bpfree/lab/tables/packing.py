@@ -1,0 +1,49 @@
+"""A record as attributes of a trial, none of them large: MySQL takes 64 KB in each, and no more."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from bpfree.lab.files import finite
+
+RECORD = "record"
+"""The attribute that holds a record without its epochs and large parts."""
+_EPOCH, _PART = "epoch ", "part of "
+_LARGEST = 30_000  # characters; as JSON within JSON they may be twice as many
+
+
+def split(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a record: each epoch is one, and large parts such as pictures are several."""
+    plain = finite(dict(record))
+    found = {f"{_EPOCH}{number}": epoch for number, epoch in enumerate(plain.pop("epochs", []), start=1)}
+    for name, text in {name: json.dumps(value) for name, value in plain.items()}.items():
+        if len(text) > _LARGEST:
+            del plain[name]
+            starts = range(0, len(text), _LARGEST)
+            found |= {f"{_PART}{name} {start}": text[start : start + _LARGEST] for start in starts}
+    return {RECORD: plain, **found}
+
+
+def joined(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a trial's attributes."""
+    epochs = [attributes[name] for name in _ordered(attributes, _EPOCH)]
+    large: dict[str, str] = {}
+    for name in _ordered(attributes, _PART):
+        whole = name.removeprefix(_PART).rpartition(" ")[0]
+        large[whole] = large.get(whole, "") + attributes[name]
+    parts = {name: json.loads(text) for name, text in large.items()}
+    return attributes[RECORD] | parts | ({"epochs": epochs} if epochs else {})
+
+
+def _ordered(attributes: Mapping[str, Any], kind: str) -> list[str]:
+    """The names of this kind, by the number that each ends with."""
+    return sorted((name for name in attributes if name.startswith(kind)), key=lambda name: int(name.rpartition(" ")[2]))
+
+
+def value(record: Mapping[str, Any]) -> float:
+    """The number that Optuna's own tools show of a run."""
+    found = record.get("value")
+    return float(found) if isinstance(found, int | float) and math.isfinite(found) else 0.0

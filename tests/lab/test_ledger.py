@@ -1,0 +1,163 @@
+"""The ledger: whose turn a run is, after failures, deaths and a database that was away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
+
+from bpfree.lab.errors import LedgerError
+from bpfree.lab.tables import packing, storage
+from bpfree.lab.tables.ledger import Claim, Ledger
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run as the ledger sees it."""
+
+    key: str
+    seed: int = 0
+    metric: str | None = None
+    measures: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return f"row {self.key}"
+
+
+RUN, OTHER = Asked("a"), Asked("b")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(str(tmp_path / "ledger.db"), "made up")
+
+
+def die(ledger: Ledger, claim: Claim | None) -> None:
+    """What becomes of a claim whose worker shows no sign of life."""
+    assert claim is not None
+    ledger._storage.set_trial_state_values(claim._number, TrialState.FAIL)
+
+
+def test_a_worker_that_dies_gives_its_run_back_though_the_run_had_failed_before(ledger: Ledger) -> None:
+    ledger.ask([RUN], again=True)
+    with ledger.claim([RUN]) as claim:
+        claim.fail("out of paper")
+    assert ledger.state([RUN]).wrong == {"a": "out of paper"}
+    assert ledger.claim([RUN]) is None  # not by the same command
+    ledger.ask([RUN], again=True)
+    die(ledger, ledger.claim([RUN]))
+    state = ledger.state([RUN])
+    assert (state.wrong, state.unfinished) == ({}, {"a"})
+    with ledger.claim([RUN]) as claim:
+        claim.finish({"label": "a", "seed": 0})
+    assert set(ledger.state([RUN]).records) == {"a"}
+
+
+def test_a_run_that_kills_its_workers_waits_behind_the_others_and_fails_after_three(ledger: Ledger) -> None:
+    works = [RUN, OTHER]
+    ledger.ask(works, again=True)
+    die(ledger, ledger.claim(works))
+    claim = ledger.claim(works)
+    assert claim.work is OTHER
+    for _ in range(2):
+        assert not ledger.state(works).wrong
+        die(ledger, ledger.claim(works))
+    assert ledger.claim(works) is None
+    state = ledger.state(works)
+    assert "row a, seed 0: its worker died 3 times and said nothing" in state.wrong["a"]
+    assert state.unfinished == {"b"}
+    ledger.ask(works, again=True)  # the next command tries again
+    assert ledger.claim(works).work is RUN
+
+
+def test_interruptions_are_no_deaths(ledger: Ledger) -> None:
+    ledger.ask([RUN], again=True)
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt), ledger.claim([RUN]):
+            raise KeyboardInterrupt
+    assert not ledger.state([RUN]).wrong
+    assert ledger.claim([RUN]) is not None
+
+
+def test_what_two_ask_for_at_once_is_run_once(ledger: Ledger, tmp_path: Path, monkeypatch: Any) -> None:
+    other = Ledger(str(tmp_path / "ledger.db"), "made up")
+    look = ledger._trials
+    interposed = iter([True])
+
+    def between() -> dict:
+        """The other asks when this one has looked, and has not asked yet."""
+        seen = look()
+        if next(interposed, False):
+            other.ask([RUN], again=True)
+        return seen
+
+    monkeypatch.setattr(ledger, "_trials", between)
+    ledger.ask([RUN], again=True)
+    with ledger.claim([RUN]) as claim:
+        claim.fail("out of paper")
+    assert other.claim([RUN]) is None
+    assert ledger.state([RUN]).wrong == {"a": "out of paper"}
+
+
+def away(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> list[float]:
+    """Let the database not answer a number of times; returns the pauses that are made."""
+    pauses: list[float] = []
+    call, left = getattr(ledger._storage, name), iter(range(times))
+
+    def perhaps(*arguments: Any, **named: Any) -> Any:
+        for _ in left:
+            raise optuna.exceptions.StorageInternalError from OperationalError("SELECT", {}, Exception("gone away"))
+        return call(*arguments, **named)
+
+    monkeypatch.setattr(ledger._storage, name, perhaps)
+    monkeypatch.setattr(storage.time, "sleep", pauses.append)
+    return pauses
+
+
+@pytest.mark.parametrize("name", ["set_trial_user_attr", "set_trial_state_values"])
+def test_a_record_outlives_a_database_that_restarts(name: str, ledger: Ledger, monkeypatch: Any) -> None:
+    ledger.ask([RUN], again=True)
+    with ledger.claim([RUN]) as claim:
+        pauses = away(ledger, monkeypatch, name, 3)
+        claim.finish({"label": "a", "seed": 0})
+    assert ledger.state([RUN]).records == {"a": {"label": "a", "seed": 0}}
+    assert pauses == sorted(pauses)
+    assert len(pauses) == 3
+
+
+@pytest.mark.parametrize("name", ["_get_stale_trial_ids", "record_heartbeat"])
+def test_a_database_that_stays_away_is_said(name: str, ledger: Ledger, monkeypatch: Any) -> None:
+    ledger.ask([RUN], again=True)
+    away(ledger, monkeypatch, name, 100)
+    with pytest.raises(LedgerError, match=r"database does not answer .*gone away.*repeat the command"):
+        ledger.claim([RUN])
+
+
+def test_connections_to_a_server_are_tried_before_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(storage, "RDBStorage", lambda url, options, **_: made.append((url, options)))
+    storage.open_storage("postgresql://host/name")
+    assert made == [("postgresql://host/name", {"pool_pre_ping": True})]
+
+
+def test_large_parts_of_a_record_are_divided(ledger: Ledger) -> None:
+    record = {
+        "label": "a",
+        "seed": 0,
+        "filters": [[0.123456789] * 50] * 400,
+        "visualized": {"module": "conv", "png": 'ü"\\' * 30_000},
+        "epochs": [{"epoch": number} for number in range(1, 13)],
+    }
+    attributes = packing.split(record)
+    # Optuna keeps each as JSON, in a column that holds 64 KB in MySQL.
+    assert max(len(optuna.storages._rdb.storage.json.dumps(value)) for value in attributes.values()) < 2**16
+    ledger.ask([RUN], again=True)
+    with ledger.claim([RUN]) as claim:
+        claim.finish(record)
+    assert ledger.state([RUN]).records["a"] == record
