@@ -304,3 +304,13 @@ def test_taps_above_the_error_are_left_out(rule):
     report = bpfree.alignment(attachment, closure_for(model, x, y))
     assert [tap.name for tap in report.taps] == ["body.1", "body.3"]
     assert report.taps[0].n_valid == 24
+
+
+def test_every_pass_of_a_closure_is_measured():
+    model, (x, y) = network(), data()
+    attachment = bpfree.attach(model.eval(), bpfree.DFA())
+    once = bpfree.alignment(attachment, lambda: F.cross_entropy(model(x), y))
+    twice = bpfree.alignment(attachment, lambda: F.cross_entropy(model(x), y) + F.cross_entropy(model(x + 1), y))
+    names = [tap.name for tap in once.taps]
+    assert [tap.name for tap in twice.taps] == [*names, *(f"{name}#2" for name in names)]
+    assert twice.taps[0].cosine_mean == pytest.approx(once.taps[0].cosine_mean)

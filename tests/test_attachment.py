@@ -235,6 +235,30 @@ def test_a_frozen_output_layer_passes_its_error(options):
         torch.testing.assert_close(ours, expected.grad)
 
 
+def test_what_is_frozen_below_excuses_no_tap_before_the_output():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4), nn.Tanh(), nn.Softmax(1))
+    model[0].bias.requires_grad_(False)
+    bpfree.attach(model, bpfree.DFA())
+    with pytest.raises(errors.ErrorPlacementError, match="Leave that tap out"):
+        model(batch()[0])
+
+
+def test_a_model_that_takes_gradients_itself_is_estimated_without_a_warning():
+    class Grad(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+
+        def forward(self, x):
+            with torch.enable_grad():
+                return self.net(x)
+
+    model, (x, y) = Grad(), batch()
+    attachment = bpfree.attach(model, bpfree.FDFA())
+    F.cross_entropy(model(x), y).backward()
+    assert attachment.feedback["net.1:8"].norm() > 0
+
+
 @pytest.mark.parametrize("options", [{}, {"window": 2}, {"streaming": True}, {"threads": 2}], ids=str)
 def test_a_frozen_model_runs_as_it_is(options):
     model, (x, _) = network().eval(), batch()
@@ -280,6 +304,9 @@ def test_the_table_is_that_of_the_last_pass():
         False: {"t1": "a", "t2": "b", "t3": "c", "(output)": "head"},
         True: {"t1": "a", "t2": "b", "(output)": "head"},
     }
+    model.a.requires_grad_(False)
+    model(x, short=True)
+    assert ["t1", "Nx4", "3", "x", "4", "shared", "nothing"] in [line.split() for line in str(attachment).splitlines()]
 
 
 def test_retained_graphs_may_be_used_twice():

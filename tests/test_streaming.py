@@ -92,10 +92,14 @@ class Statistics(nn.Module):
         self.above = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, C))
         self.register_buffer("mean", torch.zeros(6))
         self.register_buffer("passes", torch.zeros(()))
+        self.register_buffer("last", None)
 
     def forward(self, x):
+        if self.last is not None:
+            x = x + self.last
         self.mean.lerp_(x.detach().mean(0), 0.1)
         self.passes = self.passes + 1
+        self.last = x.detach()[:1]
         return self.above(self.below(x - self.mean) / self.passes.sqrt())
 
 

@@ -236,3 +236,42 @@ def test_what_the_arguments_come_from_is_left_to_autograd(double, calls):
     exact = found()
     with bpfree.attach(model, bpfree.DFA(), window=DEPTH + 1):
         assert_same(found(), exact)
+
+
+class Two(nn.Module):
+    """A model of two arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x, y):
+        return self.net(x * y)
+
+
+def test_arguments_that_come_from_each_other(double):
+    torch.manual_seed(1)
+    stem, model = nn.Linear(6, 6), Two()
+    x, y = batch("mlp")
+
+    def found():
+        for part in (stem, model):
+            part.zero_grad()
+        z = stem(x)
+        F.cross_entropy(model(z, y=z.tanh()), y).backward()
+        return [parameter.grad.clone() for part in (stem, model) for parameter in part.parameters()]
+
+    exact = found()
+    with bpfree.attach(model, bpfree.DFA(), window=DEPTH + 1):
+        assert_same(found(), exact)
+
+
+def test_a_frozen_trunk_leaves_the_output_layer():
+    model, (x, y) = mlp(), batch("mlp")
+    model[:-1].requires_grad_(False)
+    F.cross_entropy(model(x), y).backward()
+    exact = [parameter.grad.clone() for parameter in model[-1].parameters()]
+    model.zero_grad()
+    bpfree.attach(model, bpfree.DFA(), window=2)
+    F.cross_entropy(model(x), y).backward()
+    assert_same([parameter.grad for parameter in model[-1].parameters()], exact)

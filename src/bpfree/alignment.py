@@ -83,6 +83,7 @@ class _Pass:
     outputs: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
     error: Tensor | None = None
+    above: bool = False  # whether the pass under way has reached the error's place
     jacobians: dict[str, Tensor] = field(default_factory=dict)
 
     def at(self, taps: Container[str]) -> dict[str, Tensor]:
@@ -234,7 +235,7 @@ def _watching(attachment: Attachment, seen: _Pass, places: Mapping[str, nn.Modul
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
             # Neither in an estimating pass, nor above the error, where there is nothing to compare.
-            if not torch.is_grad_enabled() or seen.error is not None:
+            if not torch.is_grad_enabled() or seen.above:
                 return None
             calls = sum(known.partition("#")[0] == name for known in seen.names)
             seen.names.append(f"{name}#{calls + 1}" if calls else name)
@@ -244,11 +245,15 @@ def _watching(attachment: Attachment, seen: _Pass, places: Mapping[str, nn.Modul
 
         return keep
 
+    def begin(module: nn.Module, args: Any) -> None:
+        seen.above = False
+
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        seen.error = output if isinstance(output, Tensor) else None
+        seen.error, seen.above = output if isinstance(output, Tensor) else None, True
 
     # Before the rule's own hooks, which hand on a detached tensor.
     handles = [module.register_forward_hook(watch(name), prepend=True) for name, module in places.items()]
+    handles.append(attachment.model.register_forward_pre_hook(begin))
     handles.append(error_module.register_forward_hook(leave, prepend=True))
     try:
         yield

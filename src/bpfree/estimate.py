@@ -311,7 +311,7 @@ class Estimator:
             keep: Whether outputs and perturbations may be kept, which spares work and costs memory.
         """
         (plan,) = self._held
-        self._start, self._keep = Surroundings.now(plan.model), keep
+        self._start, self._keep = Surroundings.now(plan.model, plan.parts), keep
         if keep:
             self.tape.record()
 

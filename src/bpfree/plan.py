@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 
@@ -37,6 +38,16 @@ class Plan:
     streaming: bool = False
     threads: int | None = 1
     part: bool = False
+
+    @cached_property
+    def parts(self) -> Sequence[nn.Module]:
+        """All modules of the model, as they were when the rule was put there."""
+        return tuple(self.model.modules())
+
+    @cached_property
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """All parameters of the model, as they were when the rule was put there."""
+        return tuple(self.model.parameters())
 
     @property
     def where(self) -> str:

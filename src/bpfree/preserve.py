@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -12,13 +12,21 @@ from torch import Tensor, nn
 
 from bpfree.state import LateBuffers
 
-Buffers: TypeAlias = Mapping[tuple[nn.Module, str], Tensor]
-"""Buffers by the module that owns them, and their names there."""
+Buffers: TypeAlias = Mapping[tuple[nn.Module, str], "Tensor | None"]
+"""Buffers, also those that have no tensor yet, by the module that owns them and their names there."""
 
 
-def buffers_of(*modules: nn.Module) -> Buffers:
-    """The buffers of ``modules`` and of all that is in them."""
-    return {(owner, name): found for owner in _each(modules) for name, found in owner.named_buffers(recurse=False)}
+def _buffers_of(owners: Iterable[nn.Module]) -> Buffers:
+    return {(owner, name): buffer for owner in owners for name, buffer in owner._buffers.items()}
+
+
+def _copied(buffers: Buffers) -> Buffers:
+    """Copies of the tensors; one for a tensor that has several names."""
+    copies: dict[Tensor, Tensor] = {}
+    for buffer in buffers.values():
+        if buffer is not None and buffer not in copies:
+            copies[buffer] = buffer.clone()
+    return {place: None if buffer is None else copies[buffer] for place, buffer in buffers.items()}
 
 
 @contextmanager
@@ -31,12 +39,12 @@ def preserved(*modules: nn.Module, within: Buffers | None = None) -> Generator[N
         modules: What is to be left without a trace.
         within: Values that buffers have in this context, in place of those that they have now.
     """
-    places = buffers_of(*modules)
+    places = _buffers_of(_each(modules))
     counters = [(owner, dict(owner.numbers)) for owner in _each(modules) if isinstance(owner, LateBuffers)]
     random = RandomState.now(*modules)
     try:
-        for (owner, name), buffer in {**places, **(within or {})}.items():
-            setattr(owner, name, buffer.clone())
+        for (owner, name), copy in _copied({**places, **(within or {})}).items():
+            setattr(owner, name, copy)
         yield
     finally:
         for (owner, name), buffer in places.items():
@@ -121,11 +129,11 @@ class Surroundings:
     buffers: Buffers
 
     @classmethod
-    def now(cls, *modules: nn.Module) -> Surroundings:
-        """Keep them."""
-        random = RandomState.now(*modules)
+    def now(cls, model: nn.Module, parts: Sequence[nn.Module]) -> Surroundings:
+        """Keep them for ``model``, whose modules are ``parts``: to walk through it costs a small one's forward pass."""
+        random = RandomState.now(model)
         autocast = Autocast.now({"cpu", *(device.type for device, _ in random.accelerators)})
-        return cls(random, autocast, {place: buffer.clone() for place, buffer in buffers_of(*modules).items()})
+        return cls(random, autocast, _copied(_buffers_of(parts)))
 
     @contextmanager
     def restored(self, *modules: nn.Module) -> Generator[None]:

@@ -74,20 +74,14 @@ class Reach:
     inner: set[Any]
 
     @classmethod
-    def of(cls, *roots: Tensor, until: Sequence[Tensor] = ()) -> Reach:
-        """The reach of a backward pass from ``roots``; tensors of ``until`` are leaves, wherever they come from."""
+    def of(cls, *roots: Tensor) -> Reach:
+        """The reach of a backward pass from ``roots``."""
         found: dict[Tensor, None] = {}
-        ends: dict[Any, list[Tensor]] = {}
-        for tensor in until:
-            ends.setdefault(tensor.grad_fn, []).append(tensor)
         seen: set[Any] = set()
         open_nodes: list[Any] = [root.grad_fn for root in roots]
         while open_nodes:
             node = open_nodes.pop()
             if node is None or node in seen:
-                continue
-            if node in ends:
-                found.update(dict.fromkeys(ends[node]))
                 continue
             if hasattr(node, "variable"):
                 found[node.variable] = None

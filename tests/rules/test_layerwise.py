@@ -262,6 +262,41 @@ def test_what_lies_above_the_error_learns_exactly(double, rule, options):
         assert "none: it lies above the error and learns exactly" in str(attachment)
 
 
+def test_features_taken_in_between_change_nothing(double):
+    torch.manual_seed(0)
+    model, x, y = Headed(), torch.randn(8, 5), torch.randint(0, 3, (8,))
+    bpfree.attach(model, bpfree.FA(), error_at="body")
+    found = []
+    for _ in range(2):
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+        for _ in range(2):
+            model.body(x)
+    assert_same(*found)
+
+
+def test_a_layer_below_and_above_the_error_is_served_below_alone(double):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.again, self.norm = nn.Linear(5, 5), nn.Linear(5, 5), nn.Identity()
+
+        def forward(self, x):
+            return self.again(self.norm(self.again(self.first(x).tanh()).tanh()))
+
+    torch.manual_seed(0)
+    model, x = Shared(), torch.randn(8, 5)
+    attachment = bpfree.attach(model, bpfree.FA(), error_at="norm")
+    passes = [gradients(model, x) for _ in range(2)]
+    assert_same(*passes)
+    attachment.feedback["again"].copy_(model.again.weight.detach())
+    with attachment.paused():
+        exact = gradients(model, x)
+    assert_same(gradients(model, x), exact)
+    assert not torch.allclose(passes[0][0], exact[0])
+
+
 @pytest.mark.parametrize(
     "rule", [bpfree.FA(), *(bpfree.SignSymmetry(magnitude) for magnitude in ("uniform", "fixed", "batch"))], ids=str
 )

@@ -174,13 +174,18 @@ def test_an_overflow_in_half_precision_teaches_the_feedback_nothing():
         scaler.update()
 
     step(x)
-    before = [parameter.clone() for parameter in model.parameters()]
-    step(x * 1e6)  # beyond 65504
-    assert scaler.get_scale() == 8.0  # the step was skipped
-    assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
-    assert bool(attachment.feedback["1:8"].isfinite().all())
+    feedback, weight = attachment.feedback["1:8"].clone(), model[2].weight.detach().clone()
+    with torch.no_grad():
+        model[2].weight.mul_(1e6)  # beyond 65504, and so is what a perturbation makes of the output
     step(x)
-    assert not all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+    assert scaler.get_scale() == 8.0  # the step was skipped
+    assert torch.equal(attachment.feedback["1:8"], feedback)
+    assert attachment.mechanism.steps.numbers == {"1:8": 1}
+    with torch.no_grad():
+        model[2].weight.copy_(weight)
+    step(x)
+    assert not torch.equal(attachment.feedback["1:8"], feedback)
+    assert bool(attachment.feedback["1:8"].isfinite().all())
 
 
 def test_an_activation_that_is_overwritten_is_not_learned_from(batch):
@@ -200,3 +205,35 @@ def test_an_activation_that_is_overwritten_is_not_learned_from(batch):
     with torch.no_grad():
         activation = model[1](model[0](x))
     torch.testing.assert_close(attachment.feedback["1"].grad, errors[0].T @ activation)
+
+
+def test_a_compiled_net_overwrites_nothing(batch):
+    x, y = batch
+    model = nn.Sequential(
+        nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, C)
+    )
+    attachment = bpfree.attach(model, bpfree.DKP())
+    learn(torch.compile(model, backend="aot_eager"), x, y)
+    compiled = {name: attachment.feedback[name].grad.clone() for name in attachment.feedback}
+    for B in attachment.parameters():
+        B.grad = None
+    learn(model, x, y)
+    for name, found in compiled.items():
+        torch.testing.assert_close(found, attachment.feedback[name].grad)
+
+
+@pytest.mark.parametrize("rule", [bpfree.FDFA(), bpfree.DKP(), bpfree.GrAPE(calibrate=100)], ids=str)
+def test_a_reentrant_checkpoint_counts_the_run_that_has_gradients(batch, rule):
+    x, y = batch
+    torch.manual_seed(1)
+    plain = mlp()
+    checkpointed = copy.deepcopy(plain)
+    attached = bpfree.attach(plain, rule, seed=2), bpfree.attach(checkpointed, rule, seed=2)
+    x.requires_grad_()  # or a reentrant checkpoint would not run again
+    for _ in range(3):
+        learn(plain, x, y)
+        learn(lambda x: checkpoint(checkpointed, x, use_reentrant=True), x, y)
+    for ours, expected in zip(checkpointed.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-12, atol=1e-14)
+    for name in attached[0].feedback:
+        torch.testing.assert_close(attached[1].feedback[name], attached[0].feedback[name], rtol=1e-12, atol=1e-14)

@@ -144,9 +144,9 @@ class AsymmetricMechanism(Mechanism):
         self.feedback = LateBuffers(seed=plan.seed, passes=0)
         self._inputs: dict[str, Tensor] = {}
         self._called: set[str] = set()
-        # Layers above the error's place, which learn exactly; and whether the pass under way has got there.
+        # Layers above the error's place, which learn exactly; whether a pass is under way, and has got there.
         self._exact: set[str] = set()
-        self._above = False
+        self._inside = self._above = False
 
     def install(self) -> None:
         """Put a pair of hooks on every served layer, and mark where a pass begins, leaves its error and ends."""
@@ -165,24 +165,28 @@ class AsymmetricMechanism(Mechanism):
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         self._inputs.clear()
-        self._above = False
+        self._inside, self._above = True, False
+        if not self.recomputing():  # a second run may end where the error is taken
+            self._exact = set()
         if self.active and self.rule.redraws and not self.recomputing():
             self.feedback.numbers["passes"] += 1
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._above = True
+        self._above = self._inside
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._above = False
+        self._inside = self._above = False
 
     def _is_exact(self, name: str) -> bool:
         """Whether a layer that is called lies above the error's place."""
-        if self._above and not self.recomputing():  # a checkpoint runs again what lies anywhere
+        if not self._inside:  # a checkpoint's second run of a part: as in the last pass
+            return name in self._exact
+        if self._above:
             self._exact.add(name)
-        return name in self._exact
+        return self._above
 
     def _cut(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.active or self._is_exact(name):
+        if self._is_exact(name) or not self.active:
             return None
         self._called.add(name)
         key = "input" if "input" in kwargs else next(iter(kwargs), "")

@@ -49,7 +49,7 @@ class Pending:
     """
 
     sites: Sequence[Site]
-    outputs: Sequence[tuple[Tensor, int]] = ()
+    outputs: Sequence[tuple[Tensor, int | None]] = ()
     observation: Observation | None = None
     learning: bool = False
     parts: list[Tensor] = field(default_factory=list)

@@ -84,7 +84,8 @@ class DirectMechanism(Mechanism):
             )
         self.feedback = projection(rule.feedback, plan.seed)
         self.sites: tuple[Site, ...] = ()
-        self._segments: dict[tuple[str, ...], Segments] = {}
+        self._segments: dict[Any, Segments] = {}
+        self._shown: Segments | None = None
         self.ways = Ways(plan, self._again)
         self._layout: Layout | None = None
         self._run: Run | None = None
@@ -92,6 +93,7 @@ class DirectMechanism(Mechanism):
         self._recut: Callable[[Tensor], Tensor] | None = None
         self._rerunning = False
         self._inside = self._told = False
+        self._counts = self._ungraded = False
         self._targets: Tensor | None = None
 
     # -- hooks ---------------------------------------------------------------------------------------------------
@@ -104,7 +106,7 @@ class DirectMechanism(Mechanism):
         if self.ways.attentive:
             # Before what other hooks make of the arguments: in a second run they do so again.
             add(plan.model.register_forward_pre_hook(self._hear, prepend=True, with_kwargs=True))
-        add(plan.model.register_forward_pre_hook(self._enter))
+        add(plan.model.register_forward_pre_hook(self._enter, with_kwargs=True))
         for name, module in plan.taps.items():
             if module is not plan.error_module:
                 add(module.register_forward_hook(partial(self._cut, name)))
@@ -122,17 +124,23 @@ class DirectMechanism(Mechanism):
         if not self._rerunning and self.active:
             self.ways.hear(args, kwargs)
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if self._rerunning:
-            return
+            return None
         self._abandon()  # a pass that was interrupted from the keyboard
         self._inside = True
+        # The second run of a checkpoint is no training pass of its own, unless the first one had no gradients.
+        again = self.recomputing()
+        self._counts = self.active and (not again or self._ungraded)
+        if not again:
+            self._ungraded = not self.active
         if self.active:
             ready = not self.rule.needs_error and self._targets is not None
             self._run = self.ways.open(self._layout, self._dispatch if ready else None)
         self._begin()
         if self.active and not torch.compiler.is_compiling():
             self._recut = self._run.recut if isinstance(self._run, Passage) else None
+        return self._run.enter(args, kwargs) if isinstance(self._run, Passage) else None
 
     def _abandon(self) -> None:
         """Let the pass under way be plain autograd."""
@@ -144,9 +152,11 @@ class DirectMechanism(Mechanism):
     def stored(self) -> Generator[None]:
         """Within this context a pass stores its graph and leaves it to autograd, for whoever looks into it."""
         targets = self._targets
-        with self.ways.stored():
-            yield
-        self._targets = targets
+        try:
+            with self.ways.stored():
+                yield
+        finally:
+            self._targets = targets
 
     def _again(self, run: Run, call: Any) -> Tensor:
         """Run the model on (args, kwargs) as far as the error's place, cut as ``run`` says; return the output there."""
@@ -237,7 +247,7 @@ class DirectMechanism(Mechanism):
             raise ErrorPlacementError(
                 f"no tap was reached before {self.plan.where}. Name taps that the forward pass runs through below it."
             )
-        if not passage.learns(output) and not self._frozen():
+        if not passage.learns(output) and not self._frozen_behind(passage.names[-1]):
             raise ErrorPlacementError(
                 f"nothing that learns lies between the last tap, {passage.names[-1]!r}, and {self.plan.where}: the tap "
                 "would cut the output layer off from its exact gradient. Leave that tap out."
@@ -245,20 +255,28 @@ class DirectMechanism(Mechanism):
         layout = self._laid_out(passage, output)
         return passage.leave(output, self._dispatch(layout, passage.outputs), just_in_time=layout.just_in_time)
 
-    def _frozen(self) -> bool:
-        """Whether something of the model is not to learn: the output layer may be."""
-        return not all(parameter.requires_grad for parameter in self.plan.model.parameters())
+    def _frozen_behind(self, tap: str) -> bool:
+        """Whether parameters registered behind a tap are not to learn: the output layer's, most probably."""
+        modules = iter(self.plan.model.named_modules())
+        for name, _ in modules:
+            if name == tap:
+                break
+        return any(not p.requires_grad for _, module in modules for p in module.parameters(recurse=False))
 
     def _laid_out(self, passage: Passage, output: Tensor) -> Layout:
         """The layout of this forward pass; found once for passes of the same shapes."""
         compiling = torch.compiler.is_compiling()
-        key = (output.shape, output.dtype, output.device, tuple(passage.names), passage.shapes)
+        learners = () if compiling else tuple(parameter.requires_grad for parameter in self.plan.parameters)
+        key = (output.shape, output.dtype, output.device, tuple(passage.names), passage.shapes, learners)
         if not compiling and self._layout is not None and key == self._layout.key:
             return self._layout
         dims = batch_dims(output.shape, passage.shapes, self.plan.batch_dims)
         sites = sites_of(passage.names, passage.shapes, dims, output.shape)
-        if not compiling and tuple(passage.names) not in self._segments:
-            self._segments[tuple(passage.names)] = Segments.of(self.plan, sites, passage.ends(output))
+        kind = (tuple(passage.names), learners)
+        if not compiling:
+            if kind not in self._segments:
+                self._segments[kind] = Segments.of(self.plan, sites, passage.ends(output))
+            self._shown = self._segments[kind]
         # One signal for all taps is made at once. A compiled graph cannot hold hooks on tensors inside it.
         several = isinstance(self.feedback, Projection) and self.feedback.kinds(sites) > 1
         just_in_time = not compiling and self.plan.window == 1 and (several or self.plan.streaming)
@@ -300,7 +318,7 @@ class DirectMechanism(Mechanism):
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
         """A row for each tap: its shape, its feedback, and the layers that learn from its signal."""
-        segments = self._segments.get(tuple(site.module for site in self.sites))
+        segments = self._shown
         if segments is None:
             names = ", ".join(self.plan.taps)
             later = "Shapes are known after the first forward pass (or with example_inputs=)."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bpfree.errors import TapOutputError
@@ -18,7 +19,8 @@ class ErrorLearnedMechanism(LearnedMechanism):
 
     def __init__(self, rule: LearnedRule, plan: Plan) -> None:
         super().__init__(rule, plan)
-        self._versions: list[int] = []
+        # Of the outputs when they were given; None where a compiled graph lets nothing be overwritten.
+        self._versions: list[int | None] = []
 
     def _begin(self) -> None:
         super()._begin()
@@ -27,7 +29,7 @@ class ErrorLearnedMechanism(LearnedMechanism):
     def _cut(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         handed_on = super()._cut(name, module, args, output)
         if self._learning and handed_on is not None:
-            self._versions.append(output._version)
+            self._versions.append(None if torch.compiler.is_compiling() else output._version)
         return handed_on
 
     def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
@@ -51,7 +53,7 @@ class ErrorLearnedMechanism(LearnedMechanism):
         """Gather the evidence, and let every matrix take its step."""
         outputs, pending.outputs = pending.outputs, ()
         for number, (output, version) in enumerate(outputs):
-            if output._version != version:
+            if version is not None and output._version != version:
                 raise TapOutputError(
                     f"the output of tap {pending.sites[number].name!r} was changed in place behind it, and "
                     f"{type(self.rule).__name__} learns from it as it was. Write the operation behind it without '_' "

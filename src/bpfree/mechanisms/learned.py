@@ -173,7 +173,7 @@ class LearnedMechanism(DirectMechanism):
         return super()._broadcast(passage, output)
 
     def learn(self, pending: Pending, error: Tensor) -> None:
-        """Let every matrix take the step that its evidence asks for."""
+        """Let every matrix take the step that its evidence asks for; evidence that has overflowed asks for none."""
         evidence, pending.evidence = pending.evidence, {}
         if not evidence:
             return
@@ -184,26 +184,29 @@ class LearnedMechanism(DirectMechanism):
         with torch.no_grad(), in_own_precision(error):
             for name, given in evidence.items():
                 given = given if alone else average_over_ranks(given)
-                if may_overflow(error):
-                    given = torch.where(given.norm().isfinite(), given, 0.0)
+                sound = given.norm().isfinite() if may_overflow(error) else None
+                if sound is not None and sound.device.type == "cpu" and not sound:
+                    continue
                 step = self.steps.numbers[name] = self.steps.numbers.get(name, 0) + 1
-                self._step(name, self._averaged(name, given, step), Size(rows, width, step))
+                self._step(name, self._averaged(name, given, step, sound), Size(rows, width, step), sound)
 
-    def _averaged(self, name: str, evidence: Tensor, step: int) -> Tensor:
+    def _averaged(self, name: str, evidence: Tensor, step: int, sound: Tensor | None) -> Tensor:
         weight = self.rule.memory(step)
-        if weight == 1.0 and name not in self.averages:
-            # The first of an average, or no average at all.
-            if self.rule.memory(step + 1) < 1.0:
-                self.averages[name] = evidence.clone()
-            return evidence
-        return self.averages[name].lerp_(evidence, weight)
+        if name not in self.averages:
+            if weight == self.rule.memory(step + 1) == 1.0:  # no average at all
+                return evidence
+            self.averages[name] = torch.zeros_like(evidence)
+        average = self.averages[name]
+        return average.lerp_(evidence if sound is None else torch.where(sound, evidence, average), weight)
 
-    def _step(self, name: str, evidence: Tensor, size: Size) -> None:
+    def _step(self, name: str, evidence: Tensor, size: Size, sound: Tensor | None) -> None:
         matrix = self.feedback[name]
         if name not in self._usual:
             # After a load the matrix has grown already.
             self._usual[name] = max(float(self.norms[name]), float(matrix.detach().norm()))
         direction = self.rule.direction(matrix.detach(), evidence)
+        if sound is not None:
+            direction = torch.where(sound, direction, 0.0)
         if isinstance(matrix, nn.Parameter):
             self._expect_steps(name, matrix, size)
             matrix.grad = direction if matrix.grad is None else matrix.grad + direction
@@ -251,10 +254,8 @@ class LearnedMechanism(DirectMechanism):
 
     def _begin(self) -> None:
         super()._begin()
-        # The second run of a checkpoint is no training pass of its own.
-        counts = self._run is not None and not self.recomputing()
-        self._learning = counts and not self._fixed and self.averages.numbers["passes"] % self.rule.every == 0
-        self.averages.numbers["passes"] += counts
+        self._learning = self._counts and not self._fixed and self.averages.numbers["passes"] % self.rule.every == 0
+        self.averages.numbers["passes"] += self._counts
 
 
 def in_own_precision(tensor: Tensor) -> torch.autocast:

@@ -62,8 +62,7 @@ class ObservingMechanism(DirectMechanism):
     def _begin(self) -> None:
         self._unobserved = None
         super()._begin()
-        # A recomputed pass has been observed already.
-        self._observing = self._run is not None and not self.recomputing() and self._wanted()
+        self._observing = self._counts and self._wanted()
         if self._observing:
             # Behind a pass that stores no graph nothing may grow with the depth.
             self._estimator.begin(keep=not self.plan.streaming)
@@ -81,4 +80,9 @@ class ObservingMechanism(DirectMechanism):
             return
         self._observing = False
         (pending, c), self._unobserved = self._unobserved, None
-        self._seen(pending, self._estimator.observe((args, kwargs), pending.sites, c, self._seed()))
+        self._inside = True
+        try:
+            observation = self._estimator.observe((args, kwargs), pending.sites, c, self._seed())
+        finally:
+            self._inside = False
+        self._seen(pending, observation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -60,6 +60,10 @@ class Passage(Run):
         self.shapes: list[torch.Size] = []
         self.left = False
         self._handed_on: Tensor | None = None
+
+    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Hear with which arguments the model begins; (args, kwargs) where it is to begin with others."""
+        return None
 
     @property
     def outputs(self) -> Sequence[Tensor]:

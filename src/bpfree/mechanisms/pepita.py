@@ -280,7 +280,7 @@ class ModulatedMechanism(ForwardOnlyMechanism):
     # -- the first pass --------------------------------------------------------------------------------------------
 
     def _start(self, call: Call, stack: ExitStack) -> None:
-        self._pass = _First(call, Surroundings.now(self.plan.model))
+        self._pass = _First(call, Surroundings.now(self.plan.model, self.plan.parts))
         stack.callback(self._forget)
 
     def _forget(self) -> None:

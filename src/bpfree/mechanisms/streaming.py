@@ -21,6 +21,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from bpfree.errors import StreamingError, UsedRecordError
 from bpfree.mechanisms.passage import Departure, Passage, Run
+from bpfree.plan import Plan
 from bpfree.preserve import Autocast, Surroundings
 from bpfree.segments import Reach
 
@@ -96,10 +97,9 @@ class Course:
         return cls(ends, shared, apart)
 
 
-def kind_of_pass(model: nn.Module, names: Sequence[str], outside: Sequence[int]) -> Any:
+def kind_of_pass(plan: Plan, names: Sequence[str], outside: Sequence[int]) -> Any:
     """What passes with one course have in common: their taps, the arguments that want a gradient, what learns."""
-    learners = tuple(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
-    return tuple(names), tuple(outside), learners
+    return tuple(names), tuple(outside), tuple(parameter.requires_grad for parameter in plan.parameters)
 
 
 def _check_cuts(names: Sequence[str], reaches: Sequence[Reach]) -> None:
@@ -127,16 +127,19 @@ class Streamed(Passage):
     """The first run: without a graph below the error's place.
 
     Args:
-        model: What runs.
+        plan: What runs, and where it is cut.
         run: Runs it again.
         call: The arguments of this pass.
+        surroundings: What it found when it began.
         courses: What earlier passes have found out about their segments.
     """
 
-    def __init__(self, model: nn.Module, run: Rerun, call: Call, courses: dict[Any, Course]) -> None:
+    def __init__(
+        self, plan: Plan, run: Rerun, call: Call, surroundings: Surroundings, courses: dict[Any, Course]
+    ) -> None:
         super().__init__()
-        self._model, self._run, self._call, self._courses = model, run, call, courses
-        self._surroundings = Surroundings.now(model)
+        self._plan, self._model = plan, plan.model
+        self._run, self._call, self._surroundings, self._courses = run, call, surroundings, courses
         self._graph = torch.is_grad_enabled()
         torch.set_grad_enabled(False)
 
@@ -163,7 +166,7 @@ class Streamed(Passage):
     @cached_property
     def _course(self) -> Course:
         # Asked for where all taps have passed, several times.
-        key = kind_of_pass(self._model, self.names, self._call.outside)
+        key = kind_of_pass(self._plan, self.names, self._call.outside)
         if key not in self._courses:
             self._courses[key] = self._explored()
         return self._courses[key]

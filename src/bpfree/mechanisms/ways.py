@@ -17,6 +17,7 @@ from bpfree.mechanisms.passage import Cut, Passage
 from bpfree.mechanisms.streaming import Call, Course, Rerun, Streamed, kind_of_pass
 from bpfree.mechanisms.windows import WindowedPassage
 from bpfree.plan import Plan
+from bpfree.preserve import Surroundings
 from bpfree.ranks import is_sharded, ranks
 from bpfree.taps import product
 
@@ -37,21 +38,24 @@ class Ways:
         self._courses: dict[Any, Course] = {}
         self._choice = None if plan.threads == 1 else Choice(plan.threads)
         self._call: Call | None = None
+        self._surroundings: Surroundings | None = None
         self._storing = 0
         self.carried: list[Tensor | None] = []
 
     @property
     def attentive(self) -> bool:
         """Whether the arguments of a pass must be known."""
-        return self._plan.streaming or self._plan.window > 1 or self._choice is not None
+        return self._plan.streaming or self._choice is not None
 
     def hear(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Hear with which arguments the next pass begins."""
+        """Hear with which arguments the next pass begins, before what hooks of the user's do to it."""
         self._call = Call.of(args, kwargs)
+        if self._plan.streaming:
+            self._surroundings = Surroundings.now(self._plan.model, self._plan.parts)
 
     def forget(self) -> None:
         """Forget them."""
-        self._call = None
+        self._call = self._surroundings = None
 
     @contextmanager
     def stored(self) -> Generator[None]:
@@ -71,13 +75,14 @@ class Ways:
         """
         call, self._call = self._call, None
         if self._plan.window > 1:
-            outside = [] if call is None else [call.flat[place] for place in call.outside]
-            return WindowedPassage(self._plan.window, outside, self._arrived)
+            return WindowedPassage(self._plan.window, self._arrived)
         if call is None or self._storing or torch.compiler.is_compiling():
             return Cut()
         if self._plan.streaming:
             now = None if known is None or dispatch is None else self._immediate(call, known, dispatch)
-            return now or Streamed(self._plan.model, self._rerun, call, self._courses)
+            surroundings, self._surroundings = self._surroundings, None
+            assert surroundings is not None
+            return now or Streamed(self._plan, self._rerun, call, surroundings, self._courses)
         # A segment that leads out of the model has to wait for what else comes from there.
         if self._choice is None or call.outside or self._ordered():
             return Cut()
@@ -90,7 +95,7 @@ class Ways:
     def _immediate(self, call: Call, known: Layout, dispatch: Callable[[Layout], Dispatch]) -> Passage | None:
         """A pass that learns as it runs, where every gradient comes from one segment, in one process."""
         names = tuple(site.module for site in known.sites)
-        course = self._courses.get(kind_of_pass(self._plan.model, names, ()))
+        course = self._courses.get(kind_of_pass(self._plan, names, ()))
         if course is None or course.shared or not course.ends[-1] or call.outside or ranks() > 1:
             return None
 

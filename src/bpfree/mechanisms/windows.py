@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_unflatten
 
 from bpfree.mechanisms.broadcast import Deliver
 from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.passage import Cut, Departure
+from bpfree.mechanisms.streaming import Call
 from bpfree.segments import Reach
 
 
@@ -25,17 +27,27 @@ class WindowedPassage(Cut):
 
     Args:
         window: How many segments a signal is for, at least 2.
-        outside: The model's arguments that want a gradient: what they come from is not this passage's to run.
         arrived: Is shown what each segment learns from, one tensor a tap, shaped as its output.
     """
 
-    def __init__(
-        self, window: int, outside: Sequence[Tensor], arrived: Callable[[Sequence[Tensor | None]], None]
-    ) -> None:
+    def __init__(self, window: int, arrived: Callable[[Sequence[Tensor | None]], None]) -> None:
         super().__init__()
-        self._window, self._outside, self._arrived = window, outside, arrived
+        self._window, self._arrived = window, arrived
+        # Arguments that want a gradient, by the leaves that stand for them below.
+        self._outside: dict[Tensor, Tensor] = {}
         # What the taps hand on: leaves of the segments above.
         self._entries: list[Tensor] = []
+
+    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The arguments for the model: what they come from is not this passage's to run, several times over."""
+        call = Call.of(args, kwargs)
+        if not call.outside:
+            return None
+        flat = list(call.flat)
+        for place in call.outside:
+            leaf = flat[place].detach().requires_grad_()
+            self._outside[leaf], flat[place] = flat[place], Entry.apply(leaf)  # type: ignore[no-untyped-call]
+        return tree_unflatten(flat, call.form)
 
     def _taken(self, output: Tensor) -> Tensor:
         entry = super()._taken(output)
@@ -58,15 +70,14 @@ class WindowedPassage(Cut):
     def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
         """The output as it is; its backward pass gives every parameter the gradient of its window."""
         below = {id(entry) for entry in self._entries}
-        reach = Reach.of(*self.outputs, output, until=self._outside)
-        learners = [leaf for leaf in reach.leaves if id(leaf) not in below]
+        learners = [leaf for leaf in Reach.of(*self.outputs, output).leaves if id(leaf) not in below]
         taps, entries = tuple(self.outputs), tuple(self._entries)
         record = _Record(deliver, output, taps, entries, tuple(learners), self._window, self._arrived)
-        return leave(record.gradients, output, learners)
+        return leave(record.gradients, output, [self._outside.get(leaf, leaf) for leaf in learners])
 
 
 class Entry(torch.autograd.Function):
-    """Identity on what a tap hands on: a leaf itself could not be followed by an in-place operation."""
+    """Identity on a leaf that a segment begins with: the leaf itself could not be followed by an in-place operation."""
 
     @staticmethod
     def forward(ctx: Any, entry: Tensor) -> Tensor:
@@ -100,7 +111,8 @@ class _Record:
         signals = self._deliver(error)
         carrying = [entry for entry in self._entries if entry.requires_grad]
         for _ in range(self._window - 1):
-            carried = iter(self._gradients(signals, error, carrying, again=True))
+            # Where nothing below the output layer learns, there is nothing to carry.
+            carried = iter(self._gradients(signals, error, carrying, again=True) if carrying else ())
             signals = [next(carried) if entry.requires_grad else None for entry in self._entries]
         self._arrived(signals)
         return self._gradients(signals, error, self._learners, again=False)
