@@ -94,15 +94,23 @@ def test_compare_asked_again_runs_only_what_is_missing(monkeypatch: pytest.Monke
     assert ran == ["warm", "DFA0"]
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RunError("the training loss is nan by step 8."), "DFA, seed 0: the training loss is nan by step 8."),
+        (MemoryError("4 GiB"), "DFA, seed 0: MemoryError: 4 GiB"),
+    ],
+    ids=["diverged", "anything"],
+)
 def test_a_run_that_fails_stops_no_other_and_is_tried_again(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, reason: str
 ) -> None:
     broken, ran, train = ["DFA0"], [], runs._train
 
     def perhaps(settings, *rest):
         ran.append(f"{settings.label}{settings.seed}")
         if ran[-1] in broken:
-            raise RunError("the training loss is nan by step 8.")
+            raise error
         return train(settings, *rest)
 
     monkeypatch.setattr(runs, "_train", perhaps)
@@ -113,11 +121,11 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(
     assert ran == ["DFA0", "BP0", "DFA1", "BP1"]
     shown = capsys.readouterr()
     assert "1 of 4 runs failed" in shown.err
-    assert "DFA, seed 0: the training loss is nan by step 8." in shown.err
+    assert reason in shown.err
     written = json.loads(Path("there/comparison.json").read_text())
     assert [(run["label"], run["seed"]) for run in written["runs"]] == [("BP", 0), ("DFA", 1), ("BP", 1)]
     assert {entry["label"]: entry["seeds"] for entry in written["summary"]} == {"DFA": 1, "BP": 2}
-    assert "DFA, seed 0: the training loss is nan by step 8." in Path("there/report.html").read_text()
+    assert reason in Path("there/report.html").read_text()
     ran.clear()
     broken.clear()
     assert main(asked) == 0

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from bpfree.lab import environment
 from bpfree.lab.data import Data, load
-from bpfree.lab.errors import RunError
+from bpfree.lab.errors import DataError, RunError, WriteError
 from bpfree.lab.files import write_json
 from bpfree.lab.options import CompareOptions, command_line
 from bpfree.lab.runs import Places, run
@@ -85,18 +85,26 @@ def _run_all(
         for settings in plan:
             known = Places.of(settings, splits, directory).record.is_file()
             if cold and not known:
-                with suppress(RunError):  # of what cannot even be warmed up with, the run itself says why
+                with suppress(Exception):  # of what cannot even be warmed up with, the run itself says why
                     warm_up(settings, splits)
                     cold = False
             try:
                 record = run(settings, splits, directory, display=display)
-            except RunError as error:  # training diverged, say: the other runs of a night are still wanted
-                failed.append(str(error))
+            except (DataError, WriteError):  # the next run would meet the same
+                raise
+            except Exception as error:  # diverging, out of memory: the other runs of a night are still wanted
+                failed.append(_reason(settings, error))
             else:
                 # One that was known may have been found under a label whose letters are the same.
                 records.append(record | {"label": settings.label})
                 display.finish(settings, records[-1], known=known)
     return records, failed
+
+
+def _reason(settings: RunSettings, error: Exception) -> str:
+    if isinstance(error, RunError):  # names its run
+        return str(error)
+    return f"{settings.label}, seed {settings.seed}: {type(error).__name__}: {error}"
 
 
 def _failure(plan: Sequence[RunSettings], failed: Sequence[str]) -> RunError:
