@@ -8,8 +8,9 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 
 from bpfree.lab.errors import LedgerError
 from bpfree.lab.tables import packing, storage
@@ -76,6 +77,17 @@ def test_a_run_that_kills_its_workers_waits_behind_the_others_and_fails_after_th
     assert ledger.claim(works).work is RUN
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_deaths_before_a_command_are_forgiven(known: bool, ledger: Ledger) -> None:
+    for _ in range(5):  # so often is the machine switched off, and the command repeated
+        ledger.ask([RUN], again=True)
+        claim = ledger.claim([RUN])
+        if not known:  # the next command is there before the last one's worker counts as dead
+            ledger.ask([RUN], again=True)
+        die(ledger, claim)
+        assert ledger.state([RUN]).unfinished == {"a"}
+
+
 def test_interruptions_are_no_deaths(ledger: Ledger) -> None:
     ledger.ask([RUN], again=True)
     for _ in range(4):
@@ -105,17 +117,17 @@ def test_what_two_ask_for_at_once_is_run_once(ledger: Ledger, tmp_path: Path, mo
     assert ledger.state([RUN]).wrong == {"a": "out of paper"}
 
 
-def away(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> list[float]:
-    """Let the database not answer a number of times; returns the pauses that are made."""
+def away(opened: Any, monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> list[float]:
+    """Let a storage, or all, not answer a number of times; returns the pauses that are made."""
     pauses: list[float] = []
-    call, left = getattr(ledger._storage, name), iter(range(times))
+    call, left = getattr(opened, name), iter(range(times))
 
     def perhaps(*arguments: Any, **named: Any) -> Any:
         for _ in left:
             raise optuna.exceptions.StorageInternalError from OperationalError("SELECT", {}, Exception("gone away"))
         return call(*arguments, **named)
 
-    monkeypatch.setattr(ledger._storage, name, perhaps)
+    monkeypatch.setattr(opened, name, perhaps)
     monkeypatch.setattr(storage.time, "sleep", pauses.append)
     return pauses
 
@@ -124,7 +136,7 @@ def away(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, name: str, times: int)
 def test_a_record_outlives_a_database_that_restarts(name: str, ledger: Ledger, monkeypatch: Any) -> None:
     ledger.ask([RUN], again=True)
     with ledger.claim([RUN]) as claim:
-        pauses = away(ledger, monkeypatch, name, 3)
+        pauses = away(ledger._storage, monkeypatch, name, 3)
         claim.finish({"label": "a", "seed": 0})
     assert ledger.state([RUN]).records == {"a": {"label": "a", "seed": 0}}
     assert pauses == sorted(pauses)
@@ -134,9 +146,42 @@ def test_a_record_outlives_a_database_that_restarts(name: str, ledger: Ledger, m
 @pytest.mark.parametrize("name", ["_get_stale_trial_ids", "record_heartbeat"])
 def test_a_database_that_stays_away_is_said(name: str, ledger: Ledger, monkeypatch: Any) -> None:
     ledger.ask([RUN], again=True)
-    away(ledger, monkeypatch, name, 100)
+    away(ledger._storage, monkeypatch, name, 100)
     with pytest.raises(LedgerError, match=r"database does not answer .*gone away.*repeat the command"):
         ledger.claim([RUN])
+
+
+@pytest.mark.parametrize("name", ["create_new_study", "get_study_id_from_name"])
+def test_a_ledger_is_opened_while_its_database_restarts(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    pauses = away(RDBStorage, monkeypatch, name, 3)
+    assert not Ledger(str(tmp_path / "ledger.db"), "made up").state([RUN]).records
+    assert len(pauses) == 3
+
+
+@pytest.mark.parametrize(("place", "seconds"), [("postgresql://host/name", (31, 40)), ("ledger.db", (0, 9))])
+def test_a_server_is_waited_for_and_a_file_is_not(place: str, seconds: tuple[int, int], monkeypatch: Any) -> None:
+    pauses: list[float] = []
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise OperationalError("SELECT", {}, Exception("gone away"))
+
+    monkeypatch.setattr(storage, "RDBStorage", refused)
+    monkeypatch.setattr(storage.time, "sleep", pauses.append)
+    with pytest.raises(LedgerError, match=r"--ledger .* cannot be opened .*gone away"):
+        storage.open_storage(place)
+    assert seconds[0] <= sum(pauses) <= seconds[1]
+
+
+def test_a_statement_that_is_refused_is_not_repeated(ledger: Ledger, monkeypatch: Any) -> None:
+    def refused(*_: Any) -> None:
+        raise optuna.exceptions.StorageInternalError from DataError("INSERT", {}, Exception("data too long"))
+
+    ledger.ask([RUN], again=True)
+    claim = ledger.claim([RUN])
+    monkeypatch.setattr(storage.time, "sleep", lambda _: pytest.fail("it would be asked again"))
+    monkeypatch.setattr(ledger._storage, "set_trial_user_attr", refused)
+    with pytest.raises(LedgerError, match=r"refuses what it is asked .*data too long"):
+        claim.finish({"label": "a", "seed": 0})
 
 
 def test_connections_to_a_server_are_tried_before_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +189,13 @@ def test_connections_to_a_server_are_tried_before_they_are_used(monkeypatch: pyt
     monkeypatch.setattr(storage, "RDBStorage", lambda url, options, **_: made.append((url, options)))
     storage.open_storage("postgresql://host/name")
     assert made == [("postgresql://host/name", {"pool_pre_ping": True})]
+
+
+def test_parts_that_are_large_together_are_divided_too() -> None:
+    record = {"label": "a", "seed": 0, **dict.fromkeys(("one", "two", "three"), "x" * 29000)}
+    attributes = packing.split(record)
+    assert max(len(optuna.storages._rdb.storage.json.dumps(value)) for value in attributes.values()) < 2**16
+    assert packing.joined(attributes) == record
 
 
 def test_large_parts_of_a_record_are_divided(ledger: Ledger) -> None:

@@ -280,6 +280,21 @@ def test_the_command_of_a_file_can_be_copied(tmp_path: Path, monkeypatch: pytest
     )
 
 
+def test_the_command_of_a_file_elsewhere_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("here", "far", "here/below"):
+        (tmp_path / folder).mkdir()
+        tiny_table.write(tmp_path / folder)
+    monkeypatch.chdir(tmp_path / "here")
+    far, here, below = (read(find(name)) for name in (str(tmp_path / "far/tiny.yaml"), "tiny.yaml", "below/tiny.yaml"))
+    commands = [f"bpfree table {name}tiny.yaml" for name in ("../far/", "", "below/")]
+    assert [recipe.command for recipe in (far, here, below)] == commands
+    assert [far.is_run_by(command) for command in commands] == [True, False, False]
+    # Given in another folder, where there is no such file.
+    (tmp_path / "a/b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a/b")
+    assert far.is_run_by(commands[0])
+
+
 @pytest.mark.parametrize("name", names())
 def test_every_recipe_of_the_package_can_be_run(name: str) -> None:
     recipe = read(find(name))

@@ -19,6 +19,7 @@ import pytest
 import tiny
 import tiny_table
 import tiny_text
+from optuna.storages import RDBStorage
 from rich.console import Console
 from test_runs import Interrupting
 
@@ -26,7 +27,8 @@ from bpfree.lab import data
 from bpfree.lab.cli import main
 from bpfree.lab.errors import DataError, LedgerError, RunError, SettingsError, WriteError
 from bpfree.lab.tables import inputs, markdown, page, provenance, result, storage, workers
-from bpfree.lab.tables.ledger import Ledger
+from bpfree.lab.tables.attempts import GIVEN_BACK
+from bpfree.lab.tables.ledger import Claim, Ledger
 from bpfree.lab.tables.options import ReportOptions, TableOptions
 from bpfree.lab.tables.plan import plan, works
 from bpfree.lab.tables.reading import read
@@ -142,9 +144,8 @@ def own_group(chosen: TableOptions) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
-def test_a_killed_table_is_finished_by_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_table_is_finished_by_the_next_command() -> None:
     undisturbed = table(options(ledger="undisturbed.db", out="undisturbed"))
-    hurry(monkeypatch)
     # Scratch files of the undisturbed table would be found.
     os.rename("runs", "elsewhere")
     command = forked(own_group, options(workers=2))
@@ -153,6 +154,7 @@ def test_a_killed_table_is_finished_by_the_next_command(monkeypatch: pytest.Monk
     command.join()
     left = attempts()
     assert states(left) >= {"COMPLETE", "RUNNING"}
+    silence(storage.open_storage("runs/ledger.db"))
     resumed = table(options(workers=2))
     found = attempts()
     assert complete(found) == ONCE
@@ -173,10 +175,15 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker counts as dead after two seconds: databases keep whole ones."""
-    monkeypatch.setattr(storage, "HEARTBEAT", 1)
-    monkeypatch.setattr(storage, "GRACE", 2)
+def silence(opened: RDBStorage) -> None:
+    """Let the last signs of life be old, rather than wait for that: a machine that stalls would lose its own too."""
+    with opened.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2000-01-01 00:00:00'")
+
+
+def silent(opened: RDBStorage) -> bool:
+    with opened.engine.begin() as connection:
+        return "2000" in str(connection.exec_driver_sql("SELECT heartbeat FROM trial_heartbeats").scalar())
 
 
 def ledger_of() -> tuple[Ledger, list[Any]]:
@@ -184,15 +191,15 @@ def ledger_of() -> tuple[Ledger, list[Any]]:
     return Ledger("runs/ledger.db", "tiny"), works(plan(recipe, recipe.scale("full")))[:1]
 
 
-def test_a_run_that_is_claimed_is_nobody_elses_until_its_worker_dies(monkeypatch: pytest.MonkeyPatch) -> None:
-    hurry(monkeypatch)
+def test_a_run_that_is_claimed_is_nobody_elses_until_its_worker_dies() -> None:
     ledger, found = ledger_of()
     ledger.ask(found, again=True)
     ledger.ask(found, again=True)
     claim = ledger.claim(found)
     assert claim is not None
     assert ledger_of()[0].claim(found) is None
-    until(lambda: ledger.claim(found) is not None)  # no sign of life follows
+    silence(ledger._storage)
+    assert ledger.claim(found) is not None
     assert attempts() == {("DFA 0", "FAIL"): 1, ("DFA 0", "RUNNING"): 1}
     # What the first worker finds out in spite of all is not a second record.
     with claim:
@@ -201,10 +208,11 @@ def test_a_run_that_is_claimed_is_nobody_elses_until_its_worker_dies(monkeypatch
 
 
 def test_a_living_worker_keeps_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    hurry(monkeypatch)
     ledger, found = ledger_of()
+    monkeypatch.setattr(ledger._storage, "heartbeat_interval", 0.02)
     with ledger.claim(found) as claim:
-        time.sleep(3.5)
+        silence(ledger._storage)
+        until(lambda: not silent(ledger._storage))
         assert ledger.claim(found) is None
         claim.finish({"label": "DFA", "seed": 0, "epochs": [{"epoch": 1}, {"epoch": 2}]})
     assert ledger.state(found).records == {
@@ -305,7 +313,14 @@ def test_what_is_shown_of_seeds_and_code_is_the_same_everywhere(monkeypatch: pyt
         assert "61.00 ± 1.00" in text
     assert "| DFA | 61.00 ± 1.00 ✓<br>50.00 ± 1.50 | 61.00 ± 1.00 (2) |" in markdowned
     assert "Caution:\n\n- The runs were measured with 2 states of bpfree's code." in markdowned
-    assert '<code id="command">bpfree table tiny.yaml --seeds 3</code>' in html
+    # The command makes what is shown: one row's three seeds are not asked of all.
+    assert '<code id="command">bpfree table tiny.yaml</code>' in html
+    for given, words in (({"cell": ["DFA"]}, " --cell DFA --seeds 3"), ({"cell": ["BP"]}, " --cell BP")):
+        assert (
+            f"bpfree table tiny.yaml{words}</code>" in page.report(ReportOptions(name="tiny.yaml", **given)).read_text()
+        )
+    table(options(seeds=3))
+    assert "bpfree table tiny.yaml --seeds 3</code>" in page.report(ReportOptions(name="tiny.yaml")).read_text()
     chosen = ReportOptions(name="tiny.yaml", scale="reduced", seeds=1, cell=["BP/cosine 1"])
     html = page.report(chosen).read_text()
     assert "bpfree table tiny.yaml --scale reduced --cell &#39;BP/cosine 1&#39;</code>" in html
@@ -358,6 +373,67 @@ def test_a_worker_that_ends_by_itself_is_not_replaced(monkeypatch: pytest.Monkey
     assert shown.getvalue().count("A worker has died: exit code 3.") == 2
 
 
+def test_a_worker_that_ends_between_two_looks_is_said_at_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ending:
+        codes = iter([None])
+        exitcode = property(lambda self: next(self.codes, 3))
+
+        def is_alive(self) -> bool:
+            return self.exitcode is None
+
+    monkeypatch.setattr(workers._Team, "_started", lambda self: Ending())
+    shown = io.StringIO()
+    team = workers._Team(options().order(), 1, Console(file=shown, width=200))
+    assert [team.alive(), team.alive()] == [True, False]
+    assert shown.getvalue() == "A worker has died: exit code 3.\n"
+
+
+def another_code() -> None:
+    workers.source = lambda: "changed"
+
+
+def another_recipe() -> None:
+    tiny_table.write(Path(), tiny_table.RECIPE.replace("epochs: 3", "epochs: 4"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [(another_code, "bpfree's code has changed"), (another_recipe, "the recipe, its data")]
+)
+def test_a_worker_that_finds_other_files_than_its_command_ends(
+    change: Callable[[], None], message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found(monkeypatch, lambda work: 60.0)
+    worker = workers._worker
+    monkeypatch.setattr(workers, "_worker", lambda order: [change(), worker(order)])
+    with pytest.raises(RunError, match=r"3 runs are missing \(exit code 1\)"):
+        table(options(seeds=1, workers=2))
+    assert f"bpfree table, worker: {message}" in capfd.readouterr().err
+    assert states(attempts()) == {"WAITING"}
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="the system has no groups of processes")
+def test_workers_give_their_runs_back_when_their_command_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = Claim._end
+
+    def slow_end(self: Claim, *told: Any) -> None:
+        time.sleep(0.3)
+        end(self, *told)
+
+    monkeypatch.setattr(Claim, "_end", slow_end)
+    monkeypatch.setattr(Training, "perform", lambda *_: time.sleep(60))
+    command = forked(own_group, options(workers=2))
+    until(lambda: Path("runs/ledger.db").is_file() and sum(running(attempts())) == 2)
+    os.killpg(command.pid, signal.SIGINT)
+    command.join()
+    opened = storage.open_storage("runs/ledger.db")
+    trials = [trial for study in opened.get_all_studies() for trial in opened.get_all_trials(study._study_id)]
+    assert [GIVEN_BACK in trial.user_attrs for trial in trials if trial.state.name != "WAITING"] == [True, True]
+
+
+def running(found: Counter[tuple[str, str]]) -> list[int]:
+    return [count for (_, state), count in found.items() if state == "RUNNING"]
+
+
 def change_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "source", lambda: "changed")
     for module in (workers, __import__("bpfree.lab.tables.table", fromlist=["source"])):
@@ -398,8 +474,8 @@ def test_files_of_others_are_left_alone() -> None:
     ("content", "message"),
     [
         ('<<<<<<< HEAD\n{"format": "bpfree-table/1"}', "is not readable as JSON .*Mend it"),
-        ('{"format": "mine"}', "and would be overwritten"),
-        ("[1]", "and would be overwritten"),
+        ('{"format": "mine"}', "is no table of bpfree's, and that of tiny.yaml has its name"),
+        ("[1]", "is no table of bpfree's, and that of tiny.yaml has its name"),
     ],
 )
 def test_a_damaged_file_of_the_tables_own_name_is_left_as_it_is(content: str, message: str) -> None:
@@ -420,13 +496,36 @@ def test_two_recipes_of_one_name_do_not_overwrite_each_other(monkeypatch: pytest
     for first, second in (("tiny.yaml", "mine/tiny.yaml"), ("mine/tiny.yaml", "tiny.yaml")):
         table(options(name=first, seeds=1))
         kept = Path("results/tiny.json").read_text()
-        with pytest.raises(WriteError, match=f"`bpfree table {first}`, and would be overwritten by that of .*{second}"):
+        with pytest.raises(WriteError, match=f"`bpfree table {first}`, and that of {second} has its name"):
             table(options(name=second, seeds=1))
         assert Path("results/tiny.json").read_text() == kept
         Path("results/tiny.json").unlink()
     table(options(name="mine/tiny.yaml", seeds=1))
     monkeypatch.chdir("mine")
     table(options(seeds=1, out="../results"))  # the same file from another folder
+
+
+def test_a_recipe_elsewhere_is_told_from_one_of_its_name_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, lambda work: 60.0)
+    for folder in ("far", "here"):
+        Path(folder).mkdir()
+        tiny_table.write(Path(folder))
+    monkeypatch.chdir("here")
+    for _ in range(2):  # the repeated command is that of the same table
+        assert table(options(name="../far/tiny.yaml", seeds=1))["command"] == "bpfree table ../far/tiny.yaml"
+    with pytest.raises(WriteError, match=r"is the table of `bpfree table \.\./far/tiny\.yaml`, and that of tiny"):
+        table(options(seeds=1))
+
+
+def test_the_file_of_a_table_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, lambda work: 60.0)
+    table(options(seeds=1))
+    Path("results/tiny.json").rename("results/other.json")
+    table(options(seeds=1))
+    read_as_anothers = []
+    monkeypatch.setattr(result, "records", lambda path: read_as_anothers.append(path.name) or {})
+    table(options(seeds=1))
+    assert read_as_anothers == ["other.json"]
 
 
 def test_records_of_a_gpu_are_told_from_others() -> None:
@@ -575,29 +674,41 @@ def test_numbers_of_another_folder_are_not_taken_for_this_ones(monkeypatch: pyte
         return tiny_table.record(self.label, self.seed, 50.0, perplexity=7.0)
 
     monkeypatch.setattr(Training, "perform", perform)
+    # The files tell: what a tokenizer makes of them takes seconds, and may be other with its next version.
+    monkeypatch.setattr(data.text, "Vocabulary", lambda *_: pytest.fail("tokens were made"))
     for name, folder in (("a", "one"), ("a", "one"), ("b", "one"), ("b", "other"), ("a", "other")):
         table(options(name=f"{name}.yaml", data_dir=folder))
     assert ran == ["one", "other"]
     # Nor those of a text that has been changed since, which another process finds.
     Path("one/valid.txt").write_text("the cat hears trees .\n" * 40)
     inputs._KNOWN.clear()
-    inputs._KEPT.clear()
     table(options(name="a.yaml", data_dir="one"))
     assert ran == ["one", "other", "one"]
-    with pytest.raises(DataError, match="a: BP: pass --data-dir DIR"):
+    with pytest.raises(DataError, match="a: BP: pass --data-dir DIR, even to show what is finished"):
         table(options(name="a.yaml"))
 
 
-def test_other_files_of_a_data_set_than_those_at_hand_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = {"": tiny.splits(), "one": tiny.splits(), "other": replace(tiny.splits(), checksums={"made up": "1"})}
-    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: read["" if folder is None else folder.name])
-    found(monkeypatch, lambda work: 60.0)
-    for folder in read:
+def test_other_files_of_a_data_set_than_are_read_now_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "_KEPT", {})
+    loaded = []
+
+    def load(folder: Path) -> Any:
+        loaded.append(folder)
+        return replace(tiny.splits(), checksums={"made up": folder.name})
+
+    def perform(self: Training, _: Path, data_dir: str, __: Any) -> dict[str, Any]:
+        return tiny_table.record(self.label, self.seed, 60.0, data=self.data(data_dir).describe())
+
+    monkeypatch.setitem(data.DATA_SETS, "tiny", load)
+    monkeypatch.setattr(Training, "perform", perform)
+    # In the middle: what is finished is shown without any data.
+    for folder, cells, times in (("one", ["BP"], 1), ("other", ["BP"], 1), ("other", None, 2)):
         Path(folder).mkdir(exist_ok=True)
         shown = io.StringIO()
-        table(options(seeds=1, data_dir=folder or None), Console(file=shown, width=200))
-        said = "3 of 3 runs on tiny had other files of it than lie in --data-dir." in shown.getvalue()
-        assert said == (folder == "other")
+        table(options(seeds=1, cell=cells, data_dir=folder), Console(file=shown, width=200))
+        assert len(loaded) == times
+        assert ("had other files" in shown.getvalue()) == (times == 2)
+    assert "1 of 3 runs on tiny had other files of it than are read now." in shown.getvalue()
 
 
 def test_the_list_of_recipes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,11 +11,13 @@ import pytest
 import tiny
 import tiny_table
 import yaml
+from optuna.storages import RDBStorage
 from rich.console import Console
+from test_ledger import away
 
 from bpfree.lab import data, report
 from bpfree.lab.cli import main
-from bpfree.lab.errors import DataError, RunError, SettingsError
+from bpfree.lab.errors import DataError, LedgerError, RunError, SettingsError
 from bpfree.lab.tables import page
 from bpfree.lab.tables import tune as tuning
 from bpfree.lab.tables.options import ReportOptions, TableOptions, TuneOptions
@@ -205,6 +207,21 @@ def test_without_data_there_is_no_try(monkeypatch: pytest.MonkeyPatch) -> None:
             tune(asked)
     assert tune(asked).is_file()
     assert len(ran) == 2
+
+
+@pytest.mark.parametrize("name", ["create_new_study", "_get_trials"])
+def test_tpe_waits_for_a_database_that_restarts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = scored(monkeypatch)
+    pauses = away(RDBStorage, monkeypatch, name, 3)
+    tune(options(sampler="tpe", trials=1, cell=["DFA"]))
+    assert (len(ran), len(pauses)) == (1, 3)
+
+
+def test_a_database_that_goes_away_during_a_try_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored(monkeypatch)
+    away(RDBStorage, monkeypatch, "_create_new_trial", 100)
+    with pytest.raises(LedgerError, match=r"database does not answer .*gone away.*repeat the command"):
+        tune(options(sampler="tpe", trials=1, cell=["DFA"]))
 
 
 def test_options_that_a_search_has_no_use_for(capsys: pytest.CaptureFixture[str]) -> None:

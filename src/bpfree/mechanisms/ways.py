@@ -50,7 +50,7 @@ class Ways:
     def hear(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hear with which arguments the next pass begins, before what hooks of the user's do to it."""
         self._call = Call.of(args, kwargs)
-        if self._plan.streaming:
+        if self._plan.streaming and not torch.compiler.is_compiling():
             self._surroundings = Surroundings.now(self._plan.model, self._plan.parts)
 
     def forget(self) -> None:

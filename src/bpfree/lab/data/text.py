@@ -163,17 +163,35 @@ def load_text(data_dir: Path | None, settings: TextSettings | None = None) -> Te
             "text needs --data-dir DIR: a folder with the files train, valid and test, each .txt or .txt.gz, UTF-8, "
             "one sentence or paragraph a line."
         )
-    parts = ("train", "valid" if settings.measured_on == "validation" else "test")
-    files = [_find(data_dir, part) for part in parts]
+    files = _files(data_dir, settings)
     lines = [_lines(path) for path in files]
     vocabulary = _vocabulary(lines[0], settings.vocabulary, files[0])
     streams = [vocabulary.encode(part) for part in lines]
     train, evaluation = (
         _sequences(stream, settings.context, path) for stream, path in zip(streams, files, strict=True)
     )
-    checksums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    checksums["tokens"] = hashlib.sha256(torch.cat(streams).numpy().tobytes()).hexdigest()
-    return Text(data_dir.resolve().name, train, evaluation, vocabulary, settings.measured_on, checksums)
+    tokens = hashlib.sha256(torch.cat(streams).numpy().tobytes()).hexdigest()
+    known = checksums(data_dir, settings) | {"tokens": tokens}
+    return Text(data_dir.resolve().name, train, evaluation, vocabulary, settings.measured_on, known)
+
+
+def checksums(data_dir: Path, settings: TextSettings | None = None) -> dict[str, str]:
+    """File name -> SHA-256 of the files that :func:`load_text` reads.
+
+    Args:
+        data_dir: The folder.
+        settings: How it is read.
+
+    Raises:
+        DataError: A file is missing, or cannot be read.
+    """
+    files = _files(data_dir, settings or TextSettings())
+    return {path.name: hashlib.sha256(_content(path)).hexdigest() for path in files}
+
+
+def _files(folder: Path, settings: TextSettings) -> list[Path]:
+    """What is trained on, and what is measured on."""
+    return [_find(folder, part) for part in ("train", "valid" if settings.measured_on == "validation" else "test")]
 
 
 def _find(folder: Path, part: str) -> Path:
@@ -186,9 +204,16 @@ def _find(folder: Path, part: str) -> Path:
     )
 
 
-def _lines(path: Path) -> list[str]:
+def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}). Check the file and who may read it.") from error
+
+
+def _lines(path: Path) -> list[str]:
+    content = _content(path)
+    try:
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}). Fetch the file again.") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -13,6 +12,8 @@ GIVEN_BACK = "given back"
 """Attribute of an attempt that was interrupted: its worker lived on to say so."""
 WITHDRAWN = "withdrawn"
 """Attribute of an attempt that was asked for twice at the same moment; it counts for nothing."""
+ASKED = "asked"
+"""Attribute of the attempt with which a command began: what became of those before it is forgiven."""
 DEATHS = 3
 """So many workers may die of a run and say nothing; then it has failed."""
 
@@ -30,9 +31,9 @@ def reason(known: Sequence[FrozenTrial]) -> str | None:
 
 
 def deaths(known: Sequence[FrozenTrial]) -> int:
-    """How many workers died at it, and said nothing, since it last failed with a reason."""
-    recent = takewhile(lambda trial: WRONG not in trial.user_attrs, reversed(known))
-    return sum(_failed(trial) for trial in recent)
+    """How many workers died at it, and said nothing, since a command last asked for it."""
+    began = [number for number, trial in enumerate(known) if trial.user_attrs.keys() & {ASKED, WRONG}]
+    return sum(_failed(trial) for trial in known[began[-1] if began else 0 :] if WRONG not in trial.user_attrs)
 
 
 def failures(known: Sequence[FrozenTrial]) -> int:

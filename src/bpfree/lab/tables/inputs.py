@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bpfree.lab.data import load
-from bpfree.lab.errors import DataError
+from bpfree.lab.data import load, text
 from bpfree.lab.settings import plain
 
 ANY_FOLDER = ("folder", "text")
@@ -41,30 +39,35 @@ def loaded(name: str, data_dir: str | None, how: Mapping[str, Any]) -> Any:
 def of_folder(name: str, data_dir: str | None, how: Mapping[str, Any]) -> dict[str, str] | None:
     """The checksums by which runs on a folder of one's own are known; None for a data set that its name tells.
 
-    They are computed once in a process: a table's runs keep their keys though files change while it runs.
+    They are computed once in a process: a table's runs keep their keys though files change while it runs. Those of text
+    are of the files alone: what a tokenizer makes of them may be other with its next version.
+
+    Raises:
+        DataError: The folder cannot be read.
     """
-    if name not in ANY_FOLDER or data_dir is None:
+    place = _folder(data_dir, name)
+    if name not in ANY_FOLDER or place is None:
         return None
-    asked = _asked(name, _folder(data_dir, name), how)
-    if asked not in _KNOWN:
+    asked = _asked(name, place, how)
+    if asked not in _KNOWN and name == "text":
+        _KNOWN[asked] = text.checksums(Path(place).expanduser(), how["text"])
+    elif asked not in _KNOWN:
         _KNOWN[asked] = loaded(name, data_dir, how).describe()["checksums"]
     return _KNOWN[asked]
 
 
 def at_hand(data: Iterable[tuple[str, Mapping[str, Any]]], data_dir: str | None) -> dict[str, dict[str, str]]:
-    """The checksums of published data sets as they lie in a folder, by the name that records have them under.
+    """The checksums of published data sets that this process has loaded, by the name that records have them under.
+
+    Others are not loaded: that takes seconds and a gigabyte, and a table that is complete needs no data.
 
     Args:
         data: Names of data sets, and how they are read.
-        data_dir: The folder; None for no data sets, because nothing is downloaded to be compared.
+        data_dir: The folder of the data.
     """
-    found: dict[str, dict[str, str]] = {}
-    for name, how in {name: how for name, how in data if name not in ANY_FOLDER}.items():
-        if data_dir is not None:
-            with suppress(DataError):  # a table that is complete needs no data
-                described = loaded(name, data_dir, how).describe()
-                found[described["name"]] = described["checksums"]
-    return found
+    asked = {_asked(name, _folder(data_dir, name), how) for name, how in data if name not in ANY_FOLDER}
+    described = [kept.describe() for place, kept in _KEPT.items() if place in asked]
+    return {one["name"]: one["checksums"] for one in described}
 
 
 def _asked(name: str, place: str | None, how: Mapping[str, Any]) -> str:

@@ -57,10 +57,13 @@ class Ledger:
     """
 
     def __init__(self, place: str, name: str, *, source: str | None = None) -> None:
-        self._storage = open_storage(place)
-        self._study = optuna.create_study(storage=self._storage, study_name=f"table {name}", load_if_exists=True)
-        self._id = self._storage.get_study_id_from_name(f"table {name}")
-        self._source = source
+        self._storage, self._source = open_storage(place), source
+        self._study, self._id = self._opened(f"table {name}")
+
+    @patient
+    def _opened(self, name: str) -> tuple[optuna.Study, int]:
+        study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
+        return study, self._storage.get_study_id_from_name(name)
 
     @patient
     def ask(self, works: Iterable[Work], *, again: bool) -> None:
@@ -68,7 +71,8 @@ class Ledger:
 
         Args:
             works: The runs.
-            again: Also those that were tried and failed; otherwise only those whose worker died.
+            again: A command begins: also those that were tried and failed, and deaths of before are forgiven;
+                otherwise only those whose worker died.
         """
         self._ask(works, again=again)
 
@@ -126,14 +130,23 @@ class Ledger:
         trials, added = self._trials(), {}
         for work in works:
             known = trials.get(work.key, [])
-            if attempts.counting(known) is not None or (attempts.reason(known) is not None and not again):
+            trial = attempts.counting(known)
+            if again and trial is not None and not trial.state.is_finished() and attempts.deaths(known):
+                self._forgive(trial)
+            if trial is not None or (attempts.reason(known) is not None and not again):
                 continue
-            if attempts.deaths(known) >= attempts.DEATHS:
+            if attempts.deaths(known) >= attempts.DEATHS and not again:
                 self._add(work, TrialState.FAIL, {attempts.WRONG: _died(work)})
             else:
-                added[work.key] = self._add(work, TrialState.WAITING, {})
+                added[work.key] = self._add(work, TrialState.WAITING, {attempts.ASKED: True} if again else {})
         if added:
             self._withdraw(added)
+
+    def _forgive(self, alive: FrozenTrial) -> None:
+        """Count no deaths of before this attempt: whole machines are switched off too, whatever runs on them."""
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            number = self._storage.get_trial_id_from_study_id_trial_number(self._id, alive.number)
+            self._storage.set_trial_user_attr(number, attempts.ASKED, True)
 
     def _add(self, work: Work, state: TrialState, told: Mapping[str, Any]) -> int:
         told = {_KEY: work.key, "label": work.label, "seed": work.seed, **told}

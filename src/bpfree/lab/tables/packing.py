@@ -16,14 +16,15 @@ _LARGEST = 30_000  # characters; as JSON within JSON they may be twice as many
 
 
 def split(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of a record: each epoch is one, and large parts such as pictures are several."""
+    """The attributes of a record: each epoch is one; its largest parts, such as pictures, are others if it is large."""
     plain = finite(dict(record))
     found = {f"{_EPOCH}{number}": epoch for number, epoch in enumerate(plain.pop("epochs", []), start=1)}
-    for name, text in {name: json.dumps(value) for name, value in plain.items()}.items():
-        if len(text) > _LARGEST:
-            del plain[name]
-            starts = range(0, len(text), _LARGEST)
-            found |= {f"{_PART}{name} {start}": text[start : start + _LARGEST] for start in starts}
+    texts = {name: json.dumps(value) for name, value in plain.items()}
+    while len(json.dumps(plain)) > _LARGEST:
+        name = max(plain, key=lambda name: len(texts[name]))
+        del plain[name]
+        starts = range(0, len(texts[name]), _LARGEST)
+        found |= {f"{_PART}{name} {start}": texts[name][start : start + _LARGEST] for start in starts}
     return {RECORD: plain, **found}
 
 

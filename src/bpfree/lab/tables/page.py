@@ -23,7 +23,7 @@ from bpfree.lab.tables import result
 from bpfree.lab.tables.ledger import State
 from bpfree.lab.tables.options import ReportOptions
 from bpfree.lab.tables.plan import Cell, plan, works
-from bpfree.lab.tables.recipe import Recipe
+from bpfree.lab.tables.recipe import Recipe, Scale
 from bpfree.lab.tables.table import cautions, known, seeds
 from bpfree.lab.tables.work import Training
 from bpfree.lab.tasks import TASKS
@@ -54,7 +54,8 @@ def report(options: ReportOptions, console: Console | None = None) -> Path:
         if comparison is not None:
             curves.append((name, bpfree.lab.report.write(comparison, folder / files[name]).name))
     entries = result.entries(cells, state, scale)
-    said, command = cautions(cells, state, options.data_dir), recipe.repeated(scale, count, chosen)
+    said = cautions(cells, state, options.data_dir)
+    command = recipe.repeated(scale, _repeated_seeds(options, scale, entries), chosen)
     shown = html(recipe, scale.cut, entries, curves, said, pictures(state), command)
     path = write_text(folder / f"{recipe.name}.html", shown)
     if console is not None:
@@ -150,6 +151,17 @@ def compared(recipe: Recipe, cells: Mapping[str, Cell], state: State) -> dict[st
         "runs": runs,
         "summary": summarize(runs, list(cells), TASKS[first.settings.task].metric),
     }
+
+
+def _repeated_seeds(options: ReportOptions, scale: Scale, entries: Sequence[Mapping[str, Any]]) -> int:
+    """The seeds a cell that make again what is shown: more than the scale's if all rows have as many, or are chosen.
+
+    Where one row has more than others, a command with its number would run as many of every row.
+    """
+    if options.seeds is not None:
+        return options.seeds
+    shown = set(result.seeds_of_rows(entries).values())
+    return max(scale.seeds, *shown) if options.cell or len(shown) == 1 else scale.seeds
 
 
 def _numbered(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,8 +84,8 @@ def _works(recipe: Recipe, label: str, settings: dict[str, Any], count: int, dat
         raise SettingsError(f"{recipe.name}: {error}") from error
     if data_dir is None and isinstance(found[0], Training) and found[0].options.data in ANY_FOLDER:
         raise DataError(
-            f"{recipe.name}: {label}: pass --data-dir DIR. The data {found[0].options.data} may be any folder's, and "
-            "its runs are known by the files."
+            f"{recipe.name}: {label}: pass --data-dir DIR, even to show what is finished. The data "
+            f"{found[0].options.data} may be any folder's, and runs on them are known by the files."
         )
     return found
 

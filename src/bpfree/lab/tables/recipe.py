@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -127,12 +128,10 @@ class Recipe:
 
     @property
     def command(self) -> str:
-        """What runs it: its name, or the path of a file of one's own, which is told from the current folder alone."""
-        folder, here = self.path.resolve().parent, Path.cwd()
-        if folder == FOLDER.resolve():
+        """What runs it: its name, or the path of a file of one's own from the current folder."""
+        if self.path.resolve().parent == FOLDER.resolve():
             return f"bpfree table {self.name}"
-        inside = folder.is_relative_to(here)
-        return f"bpfree table {shlex.quote(str((folder.relative_to(here) if inside else Path()) / self.path.name))}"
+        return f"bpfree table {shlex.quote(os.path.relpath(self.path.parent.resolve() / self.path.name))}"
 
     def repeated(self, scale: Scale, seeds: int, cells: Sequence[str]) -> str:
         """What makes a part of the table again.
@@ -154,7 +153,8 @@ class Recipe:
             return command == self.command
         if name.is_file():
             return name.samefile(self.path)
-        return self.path.resolve().parts[-len(name.parts) :] == name.parts
+        below = tuple(part for part in name.parts if part != os.pardir)
+        return self.path.resolve().parts[-len(below) :] == below
 
     def scale(self, name: str) -> Scale:
         """The scale of this name.

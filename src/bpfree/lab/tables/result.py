@@ -116,13 +116,13 @@ def cautions(
 
 
 def _other_files(records: Sequence[Mapping[str, Any]], files: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Data sets whose files in the folder that is given are others than runs had."""
+    """Data sets whose files are others now than runs had."""
     said = []
     for name, checksums in files.items():
         had = [record["data"]["checksums"] for record in records if record.get("data", {}).get("name") == name]
         others = sum(one != checksums for one in had)
         if others:
-            said.append(f"{others} of {len(had)} runs on {name} had other files of it than lie in --data-dir.")
+            said.append(f"{others} of {len(had)} runs on {name} had other files of it than are read now.")
     return said
 
 
@@ -163,10 +163,13 @@ def write(document: Mapping[str, Any], folder: Path) -> Path:
     return write_text(folder / f"{document['name']}.json", text)
 
 
+def place(recipe: Recipe, folder: Path) -> Path:
+    """Where a recipe's own document lies."""
+    return folder / f"{recipe.name}.json"
+
+
 def records(path: Path) -> dict[str, dict[str, Any]]:
-    """The records of a document by key; none if there is no such file."""
-    if not path.is_file():
-        return {}
+    """The records of a document by key; none if the file is another's."""
     return {record["key"]: record for record in (of_format(path, FORMAT) or {}).get("records", [])}
 
 
@@ -174,9 +177,9 @@ def own_records(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
     """The records of a recipe's own document by key; none if there is no such file.
 
     Raises:
-        WriteError: The file is damaged, or somebody else's; it would be overwritten.
+        WriteError: The file is damaged, or somebody else's.
     """
-    path = folder / f"{recipe.name}.json"
+    path = place(recipe, folder)
     if not path.is_file():
         return {}
     try:
@@ -187,11 +190,13 @@ def own_records(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
             "measure anew what the ledger does not have."
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise WriteError(f"{path} is no table of bpfree's and would be overwritten. Move it, or name another --out.")
+        raise WriteError(
+            f"{path} is no table of bpfree's, and that of {recipe.path} has its name. Move it, or name another --out."
+        )
     if not recipe.is_run_by(content["command"]):
         raise WriteError(
-            f"{path} is the table of `{content['command']}`, and would be overwritten by that of {recipe.path}. Rename "
-            "the recipe, or name another --out; if it is the same and has moved, correct the command in the table."
+            f"{path} is the table of `{content['command']}`, and that of {recipe.path} has its name. Rename the "
+            "recipe, or name another --out; if it is the same and has moved, correct the command in the table."
         )
     return {record["key"]: record for record in content["records"]}
 

@@ -6,14 +6,13 @@ import functools
 import random
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import optuna
 from optuna.storages import RDBStorage
-from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import event, exc
 
 from bpfree.lab.errors import LedgerError
 
@@ -24,6 +23,8 @@ GRACE = 60
 _ATTEMPTS = 8  # to make the tables of a new database, which several processes may do at once
 _SQLITE_SECONDS = 60  # to wait for another process's transaction
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before a database that did not answer is asked again
+FAILURES = (optuna.exceptions.StorageInternalError, exc.SQLAlchemyError)
+"""What Optuna's storage raises when its database does not do what it is asked."""
 _P, _T = ParamSpec("_P"), TypeVar("_T")
 
 
@@ -39,14 +40,22 @@ def open_storage(place: str) -> RDBStorage:
     url = place if "://" in place else _of_file(Path(place).expanduser())
     # The names of studies are the ledger's business, and heartbeats are what it is made for.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for attempt in range(1, _ATTEMPTS + 1):
+    pauses = _until_open(url)
+    while True:
         try:
             return _open(url)
-        except (SQLAlchemyError, RuntimeError, ImportError, ValueError) as error:
-            if attempt == _ATTEMPTS or not isinstance(error, SQLAlchemyError):
+        except (exc.SQLAlchemyError, RuntimeError, ImportError, ValueError) as error:
+            pause = next(pauses, None) if isinstance(error, exc.DBAPIError) else None
+            if pause is None:
                 raise LedgerError(f"--ledger {place} cannot be opened ({error}).") from error
-            time.sleep(random.random() * attempt / 4)
-    raise AssertionError
+            time.sleep(pause)
+
+
+def _until_open(url: str) -> Iterator[float]:
+    """The pauses before a database is tried again: short ones for another process's tables, long ones for servers."""
+    yield from (random.random() * attempt / 4 for attempt in range(1, _ATTEMPTS))
+    if not url.startswith("sqlite"):  # a file does not restart
+        yield from _PAUSES
 
 
 def _of_file(path: Path) -> str:
@@ -73,7 +82,7 @@ def patient(call: Callable[_P, _T]) -> Callable[_P, _T]:
     """Let a call that asks the database wait for it: one that restarts must not end a campaign of days.
 
     Raises:
-        LedgerError: It has not answered several times, over half a minute.
+        LedgerError: It has not answered several times, over half a minute, or refuses what it is asked.
     """
 
     @functools.wraps(call)
@@ -81,18 +90,38 @@ def patient(call: Callable[_P, _T]) -> Callable[_P, _T]:
         for pause in _PAUSES:
             try:
                 return call(*args, **kwargs)
-            except (optuna.exceptions.StorageInternalError, SQLAlchemyError):
+            except FAILURES as error:
+                if not _passes(error):
+                    raise told(error) from error
                 time.sleep(pause)
         try:
             return call(*args, **kwargs)
-        except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-            why = str(error.__cause__ or error).partition("\n")[0]
-            raise LedgerError(
-                f"the ledger's database does not answer ({why}). What has finished is kept: see that the database "
-                "runs, and repeat the command."
-            ) from error
+        except FAILURES as error:
+            raise told(error) from error
 
     return tried
+
+
+def told(error: Exception) -> LedgerError:
+    """One of FAILURES as the user is told of it."""
+    why = str(error.__cause__ or error).partition("\n")[0]
+    if _passes(error):
+        return LedgerError(
+            f"the ledger's database does not answer ({why}). What has finished is kept: see that the database runs, "
+            "and repeat the command."
+        )
+    return LedgerError(
+        f"the ledger's database refuses what it is asked ({why}). What has finished is kept: see that its user may "
+        "read and write all tables and that it takes texts of 64 KB, or begin another --ledger."
+    )
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the same may succeed a little later: the database is away or busy, or another wrote the same first."""
+    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+    if isinstance(cause, exc.OperationalError | exc.InterfaceError | exc.IntegrityError | exc.TimeoutError):
+        return True
+    return isinstance(cause, exc.DBAPIError) and cause.connection_invalidated
 
 
 def _serialize(engine: Any) -> None:

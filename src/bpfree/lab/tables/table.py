@@ -121,7 +121,7 @@ def known(options: RecipeOptions, *, again: bool = False) -> Ledger:
         for scale in recipe.scales.values()
     ]
     wanted = {work.key for cells in plans for work in works(cells)}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(set(folder.glob("*.json")) - {result.place(recipe, folder)}):
         ledger.adopt({key: record for key, record in result.records(path).items() if key in wanted})
     ledger.adopt(own)
     return ledger

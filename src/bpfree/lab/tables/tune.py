@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from bpfree.lab.tables.provenance import code, source
 from bpfree.lab.tables.reading import content_of
 from bpfree.lab.tables.recipe import Recipe
 from bpfree.lab.tables.result import cautions
-from bpfree.lab.tables.storage import open_storage
+from bpfree.lab.tables.storage import FAILURES, open_storage, patient, told
 from bpfree.lab.tables.subject import Subject, subjects
 from bpfree.lab.tables.workers import work_on
 from bpfree.lab.terminal import Display
@@ -74,6 +74,7 @@ def tune(options: TuneOptions, console: Console | None = None) -> Path:
         SettingsError: The recipe has no search, or one that means nothing, or no image can be held out.
         DataError: The data cannot be read.
         RunError: No try of some subject succeeded.
+        LedgerError: The ledger's database does not answer.
     """
     recipe = options.recipe()
     search.check(recipe)
@@ -125,7 +126,7 @@ def _tpe(
     folder, tries = options.order().folder(), {}
     with Display(console, runs=len(found) * wanted, measured_on="validation") as display:
         for subject in found:
-            study = optuna.create_study(
+            study = patient(optuna.create_study)(
                 storage=storage,
                 study_name=f"tune {recipe.name}: {subject.name}, {options.scale}, {_hash(subject)}",
                 direction="maximize" if subject.higher else "minimize",
@@ -134,12 +135,19 @@ def _tpe(
             objective = functools.partial(_score, subject=subject, folder=folder, display=display)
             while len(ended := _ended(study)) < wanted:
                 study.sampler = optuna.samplers.TPESampler(seed=_draws(study))
-                study.optimize(objective, n_trials=1, catch=(_FailedError,))
+                _attempt(study, objective)
             tries[subject.name] = [
                 Try(trial.params, trial.value, trial.user_attrs.get(_WRONG), trial.user_attrs.get(_MADE))
                 for trial in ended[:wanted]
             ]
     return tries
+
+
+def _attempt(study: optuna.Study, objective: Callable[[optuna.Trial], float]) -> None:
+    try:
+        study.optimize(objective, n_trials=1, catch=(_FailedError,))
+    except FAILURES as error:
+        raise told(error) from error
 
 
 def _hash(subject: Subject) -> str:
@@ -161,12 +169,14 @@ def _score(trial: optuna.Trial, subject: Subject, folder: Path, display: Display
     return record[work.metric]
 
 
+@patient
 def _ended(study: optuna.Study) -> list[FrozenTrial]:
     """The tries that count: those of dead workers do not."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
     return [trial for trial in trials if trial.state == TrialState.COMPLETE or _WRONG in trial.user_attrs]
 
 
+@patient
 def _draws(study: optuna.Study) -> int:
     """A seed for the next try: one that begins with the others' would repeat their values."""
     return len(study.get_trials(deepcopy=False))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -28,6 +29,7 @@ from bpfree.lab.terminal import Display
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 """How workers begin: never as copies of this process, which may hold a GPU or threads."""
 _POLL = 1.0  # seconds between two looks at the ledger
+_LEAVE = 20.0  # seconds that workers have for giving their runs back when a command ends
 _REPLACED = 20  # workers of one command; more deaths are the machine's fault, not that of some runs
 
 
@@ -44,6 +46,8 @@ class Order:
         data_dir: The folder of the data.
         scratch: Where logs and checkpoints of unfinished runs lie.
         again: Only records of this state of the code count.
+        source: The state of the code of the command that starts workers; None if it starts none.
+        keys: Those of the runs that it waits for.
     """
 
     recipe: Path
@@ -54,6 +58,8 @@ class Order:
     data_dir: str | None
     scratch: Path
     again: bool = False
+    source: str | None = None
+    keys: tuple[str, ...] = ()
 
     def works(self) -> list[Work]:
         """All runs of the chosen cells."""
@@ -90,6 +96,7 @@ def run_all(order: Order, ledger: Ledger, workers: int, console: Console | None)
 
 def _watch(order: Order, found: Sequence[Work], ledger: Ledger, workers: int, console: Console | None) -> None:
     """Let several processes work, and say what they have finished, and which of them have died."""
+    order = replace(order, source=source(), keys=tuple(work.key for work in found))
     with _Team(order, workers, console) as team:
         told = set(ledger.state(found).records)
         while True:
@@ -130,18 +137,23 @@ class _Team:
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
             process.terminate()
+        end = time.monotonic() + _LEAVE
+        for process in self._processes:
+            process.join(max(end - time.monotonic(), 0))
+            process.kill()  # which those that have ended do not notice
             process.join()
 
     def alive(self) -> bool:
         """Whether any works; says which have died since the last call, and replaces them."""
-        for process in [process for process in self._processes if process.exitcode]:
-            self._processes.remove(process)
-            self._codes.append(process.exitcode)
-            _say(self._console, f"A worker has died: {_end(process.exitcode)}.")
-            if process.exitcode < 0 and self._replaced < _REPLACED:
+        looked = [(process, process.exitcode) for process in self._processes]  # once: one may end at any moment
+        self._processes = [process for process, exitcode in looked if exitcode is None]
+        for exitcode in [exitcode for _, exitcode in looked if exitcode]:
+            self._codes.append(exitcode)
+            _say(self._console, f"A worker has died: {_end(exitcode)}.")
+            if exitcode < 0 and self._replaced < _REPLACED:
                 self._replaced += 1
                 self._processes.append(self._started())
-        return any(process.is_alive() for process in self._processes)
+        return bool(self._processes)
 
     def obituary(self) -> str:
         """How those ended that have died, to stand in a sentence."""
@@ -162,11 +174,30 @@ def _end(code: int) -> str:
 def _worker(order: Order) -> None:
     """The life of one worker process."""
     parent = multiprocessing.parent_process()
+    # Ctrl-C reaches all processes at once. The command alone heeds it, and tells its workers to end; as an exception,
+    # so that they give their runs back.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
+        found = _same(order)
         with Display(None) as display:
-            work_on(order, order.works(), order.open(), display, lambda: parent is None or parent.is_alive())
+            work_on(order, found, order.open(), display, lambda: parent is None or parent.is_alive())
     except BpfreeError as error:  # such as a database that is away: what went wrong in a run stands in the ledger
         raise SystemExit(f"bpfree table, worker: {error}") from error
+
+
+def _same(order: Order) -> list[Work]:
+    """The runs of an order, as the command sees them that gave it.
+
+    Raises:
+        RunError: Files have changed since: what is run would be recorded as of other code, or be waited for by nobody.
+    """
+    found = order.works()
+    if source() != order.source:
+        raise RunError("bpfree's code has changed since the command began. Repeat the command.")
+    if tuple(work.key for work in found) != order.keys:
+        raise RunError("the recipe, its data or its own code has changed since the command began. Repeat the command.")
+    return found
 
 
 def work_on(
