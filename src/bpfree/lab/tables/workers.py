@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from multiprocessing.process import BaseProcess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,11 @@ from bpfree.lab.tables.ledger import Claim, Ledger
 from bpfree.lab.tables.plan import plan, works
 from bpfree.lab.tables.provenance import code, source
 from bpfree.lab.tables.reading import read
+from bpfree.lab.tables.team import Team
 from bpfree.lab.tables.work import Work
 from bpfree.lab.terminal import Display
 
-METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-"""How workers begin: never as copies of this process, which may hold a GPU or threads."""
 _POLL = 1.0  # seconds between two looks at the ledger
-_LEAVE = 20.0  # seconds that workers have for giving their runs back when a command ends
-_REPLACED = 20  # workers of one command; more deaths are the machine's fault, not that of some runs
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def run_all(order: Order, ledger: Ledger, workers: int, console: Console | None)
 def _watch(order: Order, found: Sequence[Work], ledger: Ledger, workers: int, console: Console | None) -> None:
     """Let several processes work, and say what they have finished, and which of them have died."""
     order = replace(order, source=source(), keys=tuple(work.key for work in found))
-    with _Team(order, workers, console) as team:
+    with Team(partial(_worker, order), workers, partial(_say, console)) as team:
         told = set(ledger.state(found).records)
         while True:
             alive = team.alive()
@@ -114,61 +111,6 @@ def _watch(order: Order, found: Sequence[Work], ledger: Ledger, workers: int, co
                     "the command."
                 )
             time.sleep(_POLL)
-
-
-class _Team:
-    """Several processes that work; a context manager, which ends those that are left.
-
-    One that is killed, as a run does that needs more memory than there is, is replaced, or every such run would leave
-    fewer for the others. One that ends by itself has been told why not to go on.
-    """
-
-    def __init__(self, order: Order, size: int, console: Console | None) -> None:
-        self._order, self._console = order, console
-        self._context = multiprocessing.get_context(METHOD)
-        if METHOD == "forkserver":
-            self._context.set_forkserver_preload(["bpfree.lab.runs"])  # imported once, not by every worker
-        self._processes = [self._started() for _ in range(size)]
-        self._replaced, self._codes = 0, list[int]()
-
-    def __enter__(self) -> _Team:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            process.terminate()
-        end = time.monotonic() + _LEAVE
-        for process in self._processes:
-            process.join(max(end - time.monotonic(), 0))
-            process.kill()  # which those that have ended do not notice
-            process.join()
-
-    def alive(self) -> bool:
-        """Whether any works; says which have died since the last call, and replaces them."""
-        looked = [(process, process.exitcode) for process in self._processes]  # once: one may end at any moment
-        self._processes = [process for process, exitcode in looked if exitcode is None]
-        for exitcode in [exitcode for _, exitcode in looked if exitcode]:
-            self._codes.append(exitcode)
-            _say(self._console, f"A worker has died: {_end(exitcode)}.")
-            if exitcode < 0 and self._replaced < _REPLACED:
-                self._replaced += 1
-                self._processes.append(self._started())
-        return bool(self._processes)
-
-    def obituary(self) -> str:
-        """How those ended that have died, to stand in a sentence."""
-        return f" ({', '.join(_end(code) for code in dict.fromkeys(self._codes))})" if self._codes else ""
-
-    def _started(self) -> BaseProcess:
-        process = self._context.Process(target=_worker, args=(self._order,), daemon=True)
-        process.start()
-        return process
-
-
-def _end(code: int) -> str:
-    """An exit code in words."""
-    names = {-number.value: number.name for number in signal.Signals}
-    return f"exit code {code}{f', {names[code]}' if code in names else ''}"
 
 
 def _worker(order: Order) -> None:
