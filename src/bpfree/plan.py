@@ -50,6 +50,11 @@ class Plan:
         return tuple(self.model.parameters())
 
     @property
+    def learning(self) -> tuple[bool, ...]:
+        """Which of the parameters want a gradient now."""
+        return tuple(parameter.requires_grad for parameter in self.parameters)
+
+    @property
     def where(self) -> str:
         """Where the error is taken, as messages name it."""
         return repr(self.error_name) if self.error_name else "the model's output"

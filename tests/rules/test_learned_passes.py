@@ -37,6 +37,21 @@ def learn(run, x, y):
     return loss
 
 
+def assert_checkpointed_alike(rule, x, y, steps, use_reentrant):
+    """A net that is checkpointed as a whole gets the gradients and the feedback of one that is not."""
+    torch.manual_seed(1)
+    plain = mlp()
+    checkpointed = copy.deepcopy(plain)
+    attached = bpfree.attach(plain, rule, seed=2), bpfree.attach(checkpointed, rule, seed=2)
+    for _ in range(steps):
+        learn(plain, x, y)
+        learn(lambda x: checkpoint(checkpointed, x, use_reentrant=use_reentrant), x, y)
+    for ours, expected in zip(checkpointed.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-12, atol=1e-14)
+    for name in attached[0].feedback:
+        torch.testing.assert_close(attached[1].feedback[name], attached[0].feedback[name], rtol=1e-12, atol=1e-14)
+
+
 @pytest.fixture
 def batch(double):
     torch.manual_seed(0)
@@ -104,18 +119,7 @@ def test_a_later_wider_tap_is_refused_only_where_its_matrix_depends_on_the_wides
 
 @pytest.mark.parametrize("rule", [bpfree.FDFA(every=2), bpfree.DKP(every=2), bpfree.GrAPE(calibrate=2)], ids=str)
 def test_the_second_run_of_a_checkpoint_is_no_pass_of_its_own(batch, rule):
-    x, y = batch
-    torch.manual_seed(1)
-    plain = mlp()
-    checkpointed = copy.deepcopy(plain)
-    attached = bpfree.attach(plain, rule, seed=2), bpfree.attach(checkpointed, rule, seed=2)
-    for _ in range(4):
-        learn(plain, x, y)
-        learn(lambda x: checkpoint(checkpointed, x, use_reentrant=False), x, y)
-    for ours, expected in zip(checkpointed.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-12, atol=1e-14)
-    for name in attached[0].feedback:
-        torch.testing.assert_close(attached[1].feedback[name], attached[0].feedback[name], rtol=1e-12, atol=1e-14)
+    assert_checkpointed_alike(rule, *batch, steps=4, use_reentrant=False)
 
 
 def test_measuring_shows_the_rule_and_no_calibrating_pass(batch):
@@ -225,15 +229,5 @@ def test_a_compiled_net_overwrites_nothing(batch):
 @pytest.mark.parametrize("rule", [bpfree.FDFA(), bpfree.DKP(), bpfree.GrAPE(calibrate=100)], ids=str)
 def test_a_reentrant_checkpoint_counts_the_run_that_has_gradients(batch, rule):
     x, y = batch
-    torch.manual_seed(1)
-    plain = mlp()
-    checkpointed = copy.deepcopy(plain)
-    attached = bpfree.attach(plain, rule, seed=2), bpfree.attach(checkpointed, rule, seed=2)
     x.requires_grad_()  # or a reentrant checkpoint would not run again
-    for _ in range(3):
-        learn(plain, x, y)
-        learn(lambda x: checkpoint(checkpointed, x, use_reentrant=True), x, y)
-    for ours, expected in zip(checkpointed.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-12, atol=1e-14)
-    for name in attached[0].feedback:
-        torch.testing.assert_close(attached[1].feedback[name], attached[0].feedback[name], rtol=1e-12, atol=1e-14)
+    assert_checkpointed_alike(rule, x, y, steps=3, use_reentrant=True)

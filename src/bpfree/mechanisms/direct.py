@@ -266,7 +266,7 @@ class DirectMechanism(Mechanism):
     def _laid_out(self, passage: Passage, output: Tensor) -> Layout:
         """The layout of this forward pass; found once for passes of the same shapes."""
         compiling = torch.compiler.is_compiling()
-        learners = () if compiling else tuple(parameter.requires_grad for parameter in self.plan.parameters)
+        learners = () if compiling else self.plan.learning
         key = (output.shape, output.dtype, output.device, tuple(passage.names), passage.shapes, learners)
         if not compiling and self._layout is not None and key == self._layout.key:
             return self._layout

@@ -99,7 +99,7 @@ class Course:
 
 def kind_of_pass(plan: Plan, names: Sequence[str], outside: Sequence[int]) -> Any:
     """What passes with one course have in common: their taps, the arguments that want a gradient, what learns."""
-    return tuple(names), tuple(outside), tuple(parameter.requires_grad for parameter in plan.parameters)
+    return tuple(names), tuple(outside), plan.learning
 
 
 def _check_cuts(names: Sequence[str], reaches: Sequence[Reach]) -> None:
@@ -138,8 +138,8 @@ class Streamed(Passage):
         self, plan: Plan, run: Rerun, call: Call, surroundings: Surroundings, courses: dict[Any, Course]
     ) -> None:
         super().__init__()
-        self._plan, self._model = plan, plan.model
-        self._run, self._call, self._surroundings, self._courses = run, call, surroundings, courses
+        self._plan, self._run, self._call = plan, run, call
+        self._surroundings, self._courses = surroundings, courses
         self._graph = torch.is_grad_enabled()
         torch.set_grad_enabled(False)
 
@@ -175,13 +175,13 @@ class Streamed(Passage):
         """Run once more with graphs that hold no numbers, to see what the segments end in."""
         walk = Walk(tuple(self.names))
         call, outside = self._call.again()
-        with self._surroundings.restored(self._model), saved_tensors_hooks(_drop, _refuse):
+        with self._surroundings.restored(self._plan.model), saved_tensors_hooks(_drop, _refuse):
             walk.reaches.append(Reach.of(self._run(walk, call)))
-        return Course.of(self.names, walk.reaches, outside, self._model)
+        return Course.of(self.names, walk.reaches, outside, self._plan.model)
 
     def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
         """The output as it is; in its backward pass the model runs again and its segments learn."""
-        second = SecondRun(tuple(self.names), deliver, self._course, self._model, self._run, self._surroundings)
+        second = SecondRun(tuple(self.names), deliver, self._course, self._plan.model, self._run, self._surroundings)
         outside = [self._call.flat[place] for place in self._call.outside]
         if not outside and not any(second.course.ends):
             return output
