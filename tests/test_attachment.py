@@ -272,7 +272,7 @@ def test_a_frozen_model_runs_as_it_is(options):
 def test_a_part_of_the_model_that_is_called_alone_is_told_to_backpropagate():
     model, (x, y) = network(), batch()
     attachment = bpfree.attach(model, bpfree.DFA())
-    with pytest.warns(UserWarning, match="tap '2' was reached without the model .* trains by plain backpropagation"):
+    with pytest.warns(bpfree.BpfreeWarning, match="tap '2' was reached without the model .* trains by plain"):
         model[:4](x)
     model[:4](x)  # once
     with torch.no_grad():

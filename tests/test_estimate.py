@@ -135,7 +135,7 @@ def test_fused_attention_steps_aside_for_the_estimating_pass_and_says_so_once(do
 
 def test_attention_is_differentiated_exactly(double):
     model, x = Attended(), torch.randn(2, 6, 4)
-    with pytest.warns(UserWarning, match="fused attention"):
+    with pytest.warns(bpfree.BpfreeWarning, match="fused attention"):
         seen, sites = observed(model, x, batch_dims=2)
     expected = sum(J @ v.flatten() for J, v in zip(jacobians(model, x, sites), seen.perturbations, strict=True))
     torch.testing.assert_close(seen.change.flatten(), expected, rtol=1e-12, atol=1e-12)
@@ -200,7 +200,7 @@ def test_the_estimate_is_unbiased_on_a_convolution(double):
 
 def test_shared_over_tokens_the_estimate_is_the_mean_diagonal_block(double):
     model, x = Attended(), torch.randn(3, 4, 4)
-    with pytest.warns(UserWarning, match="fused attention"):
+    with pytest.warns(bpfree.BpfreeWarning, match="fused attention"):
         found, sites = estimates(model, x, 3000, batch_dims=2)
     for draws, J in zip(found, jacobians(model, x, sites), strict=True):
         assert_unbiased(draws, mean_jacobian(J, 12, CLASSES)[0])

@@ -17,6 +17,7 @@ from bpfree.alignment import alignment as alignment
 from bpfree.attachment import Attachment as Attachment
 from bpfree.attachment import attach as attach
 from bpfree.errors import BpfreeError as BpfreeError
+from bpfree.errors import BpfreeWarning as BpfreeWarning
 from bpfree.feedback import Feedback as Feedback
 from bpfree.mechanisms.asymmetric import LayerwiseRule as LayerwiseRule
 from bpfree.mechanisms.asymmetric import serve_layer as serve_layer

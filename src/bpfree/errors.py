@@ -1,7 +1,7 @@
 """What can be wrong, and what to do about it.
 
-Every exception raised on purpose derives from :class:`BpfreeError`; its message names the tap, layer, file or
-option concerned and says what to do.
+Every exception raised on purpose derives from :class:`BpfreeError`, every warning is a :class:`BpfreeWarning`. The
+message names the tap, layer, file or option concerned and says what to do.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from collections.abc import Iterable
 
 class BpfreeError(Exception):
     """Base of every error that bpfree raises on purpose."""
+
+
+class BpfreeWarning(UserWarning):
+    """Base of every warning that bpfree gives: training goes on, perhaps otherwise than was meant."""
 
 
 class OptionError(BpfreeError, ValueError):

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bpfree.convolution import CONVOLUTIONS
 from bpfree.draw import derived_seed
-from bpfree.errors import ForwardDerivativeError
+from bpfree.errors import BpfreeWarning, ForwardDerivativeError
 from bpfree.plan import Plan
 from bpfree.preserve import Surroundings
 from bpfree.spatial import Form
@@ -214,6 +214,7 @@ class DualPass:
         warnings.warn(
             "fused attention has no forward-mode derivative: the estimating passes use PyTorch's math backend for "
             "attention, the other passes stay as they are.",
+            BpfreeWarning,
             stacklevel=2,
         )
         return self(call, prepare, start)

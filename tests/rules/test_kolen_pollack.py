@@ -289,7 +289,7 @@ def test_without_an_optimizer_for_b_one_is_told_once():
     attachment = bpfree.attach(mlp(), bpfree.KolenPollack())
     optimizer = torch.optim.SGD(attachment.model.parameters(), lr=0.1)
     train(attachment.model, optimizer, x, y, 1)
-    with pytest.warns(UserWarning, match=r"\*attachment\.parameters\(\)"):
+    with pytest.warns(bpfree.BpfreeWarning, match=r"\*attachment\.parameters\(\)"):
         train(attachment.model, optimizer, x, y, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

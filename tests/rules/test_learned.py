@@ -255,7 +255,7 @@ def test_feedback_that_no_optimizer_has_is_warned_about(batch):
     model = mlp()
     bpfree.attach(model, bpfree.DKP())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match="still zero: no optimizer has it"):
+    with pytest.warns(bpfree.BpfreeWarning, match="still zero: no optimizer has it"):
         train(model, optimizer, *batch, 6)
 
 

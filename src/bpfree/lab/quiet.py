@@ -1,11 +1,16 @@
-"""Lightning's remarks that do not concern this program's users."""
+"""What a run says beside its progress: not Lightning's remarks, and bpfree's own once."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from bpfree.errors import BpfreeWarning
 
 _LOGGERS = (
     # Which accelerators there are, advertisements ("Tip: ..."), "`max_epochs` reached".
@@ -30,9 +35,14 @@ _WARNINGS = (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep these remarks, and no others, off the screen; errors and every other warning come through."""
+    """Keep these remarks, and no others, off the screen; errors and every other warning come through.
+
+    A :class:`~bpfree.BpfreeWarning` becomes one line on standard error, without the place in this program that Python
+    puts beside it, and once in a process: most runs of a comparison would say the same again.
+    """
     before = {name: logging.getLogger(name).level for name in _LOGGERS}
     with warnings.catch_warnings():
+        _tell_plainly()
         for message in _WARNINGS:
             warnings.filterwarnings("ignore", message)
         for name in _LOGGERS:
@@ -42,3 +52,21 @@ def quiet() -> Iterator[None]:
         finally:
             for name, level in before.items():
                 logging.getLogger(name).setLevel(level)
+
+
+def _tell_plainly() -> None:
+    """For the rest of the context of warnings."""
+    show = warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, BpfreeWarning):
+            _tell_once(str(message))
+        else:
+            show(message, category, *where, **more)
+
+    warnings.showwarning = tell
+
+
+@cache
+def _tell_once(text: str) -> None:
+    print(f"bpfree: {text}", file=sys.stderr)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpfree.errors import ErrorPlacementError, TapOutputError, TapSelectionError
+from bpfree.errors import BpfreeWarning, ErrorPlacementError, TapOutputError, TapSelectionError
 from bpfree.feedback import Feedback, Projection, Projector, projection
 from bpfree.layout import batch_dims, sites_of
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
@@ -196,6 +196,7 @@ class DirectMechanism(Mechanism):
                 f"tap {name!r} was reached without the model that {self.rule} is attached to: a part of the model was "
                 "called alone, and trains by plain backpropagation. Call the model itself, attach the rule to that "
                 "part, or say attachment.paused() where this is meant.",
+                BpfreeWarning,
                 stacklevel=2,
             )
         return None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
-from bpfree.errors import UnsupportedLayerError
+from bpfree.errors import BpfreeWarning, UnsupportedLayerError
 from bpfree.mechanisms.asymmetric import AsymmetricMechanism, LayerwiseRule
 from bpfree.plan import Plan
 from bpfree.ranks import whole
@@ -134,5 +134,6 @@ class KolenPollackMechanism(AsymmetricMechanism):
                 f"the weight of layer {name!r} was changed, its backward weights have a gradient and were not: no "
                 "optimizer has them, so B does not learn. Give it both, torch.optim.SGD([*model.parameters(), "
                 "*attachment.parameters()], lr=.1, weight_decay=1e-3).",
+                BpfreeWarning,
                 stacklevel=2,
             )

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from bpfree.errors import FeedbackDivergedError, OptionError, choice
+from bpfree.errors import BpfreeWarning, FeedbackDivergedError, OptionError, choice
 from bpfree.feedback import Feedback, Projection
 from bpfree.mechanisms.base import may_overflow
 from bpfree.mechanisms.delivery import Layout, Pending
@@ -228,6 +228,7 @@ class LearnedMechanism(DirectMechanism):
             warnings.warn(
                 f"the feedback of tap {name!r} has had a gradient for {_PATIENCE - 1} steps and is still zero: no "
                 "optimizer has it. Give it one: torch.optim.Adam(attachment.parameters(), 1e-4).",
+                BpfreeWarning,
                 stacklevel=2,
             )
 

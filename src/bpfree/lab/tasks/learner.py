@@ -134,7 +134,8 @@ class Learner(LightningModule):
         self._measure(self.eval_measures, self.loss(output, y), output, y)
 
     def _measure(self, measures: MetricCollection, loss: Tensor, output: Tensor, y: Tensor) -> None:
-        measures["loss"].update(loss, weight=len(y))
+        # Once for every sample: this metric forgets weights where it keeps NaN, and batches may differ in size.
+        measures["loss"].update(loss.expand(len(y)))
         self.update(measures, output, y)
 
     def measured(self) -> dict[str, float]:

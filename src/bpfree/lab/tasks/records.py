@@ -124,4 +124,4 @@ class EpochRecords(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From the checkpoint."""
         self.epochs = state_dict["epochs"]
-        self._before = state_dict.get("duration", 0.0)  # checkpoints of before it was kept
+        self._before = state_dict["duration"]
