@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from bpfree.lab.length import Length
@@ -46,7 +47,12 @@ class Display:
         self._label, self._steps = "", 0
         # It is drawn as a part of the picture below, never by itself.
         self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+            # A label is no markup, be there brackets in it. On a narrow terminal it folds, so that numbers stay.
+            TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
+            BarColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            console=console,
         )
         self._all = self._bars.add_task("runs", total=runs)
         self._current = self._bars.add_task("", total=None, visible=False)
