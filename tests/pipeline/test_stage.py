@@ -26,7 +26,19 @@ def settle(attachment, c=3, rows=4):
     Agreement(torch.Size((rows, c)), torch.float32, 1, c, 8).settle(attachment)
 
 
-@pytest.mark.parametrize("rule", [bpfree.BP(), bpfree.FA(), bpfree.GrAPE(), bpfree.FDFA(), bpfree.ForwardGradient()])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        bpfree.BP(),
+        bpfree.FA(),
+        bpfree.PEPITA(),
+        bpfree.GrAPE(),
+        bpfree.FDFA(),
+        bpfree.ForwardGradient(),
+        bpfree.ForwardGradient("weights"),
+    ],
+    ids=str,
+)
 def test_a_rule_that_needs_the_whole_model_is_refused(rule):
     with pytest.raises(OptionError, match=r"Pipelines take direct rules without an estimating pass: bpfree.DFA\(\)"):
         attach_stage(stage(layers(nn.Linear(2, 8), nn.Tanh())), rule)

@@ -19,6 +19,8 @@ from bpfree.plan import Plan
 from bpfree.segments import Reach
 from bpfree.taps import TapChoice, select_taps
 
+_NO_ERROR = "sends errors back layer by layer, or none at all"
+
 
 def attach_stage(
     stage: PipelineStage,
@@ -51,9 +53,10 @@ def attach_stage(
         TapSelectionError: ``taps`` matches nothing.
         ErrorPlacementError: The last stage has no module ``error_at``.
         AlreadyAttachedError: The module or a part of it has a rule already.
+        AlreadyShardedError: ``fully_shard`` has it already.
     """
     if not isinstance(rule, DirectRule):
-        raise _unfit(rule, "sends errors back layer by layer, or none at all")
+        raise _unfit(rule, _NO_ERROR)
     model: nn.Module = stage.submod
     check_attachable(model, seed, batch_dims)
     place = None if stage.is_last else Elsewhere(_described(stage))
@@ -68,6 +71,8 @@ def attach_stage(
         part=True,
     )
     mechanism = rule.mechanism(plan)
+    if not isinstance(mechanism, DirectMechanism):
+        raise _unfit(rule, _NO_ERROR)
     if isinstance(mechanism, ObservingMechanism):
         raise _unfit(rule, "looks back at whole forward passes, from the first layer to the output")
     return StageAttachment(rule, mechanism, stage, place)
