@@ -1,6 +1,7 @@
 """Attaching, detaching, saving: what a rule leaves and does not leave in a model."""
 
 import copy
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import pytest
@@ -174,6 +175,60 @@ def test_regenerated_feedback_is_restored_by_its_seed():
     error = torch.randn(3, 4)
     for ours, theirs in zip(second.feedback(error, sites), first.feedback(error, sites), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        (bpfree.DFA(), {"seed": 1.5}),
+        (bpfree.DFA(), {"seed": "a"}),
+        (bpfree.BP(), {"seed": 1.5}),
+        (bpfree.DFA(), {"batch_dims": 1.5}),
+        (bpfree.DFA(), {"threads": 1.5}),
+        (bpfree.DFA(), {"threads": "2"}),
+    ],
+    ids=str,
+)
+def test_options_that_mean_nothing_are_refused_and_leave_nothing(rule, options):
+    model = network()
+    before = contents(model)
+    with pytest.raises(errors.OptionError, match=f"^{next(iter(options))}="):
+        bpfree.attach(model, rule, **options)
+    assert contents(model) == before
+    bpfree.attach(model, bpfree.DFA())  # and it is free for another rule
+
+
+def test_mirror_steps_are_whole_numbers():
+    attachment = bpfree.attach(network(), bpfree.WeightMirror(), example_inputs=batch()[0])
+    drawn = {name: value.clone() for name, value in attachment.state_dict().items()}
+    with pytest.raises(errors.OptionError, match=r"steps=1\.5"):
+        attachment.mirror(1.5)
+    for name, value in attachment.state_dict().items():
+        assert torch.equal(value, drawn[name])
+
+
+@pytest.mark.parametrize(
+    ("rule", "names"),
+    [
+        (bpfree.DFA(), {"shared"}),
+        (bpfree.DFA(feedback=bpfree.Feedback(shared=False)), {"body.1:12", "act:5"}),
+        (bpfree.DFA(feedback=bpfree.Feedback(shared=False, modes=2)), {"body.1:3x2", "act:5"}),
+        (bpfree.FDFA(), {"body.1:12", "act:5"}),
+        (bpfree.FDFA(stepped_by="optimizer"), {"body.1", "act"}),
+        (bpfree.DKP(), {"body.1", "act"}),
+        (bpfree.FA(), {"fc", "head"}),
+        (bpfree.WeightMirror(), {"fc", "head"}),
+        (bpfree.PEPITA(), {"F"}),
+    ],
+    ids=str,
+)
+def test_feedback_has_the_names_that_are_documented(rule, names):
+    # Three channels at four positions, then five features.
+    parts = {"body": nn.Sequential(nn.Conv1d(1, 3, 1), nn.Tanh()), "flat": nn.Flatten()}
+    parts |= {"fc": nn.Linear(12, 5), "act": nn.Tanh(), "head": nn.Linear(5, 2)}
+    model = nn.Sequential(OrderedDict(parts))
+    attachment = bpfree.attach(model, rule, example_inputs=torch.randn(2, 1, 4))
+    assert set(attachment.feedback) == names
 
 
 def test_it_can_be_a_submodule_of_what_trains():

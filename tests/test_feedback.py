@@ -170,8 +170,23 @@ def test_a_projector_with_wrong_shapes_is_told(wrong):
         model(torch.randn(4, 8)).sum().backward()
 
 
+@pytest.mark.parametrize("feedback", [3, "shared", QuantizedProjector, bpfree.Feedback], ids=str)
+def test_feedback_that_cannot_project_is_refused(feedback):
+    with pytest.raises(bpfree.errors.OptionError, match="neither a bpfree"):
+        attached(feedback)
+
+
 @pytest.mark.parametrize(
-    "options", [{"normalization": "launay"}, {"distribution": "gauss"}, {"density": 0.0}, {"density": 1.5}]
+    "options",
+    [
+        {"normalization": "launay"},
+        {"distribution": "gauss"},
+        {"density": 0.0},
+        {"density": 1.5},
+        {"modes": 1.5},
+        {"spread": 1.5},
+    ],
+    ids=str,
 )
 def test_options_that_mean_nothing_are_refused(options):
     with pytest.raises(bpfree.errors.OptionError, match=next(iter(options))):

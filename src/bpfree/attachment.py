@@ -23,7 +23,7 @@ from bpfree.errors import (
 from bpfree.feedback import Matrix, Projection
 from bpfree.mechanisms.asymmetric import LayerwiseRule
 from bpfree.mechanisms.base import Mechanism, Rule
-from bpfree.mechanisms.direct import DirectRule
+from bpfree.mechanisms.direct import DirectMechanism, DirectRule
 from bpfree.mechanisms.mirror import MirrorMechanism
 from bpfree.plan import Plan
 from bpfree.preserve import preserved
@@ -88,19 +88,27 @@ def attach(
         The attachment: an ``nn.Module`` with the rule's state, and a context manager that detaches.
 
     Raises:
-        OptionError: ``rule``, ``seed``, ``batch_dims``, ``window``, ``within``, ``streaming`` or ``threads`` means
-            nothing.
-        StreamingError: ``example_inputs`` shows a path around a cut.
-        TapSelectionError: ``taps`` matches nothing.
-        ErrorPlacementError: There is no module ``error_at``, or ``example_inputs`` does not reach it.
+        OptionError: ``rule`` or its feedback, ``seed``, ``batch_dims``, ``window``, ``within``, ``streaming`` or
+            ``threads`` means nothing.
+        TapSelectionError: ``taps`` matches nothing, or is None and the model has no non-linearity module.
+        ErrorPlacementError: There is no module ``error_at``. In a forward pass: it is not reached, reached twice,
+            before every tap, or before one that ``taps`` names; its output is not one floating point tensor, or not
+            what the rule needs there; nothing that learns lies between it and the last tap.
+        TapOutputError: In a forward pass: a tap's output is not one floating point tensor.
+        TapShapeError: In a forward pass: a tap does not share the error's leading dimensions.
+        StreamingError: In a forward pass: a path leads around a cut.
+        ForwardDerivativeError: In a forward pass: :class:`bpfree.ForwardGradient` meets a layer without a forward-mode
+            derivative.
+        UnsupportedLayerError: No layer of the model can be served by the rule.
         AlreadyAttachedError: ``model`` or a part of it has a rule already.
         AlreadyShardedError: ``fully_shard`` has it already; attach first.
-        UnsupportedLayerError: No layer of the model can be served by the rule.
+
+        ``attach`` runs a forward pass with ``example_inputs`` alone; else the model's first one raises these.
     """
     if not isinstance(rule, Rule):  # callers are not type-checked
         hint = f"bpfree.{rule.__name__}()" if isinstance(rule, type) else "bpfree.DFA()"
         raise OptionError(f"rule={rule!r} is not a rule. Pass an instance, for example {hint}.")
-    _check_window(rule, window, within)
+    _check_window(rule, window)
     _check_streaming(rule, window, streaming)
     _check_threads(rule, threads, alone=window == 1 and not streaming)
     check_attachable(model, seed, batch_dims)
@@ -116,8 +124,9 @@ def attach(
         streaming=streaming,
         threads=threads,
     )
-    inner = None if within is None else within.mechanism(plan)
-    attachment = Attachment(rule, rule.mechanism(plan), within=inner)
+    mechanism = rule.mechanism(plan)
+    _check_within(rule, mechanism, within)
+    attachment = Attachment(rule, mechanism, within=None if within is None else within.mechanism(plan))
     if example_inputs is not None:
         try:
             _run_once(attachment, example_inputs)
@@ -129,10 +138,11 @@ def attach(
 
 def check_attachable(model: nn.Module, seed: int, batch_dims: int | None) -> None:
     """Raise what :func:`attach` raises for a seed or dimensions that mean nothing, and a model that has a rule."""
-    if not 0 <= seed < 2**63:
-        raise OptionError(f"seed={seed} must lie between 0 and 2^63 - 1.")
-    if batch_dims is not None and batch_dims < 1:
-        raise OptionError(f"batch_dims={batch_dims}: at least the first dimension is the batch.")
+    # Callers are not type-checked.
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise OptionError(f"seed={seed!r} must be a whole number (int) between 0 and 2^63 - 1.")
+    if batch_dims is not None and (not isinstance(batch_dims, int) or batch_dims < 1):
+        raise OptionError(f"batch_dims={batch_dims!r}: a whole number; at least the first dimension is the batch.")
     if is_sharded(model):
         raise AlreadyShardedError(
             "the model is sharded (fully_shard): attach the rule first and shard then, so that its hooks see whole "
@@ -166,8 +176,8 @@ def _check_streaming(rule: Rule, window: int, streaming: bool) -> None:
 def _check_threads(rule: Rule, threads: int | None, *, alone: bool) -> None:
     if threads == 1:
         return
-    if threads is not None and threads < 1:
-        raise OptionError(f"threads={threads}: at least one; None finds out what is faster.")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):  # callers are not type-checked
+        raise OptionError(f"threads={threads!r}: a whole number, at least one; None finds out what is faster.")
     if not isinstance(rule, DirectRule) or not alone:
         raise OptionError(
             f"threads={threads}: only the plain segments of direct rules such as bpfree.DFA() can run at once, not "
@@ -175,13 +185,17 @@ def _check_threads(rule: Rule, threads: int | None, *, alone: bool) -> None:
         )
 
 
-def _check_window(rule: Rule, window: int, within: LayerwiseRule | None) -> None:
+def _check_window(rule: Rule, window: int) -> None:
     direct = isinstance(rule, DirectRule)
     if not isinstance(window, int) or window < 1 or (window > 1 and not direct):  # callers are not type-checked
         raise OptionError(
-            f"window={window}: a whole number, at least 1, and more than 1 for direct rules only; the rule is {rule}."
+            f"window={window!r}: a whole number, at least 1, and more than 1 for direct rules only; the rule is {rule}."
         )
-    if within is not None and not (direct and isinstance(within, LayerwiseRule)):
+
+
+def _check_within(rule: Rule, mechanism: Mechanism, within: LayerwiseRule | None) -> None:
+    # A direct rule need not have segments: forward gradients of weights have none.
+    if within is not None and not (isinstance(mechanism, DirectMechanism) and isinstance(within, LayerwiseRule)):
         raise OptionError(
             f"within={within!r}: a layerwise rule (bpfree.KolenPollack(), bpfree.FA()) inside the segments of a direct "
             f"one; the rule is {rule}."
@@ -247,9 +261,15 @@ class Attachment(nn.Module):
 
     @property
     def feedback(self) -> nn.Module:
-        """What the rule draws: ``feedback["shared"]`` of a direct rule, ``feedback[layer]`` of a layerwise one.
+        """What the rule draws and learns, by name; the tensors there may be written into.
 
-        The tensors there may be written into.
+        - A direct rule: ``"shared"``, one matrix for all taps (:class:`bpfree.feedback.Projection`). With one a tap:
+          ``"TAP:WIDTH"``, for example ``"blocks.0.act:512"``; ``"TAP:CHANNELSxMODES"`` with spatial modes; ``"TAP"``
+          where an optimizer steps it.
+        - A layerwise rule: ``"LAYER"``, the name of the layer.
+        - :class:`bpfree.PEPITA`: ``"F"``.
+
+        Where the feedback is a callable of yours, that is ``feedback.project``.
         """
         feedback: nn.Module = self.mechanism.feedback
         return feedback
@@ -289,9 +309,12 @@ class Attachment(nn.Module):
         """Take ``steps`` mirror steps (:class:`bpfree.WeightMirror`), such as before training begins.
 
         Raises:
-            OptionError: Neither the rule nor the one within it is a weight mirror.
+            OptionError: Neither the rule nor the one within it is a weight mirror, or ``steps`` is no whole number of 0
+                or more.
             StateError: No forward pass has shown yet which layers there are.
         """
+        if not isinstance(steps, int):  # callers are not type-checked
+            raise OptionError(f"steps={steps!r}: a whole number of mirror steps, 0 or more.")
         mirrors = [part for part in self._parts() if isinstance(part, MirrorMechanism)]
         if not mirrors:
             raise OptionError(f"{self.rule} has nothing to mirror: that is for bpfree.WeightMirror().")

@@ -78,10 +78,11 @@ class Feedback:
             choice("distribution", self.distribution, ("normal", "uniform"))
         if not 0 < self.density <= 1:
             raise OptionError(f"density={self.density} is not in (0, 1].")
-        if self.modes is not None and self.modes < 1:
-            raise OptionError(f"modes={self.modes}: at least one spatial mode is needed; None takes every position.")
+        # Callers are not type-checked.
+        if self.modes is not None and (not isinstance(self.modes, int) or self.modes < 1):
+            raise OptionError(f"modes={self.modes!r}: a whole number, at least 1; None takes every position.")
         if not isinstance(self.spread, int) or self.spread < 0:
-            raise OptionError(f"spread={self.spread}: a number of steps over the edges of a graph, 0 for none.")
+            raise OptionError(f"spread={self.spread!r}: a number of steps over the edges of a graph, 0 for none.")
 
     @property
     def depends_on_widest(self) -> bool:
@@ -157,9 +158,9 @@ class Signals(Sequence["Tensor | None"]):
 class Projection(LateBuffers):
     """The matrices of one attachment, and the products d_l = e B_l.
 
-    ``projection["shared"]``, or ``projection[name]`` for one matrix a tap, is U: unscaled, of shape
-    ``(c, m)`` with the coefficients of :class:`bpfree.spatial.Form`, by default the features; writing into it changes
-    the feedback. ``projection.matrix(site)`` is B_l.
+    ``projection["shared"]``, or with one matrix a tap ``projection["TAP:WIDTH"]`` (``"TAP:CHANNELSxMODES"`` with
+    modes), is U: unscaled, of shape ``(c, m)`` with the coefficients of :class:`bpfree.spatial.Form`, by default the
+    features; writing into it changes the feedback. ``projection.matrix(site)`` is B_l.
     """
 
     def __init__(self, feedback: Feedback, seed: int) -> None:
@@ -359,7 +360,16 @@ class CallableProjection(nn.Module):
 
 
 def projection(feedback: Feedback | Projector | None, seed: int) -> Projection | CallableProjection | NoFeedback:
-    """What turns errors into signals for one attachment."""
+    """What turns errors into signals for one attachment.
+
+    Raises:
+        OptionError: ``feedback`` is nothing that could.
+    """
     if feedback is None:
         return NoFeedback()
+    if isinstance(feedback, type) or not (isinstance(feedback, Feedback) or callable(feedback)):
+        raise OptionError(
+            f"feedback={feedback!r} is neither a bpfree.Feedback, a callable (error, sites) -> signals, nor None; of a "
+            "class pass an instance, for example bpfree.Feedback()."
+        )
     return Projection(feedback, seed) if isinstance(feedback, Feedback) else CallableProjection(feedback)

@@ -602,8 +602,9 @@ def test_options_are_checked():
     for wrong in ({"amplitude": 0.0}, {"scale": -1.0}, {"output_error": "third"}, {"positions": "max"}):
         with pytest.raises(bpfree.errors.OptionError):
             bpfree.PEPITA(**wrong)
-    with pytest.raises(bpfree.errors.OptionError, match="window"):
-        bpfree.attach(mlp(), WEIGHTS, window=2)
+    for wrong in ({"window": 2}, {"within": bpfree.FA()}):
+        with pytest.raises(bpfree.errors.OptionError, match=next(iter(wrong))):
+            bpfree.attach(mlp(), WEIGHTS, **wrong)
 
 
 def test_a_layer_without_forward_derivative_is_named():

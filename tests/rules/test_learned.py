@@ -389,6 +389,7 @@ def test_a_diverging_optimizer_of_the_feedback_is_reported_too(batch):
         (lambda: bpfree.GrAPE(estimate="mean"), "estimate='mean'"),
         (lambda: bpfree.GrAPE(perturbations="cauchy"), "perturbations='cauchy'"),
         (lambda: bpfree.GrAPE(calibrate=-1), "calibrate=-1"),
+        (lambda: bpfree.GrAPE(calibrate=1.5), "calibrate=1.5"),
         (lambda: bpfree.FDFA(beta=1.5), "beta=1.5"),
         (lambda: bpfree.FDFA(every=0), "every=0"),
         (lambda: bpfree.FDFA(feedback=bpfree.Feedback()), "shared=False"),

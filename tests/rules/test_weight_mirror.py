@@ -311,7 +311,9 @@ def test_the_contract(name):
         ({"decay": 0.0}, r"decay=0.0 is not in \(0, 1\]"),
         ({"decay": 1.5}, "decay=1.5"),
         ({"batch": 0}, "batch=0"),
+        ({"batch": 1.5}, "batch=1.5"),
         ({"steps": -1}, "steps=-1"),
+        ({"steps": 1.5}, "steps=1.5"),
         ({"distribution": "uniforn"}, "uniform"),
     ],
 )

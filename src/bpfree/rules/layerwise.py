@@ -126,10 +126,13 @@ class WeightMirror(FA):
             raise OptionError(f"rate={self.rate} must be a positive number.")
         if not 0 < self.decay <= 1:
             raise OptionError(f"decay={self.decay} is not in (0, 1]: B would diverge, or swing about W.")
-        if self.batch < 1:
-            raise OptionError(f"batch={self.batch}: at least one noise vector a step.")
-        if self.steps < 0:
-            raise OptionError(f"steps={self.steps}: 0 or more mirror steps before each training pass.")
+        # Callers are not type-checked.
+        if not isinstance(self.batch, int) or self.batch < 1:
+            raise OptionError(f"batch={self.batch!r}: a whole number, at least one noise vector a step.")
+        if not isinstance(self.steps, int) or self.steps < 0:
+            raise OptionError(
+                f"steps={self.steps!r}: a whole number, 0 or more mirror steps before each training pass."
+            )
 
     def mechanism(self, plan: Plan) -> AsymmetricMechanism:
         """Join every layer to its input through a B that mirrors W."""

@@ -52,8 +52,8 @@ class GrAPE(ForwardLearnedRule):
             raise OptionError(f"step={self.step} must be positive.")
         if not 0 < self.floor <= 1:
             raise OptionError(f"floor={self.floor} is not in (0, 1].")
-        if self.calibrate < 0:
-            raise OptionError(f"calibrate={self.calibrate}: a number of passes, or 0 for never.")
+        if not isinstance(self.calibrate, int) or self.calibrate < 0:  # callers are not type-checked
+            raise OptionError(f"calibrate={self.calibrate!r}: a whole number of passes, or 0 for never.")
 
     def mechanism(self, plan: Plan) -> LearnedMechanism:
         """An estimating pass runs behind the forward pass; calibrating passes are plain backpropagation."""
