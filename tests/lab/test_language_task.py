@@ -318,11 +318,13 @@ def test_arguments_of_a_model_go_to_the_one_that_is_meant() -> None:
     for given, name in (
         (["--model.hidden", "[3]"], "MLP"),
         (["--data", "text", "--model.norm=pre"], "CausalTransformer"),
-        (["--data=text", "--model.norm", "pre"], "CausalTransformer"),
     ):
         assert with_model(["compare", *given]) == ["compare", "--model", f"bpfree.lab.models.{name}", *given]
+    assert with_model(["compare", "--data=text", "--model.norm", "pre"]) == [
+        "compare", "--model", "bpfree.lab.models.CausalTransformer", "--data", "text", "--model.norm", "pre"
+    ]  # fmt: skip
     for given in (["--model", "CNN", "--model.hidden", "3"], ["--model=CNN", "--model.hidden", "3"]):
-        assert with_model(["compare", *given]) == ["compare", *given]
+        assert with_model(["compare", *given]) == ["compare", "--model", "bpfree.lab.models.CNN", *given[-2:]]
     parser, commands = make_parser()
     parsed = parser.parse_args(["compare", "--model", "CausalTransformer"])
     options = read_options(commands["compare"], parsed["compare"], CompareOptions)

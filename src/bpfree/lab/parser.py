@@ -10,19 +10,40 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
+import yaml
 from docstring_parser import parse
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, get_loader, set_loader
 from torch import nn
 
 from bpfree.errors import nearest
+from bpfree.lab.mistakes import in_one_line
 from bpfree.lab.models.build import FROM_DATA, ModelSettings
 from bpfree.lab.options import Options
 from bpfree.lab.tasks import task_of
 
+_MODE = "bpfree"
 _WORDS = {"rules": "LABEL", "taps": "NAME", "cell": "ROW/COLUMN"}
 """Options that take several words, and what one of them is called."""
+
+
+def _load(text: str) -> Any:
+    """YAML, in which networks of bpfree may go by their names alone, whatever else is called so in other packages."""
+    value = get_loader("yaml")(text)
+    if isinstance(value, dict) and "model" in value:
+        value["model"] = _with_path(value["model"])
+    return value
+
+
+def _with_path(model: Any) -> Any:
+    if isinstance(model, dict) and "class_path" in model:
+        return model | {"class_path": _with_path(model["class_path"])}
+    return ModelSettings(model).full_path if isinstance(model, str) else model
+
+
+set_loader(_MODE, _load, exceptions=(yaml.YAMLError,))
 
 
 class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -37,7 +58,7 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         # A shortened option would mean something else as soon as another one begins like it.
-        super().__init__(*args, formatter_class=_Help, allow_abbrev=False, **options)
+        super().__init__(*args, **{"formatter_class": _Help, "allow_abbrev": False, "parser_mode": _MODE} | options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and end the program with status 2."""
@@ -45,7 +66,8 @@ class Parser(ArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         program = parser.prog.replace(" [options]", "")
-        sys.stderr.write(f"{program}: error: {message}\n{hint(message, parser)}Options: {program} --help\n")
+        said = in_one_line(message)
+        sys.stderr.write(f"{program}: error: {said}\n{hint(message, parser)}Options: {program} --help\n")
         self.exit(2)
 
 
@@ -117,17 +139,32 @@ def read_options(parser: Parser, parsed: Namespace, kind: type[Any]) -> Any:
 
 
 def with_model(arguments: Sequence[str]) -> list[str]:
-    """The command line, with the model that is meant where arguments of it are given and no model is.
+    """The command line, its model by import path; where arguments of one are given and no model is, with what is meant.
 
     jsonargparse would take it from a default, but would also hand that default's arguments on to any other model that
     has some of the same name.
     """
-    words = [argument.partition("=")[0] for argument in arguments]
-    if "--model" in words or not any(word.startswith("--model.") for word in words):
-        return list(arguments)
-    following = dict(itertools.pairwise(arguments))
-    data = next((word[7:] for word in arguments if word.startswith("--data=")), following.get("--data", Options.data))
-    return [*arguments[:1], "--model", ModelSettings(task_of(data).model).full_path, *arguments[1:]]
+    words = [word for argument in arguments for word in _parts(argument)]
+    named = [_with_path(word) if before == "--model" else word for before, word in itertools.pairwise(["", *words])]
+    given = dict(itertools.pairwise(named))
+    asked = _configured(given.get("--config")) | ({"data": given["--data"]} if "--data" in given else {})
+    if "--model" in given or "model" in asked or not any(word.startswith("--model.") for word in named):
+        return named
+    return [*named[:1], "--model", ModelSettings(task_of(asked.get("data", Options.data)).model).full_path, *named[1:]]
+
+
+def _parts(argument: str) -> list[str]:
+    """``--name=value`` as two words, for the options that are looked at here."""
+    name, sign, value = argument.partition("=")
+    return [name, value] if sign and name in ("--model", "--data", "--config") else [argument]
+
+
+def _configured(path: str | None) -> dict[str, Any]:
+    """What a configuration file says; nothing where it cannot be read, which the parser tells."""
+    try:
+        return dict(_load(Path(path).read_text(encoding="utf-8"))) if path else {}
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return {}
 
 
 def summary(kind: type[Any]) -> str:

@@ -1,0 +1,91 @@
+"""The command line: networks by name, and messages about values that do not fit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bpfree.lab.cli import main, make_parser
+from bpfree.lab.options import CompareOptions
+from bpfree.lab.parser import read_options, with_model
+
+
+def asked(*words: str) -> CompareOptions:
+    parser, commands = make_parser()
+    return read_options(commands["compare"], parser.parse_args(with_model(["compare", *words])).compare, CompareOptions)
+
+
+@pytest.fixture
+def namesake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another package's class that is called like one of ours, as torch_geometric has them."""
+    (tmp_path / "elsewhere.py").write_text("from torch import nn\n\nclass MLP(nn.Module):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    __import__("elsewhere")
+
+
+@pytest.mark.usefixtures("namesake")
+def test_a_networks_name_means_ours(tmp_path: Path) -> None:
+    config = tmp_path / "asked.yaml"
+    for model in ("MLP", "{class_path: MLP, init_args: {hidden: [5]}}"):
+        config.write_text(f"model: {model}\n")
+        found = asked("--config", str(config)).model
+        assert found is not None
+        assert found.class_path == "bpfree.lab.models.MLP"
+    for words in (["--model", "MLP"], ["--model=MLP"]):
+        found = asked(*words, "--model.hidden", "[5]").model
+        assert found is not None
+        assert found.class_path == "bpfree.lab.models.MLP"
+        assert found.init_args["hidden"] == [5]
+
+
+def test_a_network_on_graphs_is_found_in_a_new_process() -> None:
+    pytest.importorskip("torch_geometric")
+    code = (
+        "from bpfree.lab.cli import make_parser; from bpfree.lab.parser import with_model\n"
+        "words = with_model(['train', '--data', 'cora', '--model', 'GAT'])\n"
+        "print(make_parser()[0].parse_args(words).train.model.class_path)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["bpfree.lab.models.GAT"]
+
+
+def test_arguments_go_to_the_network_of_the_data_that_a_file_names(tmp_path: Path) -> None:
+    config = tmp_path / "asked.yaml"
+    config.write_text("data: text\n")
+    found = asked("--config", str(config), "--model.blocks", "2").model
+    assert found is not None
+    assert found.class_path == "bpfree.lab.models.CausalTransformer"
+    assert found.init_args["blocks"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--epochs x", "--epochs: a whole number is needed, not x."),
+        ("--batch-size 1.5", "--batch-size: a whole number is needed, not 1.5."),
+        ("--lr abc", "--lr: a number is needed, not abc."),
+        ("--settings.DFA.lr x", "--settings: lr: a number is needed, not x."),
+        ("--schedule cosin", "--schedule: cosin is not known. Did you mean 'cosine'?"),
+        ("--model MLP --model.hidden x", "--model: hidden: a list in brackets is needed, not x."),
+        (
+            "--model CNNN",
+            "--model: CNNN is no network of bpfree. Did you mean 'CNN'? One of your own is named by its import path, "
+            "my_file.MyNetwork.",
+        ),
+        (
+            "--settings.DFA.rule DFFA",
+            "--settings: rule: DFFA is no rule of bpfree. Did you mean 'DFA'? One of your own is named by its import "
+            "path, my_file.MyRule.",
+        ),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_in_one_line(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["compare", *words.split()])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[0] == f"bpfree compare: error: {said}"
