@@ -15,16 +15,21 @@ MARKS = {True: "yes", False: "no", None: DASH}
 
 def table(recipe: Recipe, scale: Scale, entries: Sequence[Mapping[str, Any]]) -> Table:
     """One line a cell: the paper's number, the measured one, and whether the two agree."""
-    notes = [f"Cut: {scale.cut}."] if scale.cut else []
+    notes = [f"Scale: {scale.name}{f' ({scale.cut})' if scale.cut else ''}"]
     notes += [f"Deviation: {deviation}" for deviation in recipe.deviations]
     result = Table(title=recipe.title, caption="\n".join(notes), caption_justify="left")
-    for heading in ("row", "column"):
-        result.add_column(heading, no_wrap=True)
-    for heading in ("paper", "measured", "seeds", "within tolerance", "scale"):
-        result.add_column(heading, justify="right")
+    _columns(result, ("row", "column"), ("paper", "measured", "seeds", "within\ntolerance"))
     for entry in entries:
         result.add_row(*_row(entry))
     return result
+
+
+def _columns(result: Table, names: Sequence[str], numbers: Sequence[str]) -> None:
+    """Columns of which, on a narrow terminal, the names fold and the numbers stay."""
+    for heading in names:
+        result.add_column(heading, overflow="fold")
+    for heading in numbers:
+        result.add_column(heading, justify="right", no_wrap=True)
 
 
 def _row(entry: Mapping[str, Any]) -> list[str]:
@@ -32,20 +37,18 @@ def _row(entry: Mapping[str, Any]) -> list[str]:
         entry["row"],
         entry["column"],
         mean_std(entry["paper"], entry["paper_std"], entry["digits"]),
-        mean_std(entry["mean"], entry["std"], entry["digits"]) + failures(entry),
+        f"{mean_std(entry['mean'], entry['std'], entry['digits'])}\n{failures(entry).strip()}".rstrip(),
         str(entry["seeds"]),
         MARKS[entry["within"]]
         + (f" (± {number(entry['tolerance'], entry['digits'])})" if entry["within"] is not None else ""),
-        entry["scale"],
     ]
 
 
 def cost(recipe: Recipe, taken: Mapping[str, Any]) -> Table:
     """What a table takes: one line a row, and all together."""
     result = Table(title=f"{recipe.title}: what it takes", caption=assumption(taken), caption_justify="left")
-    result.add_column("row", no_wrap=True)
-    for heading in ("runs", "steps a run", "GFLOP a step", "operations a step", "GiB", "hours here", "hours on a GPU"):
-        result.add_column(heading, justify="right")
+    of_a_step = ("steps\na run", "GFLOP\na step", "operations\na step")
+    _columns(result, ("row",), ("runs", *of_a_step, "GiB", "hours\nhere", "hours\non a GPU"))
     for row in taken["rows"]:
         amount = [number(row["step_flops"] / 1e9, 1), number(row["step_operations"], 0)]
         result.add_row(row["label"], f"{row['runs']:,}", f"{row['steps']:,}", *amount, *hours(row))
