@@ -271,6 +271,8 @@ def test_a_rule_of_the_library_needs_no_preset() -> None:
         (["compare", "--epochs", "0"], 1, "--epochs 0 must be at least 1"),
         (["compare", "--data", "tiny", "--data-dir", "nowhere"], 1, "nowhere is not a folder"),
         (["train", "--resume", "--data", "tiny"], 1, "no checkpoint"),
+        (["train", "--rule", "DFA", "--settings.DFFA.lr", "1"], 1, "Did you mean 'DFA'?"),
+        (["compare", "--data", "tiny", "--model.hidden", "[-4]"], 1, "--model bpfree.lab.models.MLP: Trying to create"),
     ],
 )
 def test_mistakes_are_explained(arguments: list[str], status: int, message: str, capsys) -> None:

@@ -194,6 +194,11 @@ def test_download_takes_the_first_place_with_the_right_file(tmp_path: Path, monk
     downloading.download(path, ["a", "b", "c"], hashlib.sha256(b"right").hexdigest())
     assert path.read_bytes() == b"right"
     assert [entry.name for entry in path.parent.iterdir()] == ["file.gz"]
+    downloading.download(path, ["d"], hashlib.sha256(b"right").hexdigest())
+    assert answers.asked == ["a", "b", "c"]  # once
+    path.write_bytes(b"half")
+    downloading.download(path, ["c"], hashlib.sha256(b"right").hexdigest())
+    assert path.read_bytes() == b"right"
 
 
 def test_download_without_internet_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +235,11 @@ def test_validation_images_come_from_the_training_set() -> None:
 def test_validation_must_leave_something_to_train_on(validation: int) -> None:
     with pytest.raises(SettingsError, match="between 0 and 3999"):
         load("digits", validation=validation)
+
+
+def test_a_folder_for_data_that_need_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--data-dir .*digits come with an installed package; leave it out"):
+        load("digits", tmp_path)
 
 
 def test_an_unknown_data_set_gets_the_nearest_name() -> None:

@@ -150,7 +150,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(label: str, model: str, grap
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "exponential", "multistep", "plateau"])
 def test_every_schedule_ends_where_it_should(schedule: str, graph: Graph) -> None:
-    settings = tiny_graph.settings("BP", rule=rule_settings("BP", lr=0.01, schedule=schedule))
+    # Three passes: a step is the whole graph.
+    settings = tiny_graph.settings("BP", rule=rule_settings("BP", lr=0.01, schedule=schedule), steps=None)
     learner = NodeClassification(ModelSettings("GCN").build(graph.shape, 3), settings, graph)
     trainer = Trainer(
         max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import os
 import pickle
@@ -171,6 +172,15 @@ def test_a_sparse_matrix_that_points_outside_itself_is_refused(name: str, value:
 def test_arrays_of_another_byte_order_are_turned() -> None:
     found = unpickled(pickle.dumps(np.array([1, 258, -3], ">i4")), "it", NUMBERS)
     assert found.tolist() == [1, 258, -3]
+
+
+def test_a_file_cannot_change_how_others_are_read() -> None:
+    # A defaultdict with a state: pickle would put it into the class that stands for all of them.
+    altering = b"\x80\x02ccollections\ndefaultdict\nN}X\x08\0\0\0__init__Ns\x86b."
+    with pytest.raises(DataError, match="gives a dictionary attributes"):
+        unpickled(altering, "it", NUMBERS)
+    graph = collections.defaultdict(list, {0: [1], 1: [0]})
+    assert unpickled(pickle.dumps(graph), "it", NUMBERS) == {0: [1], 1: [0]}
 
 
 # -- downloads ---------------------------------------------------------------------------------------------------------

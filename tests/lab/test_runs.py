@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from bpfree.lab.errors import RunError, SettingsError, WriteError
 from bpfree.lab.files import write_json
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.runs import Places, run
-from bpfree.lab.settings import RuleSettings, RunSettings, rule_settings
+from bpfree.lab.settings import RuleSettings, RunSettings, Schedule, rule_settings
 from bpfree.lab.terminal import Display
 
 STEPS = 8  # an epoch of the tiny data
@@ -270,13 +270,94 @@ def test_a_run_that_diverges_is_named(tmp_path: Path) -> None:
         run(settings, tiny.splits(), tmp_path)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    settings = tiny.settings()
+@dataclass(frozen=True, kw_only=True)
+class Demanding(bpfree.DFA):
+    """A rule of somebody's own, one of whose options has no default."""
+
+    gain: float
+
+
+def test_a_rule_whose_option_has_no_default_is_recorded(tmp_path: Path) -> None:
+    record = run(tiny.settings(rule=RuleSettings(rule=Demanding(gain=2.0))), tiny.splits(), tmp_path)
+    assert record["settings"]["options"] == {"gain": 2.0}
+
+
+@pytest.mark.parametrize("damage", ["half", "altered", "another"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+    settings = tiny.settings(epochs=2)
     places = Places.of(settings, tiny.splits(), tmp_path)
-    places.folder.mkdir(parents=True)
-    places.checkpoint.write_bytes(b"half of")
-    with pytest.raises(RunError, match=r"last\.ckpt is damaged"):
+    run(settings, tiny.splits(), tmp_path, keep_checkpoint=True)
+    places.record.unlink()
+    whole = places.checkpoint.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    places.checkpoint.write_bytes({"half": whole[:middle], "altered": flipped, "another": b"half of"}[damage])
+    with pytest.raises(RunError, match=r"last\.ckpt is damaged .*Delete it"):
         run(settings, tiny.splits(), tmp_path)
+
+
+def test_a_mistake_in_ones_own_rule_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny.settings(epochs=2)
+    with pytest.raises(OSError, match="stopped here"):
+        run(settings, tiny.splits(), tmp_path, display=Interrupting(STEPS + 1, crash))
+    assert Places.of(settings, tiny.splits(), tmp_path).checkpoint.is_file()
+
+    def mistaken(*_: object) -> None:
+        raise KeyError("a mistake of one's own")
+
+    monkeypatch.setattr(bpfree.DFA, "signals", mistaken)
+    with pytest.raises(KeyError, match="of one's own"):
+        run(settings, tiny.splits(), tmp_path)
+
+
+def test_a_full_disk_is_told_once_and_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = b"the state of the epoch before"
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(before)
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(WriteError, match=r"last\.ckpt could not be written .*Free some space"):
+        runs.WholeFiles().save_checkpoint({}, path)
+    assert path.read_bytes() == before
+    # Other runs would meet the same: this is not a run that failed.
+    with pytest.raises(WriteError):
+        run(tiny.settings(), tiny.splits(), tmp_path / "runs")
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(WriteError, match=r"the folder .*taken.* cannot be made .*Name another"):
+        run(tiny.settings(), tiny.splits(), tmp_path / "taken")
+
+
+def test_runs_on_a_gpu_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu = tiny.settings().name({})
+    monkeypatch.setattr("bpfree.lab.settings.device", lambda: "cuda")
+    assert tiny.settings().name({}) != on_cpu
+
+
+@pytest.mark.parametrize("option", [{"lr": -1.0}, {"lr": float("nan")}, {"weight_decay": -1.0}, {"momentum": -0.5}])
+def test_numbers_that_no_optimizer_takes_are_refused(option: dict[str, float]) -> None:
+    with pytest.raises(SettingsError, match=f"{next(iter(option))} .*must be 0 or a positive number"):
+        RuleSettings(rule=bpfree.DFA(), **option)
+
+
+@pytest.mark.parametrize("schedule", ["exponential", "plateau"])
+def test_courses_that_count_passes_are_not_for_runs_that_count_steps(schedule: Schedule) -> None:
+    with pytest.raises(SettingsError, match=rf"--schedule {schedule} counts passes"):
+        tiny.settings(rule=RuleSettings(rule=bpfree.DFA(), schedule=schedule), steps=8, epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [({"hidden": [-4]}, "negative dimension"), ({"hidden": [4], "dropout": 2.0}, "dropout probability")],
+)
+def test_what_a_model_says_of_its_arguments_is_passed_on(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^--model MLP: [^\n]*{said}[^\n]*$"):
+        ModelSettings("MLP", arguments).build((1, 8, 8), 4)
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

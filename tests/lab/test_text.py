@@ -90,6 +90,13 @@ def test_packed_or_not_the_tokens_are_the_same(tmp_path: Path) -> None:
     assert load_text(tmp_path, tiny_text.HOW).checksums["tokens"] == packed.checksums["tokens"]
 
 
+def test_a_file_that_is_there_packed_and_not_is_ambiguous(tmp_path: Path) -> None:
+    tiny_text.folder(tmp_path)  # whose train.txt is packed
+    (tmp_path / "train.txt").write_text("other words\n")
+    with pytest.raises(DataError, match=r"train\.txt and train\.txt\.gz: which of them"):
+        load("text", tmp_path)
+
+
 # The contents name the tests, and every process has to find the same names: no time of day in a gzip header.
 @pytest.mark.parametrize(
     ("file", "content", "message"),

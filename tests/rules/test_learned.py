@@ -392,6 +392,7 @@ def test_a_diverging_optimizer_of_the_feedback_is_reported_too(batch):
         (lambda: bpfree.GrAPE(calibrate=1.5), "calibrate=1.5"),
         (lambda: bpfree.FDFA(beta=1.5), "beta=1.5"),
         (lambda: bpfree.FDFA(every=0), "every=0"),
+        (lambda: bpfree.FDFA(every=1.5), "every=1.5"),
         (lambda: bpfree.FDFA(feedback=bpfree.Feedback()), "shared=False"),
         (lambda: bpfree.FDFA(feedback=None), "give a bpfree.Feedback"),
         (lambda: bpfree.LMS(scale=0.0), "scale=0.0"),

@@ -16,6 +16,7 @@ from bpfree.lab import environment
 from bpfree.lab.data import Data, load
 from bpfree.lab.errors import DataError, RunError, WriteError
 from bpfree.lab.files import write_json
+from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import CompareOptions, command_line
 from bpfree.lab.runs import Places, run
 from bpfree.lab.settings import RunSettings, plain
@@ -52,6 +53,7 @@ def compare(options: CompareOptions, console: Console | None = None) -> dict[str
     # Everything that can be wrong with the request is found before the first hour of training.
     plan = plan_runs(options)
     splits = load(options.data, options.data_dir, **options.reading)
+    ModelSettings(**plan[0].model).build(splits.shape, splits.classes)  # its mistakes would be every run's
     directory = options.directory()
     records, failed = _run_all(plan, splits, directory / "runs", console)
     if not records:
@@ -90,7 +92,7 @@ def _run_all(
                     cold = False
             try:
                 record = run(settings, splits, directory, display=display)
-            except (DataError, WriteError):  # the next run would meet the same
+            except (DataError, WriteError):
                 raise
             except Exception as error:  # diverging, out of memory: the other runs of a night are still wanted
                 failed.append(_reason(settings, error))

@@ -14,6 +14,11 @@ import torch
 import bpfree
 
 
+def device() -> str:
+    """Where runs compute: on a GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def describe() -> dict[str, Any]:
     """Versions, the machine, its GPU if torch has one, and torch's threads."""
     return {

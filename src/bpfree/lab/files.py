@@ -44,6 +44,19 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        WriteError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WriteError(f"the folder {path} cannot be made ({reason}). Name another one for results.") from error
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from bpfree.lab.errors import SettingsError
+from bpfree.lab.errors import SettingsError, WriteError
 
 Batch = TypeVar("Batch")
 
@@ -82,6 +82,8 @@ def _allocations(step: Callable[[], object]) -> list[tuple[int, int]]:
         path = Path(folder) / "trace.json"
         # The exported trace is the documented place where single allocations are listed.
         profiler.export_chrome_trace(str(path))
+        if not path.is_file():  # the profiler says nothing of a full disk
+            raise WriteError(f"{path} could not be written. Free some space, or name another folder by TMPDIR.")
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     memory = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
     memory.sort(key=lambda event: (event["ts"], event["args"]["Ev Idx"]))
@@ -162,6 +164,13 @@ def seconds(call: Callable[[], object], synchronize: Callable[[], object] = lamb
     call()
     synchronize()
     return time.perf_counter() - start
+
+
+def clock(device: torch.device) -> float:
+    """Seconds of a clock, read when the device has finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,16 @@ class Options:
     error_at: str | None = None
     alignment: Times = "every"
 
+    def __post_init__(self) -> None:
+        for label in self.settings:
+            if label not in self.labels():
+                hint = bpfree.errors.nearest(label, self.labels())
+                raise SettingsError(f"--settings.{label}: no rule of this name is trained. {hint}")
+
+    def labels(self) -> list[str]:
+        """The labels of the rules."""
+        raise NotImplementedError
+
     def run(self, label: str, seed: int, *, details: bool) -> RunSettings:
         """The settings of one run.
 
@@ -214,10 +224,7 @@ class CompareOptions(Options):
         chosen = self.seed_list()
         if not chosen or len(set(chosen)) < len(chosen):
             raise SettingsError(f"--seeds {self.seeds}: give at least one seed, and each only once.")
-        for label in self.settings:
-            if label not in labels:
-                hint = bpfree.errors.nearest(label, labels)
-                raise SettingsError(f"--settings.{label}: no rule of this name is compared. {hint}")
+        super().__post_init__()
 
     def labels(self) -> list[str]:
         """The labels of the rules."""
@@ -247,6 +254,10 @@ class TrainOptions(Options):
     seed: int = 0
     resume: bool = False
     visualize: str | None = None
+
+    def labels(self) -> list[str]:
+        """The label of the rule."""
+        return [self.rule]
 
     def run(self, label: str, seed: int, *, details: bool) -> RunSettings:
         """The settings of one run; see :meth:`Options.run`."""

@@ -9,7 +9,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
@@ -22,6 +22,7 @@ from bpfree.errors import nearest
 from bpfree.lab.mistakes import in_one_line
 from bpfree.lab.models.build import FROM_DATA, ModelSettings
 from bpfree.lab.options import Options
+from bpfree.lab.settings import default
 from bpfree.lab.tasks import task_of
 
 _MODE = "bpfree"
@@ -178,8 +179,3 @@ def _texts(kind: type[Any]) -> dict[str, str]:
         for entry in parse(base.__doc__ or "").params:
             texts[entry.arg_name] = " ".join((entry.description or "").split())
     return texts
-
-
-def default(entry: Field[Any]) -> Any:
-    """A field's default; MISSING if it has none."""
-    return entry.default_factory() if entry.default_factory is not MISSING else entry.default

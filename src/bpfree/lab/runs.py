@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 import statistics
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,9 @@ from lightning.pytorch.loggers import CSVLogger
 from bpfree.errors import BpfreeError
 from bpfree.lab import environment
 from bpfree.lab.data.samples import Data
-from bpfree.lab.errors import RunError
-from bpfree.lab.files import read_json, replacing, write_json
+from bpfree.lab.environment import device
+from bpfree.lab.errors import DataError, RunError, WriteError
+from bpfree.lab.files import make_folder, read_json, replacing, write_json
 from bpfree.lab.measure import peak_bytes, stored_bytes
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.quiet import quiet
@@ -86,10 +87,13 @@ def run(
     places = Places.of(settings, splits, directory)
     if places.record.is_file():
         return read_json(places.record)
+    make_folder(places.folder)
     torch.set_num_threads(settings.threads)
     try:
         with quiet():
             record = _train(settings, splits, places, display or Display(None))
+    except (DataError, WriteError):  # not this run's fault: the next one would meet the same
+        raise
     except BpfreeError as error:
         raise RunError(f"{settings.label}, seed {settings.seed}: {error}") from error
     write_json(places.record, record)
@@ -191,16 +195,21 @@ def _fit(trainer: Trainer, task: Learner, loaders: tuple[Any, Any], places: Plac
     if not places.checkpoint.is_file():
         trainer.fit(task, *loaders)
         return
+    damage = _damage(places.checkpoint)
+    if damage:
+        raise RunError(f"{places.checkpoint} is damaged ({damage}). Delete it to start this run anew.")
+    # A checkpoint comes from a folder that others may write to: only tensors and plain values are read.
+    trainer.fit(task, *loaders, ckpt_path=str(places.checkpoint), weights_only=True)
+
+
+def _damage(checkpoint: Path) -> str:
+    """What is wrong with the file; nothing if it is as it was written."""
     try:
-        # A checkpoint comes from a folder that others may write to: only tensors and plain values are read.
-        trainer.fit(task, *loaders, ckpt_path=str(places.checkpoint), weights_only=True)
-    except (pickle.UnpicklingError, EOFError, KeyError) as error:
-        raise RunError(f"{places.checkpoint} is damaged ({error}). Delete it to start this run anew.") from error
-
-
-def device() -> str:
-    """Where runs compute: on a GPU if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+        with zipfile.ZipFile(checkpoint) as packed:  # which is what torch writes, with a checksum for every part
+            part = packed.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        return str(error)
+    return f"{part} is altered" if part else ""
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -209,4 +218,7 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write to a file beside ``path``, then put it in its place."""
         with replacing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # what torch says of a full disk
+                raise OSError("torch could not write all of it") from error

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -13,6 +14,7 @@ import torch
 import bpfree
 from bpfree.errors import nearest
 from bpfree.lab.data.augmentation import Augmentation
+from bpfree.lab.environment import device
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.identity import identity
 from bpfree.lab.length import Length
@@ -54,6 +56,9 @@ class RuleSettings:
     within: bpfree.LayerwiseRule | None = None
 
     def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "momentum"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SettingsError(f"{name} {getattr(self, name)} must be 0 or a positive number.")
         if self.window < 1:
             raise SettingsError(f"--window {self.window} must be at least 1.")
         if self.window > 1 and not isinstance(self.rule, bpfree.DirectRule):
@@ -176,8 +181,13 @@ def rule_options(rule: bpfree.Rule) -> dict[str, Any]:
     return {
         entry.name: plain(getattr(rule, entry.name))
         for entry in fields(rule)
-        if entry.init and getattr(rule, entry.name) != getattr(type(rule)(), entry.name)
+        if entry.init and getattr(rule, entry.name) != default(entry)
     }
+
+
+def default(entry: Field[Any]) -> Any:
+    """A field's default; MISSING if it has none."""
+    return entry.default_factory() if entry.default_factory is not MISSING else entry.default
 
 
 def plain(value: object) -> Any:
@@ -249,6 +259,11 @@ class RunSettings:
                 f"--steps {self.steps} are not {self.epochs} equal parts, one before each evaluation. Name a multiple "
                 "of them, or another number of --evaluations."
             )
+        if self.steps is not None and self.rule.schedule in ("exponential", "plateau"):
+            raise SettingsError(
+                f"--schedule {self.rule.schedule} counts passes over the data, and this run is counted in steps: how "
+                "often it is evaluated would change what it learns. Take constant, cosine or multistep, or --epochs."
+            )
         # numpy, which Lightning seeds as well, takes no others.
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed {self.seed} must lie between 0 and {2**32 - 1}.")
@@ -267,6 +282,8 @@ class RunSettings:
             "data": plain(data),
             "versions": [bpfree.__version__, str(torch.__version__)],
         }
+        if device() != "cpu":
+            facts["device"] = device()
         if self.rule.within is not None:
             facts["within"] = import_path(type(self.rule.within))
         text = json.dumps(facts, sort_keys=True)

@@ -72,7 +72,7 @@ class LearnedRule(DirectRule):
 
     def __post_init__(self) -> None:
         choice("stepped_by", self.stepped_by, ("rule", "optimizer"))
-        if self.every < 1:
+        if not isinstance(self.every, int) or self.every < 1:
             raise OptionError(f"every={self.every}: learn in every pass (1), every second (2), ...")
         if not isinstance(self.feedback, Feedback):
             raise OptionError(f"{type(self).__name__} learns its feedback: give a bpfree.Feedback, not a projector.")

@@ -79,6 +79,8 @@ def load(
     """
     if name not in DATA_SETS:
         raise SettingsError(f"data set {name!r} is not known. {nearest(name, DATA_SETS)}")
+    if name == "digits" and data_dir is not None:
+        raise SettingsError(f"--data-dir {data_dir}: digits come with an installed package; leave it out.")
     folder = None if data_dir is None else Path(data_dir).expanduser()
     if folder is not None and not folder.is_dir():
         raise DataError(f"--data-dir {folder} is not a folder. Name the one that holds the files of {name}.")

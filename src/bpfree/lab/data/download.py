@@ -29,12 +29,16 @@ def has_checksum(content: bytes, checksum: str) -> bool:
 
 
 def download(path: Path, urls: Sequence[str], checksum: str) -> None:
-    """Fetch ``path`` from one of ``urls``; only a file with this checksum is ever put there, see :func:`has_checksum`.
+    """Fetch ``path`` from one of ``urls``, unless the file with this checksum is there; see :func:`has_checksum`.
+
+    A file that is there and is another is replaced. Only the right one is ever put there.
 
     Raises:
         DataError: None of the places gave the file; says what each of them answered.
         WriteError: The file could not be stored.
     """
+    if path.is_file() and has_checksum(path.read_bytes(), checksum):
+        return
     failures: list[str] = []
     for url in urls:
         try:
@@ -73,8 +77,7 @@ def download_members(folder: Path, members: Sequence[str], urls: Sequence[str], 
     if all((folder / name).is_file() for name in members):
         return
     archive = folder.parent / urls[0].rpartition("/")[2]
-    if not archive.is_file():
-        download(archive, urls, checksum)
+    download(archive, urls, checksum)
     with tarfile.open(archive) as packed:
         for name in members:
             with replacing(folder / name) as temporary:

@@ -97,9 +97,7 @@ def _own_folder(source: IdxSet) -> Path:
         return source.installed
     folder = cache_folder() / source.name
     for name, original in source.files.items():
-        path = folder / f"{name}.gz"
-        if not path.is_file():
-            download(path, [f"{mirror}{name}.gz" for mirror in source.mirrors], original.packed)
+        download(folder / f"{name}.gz", [f"{mirror}{name}.gz" for mirror in source.mirrors], original.packed)
     return folder
 
 

@@ -149,6 +149,9 @@ class _Dictionary(dict[Any, Any]):
     def __init__(self, *_: object) -> None:
         super().__init__()
 
+    def __setstate__(self, *_: object) -> None:  # of one of them, or of the class
+        raise DataError("it gives a dictionary attributes, which no such file does")
+
 
 _STAND_INS = {
     ("collections", "defaultdict"): _Dictionary,

@@ -138,8 +138,7 @@ def _downloaded(citations: Citations) -> Path:
     folder = cache_folder() / "planetoid" / citations.title
     for part, checksum in citations.checksums.items():
         path = folder / citations.file(part)
-        if not path.is_file():
-            download(path, [PUBLISHER + path.name], checksum)
+        download(path, [PUBLISHER + path.name], checksum)
     return folder
 
 

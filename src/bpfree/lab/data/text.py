@@ -195,9 +195,11 @@ def _files(folder: Path, settings: TextSettings) -> list[Path]:
 
 
 def _find(folder: Path, part: str) -> Path:
-    for path in (folder / f"{part}.txt.gz", folder / f"{part}.txt"):
-        if path.is_file():
-            return path
+    found = [path for path in (folder / f"{part}.txt.gz", folder / f"{part}.txt") if path.is_file()]
+    if len(found) == 2:
+        raise DataError(f"{folder} holds {part}.txt and {part}.txt.gz: which of them is meant? Remove the other.")
+    if found:
+        return found[0]
     raise DataError(
         f"{part}.txt (or {part}.txt.gz) is missing in {folder}. Text is read from the files train, valid and test, "
         "one sentence or paragraph a line."

@@ -77,11 +77,9 @@ class ModelSettings:
         parser, parsed = self._parse(self.init_args | from_data)
         try:
             return parser.instantiate(parsed).model
-        except ValueError as error:
+        except (ValueError, TypeError, ArithmeticError) as error:
             # What a model says of its arguments comes wrapped in what jsonargparse has tried besides.
-            if isinstance(error.__cause__, SettingsError):
-                raise SettingsError(f"--model {self.class_path}: {error.__cause__}") from error
-            raise
+            raise SettingsError(f"--model {self.class_path}: {error.__cause__ or error}") from error
 
     def _parse(self, init_args: dict[str, Any], skip: frozenset[str] = frozenset()) -> tuple[ArgumentParser, Namespace]:
         parser = ArgumentParser(exit_on_error=False)

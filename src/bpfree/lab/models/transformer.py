@@ -27,7 +27,8 @@ class CausalTransformer(nn.Module):
     (``error_at="below_head"``), where it is as wide as a block; the last block's tap then stands where the error is
     taken, and gets its exact gradient.
 
-    Sources: Vaswani et al. 2017 (post-norm, sinusoidal positions); Xiong et al. 2020 (pre-norm).
+    Sources: Vaswani et al. 2017 (post-norm, sinusoidal positions); Xiong et al. 2020 (pre-norm). Other than in
+    Vaswani et al. embeddings are not multiplied by sqrt(width): sinusoidal positions are large beside them at first.
 
     Args:
         shape: ``(context,)``, the largest number of tokens in a sequence.

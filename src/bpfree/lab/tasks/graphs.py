@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from bpfree.lab.data.graphs import Graph
 from bpfree.lab.errors import RunError, SettingsError
+from bpfree.lab.measure import clock
 from bpfree.lab.models.graphs.layers import SplineConv
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks import PUBLISHED_ALIGNMENT
@@ -54,7 +54,7 @@ class NodeClassification(WholeGraph):
                 "of it does not show; leave the option out, or take another network."
             )
         self._last = torch.empty(0)
-        self._found: list[Tensor] = []  # of each step, which part of the known nodes
+        self._found: list[Tensor] = []  # of each step, how many of the known nodes, and of how many
         # In a buffer, which checkpoints hold: how many validation and test nodes were right, and the step.
         self.register_buffer("best", torch.tensor([-1, 0, 0]))
 
@@ -91,21 +91,22 @@ class NodeClassification(WholeGraph):
 
     def learned(self, known: Tensor, output: Tensor) -> None:
         """Count how many of the known nodes were right."""
-        self._found.append((output.argmax(1) == known).sum() / (known != IGNORED).sum())
+        self._found.append(torch.stack([(output.argmax(1) == known).sum(), (known != IGNORED).sum()]))
 
     def evaluate(self, x: tuple[Tensor, Tensor]) -> None:
         """Measure all nodes, and remember the best step."""
-        began = time.perf_counter()
+        began = clock(self.device)
         self._last = self.evaluated(x)
         right = self._last.argmax(1) == self._y
         validation = int(right[self._validation].sum())
         if validation > int(self.best[0]):
             self.best[:] = torch.tensor([validation, int(right[self._test].sum()), self.trainer.global_step])
-        self.aside += time.perf_counter() - began
+        self.aside += clock(self.device) - began
 
     def measured(self) -> dict[str, float]:
         """What was measured in training since the last call, and what the model is worth now."""
-        found = {"train_loss": self.train_loss(), "train_accuracy": 100 * float(torch.stack(self._found).mean())}
+        hits, known = torch.stack(self._found).sum(0).tolist()
+        found = {"train_loss": self.train_loss(), "train_accuracy": 100 * hits / known}
         self._found.clear()
         right = self._last.argmax(1) == self._y
         for name, part in (("validation", self._validation), ("eval", self._test)):

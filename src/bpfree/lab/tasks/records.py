@@ -9,13 +9,13 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import bpfree
 from bpfree.errors import TapSelectionError
 from bpfree.lab.errors import RunError
+from bpfree.lab.measure import clock
 from bpfree.lab.settings import Times
 from bpfree.lab.tasks.learner import Learner
 
@@ -37,17 +37,11 @@ class TrainingSeconds(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: Learner, *_: Any) -> None:
         """Start the clock, the device being idle."""
         pl_module.aside = 0.0
-        self._start = _now(pl_module)
+        self._start = clock(pl_module.device)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Learner, *_: Any) -> None:
         """Stop the clock when the device has finished."""
-        self.total += _now(pl_module) - self._start - pl_module.aside
-
-
-def _now(module: LightningModule) -> float:
-    if module.device.type == "cuda":
-        torch.cuda.synchronize(module.device)
-    return time.perf_counter()
+        self.total += clock(pl_module.device) - self._start - pl_module.aside
 
 
 class EpochRecords(Callback):
