@@ -176,6 +176,20 @@ def test_a_key_knows_the_code_of_what_carries_signals_and_of_ancestors(tmp_path:
         ("metric: train_accuracy", "metric: 3", "metric must be a name"),
         ("seeds: 2", "seeds: 2.5", "seeds must be a number from 1 on"),
         ("seeds: 2", "seeds: two", "seeds must be a number from 1 on"),
+        ("seeds: 2", "seeds: true", "scales: full: seeds must be a number from 1 on, not True"),
+        ("tolerance: 100", "tolerance: -2", "columns: accuracy: tolerance must be a number from 0 on, not -2"),
+        ("tolerance: 100", "tolerance: .nan", "columns: accuracy: tolerance must be a number from 0 on, not nan"),
+        ("tolerance: 100", "tolerance: 1, above: 'no'", "columns: accuracy: above must be true or false, not 'no'"),
+        ("accuracy: 90", "accuracy: .nan", r"expected: BP: accuracy must be a mean, or \[mean, standard deviation\]"),
+        ("[50, 1.5]", "[50, .inf]", "expected: DFA: accuracy must be a mean"),
+        ("[50, 1.5]", "[50, -1.5]", "expected: DFA: accuracy must be a mean"),
+        ("  sum: {rule", "  DFA: {rule", "tiny: rows: DFA is given twice"),
+        ("  epochs: 3", "  epochs: 3\n  epochs: 4", "tiny: base: epochs is given twice"),
+        ("cosine 1: 2}", "cosine 1: 2, cosine 1: 3}", "tiny: expected: DFA: cosine 1 is given twice"),
+        ("  DFA: {}", "  1: {}\n  '1': {}", "tiny: rows: 1 is given twice"),
+        ("  DFA: {}", "  no: {}", "tiny: rows: no means true or false in YAML; write it in quotes"),
+        ("  training: {", "  Yes: {", "tiny: columns: Yes means true or false"),
+        ("  DFA: {}", "  ~: {}", "tiny: rows: ~ means nothing in YAML"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -225,12 +239,30 @@ def test_rows_that_are_numbers_can_be_drawn(tmp_path: Path) -> None:
         ("x: size, ", "", "charts: Curve: x is missing"),
         ('  "2.5":', "  two:", "rows are places on its axis, and row 'two' is not a number above 0"),
         ('  "2.5":', '  "0":', "row '0' is not a number above 0"),
+        ("log: true", "log: 'no'", "charts: Curve: log must be true or false, not 'no'"),
+        ("[cosine 1], x", "cosine 1, x", "charts: Curve: columns must be a list of 6 at most"),
+        ("[cosine 1], x", "[a, b, c, d, e, f, g], x", "charts: Curve: columns must be a list of 6 at most"),
+        ('  "2.5":', '  "inf":', "row 'inf' is not a number above 0"),
     ],
 )
 def test_mistakes_in_a_chart_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in NUMBERED
     with pytest.raises(SettingsError, match=message):
         planned(tmp_path, NUMBERED.replace(old, new))
+
+
+@pytest.mark.parametrize("row", ["two", "nan", "-inf"])
+def test_a_chart_without_logarithm_has_numbers_for_rows_too(tmp_path: Path, row: str) -> None:
+    text = NUMBERED.replace(", log: true", "")
+    read(tiny_table.write(tmp_path, text.replace('  "2.5":', '  "-2.5":')))
+    with pytest.raises(SettingsError, match=f"charts: Curve: rows are places .* row '{row}' is not a number"):
+        read(tiny_table.write(tmp_path, text.replace('  "2.5":', f'  "{row}":')))
+
+
+def test_a_part_may_be_merged_into_several(tmp_path: Path) -> None:
+    text = tiny_table.RECIPE.replace("  DFA: {}", "  DFA: &a {lr: 0.5}")
+    text = text.replace("BP: {rule: BP,", "BP: {<<: *a, rule: BP,")
+    assert read(tiny_table.write(tmp_path, text)).rows["BP"] == {"lr": 0.5, "rule": "BP", "optimizer": "Adam"}
 
 
 def test_an_alignment_that_is_never_measured_is_told_before_any_run(tmp_path: Path) -> None:

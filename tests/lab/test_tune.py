@@ -247,6 +247,12 @@ def test_options_that_a_search_has_no_use_for(capsys: pytest.CaptureFixture[str]
         ("search: {lr: {low: 2, high: 1}}", "in this order"),
         ("search: {lr: {low: 0, high: 1, log: true}}", "above 0 with log"),
         ("search: {lr: {low: x, high: 1}}", "must be numbers"),
+        ("search: {lr: {low: 0.1, high: .inf}}", "search: lr: low and high must be numbers"),
+        ("search: {lr: {low: false, high: true}}", "search: lr: low and high must be numbers"),
+        ("search: {lr: {low: 1, high: 2, log: 'no'}}", "search: lr: log must be true or false, not 'no'"),
+        ("search: {lr: {low: 0.1, high: 1, step: 0}}", "search: lr: step must be a number above 0"),
+        ("search: {epochs: {low: 1, high: 9, step: 0.5}}", "search: epochs: step must be .*, not 0.5"),
+        ("search: {lr: {low: 0.1, high: 1, step: 0.1, log: true}}", "search: lr: step has no meaning with log: true"),
         ("search: {lr: {low: 1, high: 2}}", "a grid needs a list"),
     ],
 )

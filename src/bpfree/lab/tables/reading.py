@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 from jsonargparse import get_loader
 
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.report.style import LIGHT
+from bpfree.lab.report.text import is_number
+from bpfree.lab.tables import keys
 from bpfree.lab.tables.inherit import CLASSES
 from bpfree.lab.tables.recipe import SETTINGS, Chart, Column, Expected, Recipe, Scale, known
 
@@ -27,12 +31,15 @@ def content_of(path: Path) -> Any:
     """What a recipe's file says; names of rows and the like are text, be they written as numbers.
 
     Raises:
-        SettingsError: It cannot be read as YAML.
+        SettingsError: It cannot be read as YAML, or has a key twice, or one that is no name.
     """
     try:
-        return _named(get_loader("yaml")(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        content = _named(get_loader("yaml")(text))
     except Exception as error:  # the loader's errors have no public base
         raise SettingsError(f"{path} cannot be read as YAML ({error}).") from error
+    keys.check(text, path.stem)
+    return content
 
 
 def _named(value: Any) -> Any:
@@ -100,9 +107,16 @@ class _Reader:
         metric, tolerance = own.get("metric"), own.get("tolerance")
         if not isinstance(metric, str | Mapping | None):
             raise SettingsError(f"{self.name}: columns: {name}: metric must be a name or {{alignment: TAP}}.")
-        if not isinstance(tolerance, int | float | None) or isinstance(tolerance, bool):
-            raise SettingsError(f"{self.name}: columns: {name}: tolerance must be a number, not {tolerance!r}.")
+        if tolerance is not None and not (is_number(tolerance) and tolerance >= 0):
+            raise SettingsError(
+                f"{self.name}: columns: {name}: tolerance must be a number from 0 on, not {tolerance!r}."
+            )
+        self.flag(own, "above", f"columns: {name}")
         return Column(name, **own, settings=given)
+
+    def flag(self, given: Mapping[str, Any], key: str, where: str) -> None:
+        if not isinstance(given.get(key, False), bool):
+            raise SettingsError(f"{self.name}: {where}: {key} must be true or false, not {given[key]!r}.")
 
     def cells(self, value: Any, rows: Any, columns: Any) -> dict[str, dict[str, Any] | None]:
         valid = [f"{row}/{column}" for row in rows for column in columns]
@@ -121,10 +135,9 @@ class _Reader:
 
     def number(self, value: Any, where: str) -> Expected:
         values = value if isinstance(value, list) else [value]
-        numbers = [item for item in values if isinstance(item, int | float) and not isinstance(item, bool)]
-        if len(numbers) != len(values) or not 1 <= len(values) <= 2:
+        if not all(map(is_number, values)) or not 1 <= len(values) <= 2 or min(values[1:], default=0) < 0:
             raise SettingsError(f"{self.name}: {where} must be a mean, or [mean, standard deviation], not {value!r}.")
-        return Expected(*numbers)
+        return Expected(*values)
 
     def charts(self, value: Any, rows: Any, columns: Any) -> dict[str, Chart]:
         charts = {}
@@ -133,20 +146,26 @@ class _Reader:
             missing = [needed for needed in ("columns", "x", "y") if not given.get(needed)]
             if missing:
                 raise SettingsError(f"{self.name}: charts: {name}: {missing[0]} is missing.")
+            self.flag(given, "log", f"charts: {name}")
+            if not isinstance(given["columns"], list) or len(given["columns"]) > len(LIGHT):
+                raise SettingsError(
+                    f"{self.name}: charts: {name}: columns must be a list of {len(LIGHT)} at most, which can be told "
+                    "apart; draw more of them in another chart."
+                )
             for column in given["columns"]:
                 known(column, columns, f"charts: {name}: column {column!r}", self.name)
             for row in rows:
-                self.place(row, f"charts: {name}", log=bool(given.get("log")))
+                self.place(row, f"charts: {name}", log=given.get("log", False))
             charts[name] = Chart(**given)
         return charts
 
     def place(self, row: str, where: str, *, log: bool) -> None:
         """Find out whether a row's name is a number that an axis can show."""
         try:
-            shown = not log or float(row) > 0
+            number = float(row)
         except ValueError:
-            shown = False
-        if not shown:
+            number = math.nan
+        if not math.isfinite(number) or (log and number <= 0):
             kind = "a number above 0" if log else "a number"
             raise SettingsError(f"{self.name}: {where}: rows are places on its axis, and row {row!r} is not {kind}.")
 
@@ -157,7 +176,7 @@ class _Reader:
     def scale(self, name: str, value: Any) -> Scale:
         own = self.set(value, f"scales: {name}", "seeds", "cut")
         seeds, cut = own.pop("seeds", 1), own.pop("cut", "")
-        if not isinstance(seeds, int) or seeds < 1:
+        if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
             raise SettingsError(f"{self.name}: scales: {name}: seeds must be a number from 1 on, not {seeds!r}.")
         if name != "full" and not cut:
             raise SettingsError(f"{self.name}: scales: {name}: say under cut what was cut from the full scale.")

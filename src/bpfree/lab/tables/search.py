@@ -9,6 +9,7 @@ from typing import Any
 from optuna.trial import Trial
 
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.report.text import is_number
 from bpfree.lab.tables.inherit import CLASSES, merged
 from bpfree.lab.tables.recipe import SETTINGS, Recipe, known
 
@@ -34,18 +35,28 @@ def check(recipe: Recipe) -> None:
         if isinstance(among, Mapping):
             for key in among:
                 known(key, _RANGE, f"{where}: key {key!r}", recipe.name)
-            if not {"low", "high"} <= set(among):
-                raise SettingsError(f"{recipe.name}: {where}: a range needs low and high.")
-            low, high = (among[end] for end in ("low", "high"))
-            numbers = all(isinstance(end, int | float) for end in (low, high))
-            if not numbers or low > high or (among.get("log") and low <= 0):
-                raise SettingsError(
-                    f"{recipe.name}: {where}: low and high must be numbers in this order, above 0 with log: true."
-                )
+            _check_range(among, f"{recipe.name}: {where}")
         elif not isinstance(among, list) or not among:
             raise SettingsError(
                 f"{recipe.name}: {where} must be a list of values, or {{low: .., high: .., log: true}}."
             )
+
+
+def _check_range(among: Mapping[str, Any], where: str) -> None:
+    if not {"low", "high"} <= set(among):
+        raise SettingsError(f"{where}: a range needs low and high.")
+    low, high, log = among["low"], among["high"], among.get("log", False)
+    if not isinstance(log, bool):
+        raise SettingsError(f"{where}: log must be true or false, not {log!r}.")
+    if not (is_number(low) and is_number(high)) or low > high or (log and low <= 0):
+        raise SettingsError(f"{where}: low and high must be numbers in this order, above 0 with log: true.")
+    if "step" not in among:
+        return
+    step, whole = among["step"], isinstance(low, int) and isinstance(high, int)
+    if log:
+        raise SettingsError(f"{where}: step has no meaning with log: true; leave one of them out.")
+    if not is_number(step) or step <= 0 or (whole and not isinstance(step, int)):
+        raise SettingsError(f"{where}: step must be a number above 0, a whole one between whole ones, not {step!r}.")
 
 
 def settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
