@@ -73,6 +73,8 @@ def entries(recipe: Recipe, shift: float = 0.0) -> list[dict[str, Any]]:
                     "std": 0.001,
                     "seeds": 2,
                     "failed": 0,
+                    "tolerance": column.tolerance,
+                    "above": column.above,
                     "within": None,
                     "digits": 2,
                 }
@@ -158,6 +160,15 @@ def test_a_cell_of_other_seeds_than_its_row_says_so() -> None:
     assert "49.00 ± 1.00 (3)" in text
     assert "7.00 ± 2.00<" in text
     assert "<td>5</td>" in text
+
+
+def test_a_columns_tolerance_stands_below_its_name() -> None:
+    recipe = read(find("launay2020-table3"))
+    text = page.html(recipe, "", entries(recipe), [], [])
+    assert text.count("<small>−1.5/+∞</small>") == 3  # of six columns three have published numbers
+    assert '<th scope="col">Cora<br><small>−1.5/+∞</small></th>' in text
+    text = page.html(read(find("launay2019-table2")), "", entries(read(find("launay2019-table2"))), [], [])
+    assert '<th scope="col">alignment 1<br><small>± 0.1</small></th>' in text
 
 
 def test_seeds_that_failed_are_told() -> None:

@@ -85,6 +85,8 @@ def test_a_table_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"settings", "environment", "duration", "finished"} <= set(record)
     page = Path("results/RESULTS.md").read_text()
     assert "`bpfree table tiny.yaml`" in page
+    assert "|  | accuracy<br>± 100 | training | cosine 1<br>± 0 | cosine 2 | seeds |" in page
+    assert "accuracy (± 100)" in text.getvalue()
     for shown in (text.getvalue(), page):
         assert "50.00 ± 1.50" in shown
         assert "The pictures are <made up>." in shown

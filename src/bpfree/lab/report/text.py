@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 DASH = "–"
@@ -33,6 +33,20 @@ def mean_std(mean: object, std: object, digits: int = 2) -> str:
 def others(entry: Mapping[str, object], seeds: int) -> str:
     """` (2)`, to stand in a table's cell that is the mean of other than its row's ``seeds``; else nothing."""
     return f" ({entry['seeds']})" if entry["seeds"] not in (0, seeds) else ""
+
+
+def tolerances(entries: Iterable[Mapping[str, object]]) -> dict[str, str]:
+    """How far from the paper's numbers a table's columns may be, of those that have both; by the column's name.
+
+    `± 1.5`, or `−1.5/+∞` where the measured number may be above the paper's by any amount.
+    """
+    found = {}
+    for entry in entries:
+        if entry["paper"] is not None and entry["tolerance"] is not None:
+            # Files of before it was told have no "above".
+            form = f"{MINUS}{{:g}}/+∞" if entry.get("above") else "± {:g}"
+            found[str(entry["column"])] = form.format(entry["tolerance"])
+    return found
 
 
 def failures(entry: Mapping[str, object]) -> str:

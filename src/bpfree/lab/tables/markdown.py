@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from bpfree.lab.files import write_text
-from bpfree.lab.report.text import DASH, count, failures, mean_std, others
+from bpfree.lab.report.text import DASH, count, failures, mean_std, others, tolerances
 from bpfree.lab.tables import show
 from bpfree.lab.tables.result import COST_FORMAT, FORMAT, cautions, of_format, seeds_of_rows
 
 _HEAD = """# Results
 
 Made by `bpfree table`; the numbers of every run are in the JSON files beside this page. A cell is what was measured,
-mean ± standard deviation over seeds, above what the paper gives; ✓ is within the recipe's tolerance, ✗ is not. A number
-of seeds in brackets is that of a cell that has other than its row.
+mean ± standard deviation over seeds, above what the paper gives; ✓ is within the tolerance, which stands below the
+column's name (+∞: above by any amount), ✗ is not. A number of seeds in brackets is that of a cell that has other than
+its row.
 """
 _MARKS = {True: " ✓", False: " ✗", None: ""}
 
@@ -73,11 +74,18 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     columns = list(dict.fromkeys(entry["column"] for entry in entries))
     cells = {(entry["row"], entry["column"]): entry for entry in entries}
     seeds = seeds_of_rows(entries)
-    lines = [["", *columns, "seeds"], ["---", *["---:"] * (len(columns) + 1)]]
+    allowed = tolerances(entries)
+    headings = [_plain(column) + (f"<br>{allowed[column]}" if column in allowed else "") for column in columns]
+    lines = [["", *headings, "seeds"], ["---", *["---:"] * (len(columns) + 1)]]
     for row in seeds:
         found = [cells.get((row, column)) for column in columns]
-        lines.append([row.replace("|", "\\|"), *(_cell(entry, seeds[row]) for entry in found), str(seeds[row])])
+        lines.append([_plain(row), *(_cell(entry, seeds[row]) for entry in found), str(seeds[row])])
     return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _plain(name: str) -> str:
+    """A name in a cell of a table, which would end at its strokes."""
+    return name.replace("|", "\\|")
 
 
 def _cell(entry: Mapping[str, Any] | None, seeds: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bpfree.lab.report.text import DASH, count, failures, mean_std, number
+from bpfree.lab.report.text import DASH, count, failures, mean_std, number, tolerances
 from bpfree.lab.tables.recipe import Recipe, Scale
 
 MARKS = {True: "yes", False: "no", None: DASH}
@@ -19,8 +19,10 @@ def table(recipe: Recipe, scale: Scale, entries: Sequence[Mapping[str, Any]]) ->
     notes += [f"Deviation: {deviation}" for deviation in recipe.deviations]
     result = Table(title=recipe.title, caption="\n".join(notes), caption_justify="left")
     _columns(result, ("row", "column"), ("paper", "measured", "seeds", "within\ntolerance"))
+    allowed = tolerances(entries)
     for entry in entries:
-        result.add_row(*_row(entry))
+        tolerance = allowed.get(entry["column"])
+        result.add_row(*_row(entry, f" ({tolerance})" if tolerance else ""))
     return result
 
 
@@ -32,15 +34,14 @@ def _columns(result: Table, names: Sequence[str], numbers: Sequence[str]) -> Non
         result.add_column(heading, justify="right", no_wrap=True)
 
 
-def _row(entry: Mapping[str, Any]) -> list[str]:
+def _row(entry: Mapping[str, Any], tolerance: str) -> list[str]:
     return [
         entry["row"],
-        entry["column"],
+        entry["column"] + tolerance,
         mean_std(entry["paper"], entry["paper_std"], entry["digits"]),
         f"{mean_std(entry['mean'], entry['std'], entry['digits'])}\n{failures(entry).strip()}".rstrip(),
         str(entry["seeds"]),
-        MARKS[entry["within"]]
-        + (f" (± {number(entry['tolerance'], entry['digits'])})" if entry["within"] is not None else ""),
+        MARKS[entry["within"]],
     ]
 
 
