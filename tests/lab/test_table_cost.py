@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
+import tiny_graph
 import tiny_table
+import torch
 
 from bpfree.lab import data
-from bpfree.lab.errors import SettingsError
-from bpfree.lab.tables import cost
+from bpfree.lab.errors import SettingsError, WriteError
+from bpfree.lab.tables import cost, flops
 from bpfree.lab.tables.options import TableOptions
 from bpfree.lab.tables.table import table
 
@@ -42,6 +45,55 @@ def test_operations_are_those_of_the_matrix_products() -> None:
     assert found["DFA"]["step_flops"] == 2 * FORWARD + 2 * 32 * 4 * 16
     evaluations = 3 * 60 * FORWARD / 32
     assert {row["evaluation_flops"] for row in found.values()} == {evaluations}
+
+
+GRAPH = """
+title: A graph
+base: {data: cora, model: GCN, rule: BP, steps: 4, evaluations: 1, alignment: never}
+rows: {BP: {}}
+columns: {accuracy: {}}
+"""
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> dict[str, Any]:
+    tiny_table.write(tmp_path, GRAPH, "graph")
+    return tiny_graph.write(tmp_path / "files")
+
+
+def test_a_product_with_a_sparse_matrix_has_the_operations_of_what_is_stored(graph: dict[str, Any]) -> None:
+    row = rows(name="graph.yaml", data_dir="files")["BP"]
+    # A GCN from bags of words to 16 numbers and to 3 classes; each node is its own neighbour too.
+    n, words = len(graph["x"]), int((graph["x"] != 0).sum())
+    edges = len(graph["pairs"]) + n
+    forward = 2 * (words * 16 + edges * 16 + n * 16 * 3 + edges * 3)
+    # Backpropagation: as many for the weights and the aggregation, and the gradient of the hidden layer.
+    assert row["step_flops"] == 2 * forward + 2 * n * 16 * 3
+    assert row["evaluation_flops"] == 4 * forward  # a graph is evaluated in every step
+
+
+def test_what_an_evaluation_in_every_step_starts_is_in_the_hours_on_a_gpu(graph: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(cost, "GPU_FLOPS", 1e30)
+    monkeypatch.setattr(cost, "GPU_LAUNCH", 1.0)
+    row = rows(name="graph.yaml", data_dir="files")["BP"]
+    of_steps = row["steps"] * row["step_operations"]
+    # Of each of four evaluations at least the four products; and no more than of a step.
+    assert of_steps + 4 * 4 <= row["gpu_hours"] * 3600 <= 2 * of_steps
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_coo])
+def test_sparse_products_of_every_kind_are_counted(layout: torch.layout) -> None:
+    # Three numbers are stored; what they are multiplied by has 4 columns or rows.
+    matrix = torch.eye(3).to_sparse(layout=layout)
+    calls = [lambda: matrix @ torch.ones(3, 4), lambda: torch.addmm(torch.ones(3, 4), matrix, torch.ones(3, 4))]
+    for call in calls:
+        with flops.counter() as counted:
+            call()
+        assert counted.get_total_flops() == 2 * 3 * 4
+    with flops.counter() as counted:
+        torch.sparse.sampled_addmm(torch.eye(3).to_sparse_csr(), torch.ones(3, 4), torch.ones(4, 3))
+        torch.ones(2, 3) @ torch.ones(3, 4)
+    assert counted.get_total_flops() == 2 * 3 * 4 + 2 * 2 * 3 * 4
 
 
 def test_runs_and_steps_are_those_of_the_scale() -> None:
@@ -98,6 +150,29 @@ def test_costs_of_several_scales_are_kept_and_stand_on_the_page() -> None:
     assert "| tiny | reduced (1 of 3 epochs) | 3 |" in page
     assert "10 TFLOP/s" in page
     assert not Path("results/tiny.json").exists(), "nothing was run"
+
+
+@pytest.mark.parametrize("part", [{"cell": ["BP"]}, {"cell": ["BP/accuracy"]}, {"seeds": 5}])
+def test_what_a_part_of_a_table_takes_is_written_nowhere(part: dict[str, object]) -> None:
+    rows(**part)
+    assert not Path("results").exists()
+    rows()
+    kept = Path("results/tiny-cost.json").read_text()
+    rows(**part)
+    assert Path("results/tiny-cost.json").read_text() == kept
+    rows(seeds=2)  # as many as the scale has
+    assert Path("results/tiny-cost.json").read_text() != kept
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"format": "mine"}', '{"scales": {}}'])
+def test_a_damaged_file_of_costs_is_left_as_it_is(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("results").mkdir()
+    path = Path("results/tiny-cost.json")
+    path.write_text(content)
+    monkeypatch.setattr(cost, "row_cost", lambda *_: pytest.fail("it was measured"))
+    with pytest.raises(WriteError, match=r"tiny-cost\.json is damaged, or no cost of bpfree's, and that of tiny"):
+        rows()
+    assert path.read_text() == content
 
 
 def test_a_table_that_trains_nothing_needs_no_gpu(tmp_path: Path) -> None:

@@ -14,18 +14,18 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from bpfree.lab import environment
 from bpfree.lab.data.samples import Data
-from bpfree.lab.errors import SettingsError
-from bpfree.lab.files import read_json, write_json
+from bpfree.lab.errors import SettingsError, WriteError
+from bpfree.lab.files import write_json
 from bpfree.lab.length import Length
 from bpfree.lab.measure import peak_bytes, seconds, stored_bytes
 from bpfree.lab.runs import device, learner, training_step
 from bpfree.lab.settings import RunSettings
+from bpfree.lab.tables import flops
 from bpfree.lab.tables.recipe import Recipe, Scale
-from bpfree.lab.tables.result import COST_FORMAT
+from bpfree.lab.tables.result import COST_FORMAT, of_format
 from bpfree.lab.tables.work import Training, Work
 from bpfree.lab.tasks import TASKS
 from bpfree.lab.tasks.feed import Feed
@@ -139,12 +139,14 @@ def row_cost(runs: Sequence[Training], splits: Data) -> RowCost:
     if isinstance(feed.train, One):  # a graph, which is evaluated as a whole
         evaluation = _evaluation(task, feed.aligned()[0], 1)
         evaluated = steps if feed.train.source.every_step else parts
+        started = evaluation["operations"]
     else:
         evaluation = _evaluation(task, feed.first(largest)[0], largest)
         evaluated = len(splits.evaluation) * parts
+        started = 0  # hundreds of samples are evaluated at once: what they start is little beside the steps
     here = steps * step["seconds"] + evaluated * evaluation["seconds"]
     assumed = steps * max(step["flops"] / GPU_FLOPS, step["operations"] * GPU_LAUNCH)
-    assumed += evaluated * evaluation["flops"] / GPU_FLOPS
+    assumed += evaluated * max(evaluation["flops"] / GPU_FLOPS, started * GPU_LAUNCH)
     kept = stored_bytes(task) + sum(map(_bytes, optimizer.state.values()))
     return RowCost(
         label=runs[0].label,
@@ -195,12 +197,12 @@ def _measured(task: Learner, step: Callable[[], None], every: int) -> dict[str, 
     task.train()
     for _ in range(every):
         step()  # what is allocated or chosen once
-    with FlopCounterMode(display=False) as flops, _Operations() as operations:
+    with flops.counter() as counted, _Operations() as operations:
         for _ in range(every):
             step()
     times = [_taken(lambda: [step() for _ in range(every)]) for _ in range(_REPEATS)]
     return {
-        "flops": flops.get_total_flops() / every,
+        "flops": counted.get_total_flops() / every,
         "operations": operations.count / every,
         "seconds": statistics.median(times) / every,
         "bytes": max(peak_bytes(step, device()) for _ in range(every)),
@@ -208,14 +210,14 @@ def _measured(task: Learner, step: Callable[[], None], every: int) -> dict[str, 
 
 
 def _evaluation(task: Learner, inputs: Any, samples: int) -> dict[str, float]:
-    """What the evaluation of one sample takes, measured on ``inputs``, which are so many."""
+    """What the evaluation of one sample takes, measured on ``inputs``, which are so many; operations are of all."""
     x = move_data_to_device(inputs, device())
     task.eval()
     with torch.no_grad():
-        with FlopCounterMode(display=False) as flops:
+        with flops.counter() as counted, _Operations() as operations:
             task(x)
         taken = statistics.median(_taken(lambda: task(x)) for _ in range(_REPEATS))
-    return {"flops": flops.get_total_flops() / samples, "seconds": taken / samples}
+    return {"flops": counted.get_total_flops() / samples, "seconds": taken / samples, "operations": operations.count}
 
 
 def _taken(call: Callable[[], object]) -> float:
@@ -239,11 +241,37 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def known(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """The costs of a table's scales that ``NAME-cost.json`` holds, by the scale's name; none if there is no such file.
+
+    Raises:
+        WriteError: The file is damaged, or somebody else's.
+    """
+    path = place(recipe, folder)
+    if not path.is_file():
+        return {}
+    content = of_format(path, COST_FORMAT)
+    if content is None:
+        raise WriteError(
+            f"{path} is damaged, or no cost of bpfree's, and that of {recipe.path} has its name. Move it, or name "
+            "another --out."
+        )
+    return content["scales"]
+
+
 def write(recipe: Recipe, found: dict[str, Any], folder: Path) -> Path:
-    """Write a scale's cost to ``NAME-cost.json``, beside those of other scales."""
-    path = folder / f"{recipe.name}-cost.json"
-    known = read_json(path)["scales"] if path.is_file() else {}
+    """Write a scale's cost to ``NAME-cost.json``, beside those of other scales.
+
+    Raises:
+        WriteError: The file is damaged, or somebody else's.
+    """
+    scales = known(recipe, folder) | {found["scale"]: found}
     return write_json(
-        path,
-        {"format": COST_FORMAT, "name": recipe.name, "title": recipe.title, "scales": known | {found["scale"]: found}},
+        place(recipe, folder),
+        {"format": COST_FORMAT, "name": recipe.name, "title": recipe.title, "scales": scales},
     )
+
+
+def place(recipe: Recipe, folder: Path) -> Path:
+    """Where a recipe's cost lies."""
+    return folder / f"{recipe.name}-cost.json"

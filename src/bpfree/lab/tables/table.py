@@ -28,7 +28,7 @@ def table(options: TableOptions, console: Console | None = None) -> dict[str, An
         console: Where progress and the table are shown; None shows nothing.
 
     Returns:
-        What is in ``NAME.json``; for ``--cost``, the scale's entry in ``NAME-cost.json``; for ``--list``, nothing.
+        What is in ``NAME.json``; for ``--cost``, what the scale, or this part of it, takes; for ``--list``, nothing.
 
     Raises:
         SettingsError: A name or a value in the recipe or the options means nothing.
@@ -85,10 +85,15 @@ def _cost(
     recipe: Recipe, scale: Scale, found: list[Work], options: TableOptions, console: Console | None
 ) -> dict[str, Any]:
     # What it measures with takes seconds to import.
-    from bpfree.lab.tables.cost import cost, write
+    from bpfree.lab.tables.cost import cost, known, write
 
+    folder = Path(options.out)
+    # What a part of the table takes is shown alone: the file has whole tables.
+    whole = not options.cell and options.seeds in (None, scale.seeds)
+    if whole:
+        known(recipe, folder)  # what cannot be written to is told before it is measured for minutes
     taken = cost(recipe, scale, found, options.data_dir)
-    paths = [write(recipe, taken, Path(options.out)), markdown.write(Path(options.out))]
+    paths = [write(recipe, taken, folder), markdown.write(folder)] if whole else []
     if console is not None:
         console.print(show.cost(recipe, taken))
         for path in paths:
