@@ -168,7 +168,7 @@ def test_a_key_knows_the_code_of_what_carries_signals_and_of_ancestors(tmp_path:
         ("{accuracy: 90}", "{acuracy: 90}", "expected: BP: key 'acuracy' is not known.*Did you mean 'accuracy'"),
         ("accuracy: 90", "accuracy: good", r"must be a mean, or \[mean, standard deviation\]"),
         (", cut: 1 of 3 epochs", "", "scales: reduced: say under cut"),
-        ("rows:", "deviations:", "rows is missing"),
+        ("rows:", "cells:", "rows is missing"),
         ("rule: BP", "function: tiny_table.memory", "optimizer has no meaning|batch_size has no meaning|data has no"),
         ("title: Rules", "title: {Rules", "cannot be read as YAML"),
         ("deviations: [The pictures are <made up>.]", "deviations: A sentence.", "must be a list of sentences"),
@@ -366,7 +366,11 @@ def test_the_other_tables_say_what_the_papers_do() -> None:
         assert {(run.batch_size, run.epochs) for run in usual} == {(batch, 100)}
         rules = [run.rule.rule for label, run in found.items() if label.startswith("GrAPE")]
         assert {(rule.step, rule.estimate, rule.perturbations) for rule in rules} == {(1e-3, "cumulative", "normal")}
-    assert {run.batch_size for label, run in runs("grape-table1").items() if label.startswith("PEPITA")} == {64}
+    found = {label: run for label, run in runs("grape-table1").items() if label.startswith("PEPITA")}
+    assert {label[-3:]: run.batch_size for label, run in found.items()} == {"MLP": 64, "CNN": 50}
+    assert {label for label, run in found.items() if run.rule.lr != 1e-2} == {"PEPITA / MNIST MLP"}
+    assert found["PEPITA / MNIST MLP"].rule.lr == 0.1
+    assert {run.rule.rule.output_error for run in found.values()} == {"second"}
     found = runs("launay2019-table4")
     assert {tuple(run.taps) for run in found.values()} == {("pool*",)}
     assert {run.rule.lr for run in runs("launay2019-figure4").values()} == {5e-4}
