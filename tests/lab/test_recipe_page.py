@@ -16,15 +16,18 @@ pytest.importorskip("vl_convert")
 
 import browser
 import tiny
+import vl_convert
 from PIL import Image
 
 from bpfree.lab import data
 from bpfree.lab.report import recipe_charts
+from bpfree.lab.report.charts import finish
+from bpfree.lab.report.picture import vega_lite
 from bpfree.lab.tables import page
 from bpfree.lab.tables.options import ReportOptions, TableOptions
 from bpfree.lab.tables.plan import plan
 from bpfree.lab.tables.reading import read
-from bpfree.lab.tables.recipe import Recipe, find
+from bpfree.lab.tables.recipe import Chart, Recipe, find
 from bpfree.lab.tables.table import table
 
 # Run after the page's own scripts: what is drawn, how high, and whether pictures were read.
@@ -142,6 +145,44 @@ def test_filters_of_a_table_come_from_its_first_seed(tmp_path: Path, monkeypatch
     shown = {record["label"]: record["visualized"]["png"] for record in records if record["seed"] == 0}
     text = page.report(ReportOptions(name="pictured.yaml")).read_text(encoding="utf-8")
     assert re.findall(r'src="data:image/png;base64,([^"]*)"', html.unescape(text)) == [shown["BP"], shown["DFA"]]
+    # Another table that has the same runs calls them by its own rows.
+    Path("other.yaml").write_text(Path("pictured.yaml").read_text().replace("{BP: {rule", '{"up": {rule'))
+    text = page.report(ReportOptions(name="other.yaml")).read_text(encoding="utf-8")
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", text) == ["up", "DFA"]
+
+
+CURVES = """
+title: Two widths
+base: {data: tiny, rule: BP, alignment: never, epochs: 2}
+rows:
+  narrow: {model: {class_path: MLP, init_args: {hidden: [8]}}, validation: 60}
+  wide: {model: {class_path: MLP, init_args: {hidden: [16]}}, validation: 30}
+columns: {accuracy: {}}
+scales: {full: {seeds: 1}, short: {seeds: 1, epochs: 1, cut: 1 of 2 epochs}}
+"""
+
+
+def test_a_page_of_curves_says_what_its_rows_have_in_common_and_how_to_repeat_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny.splits())
+    monkeypatch.chdir(tmp_path)
+    Path("widths.yaml").write_text(CURVES)
+    for row, seeds in (("narrow", 1), ("wide", 2)):
+        table(TableOptions(name="widths.yaml", scale="short", seeds=seeds, cell=[row]))
+    shown = page.report(ReportOptions(name="widths.yaml", scale="short")).read_text(encoding="utf-8")
+    curves = Path("results/widths-curves.html").read_text(encoding="utf-8")
+    # 64 x 8 + 8 + 8 x 4 + 4 and 64 x 16 + 16 + 16 x 4 + 4; 180 and 210 of 240 images are trained on.
+    lead = re.search(r'<p class="lead">(.*?)</p>', curves, re.DOTALL)[1]
+    assert lead == (
+        "Models of 556 to 1,108 parameters, trained on tiny in 2 rows (1 to 2 seeds, 1 epoch each); accuracy is "
+        "measured on validation images after the last epoch. <strong>Cut: 1 of 2 epochs.</strong>"
+    )
+    for text in (shown, curves):
+        command = re.search(r'<code id="command">(.*?)</code>', text, re.DOTALL)[1]
+        assert re.sub("<.*?>", "", command) == "bpfree table widths.yaml --scale short"
+    for absent in ("Recovery", "recovery ratio", "÷ BP", "each rule", "n train", "n eval"):
+        assert absent not in curves.partition("<script")[0]
 
 
 def test_rows_whose_letters_are_the_same_have_pages_of_their_own() -> None:
@@ -213,18 +254,50 @@ def test_columns_of_the_same_runs_have_one_page_of_curves() -> None:
 def test_charts_of_one_quantity_have_one_axis_and_empty_ones_are_left_out() -> None:
     recipe = read(find("grape-figure2"))
     half = [entry for entry in entries(recipe) if not entry["column"].startswith("32")]
-    marks = recipe_charts.legend(recipe)
-    charts = recipe_charts.charts(recipe, half, marks)
+    charts = recipe_charts.charts(recipe, half)
     assert set(charts) == {title for title in recipe.charts if not title.startswith("32")}
     domains = {
         json.dumps(chart.to_dict()["layer"][-1]["encoding"]["y"]["scale"]["domain"]) for chart in charts.values()
     }
     assert len(domains) == 1
-    # Nine columns and six hues: the same place in two charts has the same one, and no chart has one twice.
-    hues = {mark.label: mark.light for mark in marks}
-    colours = [[hues[column] for column in chart.columns] for chart in recipe.charts.values()]
-    assert all(found == colours[0] for found in colours)
-    assert len(set(colours[0])) == 3
+
+
+def test_a_chart_and_its_key_agree_on_every_column() -> None:
+    recipe = read(find("launay2019-figure4"))
+    names = ["bottleneck", "Shallow", "BP", "alignment 1", "train accuracy", "test accuracy"]
+    columns = {name: next(iter(recipe.columns.values())) for name in names}
+    columns = {name: replace(column, name=name) for name, column in columns.items()}
+    charts = {"six": Chart(names, "x", "y"), "two": Chart(names[1::-1], "x", "z")}
+    changed = replace(recipe, columns=columns, charts=charts, expected={})
+    text = page.html(changed, "", entries(changed), [], [])
+    keys = re.findall(r'<p class="key">(.*?)</p>', text, re.DOTALL)
+    specs = json.loads(re.search(r'<script type="application/json" id="specs">(.*?)</script>', text, re.DOTALL)[1])
+    assert len(keys) == len(specs) == 2
+    for key, spec in zip(keys, specs.values(), strict=True):
+        strokes = re.findall(r'stroke="(.*?)".*?stroke-dasharray="(.*?)".*?</svg>\s*(.*?)</span>', key, re.DOTALL)
+        scale = spec["layer"][-1]["encoding"]["color"]["scale"]
+        assert [(hue, name) for hue, _, name in strokes] == list(zip(scale["range"], scale["domain"], strict=True))
+        assert len(set(scale["range"])) == len(scale["domain"])
+        # Solid, as the curves are: dashed ones are the paper's.
+        assert {dash for _, dash, _ in strokes} == {"1 0"}
+        assert "strokeDash" not in spec["layer"][-2]["mark"]
+
+
+def test_a_line_is_broken_where_nothing_was_measured() -> None:
+    recipe = read(find("launay2019-figure4"))
+    shown = entries(recipe, 0.02)
+    # Of 14 sizes these: one alone, four together, one alone.
+    for entry in shown:
+        if entry["row"] not in ("1", "8", "11", "18", "28", "800"):
+            entry |= {"mean": None, "std": None}
+    chart = recipe_charts.charts(recipe, shown)["Accuracy"].properties(width=600)
+    drawn = vl_convert.vegalite_to_svg(finish(chart, recipe_charts.STYLE).to_dict(), vl_version=vega_lite())
+    lines = re.findall(r'<g class="mark-line.*?</g>', drawn, re.DOTALL)
+    paths = [path for line in lines for path in re.findall(r' d="(.*?)"', line)]
+    # The paper's two lines have all 14 points; the measured ones three pieces, of which one has a length.
+    assert sorted((path.count("M"), path.count("L")) for path in paths) == [(1, 13), (1, 13), (3, 3), (3, 3)]
+    points = re.findall(r'aria-roledescription="point"|<g class="mark-symbol.*?</g>', drawn, re.DOTALL)
+    assert sum(point.count("<path") for point in points) == 2 * (14 + 6)
 
 
 def test_a_page_without_figures_carries_no_drawing_library() -> None:

@@ -25,6 +25,7 @@ from bpfree.errors import BpfreeError
 from bpfree.lab.report import ReportError, panels, picture, series, style, tables, write
 from bpfree.lab.report import text as words
 from bpfree.lab.report.filters import filters
+from bpfree.lab.report.picture import WIDTH, legend
 
 LIMIT = 3 * 10**6
 
@@ -140,6 +141,34 @@ def test_curves_are_mean_and_range_over_seeds(small: dict[str, Any]) -> None:
         found = [r["epochs"][row["epoch"] - 1]["eval_accuracy"] for r in small["runs"] if r["label"] == row["rule"]]
         expected = (np.mean(found), min(found), max(found))
         assert np.allclose((row["mean"], row["low"], row["high"]), expected, rtol=1e-3)
+
+
+def test_numbers_have_the_digits_of_their_metric(small: dict[str, Any], tmp_path: Path) -> None:
+    links = copy.deepcopy(small) | {"task": "links"}
+    for row in links["summary"]:
+        row.update(auc_mean=0.9184 if row["label"] == "BP" else 0.9151, auc_std=0.0123)
+    for run in links["runs"]:
+        for epoch in run["epochs"]:
+            epoch["eval_auc"] = 0.9
+    text = " ".join("".join(read(links, tmp_path)[1].text).split())
+    assert "0.918 ± 0.012" in text
+    assert "auc 0.915 against 0.918" in text
+
+
+def test_the_legend_of_a_picture_takes_as_many_lines_as_it_needs() -> None:
+    labels = [f"a row of a table, number {number}" for number in range(39)]
+    found = legend(style.on_paper(style.marks(labels, {}))).to_dict()
+    assert found["width"] == WIDTH
+    lines: dict[int, list[dict[str, Any]]] = {}
+    for row in spec_rows(found):
+        lines.setdefault(row["line"], []).append(row)
+    assert [row["rule"] for line in lines.values() for row in line] == labels
+    for line in lines.values():
+        # A letter of 13 pixels is about half as wide.
+        ends = [row["end"] + 6.5 * len(row["rule"]) for row in line]
+        assert all(end <= row["x"] for end, row in zip(ends, line[1:], strict=False))
+        assert ends[-1] <= WIDTH
+    assert found["height"] >= 16 * len(lines)
 
 
 def test_text_from_outside_is_escaped(small: dict[str, Any], tmp_path: Path) -> None:

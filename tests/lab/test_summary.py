@@ -7,6 +7,7 @@ import math
 import pytest
 
 from bpfree.lab.summary import deviation, mean_cosine, recovery, summarize
+from bpfree.lab.table import table
 from bpfree.lab.tasks import LANGUAGE
 
 
@@ -73,6 +74,38 @@ def test_a_seed_that_diverged_leaves_no_mean_of_the_others(diverged: float | Non
     bp, dfa, shallow = summarize(runs, ["BP", "DFA", "Shallow"], LANGUAGE.metric)
     assert (dfa["perplexity_mean"], dfa["perplexity_std"], dfa["recovery"], dfa["seeds"]) == (None, None, None, 2)
     assert (bp["perplexity_mean"], shallow["perplexity_mean"]) == (97.0, 91.0)
+
+
+def cells(summary: list[dict], task: str) -> list[list[str]]:
+    """The table's cells, row by row."""
+    rest = {"recovery": None, "time_relative_to_bp": None, "seconds_per_epoch": 1.0}
+    rest |= {"peak_memory_bytes": 2**20, "feedback_bytes": 2**20}
+    settings = {"epochs": 3, "measured_on": "test"}
+    data = {"name": "made up", "n_eval": 10}
+    found = table({"task": task, "settings": settings, "data": data, "summary": [rest | entry for entry in summary]})
+    return [[str(column.header), *column.cells] for column in found.columns]
+
+
+def test_numbers_have_the_digits_of_their_metric() -> None:
+    summary = [
+        {"label": "BP", "auc_mean": 0.9184, "auc_std": 0.0123, "alignment": []},
+        {"label": "DFA", "auc_mean": 0.9151, "auc_std": None, "alignment": []},
+    ]
+    assert cells(summary, "links")[1] == ["test auc", "0.918 ± 0.012", "0.915"]
+    of_images = [{**entry, "accuracy_mean": 91.84, "accuracy_std": 1.23} for entry in summary]
+    assert cells(of_images, "classification")[1] == ["test %", "91.84 ± 1.23", "91.84 ± 1.23"]
+
+
+def test_a_cosine_stands_at_its_tap_whichever_others_a_rule_has() -> None:
+    taps = {"DFA": {"a": 0.1, "b": None, "c": 0.3}, "top": {"c": 0.4}, "Shallow": {}, "other": {"d": 0.5}}
+    summary = [
+        {"label": label, "accuracy_mean": 1.0, "accuracy_std": None}
+        | {"alignment": [{"name": name, "cosine_mean": cosine} for name, cosine in found.items()]}
+        for label, found in taps.items()
+    ]
+    assert cells(summary, "classification")[3] == [
+        "cosine at a b c d", "0.10 - 0.30 -", "- - 0.40 -", "-", "- - - 0.50",
+    ]  # fmt: skip
 
 
 def test_limits() -> None:

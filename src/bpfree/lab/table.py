@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from bpfree.lab.length import Length
-from bpfree.lab.tasks import compared
+from bpfree.lab.tasks import Metric, compared
 
 _TAPS = 4  # cosines shown of one rule; of a deeper net the lower and the upper ones
 
@@ -17,7 +17,7 @@ def table(comparison: Mapping[str, Any]) -> Table:
     """The summary of a comparison, one row a rule."""
     settings, data, task = comparison["settings"], comparison["data"], compared(comparison)
     metric, length = task.metric, Length.of(settings)
-    taps = shorten([tap["name"] for tap in _alignment(comparison["summary"])])
+    taps = list(dict.fromkeys(tap["name"] for entry in comparison["summary"] for tap in entry["alignment"]))
     result = Table(
         title=f"{data['name']}, {length.total:,} {length.unit}s: {metric.name} on {data['n_eval']:,} "
         f"{settings['measured_on']} {task.samples}",
@@ -30,7 +30,7 @@ def table(comparison: Mapping[str, Any]) -> Table:
     for heading in (
         f"{settings['measured_on']}{metric.unit or ' ' + metric.name}",
         "recovery",
-        f"cosine at {' '.join(taps)}" if taps else "cosine",
+        f"cosine at {' '.join(shorten(taps))}" if taps else "cosine",
         f"s/{length.part}",
         "time / BP",
         "peak MiB",
@@ -38,18 +38,21 @@ def table(comparison: Mapping[str, Any]) -> Table:
     ):
         result.add_column(heading, justify="right")
     for entry in comparison["summary"]:
-        result.add_row(*_row(entry, metric.name))
+        result.add_row(*_row(entry, metric, taps))
     return result
 
 
-def _row(entry: Mapping[str, Any], metric: str) -> list[str]:
-    mean, deviation = number(entry[f"{metric}_mean"], "{:.2f}"), entry[f"{metric}_std"]
-    spread = "" if deviation is None else f" ± {deviation:.2f}"
+def _row(entry: Mapping[str, Any], metric: Metric, taps: Sequence[str]) -> list[str]:
+    digits = f"{{:.{metric.digits}f}}"
+    mean, deviation = number(entry[f"{metric.name}_mean"], digits), entry[f"{metric.name}_std"]
+    spread = "" if deviation is None else f" ± {digits.format(deviation)}"
+    # By name: a rule may have fewer taps than another.
+    cosines = {tap["name"]: tap["cosine_mean"] for tap in entry["alignment"]}
     return [
         entry["label"],
         f"{mean}{spread}",
         number(entry["recovery"], "{:.2f}"),
-        " ".join(shorten([number(tap["cosine_mean"], "{:.2f}") for tap in entry["alignment"]])) or "-",
+        " ".join(shorten([number(cosines.get(tap), "{:.2f}") for tap in taps])) if cosines else "-",
         f"{entry['seconds_per_epoch']:.2f}",
         number(entry["time_relative_to_bp"], "{:.2f}"),
         f"{entry['peak_memory_bytes'] / 2**20:.1f}",
@@ -67,7 +70,3 @@ def shorten(cells: Sequence[str]) -> list[str]:
     if len(cells) <= _TAPS:
         return list(cells)
     return [*cells[: _TAPS // 2], "..", *cells[-(_TAPS // 2) :]]
-
-
-def _alignment(summary: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    return max((entry["alignment"] for entry in summary), key=len, default=[])

@@ -16,6 +16,7 @@ from bpfree.lab.report.style import Style, marks, on_paper
 COLUMNS = 4
 WIDTH = 840
 HEIGHT = 260
+STROKE = 26
 
 
 def picture(comparison: Mapping[str, Any], path: Path) -> Path:
@@ -74,15 +75,19 @@ def alignment(comparison: Mapping[str, Any], style: Style) -> alt.ConcatChart | 
 
 
 def legend(style: Style) -> alt.LayerChart:
-    """All rules in one line: a stroke as in the charts, and the label."""
+    """All rules, in as many lines as they need: a stroke as in the charts, and the label."""
     rows: list[dict[str, Any]] = []
-    left = 0.0
+    left, line = 0.0, 0
     for mark in style.marks:
-        rows.append({"rule": mark.label, "x": left, "end": left + 26})
-        left += 26 + 22 + 7.2 * len(mark.label)
-    axis = {"axis": None, "scale": alt.Scale(domain=[0, max(left, WIDTH)])}
-    base = alt.Chart().encode(charts.colour(style))
-    stroke = base.mark_rule(strokeWidth=2.5).encode(alt.X("x:Q", **axis), alt.X2("end"), charts.dash(style))
-    name = alt.Chart().mark_text(align="left", dx=6, fontSize=13, color=style.ink)
+        width = STROKE + 22 + 7.2 * len(mark.label)
+        if left and left + width > WIDTH:
+            left, line = 0.0, line + 1
+        rows.append({"rule": mark.label, "x": left, "end": left + STROKE, "line": line})
+        left += width
+    axis = {"axis": None, "scale": alt.Scale(domain=[0, WIDTH])}
+    base = alt.Chart().encode(alt.Y("line:O", axis=None))
+    stroke = base.mark_rule(strokeWidth=2.5).encode(alt.X("x:Q", **axis), alt.X2("end"))
+    stroke = stroke.encode(charts.colour(style), charts.dash(style))
+    name = base.mark_text(align="left", dx=6, fontSize=13, color=style.ink)
     name = name.encode(alt.X("end:Q", **axis), text="rule:N")
-    return alt.layer(stroke, name, data=alt.InlineData(values=rows)).properties(width=max(left, WIDTH), height=16)
+    return alt.layer(stroke, name, data=alt.InlineData(values=rows)).properties(width=WIDTH, height=20 * (line + 1))

@@ -47,6 +47,11 @@ def labels(comparison: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([*named, *comparison["settings"].get("rules", {})]))
 
 
+def noun(comparison: Mapping[str, Any]) -> str:
+    """What labels are names of: rules, or rows or columns of a table."""
+    return str(comparison.get("compared", "rule"))
+
+
 def taps(comparison: Mapping[str, Any]) -> list[str]:
     """Names of all taps in the order in which they first appear."""
     found: dict[str, None] = {}

@@ -31,19 +31,31 @@ def kind(comparison: Comparison, label: str) -> str:
 def abstract(comparison: Comparison) -> str:
     """One sentence: what was compared, on what."""
     settings, data, task = comparison["settings"], comparison["data"], compared(comparison)
-    size = next((run["parameters"] for run in comparison["runs"] if run.get("parameters")), None)
-    model = "One model" if size is None else f"One model of {size:,} parameters"
-    seeds, length = settings.get("seeds") or [], Length.of(settings)
-    times = [text.count(len(seeds), "seed")] if seeds else []
+    length, noun = Length.of(settings), series.noun(comparison)
+    seeds = [row["seeds"] for row in comparison["summary"] if row.get("seeds")]
+    times = [f"{text.span(seeds)} seed{'' if max(seeds) == 1 else 's'}"] if seeds else []
     times += [text.count(length.total, length.unit)] if length.total else []
-    training = f" on {data['n_train']:,} {task.samples}" if data.get("n_train") else ""
+    training = f"{data['n_train']:,} {task.samples} of " if data.get("n_train") else ""
     scored = f"{data['n_eval']:,} " if data.get("n_eval") else ""
-    rules = text.count(len(series.labels(comparison)), "rule")
+    labels = f"{'with' if noun == 'rule' else 'in'} {text.count(len(series.labels(comparison)), noun)}"
     return (
-        f"{model}, trained{training} of {data_name(comparison)} with {rules}"
+        f"{_models(comparison)}, trained on {training}{data_name(comparison)} {labels}"
         f"{' (' + ', '.join(times) + ' each)' if times else ''}; {task.metric.name} is measured on "
         f"{scored}{measured_on(comparison)} {task.samples} after the last {length.unit}."
     )
+
+
+def _models(comparison: Comparison) -> str:
+    """How many models, of what size."""
+    sizes = {run["parameters"] for run in comparison["runs"] if run.get("parameters")}
+    if len(sizes) > 1:
+        return f"Models of {text.span(sizes)} parameters"
+    return f"One model of {text.span(sizes)} parameters" if sizes else "One model"
+
+
+def known(comparison: Comparison, key: str) -> bool:
+    """Whether any row of the summary has this number."""
+    return any(text.is_number(row.get(key)) for row in comparison["summary"])
 
 
 def closest(comparison: Comparison) -> str:
@@ -54,7 +66,9 @@ def closest(comparison: Comparison) -> str:
     if not reference or not others:
         return ""
     best, metric = max(others, key=lambda row: row["recovery"]), compared(comparison).metric
-    found, wanted = (text.number(row[f"{metric.name}_mean"]) + metric.unit for row in (best, reference[0]))
+    found, wanted = (
+        text.number(row[f"{metric.name}_mean"], metric.digits) + metric.unit for row in (best, reference[0])
+    )
     return (
         f"Closest to backpropagation: {best['label']}, {metric.name} {found} against {wanted} "
         f"(recovery ratio {text.number(best['recovery'])})."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
 DASH = "–"
@@ -96,6 +96,11 @@ def nested(value: object) -> str:
 def listing(words: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def span(values: Collection[int]) -> str:
+    """`3`, or `3 to 10` where they are not all the same."""
+    return " to ".join(f"{end:,}" for end in sorted({min(values), max(values)}))
 
 
 def count(n: int, noun: str) -> str:

@@ -14,9 +14,8 @@ from rich.console import Console
 import bpfree.lab.report
 from bpfree.lab.compare import FORMAT
 from bpfree.lab.files import write_text
-from bpfree.lab.report import recipe_charts
+from bpfree.lab.report import recipe_charts, text
 from bpfree.lab.report.page import bundle, embedded, figures, specifications
-from bpfree.lab.report.style import on_screen
 from bpfree.lab.report.template import HERE, rendered
 from bpfree.lab.summary import summarize
 from bpfree.lab.tables import result
@@ -48,15 +47,15 @@ def report(options: ReportOptions, console: Console | None = None) -> Path:
     count = seeds(options, scale, ledger)
     cells = plan(recipe, scale, count, chosen, options.data_dir)
     state = ledger.state(works(cells))
+    entries = result.entries(cells, state, scale)
+    command = recipe.repeated(scale, _repeated_seeds(options, scale, entries), chosen)
     curves, files = [], _file_names(recipe)
     for name, found in groups(recipe, cells).items():
-        comparison = compared(recipe, found, state)
+        comparison = compared(recipe, scale, found, state, command)
         if comparison is not None:
             curves.append((name, bpfree.lab.report.write(comparison, folder / files[name]).name))
-    entries = result.entries(cells, state, scale)
     said = cautions(cells, state, options.data_dir)
-    command = recipe.repeated(scale, _repeated_seeds(options, scale, entries), chosen)
-    shown = html(recipe, scale.cut, entries, curves, said, pictures(state), command)
+    shown = html(recipe, scale.cut, entries, curves, said, pictures(cells, state), command)
     path = write_text(folder / f"{recipe.name}.html", shown)
     if console is not None:
         console.print(f"page: {path}", soft_wrap=True)
@@ -73,11 +72,10 @@ def html(
     command: str | None = None,
 ) -> str:
     """The page as text; ``command`` makes the table again, by default all of it."""
-    found = recipe_charts.legend(recipe)
-    drawn = recipe_charts.charts(recipe, entries, found)
+    drawn = recipe_charts.charts(recipe, entries)
     return rendered(
         HERE / "recipe.html",
-        found,
+        recipe_charts.MARKS,
         recipe=recipe,
         cut=cut,
         cells={(entry["row"], entry["column"]): entry for entry in entries},
@@ -90,18 +88,20 @@ def html(
         figures=figures("chart", drawn),
         with_paper=any(entry["paper"] is not None for entry in entries),
         pictures=pictures,
-        specs=embedded(specifications({"chart": drawn}, on_screen(found))),
+        specs=embedded(specifications({"chart": drawn}, recipe_charts.STYLE)),
         bundle=bundle() if drawn else Markup(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
 
-def pictures(state: State) -> list[dict[str, Any]]:
+def pictures(cells: Iterable[Cell], state: State) -> list[dict[str, Any]]:
     """What the filters of trained networks look for, the first seed of every row that shows it."""
     found: dict[str, dict[str, Any]] = {}
-    for record in sorted(state.records.values(), key=lambda record: record["seed"]):
-        if record.get("visualized"):
-            found.setdefault(record["label"], {"label": record["label"], **record["visualized"]})
+    for work in sorted((work for cell in cells for work in cell.works), key=lambda work: work.seed):
+        shown = state.records.get(work.key, {}).get("visualized")
+        if shown:
+            # A record may be another table's, whose row has another name.
+            found.setdefault(work.label, {**shown, "label": work.label})
     return list(found.values())
 
 
@@ -122,8 +122,18 @@ def groups(recipe: Recipe, cells: Iterable[Cell]) -> dict[str, dict[str, Cell]]:
     return {name: found[name] for place, name in enumerate(groups) if runs[name] not in map(runs.get, groups[:place])}
 
 
-def compared(recipe: Recipe, cells: Mapping[str, Cell], state: State) -> dict[str, Any] | None:
-    """The finished runs of some cells in the form of a comparison; None if there are none, or nothing was trained."""
+def compared(
+    recipe: Recipe, scale: Scale, cells: Mapping[str, Cell], state: State, command: str
+) -> dict[str, Any] | None:
+    """The finished runs of some cells in the form of a comparison; None if there are none, or nothing was trained.
+
+    Args:
+        recipe: The table.
+        scale: How much of it was run.
+        cells: The cells by label: the rows of one column, or the columns of one row.
+        state: What is finished.
+        command: What makes the table again.
+    """
     runs: list[dict[str, Any]] = []
     first: Training | None = None
     for label, cell in cells.items():
@@ -133,24 +143,33 @@ def compared(recipe: Recipe, cells: Mapping[str, Cell], state: State) -> dict[st
                 first = first or work
     if first is None:
         return None
-    data = runs[0]["data"]
+    rows = all(label == cell.row for label, cell in cells.items())
     return {
         "format": FORMAT,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": recipe.command,
+        "command": command,
         "task": first.settings.task,
+        "compared": "row" if rows else "column",
         "settings": {
             "recipe": recipe.title,
+            **({"scale": scale.name, "cut": scale.cut} if scale.cut else {}),
             **first.settings.length.describe(),
             "seeds": sorted({run["seed"] for run in runs}),
-            "measured_on": data["measured_on"],
+            "measured_on": runs[0]["data"]["measured_on"],
             "rules": {run["label"]: run["settings"] for run in runs},
         },
         "environment": runs[0]["environment"],
-        "data": {key: value for key, value in data.items() if key not in ("measured_on", "normalization")},
+        "data": _shared([run["data"] for run in runs]),
         "runs": runs,
         "summary": summarize(runs, list(cells), TASKS[first.settings.task].metric),
     }
+
+
+def _shared(data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What can be said of the data of all runs: rows may have splits of their own, and seeds too."""
+    found = {key: value for key, value in data[0].items() if all(other.get(key) == value for other in data)}
+    found["name"] = text.listing(list(dict.fromkeys(str(other["name"]) for other in data)))
+    return {key: value for key, value in found.items() if key not in ("measured_on", "normalization")}
 
 
 def _repeated_seeds(options: ReportOptions, scale: Scale, entries: Sequence[Mapping[str, Any]]) -> int:
