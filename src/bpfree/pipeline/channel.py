@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.pipelining import PipelineStage
 
+from bpfree.errors import StageError
 from bpfree.pipeline.agreement import Agreement
 
 
@@ -22,13 +23,16 @@ class Channel:
     Args:
         stage: This process's stage.
         agreement: What an error looks like.
+
+    Raises:
+        StageError: The processes belong to different numbers of groups.
     """
 
     def __init__(self, stage: PipelineStage, agreement: Agreement) -> None:
         group = stage.group or dist.group.WORLD
         self._device = torch.device(stage.device)
         ranks = dist.get_process_group_ranks(group)
-        self._group = dist.new_group(ranks, timeout=_timeout(group, self._device), use_local_synchronization=True)
+        self._group = _another_group(stage.group, ranks, _timeout(group, self._device))
         self._source = ranks[-1]
         self._agreement = agreement
         self._sending: deque[tuple[Any, Tensor]] = deque()
@@ -64,6 +68,22 @@ class Arrival:
         """The error, once it is there."""
         self._work.wait()
         return self._buffer
+
+
+def _another_group(group: Any, ranks: list[int], timeout: timedelta) -> Any:
+    """A process group beside ``group``, of the same ``ranks``; None stands for all processes."""
+    if group is None:
+        return dist.new_group(ranks, timeout=timeout)
+    # The others do not take part, and torch then finds the name of the new group from how many there are.
+    counts: list[Any] = [None] * len(ranks)
+    dist.all_gather_object(counts, len(dist.distributed_c10d._world.pg_names), group=group)
+    if len(set(counts)) > 1:
+        raise StageError(
+            f"the processes {', '.join(map(str, ranks))} belong to {', '.join(map(str, counts))} process groups: torch "
+            "can make no group of a part of all processes then. Make the stages' groups for all processes alike, with "
+            "torch.distributed.init_device_mesh()."
+        )
+    return dist.new_group(ranks, timeout=timeout, use_local_synchronization=True)
 
 
 def _timeout(group: Any, device: torch.device) -> timedelta:

@@ -7,8 +7,8 @@ All use of torch's pipelining internals is in this file.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
-from bpfree.errors import OptionError, StageError
+from bpfree.errors import BpfreeError, OptionError, StageError
+from bpfree.mechanisms.direct import DirectRule
 from bpfree.pipeline.agreement import Agreement
 from bpfree.pipeline.channel import Arrival, Channel
 from bpfree.pipeline.order import ahead, due
+from bpfree.pipeline.sizes import Sizes
 from bpfree.pipeline.stage import StageAttachment, mechanism_of
 from bpfree.pipeline.versions import Versions
 from bpfree.preserve import preserved
@@ -48,7 +50,7 @@ class DirectSchedule(PipelineScheduleSingle):
 
     Args:
         attachment: What :func:`bpfree.pipeline.attach_stage` returned.
-        n_microbatches: M, into how many parts a batch is split; its size is a multiple of M.
+        n_microbatches: M, into how many parts a batch is split. All batches have one size, a multiple of M.
         loss_fn: Maps the last stage's output and the target of a micro-batch to its loss; given in every process.
         staleness: How many updates a forward pass may miss.
         options: ``args_chunk_spec``, ``kwargs_chunk_spec``, ``output_merge_spec`` and ``scale_grads``, as torch's
@@ -57,7 +59,8 @@ class DirectSchedule(PipelineScheduleSingle):
 
     Raises:
         OptionError: Without ``loss_fn``.
-        StageError: Several stages on one process.
+        StageError: Several stages on one process. In a step: a batch of another size; a step before it failed, and left
+            transfers under way.
     """
 
     def __init__(
@@ -78,8 +81,9 @@ class DirectSchedule(PipelineScheduleSingle):
         self._waiting: deque[_Waiting] = deque()
         self._agreement: Agreement | None = None
         self._channel: Channel | None = None
-        rule = mechanism_of(attachment).rule
-        self._blind = stage.num_stages == 1 or not rule.needs_error or rule.feedback is None
+        self._sizes = Sizes(n_microbatches)
+        self._broken = False
+        self._blind = stage.num_stages == 1 or _is_blind(mechanism_of(attachment).rule)
         # A rule that needs no error learns at once.
         last = stage.is_last or self._blind
         self._ahead = 0 if last else ahead(stage.stage_index, stage.num_stages)
@@ -102,7 +106,35 @@ class DirectSchedule(PipelineScheduleSingle):
     ) -> None:
         """Forward all micro-batches, and learn from those that are due."""
         arg_mbs, kwarg_mbs = self._check_inputs(arg_mbs, kwarg_mbs, target_mbs, losses)
-        self._prepare(arg_mbs[0], kwarg_mbs[0])
+        with self._whole_or_broken():
+            self._sizes.check(list(zip(arg_mbs, kwarg_mbs, strict=True)), target_mbs)
+            self._prepare(arg_mbs[0], kwarg_mbs[0])
+            self._run_batch(arg_mbs, kwarg_mbs, target_mbs, loss_kwargs)
+            if not return_outputs:
+                self._stage.output_chunks.clear()
+            self._update_losses(self._stage, losses)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def _whole_or_broken(self) -> Generator[None]:
+        """Whatever fails within ends the schedule: nobody knows to which batch belongs what is under way then."""
+        if self._broken:
+            raise StageError(
+                "an earlier step of this schedule failed, and what it sent may still be under way: a batch behind that "
+                "would get another one's numbers. Start all processes again, from the last checkpoint."
+            )
+        self._broken = True
+        try:
+            yield
+        except RuntimeError as failure:
+            ours = failure.__cause__  # torch's pipelining wraps what a forward pass raises
+            if isinstance(ours, BpfreeError):
+                raise ours from ours.__cause__
+            raise
+        self._broken = False
+
+    def _run_batch(
+        self, arg_mbs: list[Any], kwarg_mbs: list[Any], target_mbs: list[Any] | None, loss_kwargs: dict[str, Any] | None
+    ) -> None:
         # What a stage receives wants no gradient: nobody would take it.
         self._stage.has_backward = False
         coming = self._receive(0)
@@ -116,9 +148,6 @@ class DirectSchedule(PipelineScheduleSingle):
                 self._learn_until(due(self._forwarded, self._ahead, self._n_microbatches, self._staleness))
         if self._channel is not None:
             self._channel.sent()
-        if not return_outputs:
-            self._stage.output_chunks.clear()
-        self._update_losses(self._stage, losses)  # type: ignore[no-untyped-call]
 
     def _forward(
         self, number: int, args: Any, kwargs: Any, targets: Sequence[Any] | None, loss_kwargs: dict[str, Any] | None
@@ -276,7 +305,8 @@ class ScheduleAsynchronous(DirectSchedule):
 
         Before saving a checkpoint or measuring the model, and at the end of training.
         """
-        self._learn_until(self._forwarded)
+        with self._whole_or_broken():
+            self._learn_until(self._forwarded)
 
     def _forward_context(self) -> AbstractContextManager[Any]:
         return self._versions.recorded() if self._ahead else nullcontext()
@@ -286,6 +316,13 @@ class ScheduleAsynchronous(DirectSchedule):
         self._versions.keep()
         self._optimizer.step()
         self._optimizer.zero_grad()
+        # A step within the user's autocast context would go on with the weights that were converted before it.
+        torch.clear_autocast_cache()
+
+
+def _is_blind(rule: DirectRule) -> bool:
+    """Whether all taps' signals can be made without the error: the rule says so, or has none to send."""
+    return not rule.needs_error or (rule.feedback is None and type(rule).signals is DirectRule.signals)
 
 
 def _started(ops: list[dist.P2POp]) -> list[Any]:
