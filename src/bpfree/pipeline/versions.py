@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Generator
+from contextlib import contextmanager
 from weakref import WeakSet
 
 import torch
@@ -21,12 +21,23 @@ class Versions:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._storages = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-        self._in_use: WeakSet[_Weight] = WeakSet()
+        self._module = module
+        self._in_use: WeakSet[_Saved] = WeakSet()
 
-    def recorded(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def recorded(self) -> Generator[None]:
         """A context for a forward pass whose graph may outlive an update."""
-        return saved_tensors_hooks(self._pack, _unpack)
+        # Asked for anew: a weight may have moved to other memory since the last pass.
+        storages = {_address(parameter) for parameter in self._module.parameters()}
+
+        def pack(tensor: Tensor) -> _Saved:
+            saved = _Saved(tensor)
+            if _address(tensor) in storages:
+                self._in_use.add(saved)
+            return saved
+
+        with saved_tensors_hooks(pack, _Saved.unpacked):
+            yield
 
     def keep(self) -> None:
         """Copy what graphs still need; call it before every update."""
@@ -35,32 +46,38 @@ class Versions:
             weight.keep(copies)
         self._in_use.clear()
 
-    def _pack(self, saved: Tensor) -> Tensor | _Weight:
-        if saved.untyped_storage().data_ptr() not in self._storages:
-            return saved
-        weight = _Weight(saved)
-        self._in_use.add(weight)
-        return weight
 
+class _Saved:
+    """A tensor in a graph, and the version that it had: autograd does not look at it where hooks save tensors."""
 
-class _Weight:
-    """A view of a weight in a graph."""
-
-    def __init__(self, view: Tensor) -> None:
-        self.view = view.detach()
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._version = tensor, tensor._version
 
     def keep(self, copies: dict[int, torch.UntypedStorage]) -> None:
-        """Let the view be of a copy, one for all views of a weight."""
-        storage = self.view.untyped_storage()
+        """Let the tensor be of a copy, one for all views of a weight."""
+        view = self.unpacked()
+        storage = view.untyped_storage()
         if storage.data_ptr() not in copies:
             copies[storage.data_ptr()] = storage.clone()  # type: ignore[no-untyped-call]
         copy = copies[storage.data_ptr()]
-        view = self.view
-        self.view = view.new_empty(0).set_(copy, view.storage_offset(), view.size(), view.stride())
+        self._tensor = view.new_empty(0).set_(copy, view.storage_offset(), view.size(), view.stride())
+        self._version = self._tensor._version
+
+    def unpacked(self) -> Tensor:
+        """The tensor, as it was saved.
+
+        Raises:
+            RuntimeError: An in-place operation has changed it, as autograd says it.
+        """
+        tensor = self._tensor
+        if tensor._version != self._version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                f"[{tensor.type()} {list(tensor.shape)}] is at version {tensor._version}; expected version "
+                f"{self._version} instead."
+            )
+        return tensor
 
 
-def _unpack(packed: Any) -> Tensor:
-    if isinstance(packed, _Weight):
-        return packed.view
-    tensor: Tensor = packed
-    return tensor
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
