@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import bpfree
 from bpfree.errors import AlreadyAttachedError, ErrorPlacementError, OptionError, StageError
@@ -54,6 +55,32 @@ def test_layers_behind_the_last_tap_are_named():
         module(torch.randn(4, 2))
 
 
+def test_a_paused_stage_is_plain_autograd():
+    module = layers(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 8))
+    attachment = attach_stage(stage(module), bpfree.DFA())
+    with attachment.paused():
+        module(torch.randn(4, 2)).sum().backward()
+        with pytest.raises(StageError, match="the rule of stage 0 of 2 is paused"):
+            attachment.take_ticket()
+    assert module[0].weight.grad.any()
+
+
+def test_a_schedule_runs_before_the_first_pass_with_gradients():
+    module = layers(nn.Linear(2, 8), nn.Tanh())
+    attach_stage(stage(module), bpfree.DFA())
+    with torch.no_grad():
+        module(torch.randn(4, 2))
+    with pytest.raises(StageError, match=r"call its step\(\) or eval\(\) first"):
+        module(torch.randn(4, 2))
+
+
+def test_ddp_around_a_stage_is_refused(one_process):
+    wrapped = DistributedDataParallel(layers(nn.Linear(2, 8), nn.Tanh()))
+    for module in (wrapped, layers(wrapped, nn.Tanh())):
+        with pytest.raises(StageError, match="DistributedDataParallel is around stage 0 of 2"):
+            attach_stage(stage(module), bpfree.DFA())
+
+
 def test_what_lies_behind_the_last_tap_may_have_no_weights():
     module = layers(nn.Linear(2, 8), nn.Tanh(), nn.Flatten())
     attachment = attach_stage(stage(module), bpfree.DFA())
@@ -82,6 +109,16 @@ def test_the_last_stage_tells_of_its_error():
     attachment.detach()
     module(torch.randn(4, 8)).sum().backward()
     assert len(told) == 1
+
+
+@pytest.mark.parametrize("parts", [(nn.Linear(8, 3),), (nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))])
+def test_a_frozen_last_stage_tells_the_others_of_its_error(parts):
+    module = layers(*parts).requires_grad_(False)
+    attachment = attach_stage(stage(module, 1), bpfree.DFA())
+    told = []
+    attachment.tell(told.append)
+    module(torch.randn(4, 8)).mul(2).sum().backward()
+    assert torch.equal(told[0], torch.full((4, 3), 2.0))
 
 
 def test_an_unknown_place_of_the_error_matters_in_the_last_stage_alone():
@@ -127,6 +164,18 @@ def test_stages_must_have_one_rule_and_names_of_their_own():
         Agreement.of([survey(), survey(error=last.error)], attachment)
     with pytest.raises(ErrorPlacementError, match="the last stage gave no tensor"):
         Agreement.of([survey(), survey(names=["3"])], attachment)
+
+
+def projector(factor):
+    return lambda error, sites: [factor * error @ torch.ones(3, site.width) for site in sites]
+
+
+def test_a_projector_of_ones_own_is_the_same_rule_in_every_process():
+    """Each process has a function of its own, at an address of its own."""
+    first = attach_stage(stage(layers(nn.Linear(2, 8), nn.Tanh())), bpfree.DFA(feedback=projector(2)))
+    last = attach_stage(stage(layers(nn.Linear(8, 3)), 1), bpfree.DFA(feedback=projector(2)))
+    surveys = [Survey.of(first, (torch.randn(4, 2),), {}), Survey.of(last, (torch.randn(4, 8),), {})]
+    assert Agreement.of(surveys, first).c == 3
 
 
 def test_a_measured_stage_is_left_as_it_was():

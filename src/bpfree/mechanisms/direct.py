@@ -222,7 +222,9 @@ class DirectMechanism(Mechanism):
             raise not_a_tensor(self.plan, output)
         if reached:
             raise reached_twice(self.plan)
-        return self._broadcast(passage, output)
+        left = self._broadcast(passage, output)
+        # Of a stage where nothing learns the others still want the error.
+        return left.detach().requires_grad_() if self.plan.part and not left.requires_grad else left
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._rerunning:

@@ -40,7 +40,8 @@ class Survey:
     def of(cls, attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Survey:
         """Run the stage once, without a trace."""
         plan = attachment.mechanism.plan
-        survey = cls(f"{attachment.rule}, seed={plan.seed}")
+        # Not the rule's text: in that of a projector of the user's is an address, of this process alone.
+        survey = cls(f"{attachment._fingerprint()}, seed={plan.seed}")
         handles = [module.register_forward_hook(partial(survey._tap, name)) for name, module in plan.taps.items()]
         if attachment.stage.is_last:
             handles.append(plan.error_module.register_forward_hook(survey._reach))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.pipelining import PipelineStage
+from torch.nn.parallel import DistributedDataParallel
 
 from bpfree.attachment import Attachment, check_attachable, error_module
 from bpfree.errors import OptionError, StageError, TapSelectionError
@@ -49,7 +51,7 @@ def attach_stage(
 
     Raises:
         OptionError: The rule needs more than the error, or ``seed`` or ``batch_dims`` mean nothing.
-        StageError: A stage that is not the last has no tap.
+        StageError: A stage that is not the last has no tap, or DistributedDataParallel is around the stage.
         TapSelectionError: ``taps`` matches nothing.
         ErrorPlacementError: The last stage has no module ``error_at``.
         AlreadyAttachedError: The module or a part of it has a rule already.
@@ -59,6 +61,7 @@ def attach_stage(
         raise _unfit(rule, _NO_ERROR)
     model: nn.Module = stage.submod
     check_attachable(model, seed, batch_dims)
+    _require_no_ddp(stage)
     place = None if stage.is_last else Elsewhere(_described(stage))
     plan = Plan(
         model=model,
@@ -100,6 +103,15 @@ def _taps(stage: PipelineStage, taps: TapChoice, prefix: str) -> dict[str, nn.Mo
     return found
 
 
+def _require_no_ddp(stage: PipelineStage) -> None:
+    if any(isinstance(module, DistributedDataParallel) for module in stage.submod.modules()):
+        raise StageError(
+            f"DistributedDataParallel is around {_described(stage)}: torch's pipelining switches it off while "
+            "micro-batches run, and gradients would never be averaged. Take the bare module, and average the gradients "
+            "over the replicas yourself, between the schedule's step() and the optimizer's."
+        )
+
+
 def _within(name: str | None, prefix: str) -> str | None:
     return name.removeprefix(f"{prefix}.") if name and prefix else name
 
@@ -118,7 +130,7 @@ class StageAttachment(Attachment):
     def __init__(self, rule: DirectRule, mechanism: Mechanism, stage: PipelineStage, place: Elsewhere | None) -> None:
         self._place = (place,)  # in a tuple: it has no state to be saved
         if place is not None:  # before the mechanism's own hook says that the pass is over
-            place.install(stage.submod)
+            place.install(mechanism)
         super().__init__(rule, mechanism)
         self.stage = stage
         self._told: Callable[[Tensor], None] | None = None
@@ -136,7 +148,11 @@ class StageAttachment(Attachment):
         self._told = told
 
     def take_ticket(self) -> Tensor:
-        """The tensor whose gradient is the error of the forward pass that was just run, in a stage before the last."""
+        """The tensor whose gradient is the error of the forward pass that was just run, in a stage before the last.
+
+        Raises:
+            StageError: The pass was plain autograd.
+        """
         (place,) = self._place
         assert place is not None
         return place.take()
@@ -167,23 +183,27 @@ class Elsewhere(nn.Module):
 
     def __init__(self, stage: str) -> None:
         super().__init__()
-        self.like = torch.empty(0)
+        self.like: Tensor | None = None
         self._stage = stage
         self._ticket: Tensor | None = None
 
-    def install(self, model: nn.Module) -> None:
-        """Put the hook in at the end of ``model``."""
-        self._handle = model.register_forward_hook(self._end)
+    def install(self, mechanism: Mechanism) -> None:
+        """Put the hooks in at the beginning and the end of the mechanism's model."""
+        model = mechanism.plan.model
+        begin = model.register_forward_pre_hook(partial(self._begin, mechanism))
+        self._handles = (begin, model.register_forward_hook(partial(self._end, mechanism)))
 
     def remove(self) -> None:
-        """Take it out."""
-        self._handle.remove()
+        """Take them out."""
+        for handle in self._handles:
+            handle.remove()
         self._ticket = None
 
     def take(self) -> Tensor:
         """The result of the last forward pass, which is then forgotten."""
         ticket, self._ticket = self._ticket, None
-        assert ticket is not None
+        if ticket is None:
+            raise StageError(f"the rule of {self._stage} is paused: a schedule's step() cannot train it.")
         return ticket
 
     def forward(self) -> Tensor:
@@ -191,8 +211,16 @@ class Elsewhere(nn.Module):
         stand_in: Tensor = _StandIn.apply(self.like, torch.empty(0, requires_grad=True))  # type: ignore[no-untyped-call]
         return stand_in
 
-    def _end(self, model: nn.Module, args: Any, output: Any) -> None:
-        if not torch.is_grad_enabled():
+    def _begin(self, mechanism: Mechanism, model: nn.Module, args: Any) -> None:
+        if mechanism.active and self.like is None:
+            raise StageError(
+                f"{self._stage} was run with gradients, and does not know yet what an error looks like. A schedule "
+                "finds that out: call its step() or eval() first, in every process, or run the stage in "
+                "torch.no_grad()."
+            )
+
+    def _end(self, mechanism: Mechanism, model: nn.Module, args: Any, output: Any) -> None:
+        if not mechanism.active:
             return
         self._ticket = self()  # first: the mechanism knows then that the error's place was reached
         self._require_ends_in_tap(model, output)
