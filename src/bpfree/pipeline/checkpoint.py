@@ -29,13 +29,14 @@ def save_checkpoint(folder: str | os.PathLike[str], step: int, parts: Mapping[st
     """Write this process's part of the checkpoint of ``step``; call it in every process.
 
     With :class:`ScheduleAsynchronous`, call its ``flush()`` before: what is under way is not saved. Torch's random
-    state is saved beside ``parts``. A process that dies while it writes leaves the older file as it was.
+    state is saved beside ``parts``. A process that dies while it writes leaves the older file as it was, and no process
+    drops an older file before all have the newer one: they wait for each other here.
 
     Args:
         folder: Where the files are, the same for all processes or one for each.
         step: The number of batches trained.
         parts: The stage's module, its optimizer and its attachment, by names of your choice.
-        keep: How many checkpoints to keep; at least 2, because others may not have the newest one yet.
+        keep: How many checkpoints to keep, at least 1.
     """
     path = _path(folder, step)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +44,10 @@ def save_checkpoint(folder: str | os.PathLike[str], step: int, parts: Mapping[st
     partial = path.with_suffix(".partial")
     torch.save({"parts": state, "random": _random_state()}, partial)
     os.replace(partial, path)
-    for old in _steps(folder)[: -max(keep, 2)]:
+    if ranks() > 1:
+        dist.barrier()
+    others = [old for old in _steps(folder) if old != step]
+    for old in others[: max(len(others) - keep + 1, 0)]:
         _path(folder, old).unlink()
 
 
@@ -55,16 +59,11 @@ def load_checkpoint(folder: str | os.PathLike[str], parts: Mapping[str, Stateful
         parts: As for :func:`save_checkpoint`.
 
     Raises:
-        StateError: The file holds other parts.
+        StateError: There are checkpoints, but of no step has every process one; or the file holds other parts.
     """
-    found: list[Any] = [_steps(folder)]
-    if ranks() > 1:
-        own, found = found[0], [None] * ranks()
-        dist.all_gather_object(found, own)
-    common = set[int].intersection(*map(set, found))
-    if not common:
+    step = _newest_of_all(folder)
+    if step is None:
         return 0
-    step = max(common)
     saved = torch.load(_path(folder, step), weights_only=True)
     if saved["parts"].keys() != parts.keys():
         raise StateError(f"the checkpoint holds {sorted(saved['parts'])}; {sorted(parts)} was to be loaded.")
@@ -80,6 +79,34 @@ def load_checkpoint(folder: str | os.PathLike[str], parts: Mapping[str, Stateful
 
 def _path(folder: str | os.PathLike[str], step: int) -> Path:
     return Path(folder) / f"step-{step:09d}.rank-{rank()}-of-{ranks()}.pt"
+
+
+def _newest_of_all(folder: str | os.PathLike[str]) -> int | None:
+    """The last step that every process has; None if nobody has any."""
+    own = (_steps(folder), _foreign(folder))
+    found: list[Any] = [own]
+    if ranks() > 1:
+        found = [None] * ranks()
+        dist.all_gather_object(found, own)
+    common = set[int].intersection(*(set(steps) for steps, _ in found))
+    if not common and any(steps or foreign for steps, foreign in found):
+        told = [f"process {number}: {_listed(steps, foreign)}" for number, (steps, foreign) in enumerate(found)]
+        raise StateError(
+            f"there is no step of which all {len(found)} processes have a checkpoint ({'; '.join(told)}). Start as "
+            "many processes as have saved it, with the same folders; to begin at step 0 give empty ones."
+        )
+    return max(common, default=None)
+
+
+def _listed(steps: list[int], foreign: list[int]) -> str:
+    has = f"steps {', '.join(map(str, steps))}" if steps else "none"
+    return has + "".join(f", files of a run of {count} processes" for count in foreign)
+
+
+def _foreign(folder: str | os.PathLike[str]) -> list[int]:
+    """Of runs on how many processes, other than this one's number, there are files."""
+    found = (re.search(r"-of-(\d+)$", path.stem) for path in Path(folder).glob("step-*.pt"))
+    return sorted({int(match[1]) for match in found if match} - {ranks()})
 
 
 def _steps(folder: str | os.PathLike[str]) -> list[int]:
