@@ -1,5 +1,6 @@
 """A process that is killed is named by the others; the run goes on from the last checkpoint as if nothing had been."""
 
+import ctypes
 import os
 import re
 import signal
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import bpfree.pipeline
 from bpfree.errors import OptionError, StateError
+from distributed import run_on_two_ranks
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "pipeline_example.py"
 STEPS, EVERY = 120, 10
@@ -139,6 +142,76 @@ def test_old_checkpoints_are_dropped(tmp_path):
         "step-000000003.rank-0-of-1.pt",
         "step-000000010.rank-0-of-1.pt",
     ]
+
+
+def test_the_checkpoint_just_written_is_never_dropped(tmp_path):
+    """Of a run that began anew in the folder of another."""
+    for step in (380, 400, 20):
+        bpfree.pipeline.save_checkpoint(tmp_path, step, {})
+    assert sorted(int(path.name[5:14]) for path in tmp_path.iterdir()) == [20, 400]
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_no_start_at_0(tmp_path):
+    assert bpfree.pipeline.load_checkpoint(tmp_path, {}) == 0
+    (tmp_path / "step-000000003.rank-0-of-4.pt").touch()
+    with pytest.raises(StateError, match="process 0: none, files of a run of 4 processes"):
+        bpfree.pipeline.load_checkpoint(tmp_path, {})
+
+
+def fast_and_slow(rank, folder, folders):
+    """Rank 0 saves as fast as it may; rank 1 looks, before it saves a step, what rank 0 has."""
+    there = []
+    for step in range(1, 6):
+        if rank == 1:
+            time.sleep(0.3)
+            there.append([int(path.name[5:14]) for path in Path(folder).glob("*rank-0-of-2.pt")])
+        bpfree.pipeline.save_checkpoint(folder, step, {})
+    try:
+        bpfree.pipeline.load_checkpoint(folders[rank], {})
+    except StateError as refused:
+        return there, str(refused)
+
+
+def test_no_process_runs_ahead_of_the_steps_that_all_have(tmp_path):
+    apart = [tmp_path / "0", tmp_path / "1"]
+    for folder, step in zip(apart, (3, 4), strict=True):
+        folder.mkdir()
+        for rank in range(2):
+            (folder / f"step-{step:09d}.rank-{rank}-of-2.pt").touch()
+    (_, refused), (there, also) = run_on_two_ranks(fast_and_slow, str(tmp_path), apart)
+    # Before rank 1 has saved step k, step k - 1 is the last that it has.
+    assert all(step - 1 in steps for step, steps in enumerate(there[1:], start=2))
+    assert refused == also
+    assert "process 0: steps 3; process 1: steps 4" in refused
+
+
+def own_failure(rank, paused):
+    """One rank is away for a while, and afterwards another fails by itself; what that one raises."""
+    try:
+        with bpfree.pipeline.watched_ranks(0.3):
+            if rank == 1 and paused:
+                ctypes.PyDLL(None).sleep(4)  # holding the interpreter: not even the watch runs
+            if paused:
+                dist.barrier()
+            elif rank == 0:
+                return None  # the host of the store is the first to leave
+            time.sleep(2)
+            if rank != paused:
+                raise RuntimeError("of its own")
+            time.sleep(2)
+    except Exception as failure:
+        return type(failure).__name__, str(failure)
+
+
+def test_a_rank_that_only_paused_is_not_blamed_for_what_comes_later():
+    failed, _ = run_on_two_ranks(own_failure, True)
+    assert failed == ("RuntimeError", "of its own")
+
+
+def test_the_host_of_the_store_may_leave_first():
+    left, failed = run_on_two_ranks(own_failure, False)
+    assert left is None
+    assert failed == ("RuntimeError", "of its own")
 
 
 def test_watching_needs_a_process_group():

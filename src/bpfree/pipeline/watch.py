@@ -29,7 +29,7 @@ def watched_ranks(interval: float = 1.0) -> Generator[None]:
     When a collective or a transfer fails in the others, they raise :class:`bpfree.errors.LostRankError`; where a
     backend ends the process by itself (NCCL's watchdog), the log says it before. A rank is called lost when it has
     missed four beats, or when an exception has ended its loop. Choose ``interval`` well below the process group's
-    timeout.
+    timeout. Rank 0, which without torchrun holds the store, leaves the context last.
 
     Args:
         interval: Seconds between two beats.
@@ -73,6 +73,10 @@ class _Watch:
         self._stopped = threading.Event()
         self._found = threading.Event()
         self._lost: int | None = None
+        self._gave_up = False
+        self._beats = 0
+        # The neighbour's last beat, when it came, and whether this process calls it silent.
+        self._seen, self._since, self._accuses = b"", time.monotonic(), False
         self._thread = threading.Thread(target=self._run, name="bpfree-watch", daemon=True)
 
     def start(self) -> None:
@@ -84,15 +88,16 @@ class _Watch:
 
     def stop(self) -> None:
         """Leave in order."""
-        if self._lost is not None:
-            time.sleep(2 * self._interval)  # whoever has not heard asks the store, which may end with this process
         self._stopped.set()
         self._thread.join()
+        if self._found.is_set():
+            time.sleep(2 * self._interval)  # whoever has not heard asks the store, which may end with this process
 
     def give_up(self) -> None:
         """Let the others know that this process ends."""
+        self._gave_up = True
         with suppress(RuntimeError):  # the store may be gone
-            self._store.set(_LOST, str(self._rank))
+            self._store.set(_ENDED, str(self._rank))
         self._found.wait(2 * self._interval)
 
     def diagnose(self) -> int | None:
@@ -101,33 +106,63 @@ class _Watch:
         return self._lost
 
     def _run(self) -> None:
-        beat, seen, since = 0, b"", time.monotonic()
-        neighbour = (self._rank + 1) % self._count
-        # The store's host may be the one that is gone: then the next statement raises.
+        # The store's host may be the one that is gone: then the store raises.
         try:
             while not self._stopped.wait(self._interval):
-                beat += 1
-                self._store.set(_beat(self._rank), str(beat))
-                now = self._store.get(_beat(neighbour))
-                if now != seen:
-                    seen, since = now, time.monotonic()
-                elif now != _LEFT and time.monotonic() - since > _MISSED * self._interval:
-                    self._store.set(_LOST, str(neighbour))
-                if self._store.check([_LOST]):
-                    self._say(int(self._store.get(_LOST)))
-                    return
+                self._beats += 1
+                self._store.set(_beat(self._rank), str(self._beats))
+                self._look()
             self._store.set(_beat(self._rank), _LEFT)
+            if self._rank == _STORE_HOST:
+                self._stay()
         except RuntimeError:
             if not self._stopped.is_set():
-                self._say(_STORE_HOST)
+                self._hear(_STORE_HOST)
 
-    def _say(self, lost: int) -> None:
+    def _look(self) -> None:
+        """Watch the neighbour, and hear what the others have seen."""
+        neighbour = (self._rank + 1) % self._count
+        now, moment = self._store.get(_beat(neighbour)), time.monotonic()
+        if now != self._seen:
+            self._seen, self._since = now, moment
+            if self._accuses:  # it has paused, and no more
+                self._store.set(_SILENT, _NOBODY)
+            self._accuses = False
+        elif now != _LEFT and moment - self._since > _MISSED * self._interval:
+            self._accuses = True
+            self._store.set(_SILENT, str(neighbour))
+        told = [self._store.get(key) for key in (_ENDED, _SILENT) if self._store.check([key])]
+        lost = next((int(rank) for rank in told if rank != _NOBODY), None)
+        # Whoever reads of its own silence beats again: the one that watches it will see that.
+        self._hear(None if lost == self._rank and not self._gave_up else lost)
+
+    def _stay(self) -> None:
+        """Keep the store until all others have left, or none of them beats."""
+        seen, since = [b""], time.monotonic()
+        while not self._found.is_set() and time.monotonic() - since <= _MISSED * self._interval:
+            now = [self._store.get(_beat(rank)) for rank in range(self._count) if rank != self._rank]
+            if all(beat == _LEFT for beat in now):
+                return
+            if now != seen:
+                seen, since = now, time.monotonic()
+            time.sleep(self._interval / 10)
+            self._look()
+
+    def _hear(self, lost: int | None) -> None:
+        if lost == self._lost:
+            return
+        if lost is None:
+            _LOG.warning("rank %d beats again, says rank %d.", self._lost, self._rank)
+            self._found.clear()
+        else:
+            _LOG.error("rank %d is gone, says rank %d.", lost, self._rank)
+            self._found.set()
         self._lost = lost
-        _LOG.error("rank %d is gone, says rank %d.", lost, self._rank)
-        self._found.set()
 
 
-_LOST = "bpfree/lost"
+_SILENT, _ENDED = "bpfree/silent", "bpfree/ended"
+"""Where in the store it says who does not beat, as long as that is so, and whose loop an exception has ended."""
+_NOBODY = b"nobody"
 _LEFT = b"left"
 _STORE_HOST = 0
 """Without torchrun, rank 0 holds the store."""
