@@ -2,6 +2,8 @@
 
 import copy
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import bpfree
 from bpfree import errors
+from bpfree.mechanisms import concurrent
 from bpfree.mechanisms.concurrent import Choice
 from contract import Subject, assert_equal, assert_rule_serves
 
@@ -128,6 +131,53 @@ def test_what_is_not_separate_runs_in_turns(double, build):
     assert_equal(*found)
 
 
+class Stem(nn.Module):
+    """What the first layer gives is added behind every tap."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Linear(6, 6), nn.Linear(6, C)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3))
+
+    def forward(self, x):
+        h = self.first(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.head(h)
+
+
+def test_what_is_unfrozen_may_lie_around_the_cuts(double):
+    """With the first layer frozen nothing around the cuts has a graph, and segments are separate."""
+    x, y = batch()
+    found = []
+    for threads in (2, 1):
+        model = Stem()
+        bpfree.attach(model, bpfree.DFA(), threads=threads, seed=1)
+        model.first.requires_grad_(False)
+        F.cross_entropy(model(x), y).backward()
+        model.first.requires_grad_(True)
+        F.cross_entropy(model(x), y).backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert_equal(*found)
+
+
+def test_a_thread_that_begins_late_leaves_the_number_of_threads_alone(monkeypatch):
+    torch.set_num_threads(4)
+    begin = threading.Event()
+    pool = ThreadPoolExecutor(1)
+    monkeypatch.setattr(concurrent, "_pool", lambda threads: SimpleNamespace(submit=late))
+
+    def late(work):
+        return pool.submit(lambda: begin.wait(0.5) or work())
+
+    leaf = torch.ones(3, requires_grad=True)
+    concurrent._run([(leaf * 2, torch.ones(3))], threads=2)
+    with ThreadPoolExecutor(1) as new:
+        # A new thread takes the number that the process has.
+        assert new.submit(torch.get_num_threads).result() == 4
+
+
 def test_an_exception_in_a_segment_reaches_the_caller():
     model, (x, y) = mlp(), batch()
     bpfree.attach(model, bpfree.DFA(), threads=2)
@@ -147,10 +197,10 @@ def test_an_exception_in_a_segment_reaches_the_caller():
 def test_the_faster_way_is_kept(alone, together, expected):
     torch.set_num_threads(2)
     choice = Choice(None)
-    choice.found(["tap"], separate=True)
+    choice.found("tap", separate=True)
     ways = []
     for _ in range(40):
-        ways.append(choice.concurrent(["tap"]))
+        ways.append(choice.concurrent("tap"))
         choice.measured(ways[-1], together if ways[-1] else alone)
     assert ways[0] is False  # both are tried, in turns
     assert ways[1] is True
@@ -159,8 +209,8 @@ def test_the_faster_way_is_kept(alone, together, expected):
 
 def test_with_one_thread_there_is_nothing_to_choose():
     choice = Choice(None)
-    choice.found(["tap"], separate=True)
-    assert choice.concurrent(["tap"]) is False
+    choice.found("tap", separate=True)
+    assert choice.concurrent("tap") is False
 
 
 def test_a_second_backward_pass_is_told():

@@ -4,14 +4,15 @@ One operation at a time on all threads is what torch does by itself, and the bet
 ones leave threads idle: there each thread had better run a segment of its own.
 
 What segments share, two threads must not touch at once: a layer, a path around a cut, or a checkpoint's second forward
-pass, which sets the random state of the whole process. The first pass through some taps finds that out, in turns.
+pass, which sets the random state of the whole process. The first pass of a kind (which taps, which parameters learn)
+finds that out, in turns.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache, partial
 from statistics import median
@@ -45,19 +46,19 @@ class Choice:
         self.threads = threads or torch.get_num_threads()
         self._decided: bool | None = None if threads is None and self.threads > 1 else self.threads > 1
         self._seconds: dict[bool, list[float]] = {False: [], True: []}
-        self._separate: dict[tuple[str, ...], bool] = {}
+        self._separate: dict[Hashable, bool] = {}
 
-    def knows(self, names: Sequence[str]) -> bool:
-        """Whether a pass through these taps has been looked at."""
-        return tuple(names) in self._separate
+    def knows(self, kind: Hashable) -> bool:
+        """Whether a pass of this kind has been looked at."""
+        return kind in self._separate
 
-    def found(self, names: Sequence[str], *, separate: bool) -> None:
-        """Hear whether segments between these taps have nothing in common."""
-        self._separate[tuple(names)] = separate
+    def found(self, kind: Hashable, *, separate: bool) -> None:
+        """Hear whether the segments of such a pass have nothing in common."""
+        self._separate[kind] = separate
 
-    def concurrent(self, names: Sequence[str]) -> bool:
-        """Whether a pass through these taps runs on several threads."""
-        if not self._separate[tuple(names)]:
+    def concurrent(self, kind: Hashable) -> bool:
+        """Whether a pass of this kind runs on several threads."""
+        if not self._separate[kind]:
             return False
         if self._decided is not None:
             return self._decided
@@ -94,23 +95,28 @@ def _separate(roots: Sequence[Tensor]) -> bool:
 
 
 class ConcurrentPassage(Cut):
-    """All segments below the last one run when the error has come, on as many threads as ``choice`` says."""
+    """All segments below the last one run when the error has come, on as many threads as ``choice`` says.
 
-    def __init__(self, choice: Choice) -> None:
+    Args:
+        choice: Which way passes go.
+        learning: Which parameters want a gradient: a path around a cut has a graph only where something in it does.
+    """
+
+    def __init__(self, choice: Choice, learning: tuple[bool, ...]) -> None:
         super().__init__()
-        self._choice = choice
+        self._choice, self._learning = choice, learning
 
     def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
         """The output as it is; its backward pass runs the segments."""
         # Where nothing above the last tap learns, there is no graph that the others could be started from.
         if output.device.type != "cpu" or not output.requires_grad:
             return super().leave(output, deliver, just_in_time=just_in_time)
-        choice, names = self._choice, tuple(self.names)
-        if not choice.knows(names):
+        choice, kind = self._choice, (tuple(self.names), self._learning)
+        if not choice.knows(kind):
             if _separate([*self.outputs, output]):
-                return self._run_by(partial(_run_watched, partial(choice.found, names)), output, deliver)
-            choice.found(names, separate=False)
-        concurrent = choice.concurrent(names)
+                return self._run_by(partial(_run_watched, partial(choice.found, kind)), output, deliver)
+            choice.found(kind, separate=False)
+        concurrent = choice.concurrent(kind)
         timed = _timed(deliver, partial(choice.measured, concurrent))
         if not concurrent:
             return broadcast(timed, output, self.outputs, just_in_time=just_in_time)
@@ -179,8 +185,8 @@ def _run(segments: Sequence[_Segment], threads: int) -> None:
     try:
         work()
     finally:
-        torch.set_num_threads(every)
         wait(others)
+        torch.set_num_threads(every)  # last: a thread that had not begun yet would set its own number again
     for other in others:
         other.result()
 

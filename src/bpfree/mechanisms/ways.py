@@ -86,7 +86,7 @@ class Ways:
         # A segment that leads out of the model has to wait for what else comes from there.
         if self._choice is None or call.outside or self._ordered():
             return Cut()
-        return ConcurrentPassage(self._choice)
+        return ConcurrentPassage(self._choice, self._plan.learning)
 
     def _ordered(self) -> bool:
         """Whether segments must run in one order: gathering their weights is a matter of all processes."""
