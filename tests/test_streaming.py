@@ -207,6 +207,36 @@ def test_gradients_cleared_behind_the_forward_pass_are_told(set_to_none):
         loss.backward()
 
 
+class Longer(nn.Module):
+    """So many layers and taps that a number says how many of them a pass runs through."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.depth = depth
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+        self.taps = nn.ModuleList(nn.Tanh() for _ in range(3))
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        for layer, tap in list(zip(self.layers, self.taps, strict=True))[: self.depth]:
+            x = tap(layer(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize(("before", "then"), [(2, 3), (3, 2), (3, 1)])
+def test_a_way_that_changes_cannot_learn_in_the_forward_pass(before, then):
+    """A layer that no earlier pass knew would have no signal, and learn by backpropagation."""
+    model, x, y = Longer(before), torch.randn(8, 6), torch.randint(0, 4, (8,))
+    attachment = bpfree.attach(model, bpfree.DRTP(), streaming=True)
+    for _ in range(2):
+        attachment.targets(y)
+        F.cross_entropy(model(x), y).backward()
+    model.depth = then
+    attachment.targets(y)
+    with pytest.raises(errors.StreamingError, match="a model whose way changes cannot learn in its forward pass"):
+        model(x)
+
+
 def test_micro_batches_may_all_run_before_their_backward_passes(double):
     (x, y), model = batch((6,)), mlp().eval()
     whole = copy.deepcopy(model)

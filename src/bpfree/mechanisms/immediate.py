@@ -32,18 +32,30 @@ class ImmediatePassage(Passage):
         self._expected, self._make, self._ends = names, signals, ends
         self._signals: Sequence[Tensor | None] = ()
         self._left_gradients: list[_LeftGradient] = []
+        self._behind: Tensor | None = None
 
     def cut(self, name: str, output: Tensor) -> Tensor:
         """Let the segment learn; a tap behind the last one of earlier passes ends the model and is none."""
         number = len(self.names)
         if number == len(self._expected):
+            self._behind = output
             return output
         if name != self._expected[number]:
-            raise StreamingError(
-                f"tap {name!r} was reached where earlier passes had reached {self._expected[number]!r}: a model whose "
-                "way changes cannot learn in its forward pass. Give the targets behind it, before loss.backward()."
-            )
+            raise _way_changes(f"tap {name!r}", repr(self._expected[number]))
         return super().cut(name, output)
+
+    def ends_the_model(self, output: Tensor) -> bool:
+        """Never: a tap that ends the model is not cut.
+
+        Raises:
+            StreamingError: The pass went another way than those before it.
+        """
+        missing = self._expected[len(self.names) :]
+        if missing:
+            raise _way_changes("the output", repr(missing[0]))
+        if self._behind is not None and self._behind is not output:
+            raise _way_changes("another tap", "the output")
+        return False
 
     def _taken(self, output: Tensor) -> Tensor:
         number = len(self.names) - 1
@@ -65,6 +77,13 @@ class ImmediatePassage(Passage):
     def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
         """The output with the graph of its own segment, which waits for the error."""
         return leave(partial(_checked, self._left_gradients), output, [output])
+
+
+def _way_changes(reached: str, before: str) -> StreamingError:
+    return StreamingError(
+        f"{reached} was reached where earlier passes had reached {before}: a model whose way changes cannot learn in "
+        "its forward pass. Give the targets behind it, before loss.backward()."
+    )
 
 
 class _LeftGradient:
