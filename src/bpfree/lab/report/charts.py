@@ -16,9 +16,10 @@ from bpfree.lab.report.style import Style
 # The page's parameter that holds the labels chosen in its legend; empty means all.
 CHOSEN = "chosen"
 SHOWN = f"length({CHOSEN}) == 0 || indexof({CHOSEN}, datum.rule) >= 0"
-# Ten muted hues; the class is also written into its cloud, so colour never carries it alone.
-CLASS_COLOURS = ["#cc6677", "#5a4fcf", "#c0a836", "#1d8a3f", "#3fa6c9"]
-CLASS_COLOURS += ["#aa4499", "#44aa99", "#8a8a2d", "#b0622d", "#708090"]
+# Ten muted hues, with a contrast of 3 : 1 to light and dark pages; the class is also written into its cloud, so colour
+# never carries it alone.
+CLASS_COLOURS = ["#cc6677", "#5d53d3", "#a99111", "#1d8a3f", "#349dc0"]
+CLASS_COLOURS += ["#aa4499", "#3ba292", "#8a8a2d", "#b0622d", "#708090"]
 
 
 def curves(rows: Sequence[Row], panel: Panel, style: Style, *, length: Length, interactive: bool) -> alt.LayerChart:

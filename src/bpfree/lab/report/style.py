@@ -1,8 +1,8 @@
 """One colour and dash pattern per rule, in every chart, for light paper and dark screens.
 
-The six hues keep a distance of at least 0.13 in OKLab, in pairs and to the ink, also as seen with protanopia,
-deuteranopia and tritanopia (Machado's matrices). From the seventh rule on they come back dashed, and every six later
-with another pattern.
+The six hues have a contrast of at least 3 : 1 to the page (WCAG 2.2, 1.4.11), and keep a distance of at least 0.13 in
+OKLab, in pairs and to the ink, also as seen with protanopia, deuteranopia and tritanopia (Machado's matrices). From the
+seventh rule on they come back dashed, and every six later with another pattern.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LIGHT = ("#0148bd", "#bf5800", "#109186", "#7a365a", "#d99b02", "#56b4e9")
+LIGHT = ("#0e5ee0", "#b04b0f", "#07536b", "#80261a", "#c38906", "#009ddc")
 DARK = ("#3772e4", "#f15836", "#2bd2a6", "#ab7096", "#f0ce29", "#b9a6ff")
 SOLID = (1, 0)
 DASHES = (SOLID, (6, 3), (2, 2))
