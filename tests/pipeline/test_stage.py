@@ -179,11 +179,23 @@ def test_a_projector_of_ones_own_is_the_same_rule_in_every_process():
 
 
 def test_a_measured_stage_is_left_as_it_was():
-    module = layers(nn.Linear(8, 8), nn.Tanh())
-    times = measure_stage(module, torch.randn(4, 8), bpfree.DFA(), error=torch.randn(4, 3), repeats=2)
+    module = layers(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Tanh())
+    module[0].weight.grad = torch.ones(8, 8)
+    buffers = [buffer.clone() for buffer in module.buffers()]
+    inputs, random = torch.randn(4, 8), torch.get_rng_state()
+    times = measure_stage(module, inputs, bpfree.DFA(), error=torch.ones(4, 3), repeats=2)
     assert isinstance(times, StageTimes)
     assert times.input_gradient == 0  # nobody wants one
-    assert module[0].weight.grad is None
-    assert not module[1]._forward_hooks
+    assert torch.equal(module[0].weight.grad, torch.ones(8, 8))
+    assert module[0].bias.grad is None
+    assert all(map(torch.equal, module.buffers(), buffers))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not any(part._forward_hooks for part in module)
     with pytest.raises(OptionError, match="give error= for a stage before the last"):
-        measure_stage(module, torch.randn(4, 8), bpfree.DFA())
+        measure_stage(module, inputs, bpfree.DFA())
+
+
+def test_a_stage_that_learns_from_targets_is_measured():
+    module, y = layers(nn.Linear(8, 8), nn.Tanh()), torch.tensor([0, 1, 2, 0])
+    times = measure_stage(module, torch.randn(4, 8), bpfree.DRTP(), error=torch.ones(4, 3), targets=y, repeats=1)
+    assert times.local > 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from bpfree.mechanisms.base import Rule
 from bpfree.pipeline.agreement import Agreement, Survey
 from bpfree.pipeline.simulate import StageTimes
 from bpfree.pipeline.stage import attach_stage
+from bpfree.preserve import preserved
 from bpfree.taps import TapChoice
 
 
@@ -42,11 +44,12 @@ def measure_stage(
     loss: Callable[[Tensor], Tensor] | None = None,
     taps: TapChoice = None,
     error_at: str | None = None,
+    targets: Tensor | None = None,
     repeats: int = 20,
 ) -> StageTimes:
     """Time one micro-batch in one stage, in seconds, by backpropagation and by ``rule``, in turns.
 
-    Parameters gather gradients meanwhile, which are dropped at the end; no process group is needed.
+    The stage is left as it was, with its gradients and buffers; no process group is needed.
 
     Args:
         module: The stage's module.
@@ -56,6 +59,7 @@ def measure_stage(
         loss: Maps the output of the last stage to the loss.
         taps: As for :func:`attach_stage`.
         error_at: As for :func:`attach_stage`.
+        targets: Those of the micro-batch, for a rule that learns from them (``DRTP``).
         repeats: How often everything is timed; the medians count.
 
     Raises:
@@ -64,9 +68,9 @@ def measure_stage(
     if (error is None) == (loss is None):
         raise OptionError("measure_stage: give error= for a stage before the last, and loss= for the last one.")
     args = inputs if isinstance(inputs, tuple) else (inputs,)
-    rounds = [_round(module, args, rule, error, loss, taps, error_at) for _ in range(repeats + 2)][2:]
+    with preserved(module), _own_gradients([*module.parameters(), *_wanted(args)]):
+        rounds = [_round(module, args, rule, error, loss, taps, error_at, targets) for _ in range(repeats + 2)][2:]
     forward, backward, carried, local = (statistics.median(times) for times in zip(*rounds, strict=True))
-    module.zero_grad()
     return StageTimes(forward, carried, max(backward - carried, 0.0), local)
 
 
@@ -78,13 +82,14 @@ def _round(
     loss: Callable[[Tensor], Tensor] | None,
     taps: TapChoice,
     error_at: str | None,
+    targets: Tensor | None,
 ) -> tuple[float, float, float, float]:
     def run() -> Tensor:
         output = module(*args)
         result: Tensor = output if loss is None else loss(output)
         return result
 
-    wanted = [one for one in args if isinstance(one, Tensor) and one.requires_grad]
+    wanted = _wanted(args)
     forward, root = _timed(run)
     gradient = torch.ones_like(root)
     backward, _ = _timed(lambda: torch.autograd.backward(root, gradient))
@@ -94,7 +99,7 @@ def _round(
         carried, _ = _timed(lambda: torch.autograd.grad(again, wanted, gradient))
     for one in wanted:
         one.grad = None
-    return forward, backward, carried, _local(module, args, rule, error, loss, taps, error_at)
+    return forward, backward, carried, _local(module, args, rule, error, loss, taps, error_at, targets)
 
 
 def _local(
@@ -105,6 +110,7 @@ def _local(
     loss: Callable[[Tensor], Tensor] | None,
     taps: TapChoice,
     error_at: str | None,
+    targets: Tensor | None,
 ) -> float:
     """What the stage does once the error has come; in the last stage, once there is a loss."""
     stage = cast(PipelineStage, _Alone(module, loss is not None, _device(module)))
@@ -114,11 +120,30 @@ def _local(
         survey = Survey.of(attachment, received, {})
         survey.error = survey.error if error is None else (error.shape, error.dtype)
         Agreement.of([survey], attachment).settle(attachment)
+        if targets is not None:
+            attachment.targets(targets)
         output = module(*received)
         root = attachment.take_ticket() if loss is None else loss(output)
         return _timed(lambda: torch.autograd.backward(root, error))[0]
     finally:
         attachment.detach()
+
+
+def _wanted(args: tuple[Any, ...]) -> list[Tensor]:
+    return [one for one in args if isinstance(one, Tensor) and one.requires_grad]
+
+
+@contextmanager
+def _own_gradients(tensors: Sequence[Tensor]) -> Generator[None]:
+    """Within this context they gather gradients of their own; the caller's are put back."""
+    before = [one.grad for one in tensors]
+    try:
+        for one in tensors:
+            one.grad = None
+        yield
+    finally:
+        for one, grad in zip(tensors, before, strict=True):
+            one.grad = grad
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
