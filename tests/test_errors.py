@@ -240,6 +240,23 @@ def test_layerwise_states_that_do_not_fit():
         wide(X).sum().backward()
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [bpfree.DFA(feedback=bpfree.Feedback(shared=False)), bpfree.DKP(), bpfree.LMS(stepped_by="optimizer")],
+    ids=str,
+)
+def test_a_state_with_other_taps_is_refused_before_the_first_pass(rule):
+    def attached(start=0):
+        model = nn.Sequential(*[nn.Flatten()] * start, nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+        return model, bpfree.attach(model, rule, seed=start)
+
+    model, saved = attached()
+    F.cross_entropy(model(X), torch.arange(5) % 4).backward()
+    with pytest.raises(errors.StateError, match="for taps that this model does not have: 1"):
+        attached(start=1)[1].load_state_dict(saved.state_dict())
+    assert attached()[1].load_state_dict(saved.state_dict()).missing_keys == []
+
+
 def test_states_that_do_not_fit():
     def attached(rule, width=8, c=4):
         model = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, c))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpfree.errors import BpfreeWarning, ErrorPlacementError, TapOutputError, TapSelectionError
+from bpfree.errors import BpfreeWarning, ErrorPlacementError, StateError, TapOutputError, TapSelectionError
 from bpfree.feedback import Feedback, Projection, Projector, projection
 from bpfree.layout import batch_dims, sites_of
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
@@ -316,6 +316,17 @@ class DirectMechanism(Mechanism):
         """Keep the targets of the next (or the current) forward pass for its backward pass."""
         if not self._pauses:
             self._targets = targets
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if isinstance(self.feedback, Projection) and not self.feedback.feedback.shared:
+            start = f"{prefix}feedback."
+            saved = {key.removeprefix(start).replace("/", ".") for key in state_dict if key.startswith(start)}
+            # A matrix is kept under its tap's name, most with the width behind it.
+            taps = {name.rpartition(":")[0] or name for name in saved - self.feedback.numbers.keys()}
+            unknown = taps - self.plan.taps.keys()
+            if unknown:
+                raise StateError(f"the state is for taps that this model does not have: {', '.join(sorted(unknown))}.")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # -- what it looks like ----------------------------------------------------------------------------------------
 
