@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from bpfree.lab.summary import deviation, mean_cosine, recovery, summarize
 from bpfree.lab.table import table
@@ -76,13 +79,18 @@ def test_a_seed_that_diverged_leaves_no_mean_of_the_others(diverged: float | Non
     assert (bp["perplexity_mean"], shallow["perplexity_mean"]) == (97.0, 91.0)
 
 
-def cells(summary: list[dict], task: str) -> list[list[str]]:
-    """The table's cells, row by row."""
+def shown(summary: list[dict], task: str) -> Table:
+    """The table of these rules."""
     rest = {"recovery": None, "time_relative_to_bp": None, "seconds_per_epoch": 1.0}
     rest |= {"peak_memory_bytes": 2**20, "feedback_bytes": 2**20}
     settings = {"epochs": 3, "measured_on": "test"}
     data = {"name": "made up", "n_eval": 10}
-    found = table({"task": task, "settings": settings, "data": data, "summary": [rest | entry for entry in summary]})
+    return table({"task": task, "settings": settings, "data": data, "summary": [rest | entry for entry in summary]})
+
+
+def cells(summary: list[dict], task: str) -> list[list[str]]:
+    """The table's cells, column by column, each below its heading."""
+    found = shown(summary, task)
     return [[str(column.header), *column.cells] for column in found.columns]
 
 
@@ -91,9 +99,9 @@ def test_numbers_have_the_digits_of_their_metric() -> None:
         {"label": "BP", "auc_mean": 0.9184, "auc_std": 0.0123, "alignment": []},
         {"label": "DFA", "auc_mean": 0.9151, "auc_std": None, "alignment": []},
     ]
-    assert cells(summary, "links")[1] == ["test auc", "0.918 ± 0.012", "0.915"]
+    assert cells(summary, "links")[1] == ["test\nauc", "0.918 ± 0.012", "0.915"]
     of_images = [{**entry, "accuracy_mean": 91.84, "accuracy_std": 1.23} for entry in summary]
-    assert cells(of_images, "classification")[1] == ["test %", "91.84 ± 1.23", "91.84 ± 1.23"]
+    assert cells(of_images, "classification")[1] == ["test\n%", "91.84 ± 1.23", "91.84 ± 1.23"]
 
 
 def test_a_cosine_stands_at_its_tap_whichever_others_a_rule_has() -> None:
@@ -106,6 +114,22 @@ def test_a_cosine_stands_at_its_tap_whichever_others_a_rule_has() -> None:
     assert cells(summary, "classification")[3] == [
         "cosine at a b c d", "0.10 - 0.30 -", "- - 0.40 -", "-", "- - - 0.50",
     ]  # fmt: skip
+
+
+def test_every_number_is_whole_on_80_columns() -> None:
+    summary = [
+        {"label": f"{label}, error at the logits", "accuracy_mean": 97.12, "accuracy_std": 10.55, "recovery": -0.25}
+        | {"alignment": [{"name": name, "cosine_mean": -0.125} for name in ("block.1", "block.2", "block.3")]}
+        | {"seconds_per_epoch": 1234.56, "time_relative_to_bp": 10.25, "peak_memory_bytes": 1500 * 2**20}
+        for label in ("BP", "DFA")
+    ]
+    console = Console(file=io.StringIO(), width=80, markup=False, highlight=False)
+    console.print(shown(summary, "classification"))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    for number in ("97.12 ± 10.55", "-0.25", "-0.12", "1234.56", "10.25", "1500.0", "1.00"):
+        assert f" {number} " in text, number
+    assert text.count(" -0.12 ") == 6
 
 
 def test_limits() -> None:

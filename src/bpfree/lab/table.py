@@ -26,17 +26,15 @@ def table(comparison: Mapping[str, Any]) -> Table:
         f"s/{length.part} counts training steps alone; peak is the allocator's in one step; "
         "feedback is what the rule stores",
     )
-    result.add_column("rule", no_wrap=True)
-    for heading in (
-        f"{settings['measured_on']}{metric.unit or ' ' + metric.name}",
-        "recovery",
-        f"cosine at {' '.join(shorten(taps))}" if taps else "cosine",
-        f"s/{length.part}",
-        "time / BP",
-        "peak MiB",
-        "feedback MiB",
-    ):
-        result.add_column(heading, justify="right")
+    # On a narrow terminal labels fold, and cosines stand below each other, so that numbers stay whole.
+    result.add_column("rule", overflow="fold")
+    for heading in (f"{settings['measured_on']}\n{metric.unit.strip() or metric.name}", "recovery"):
+        result.add_column(heading, justify="right", no_wrap=True)
+    cosine = f"cosine at {' '.join(shorten(taps))}" if taps else "cosine"
+    result.add_column(cosine, justify="right", min_width=len("-0.00"))
+    for heading in (f"s/{length.part}", "time\n/ BP", "peak\nMiB"):
+        result.add_column(heading, justify="right", no_wrap=True)
+    result.add_column("feedback MiB", justify="right")
     for entry in comparison["summary"]:
         result.add_row(*_row(entry, metric, taps))
     return result
