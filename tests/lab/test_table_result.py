@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bpfree.lab.report.text import tolerances
-from bpfree.lab.tables import result
+from bpfree.lab.tables import markdown, result
 from bpfree.lab.tables.ledger import State
 from bpfree.lab.tables.plan import Cell
 from bpfree.lab.tables.recipe import Column, Expected, Scale
@@ -57,3 +57,12 @@ def test_tolerances_are_told_with_their_side() -> None:
     # Nothing is allowed where nothing is compared.
     found += [entry(None, 80.0, tolerance=1) | {"column": "c"}, entry(80.0, 80.0) | {"column": "d"}]
     assert tolerances(found) == {"a": "± 1.5", "b": "−0.015/+∞"}
+
+
+def test_strokes_in_names_end_no_cell_of_the_page() -> None:
+    named = entry(80.0, 80.0, tolerance=1) | {"row": "|x|", "column": "a|b"}
+    words = {"title": "T", "command": "c", "source": {}, "deviations": [], "remarks": [], "records": []}
+    page = markdown.section({**words, "scales": {"full": {"cut": ""}}, "tables": {"full": [named]}})
+    head, _, row = (line for line in page.splitlines() if line.startswith("|"))
+    assert head == r"|  | a\|b<br>± 1 | seeds |"
+    assert row.startswith(r"| \|x\| | 80.00 ✓<br>80.00 |")
