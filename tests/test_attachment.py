@@ -210,15 +210,15 @@ def test_mirror_steps_are_whole_numbers():
 @pytest.mark.parametrize(
     ("rule", "names"),
     [
-        (bpfree.DFA(), {"shared"}),
-        (bpfree.DFA(feedback=bpfree.Feedback(shared=False)), {"body.1:12", "act:5"}),
-        (bpfree.DFA(feedback=bpfree.Feedback(shared=False, modes=2)), {"body.1:3x2", "act:5"}),
-        (bpfree.FDFA(), {"body.1:12", "act:5"}),
-        (bpfree.FDFA(stepped_by="optimizer"), {"body.1", "act"}),
-        (bpfree.DKP(), {"body.1", "act"}),
-        (bpfree.FA(), {"fc", "head"}),
-        (bpfree.WeightMirror(), {"fc", "head"}),
-        (bpfree.PEPITA(), {"F"}),
+        (bpfree.DFA(), "shared"),
+        (bpfree.DFA(feedback=bpfree.Feedback(shared=False)), "body.1:12 act:5"),
+        (bpfree.DFA(feedback=bpfree.Feedback(shared=False, modes=2)), "body.1:3x2 act:5"),
+        (bpfree.FDFA(), "body.1:12 act:5"),
+        (bpfree.FDFA(stepped_by="optimizer"), "body.1 act"),
+        (bpfree.DKP(), "body.1 act"),
+        (bpfree.FA(), "fc head"),
+        (bpfree.WeightMirror(), "fc head"),
+        (bpfree.PEPITA(), "F"),
     ],
     ids=str,
 )
@@ -228,7 +228,7 @@ def test_feedback_has_the_names_that_are_documented(rule, names):
     parts |= {"fc": nn.Linear(12, 5), "act": nn.Tanh(), "head": nn.Linear(5, 2)}
     model = nn.Sequential(OrderedDict(parts))
     attachment = bpfree.attach(model, rule, example_inputs=torch.randn(2, 1, 4))
-    assert set(attachment.feedback) == names
+    assert set(attachment.feedback) == set(names.split())
 
 
 def test_it_can_be_a_submodule_of_what_trains():
