@@ -223,6 +223,36 @@ class Longer(nn.Module):
         return self.head(x)
 
 
+class CheckpointedParts(nn.Module):
+    """Parts with a tap inside each, which run again in the backward pass of the next one's segment."""
+
+    def __init__(self, again):
+        super().__init__()
+        self.again = again
+        self.parts = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)) for _ in range(3))
+        self.act, self.head = nn.ReLU(), nn.Linear(6, 4)
+
+    def forward(self, x):
+        for part in self.parts:
+            x = checkpoint(part, x, use_reentrant=False) if self.again else part(x)
+        return self.head(self.act(x))
+
+
+def test_checkpointed_parts_run_again_while_segments_learn_in_the_forward_pass(double):
+    torch.manual_seed(0)
+    plain, again = CheckpointedParts(again=False), CheckpointedParts(again=True)
+    again.load_state_dict(plain.state_dict())
+    x, y = torch.randn(8, 6), torch.randint(0, 4, (8,))
+    for model, streaming in ((plain, False), (again, True)):
+        attachment = bpfree.attach(model, bpfree.DRTP(), seed=0, streaming=streaming)
+        for _ in range(2):  # the first pass does not know the ends of segments yet
+            model.zero_grad()
+            attachment.targets(y)
+            F.cross_entropy(model(x), y).backward()
+    for (name, expected), found in zip(plain.named_parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-12, atol=1e-14, msg=name)
+
+
 @pytest.mark.parametrize(("before", "then"), [(2, 3), (3, 2), (3, 1)])
 def test_a_way_that_changes_cannot_learn_in_the_forward_pass(before, then):
     """A layer that no earlier pass knew would have no signal, and learn by backpropagation."""
