@@ -182,7 +182,7 @@ class DirectMechanism(Mechanism):
             self._above_error(name)
             return None
         _require_floating(output, name)
-        return run.cut(name, output)
+        return run.again(name, output) if run.teaching else run.cut(name, output)
 
     def _outside_a_pass(self, name: str, output: Any) -> Tensor | None:
         if self._inside or not self.active:

@@ -33,12 +33,9 @@ class ImmediatePassage(Passage):
         self._signals: Sequence[Tensor | None] = ()
         self._left_gradients: list[_LeftGradient] = []
         self._behind: Tensor | None = None
-        self._teaching = False
 
     def cut(self, name: str, output: Tensor) -> Tensor:
         """Let the segment learn; a tap behind the last one of earlier passes ends the model and is none."""
-        if self._teaching:  # a checkpointed part runs again: cut as it was, or it would save other tensors
-            return output.detach() if name in self.names else output
         number = len(self.names)
         if number == len(self._expected):
             self._behind = output
@@ -66,11 +63,8 @@ class ImmediatePassage(Passage):
             self._signals = self._make(output.shape)
         signal = self._signals[number]
         if signal is not None and output.requires_grad:
-            self._teaching = True
-            try:
+            with self.taught():
                 torch.autograd.backward(output, signal.view(output.shape).to(output.dtype))
-            finally:
-                self._teaching = False
             self._left_gradients += [_LeftGradient(leaf) for leaf in self._ends[number][:1] if leaf.grad is not None]
         return output.detach()
 

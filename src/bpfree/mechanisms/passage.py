@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -31,10 +32,25 @@ class Run(ABC):
 
     Attributes:
         names: The tap modules that were reached, one entry a call.
+        teaching: Whether a segment learns while the model runs: what runs through a tap then is a checkpoint.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.teaching = False
+
+    @contextmanager
+    def taught(self) -> Generator[None]:
+        """The context in which a segment learns."""
+        self.teaching = True
+        try:
+            yield
+        finally:
+            self.teaching = False
+
+    def again(self, name: str, output: Tensor) -> Tensor:
+        """What a tap hands on where a checkpoint runs it again: cut as it was, or it would save other tensors."""
+        return output.detach() if name in self.names else output
 
     def cut(self, name: str, output: Tensor) -> Tensor:
         """Take the output of a tap, and return what the tap hands on: the same numbers without their graph."""

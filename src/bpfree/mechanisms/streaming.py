@@ -322,13 +322,6 @@ class Replay(Walk):
         self._signals, self._passed, self._around = signals, passed, around
         self._apart, self._of_segment = [*outside, *course.shared], course.apart
         self.gradients: list[Tensor | None] = [None] * len(self._apart)
-        self._teaching = False
-
-    def cut(self, name: str, output: Tensor) -> Tensor:
-        """Cut where the first run did; see :class:`Walk`."""
-        if self._teaching:  # a checkpointed part runs again: cut as it was, or it would save other tensors
-            return output.detach() if name in self.names else output
-        return super().cut(name, output)
 
     def _taken(self, output: Tensor) -> Tensor:
         number = len(self.names) - 1
@@ -343,11 +336,8 @@ class Replay(Walk):
         """Send ``signal`` into the segment that ends in ``root``, and drop its graph."""
         if not root.requires_grad:
             return
-        self._teaching = True
-        try:
+        with self.taught():
             self._teach(number, root, signal.view(root.shape).to(root.dtype))
-        finally:
-            self._teaching = False
 
     def _teach(self, number: int, root: Tensor, given: Tensor) -> None:
         places = self._of_segment[number]

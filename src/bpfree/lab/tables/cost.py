@@ -17,11 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bpfree.lab import environment
 from bpfree.lab.data.samples import Data
+from bpfree.lab.environment import device
 from bpfree.lab.errors import SettingsError, WriteError
 from bpfree.lab.files import write_json
 from bpfree.lab.length import Length
 from bpfree.lab.measure import peak_bytes, seconds, stored_bytes
-from bpfree.lab.runs import device, learner, training_step
+from bpfree.lab.runs import learner, training_step
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tables import flops
 from bpfree.lab.tables.recipe import Recipe, Scale
