@@ -457,6 +457,30 @@ def test_a_users_own_rule():
 
 
 @dataclass(frozen=True)
+class Narrow(bpfree.DirectRule):
+    def vector(self, delivery):
+        return delivery.error[:, :2]
+
+
+@dataclass(frozen=True)
+class Crooked(bpfree.DirectRule):
+    def signals(self, delivery):
+        return [delivery.error for _ in delivery.sites]
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [(Narrow(), "the rule's vector has 2 numbers a row.*error's 4"), (Crooked(), r"has shape \(8, 4\)")],
+    ids=str,
+)
+def test_a_users_own_rule_with_wrong_shapes_is_told(rule, says):
+    model, (x, y) = network(), batch()
+    bpfree.attach(model, rule)
+    with pytest.raises(errors.TapShapeError, match=says):
+        F.cross_entropy(model(x), y).backward()
+
+
+@dataclass(frozen=True)
 class Demanding(bpfree.DirectRule):
     """A rule with an option that has no default."""
 

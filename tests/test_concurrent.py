@@ -1,6 +1,9 @@
 """Segments on several threads: the numbers of one thread."""
 
 import copy
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -220,6 +223,25 @@ def test_a_second_backward_pass_is_told():
     output.sum().backward(retain_graph=True)
     with pytest.raises(errors.UsedRecordError, match="Run the model again"):
         output.sum().backward()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_has_threads_of_its_own():
+    code = (
+        "import os, torch, bpfree\n"
+        "from torch import nn\n"
+        "model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 4))\n"
+        "bpfree.attach(model, bpfree.DFA(), threads=2)\n"
+        "def learn(): [model(torch.ones(3, 6)).sum().backward() for _ in range(3)]\n"
+        "learn()\n"
+        "child = os.fork()\n"
+        "if child: raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "learn()\n"
+        "os._exit(7)\n"
+    )
+    # In a process of its own: a fork of the tests' would have their threads' locks.
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=120, check=False)
+    assert done.returncode == 7
 
 
 def test_the_contract():

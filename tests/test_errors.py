@@ -1,6 +1,7 @@
 """Bad input: the named error, what it says, and that nothing half-attached remains."""
 
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -96,6 +97,49 @@ def test_a_model_that_returns_a_dictionary():
     bpfree.attach(model, bpfree.DFA())
     with pytest.raises(errors.ErrorPlacementError, match=r"dict.*error_at"):
         model(X)
+
+
+def test_an_output_of_complex_numbers():
+    class Waves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(6, 4), nn.Tanh())
+            self.head = nn.Parameter(torch.randn(4, 4, dtype=torch.cfloat))
+
+        def forward(self, x):
+            return self.body(x).to(torch.cfloat) @ self.head
+
+    model = Waves()
+    bpfree.attach(model, bpfree.DFA())
+    with pytest.raises(errors.ErrorPlacementError, match=r"a tensor of torch\.complex64"):
+        model(X)
+
+
+@pytest.mark.parametrize("options", [{"example_inputs": X}, {"streaming": True}], ids=["at once", "streaming"])
+def test_statistics_that_have_no_shape_yet(options):
+    model = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Tanh(), nn.Linear(8, 4))
+    with pytest.raises(errors.UnsupportedLayerError, match=r"'running_mean' of LazyBatchNorm1d.*run the model once"):
+        bpfree.attach(model, bpfree.DFA(), **options).model(X)
+
+
+def test_ways_of_different_widths_need_matrices_of_their_own():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, n), nn.Tanh(), nn.Linear(n, 4)) for n in (8, 12))
+
+        def forward(self, x, which):
+            return self.experts[which](x)
+
+    model = Experts()
+    attachment = bpfree.attach(model, bpfree.DFA())
+    model(X, 0)
+    with pytest.raises(errors.TapShapeError, match=r"Feedback\(shared=False\)"):
+        model(X, 1)
+    attachment.detach()
+    bpfree.attach(model, bpfree.DFA(feedback=bpfree.Feedback(shared=False)))
+    for which in (0, 1):
+        model(X, which).sum().backward()
 
 
 def test_error_at_is_not_reached():
@@ -255,6 +299,28 @@ def test_a_state_with_other_taps_is_refused_before_the_first_pass(rule):
     with pytest.raises(errors.StateError, match="for taps that this model does not have: 1"):
         attached(start=1)[1].load_state_dict(saved.state_dict())
     assert attached()[1].load_state_dict(saved.state_dict()).missing_keys == []
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [bpfree.FA(), bpfree.KolenPollack(), bpfree.WeightMirror(), bpfree.FDFA(), bpfree.LMS(stepped_by="optimizer")],
+    ids=str,
+)
+def test_modules_may_have_slashes_in_their_names(rule):
+    def attached():
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+        model = nn.Sequential(OrderedDict({"a/b~1": body}))
+        return model, bpfree.attach(model, rule)
+
+    model, saved = attached()
+    for _ in range(2):
+        F.cross_entropy(model(X), torch.arange(5) % 4).backward()
+    other = attached()[1]
+    other.load_state_dict(saved.state_dict())
+    assert list(other.feedback) == list(saved.feedback)
+    assert all(name.startswith("a/b~1.") for name in other.feedback)
+    assert all(torch.equal(other.feedback[name], saved.feedback[name]) for name in other.feedback)
 
 
 def test_states_that_do_not_fit():

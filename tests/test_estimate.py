@@ -67,7 +67,7 @@ def observed(model, x, seed=4, perturbations="normal", modes=None, **options):
     mechanism = attachment.mechanism
     with preserved(model):
         estimator = Estimator(mechanism.plan, perturbations, rule.feedback.form)
-        estimator.begin(keep=True)
+        estimator.begin(((x,), {}), keep=True)
         seen = estimator.observe(((x,), {}), mechanism.sites, CLASSES, seed)
     attachment.detach()
     return seen, mechanism.sites
@@ -149,7 +149,7 @@ def estimates(model, x, draws, kind="normal", **options):
     mechanism: DirectMechanism = attachment.mechanism
     estimator, found = Estimator(mechanism.plan, kind, rule.feedback.form), []
     for seed in range(draws):
-        estimator.begin(keep=True)
+        estimator.begin(((x,), {}), keep=True)
         seen = estimator.observe(((x,), {}), mechanism.sites, CLASSES, seed)
         found.append([seen.change.T @ v / len(v) for v in seen.perturbations])
     attachment.detach()

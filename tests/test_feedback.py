@@ -163,10 +163,17 @@ def test_a_module_projects_and_is_saved_with_the_attachment():
     assert "QuantizedProjector" in str(attachment)
 
 
-@pytest.mark.parametrize("wrong", [lambda e, sites: [e], lambda e, sites: [e] * len(sites)])
-def test_a_projector_with_wrong_shapes_is_told(wrong):
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda e, sites: [e], "1 signals for "),
+        (lambda e, sites: (e for _ in sites), r"has shape \(4, 10\); \(4, \d+\) is needed"),
+        (lambda e, sites: [e.new_zeros(len(e), site.width).numpy() for site in sites], "ndarray, not a tensor"),
+    ],
+)
+def test_a_projector_with_wrong_shapes_is_told(wrong, says):
     model, _ = attached(wrong)
-    with pytest.raises(bpfree.errors.TapShapeError, match="signal"):
+    with pytest.raises(bpfree.errors.TapShapeError, match=says):
         model(torch.randn(4, 8)).sum().backward()
 
 

@@ -451,6 +451,33 @@ def test_an_exception_in_the_model_leaves_graphs_on():
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_sparse_embedding_tied_to_the_head(streaming):
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.body = nn.Embedding(7, 6, sparse=True), nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+            self.head = nn.Linear(6, 7, bias=False)
+            self.head.weight = self.words.weight
+
+        def forward(self, tokens):
+            return self.head(self.body(self.words(tokens)))
+
+    model, x = Words(), torch.arange(4)
+    attachment = bpfree.attach(model, bpfree.DFA(), streaming=streaming)
+    model(x).square().sum().backward()
+    found = model.words.weight.grad.to_dense()
+    with torch.no_grad():
+        h = model.body(model.words(x))
+        e = 2 * model.head(h)
+        (site,) = attachment.mechanism.sites
+        below = (e @ attachment.feedback.matrix(site)) * (1 - h**2) @ model.body[0].weight
+    expected = e.T @ h
+    expected[:4] += below
+    torch.testing.assert_close(found, expected)
+
+
 def test_arguments_overwritten_between_the_runs_are_told():
     model, (x, y) = mlp(), batch((6,))
     bpfree.attach(model, bpfree.DFA(), streaming=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
 
 from bpfree.errors import (
     AlreadyAttachedError,
@@ -112,6 +113,7 @@ def attach(
     _check_streaming(rule, window, streaming)
     _check_threads(rule, threads, alone=window == 1 and not streaming)
     check_attachable(model, seed, batch_dims)
+    _let_compilers_see_hooks()
     plan = Plan(
         model=model,
         taps=select_taps(model, taps),
@@ -134,6 +136,14 @@ def attach(
             attachment.detach()
             raise
     return attachment
+
+
+def _let_compilers_see_hooks() -> None:
+    """Let no code that was compiled for a model without hooks serve one of the same class that has a rule."""
+    # By default torch does not look whether modules have hooks now that had none when it compiled.
+    if dynamo.skip_nnmodule_hook_guards:
+        dynamo.skip_nnmodule_hook_guards = False
+        torch.compiler.reset()
 
 
 def check_attachable(model: nn.Module, seed: int, batch_dims: int | None) -> None:

@@ -50,6 +50,14 @@ class UsedRecordError(BpfreeError, RuntimeError):
     """A second backward pass was asked of one forward pass."""
 
 
+class SecondDerivativeError(BpfreeError, RuntimeError):
+    """Gradients of gradients were asked for, where a learning rule makes signals in the place of gradients."""
+
+
+class SecondRunError(BpfreeError, RuntimeError):
+    """A model cannot run a second time as it ran the first: its arguments or weights are other ones."""
+
+
 class StreamingError(BpfreeError, RuntimeError):
     """A model cannot be run a second time, segment by segment, as it was the first time."""
 
@@ -63,7 +71,7 @@ class LostRankError(BpfreeError, RuntimeError):
 
 
 class UnsupportedLayerError(BpfreeError, TypeError):
-    """A rule cannot serve the model: none of its layers has the form that the rule needs."""
+    """A rule cannot serve the model: none of its layers has the form that the rule needs, or one has no shape yet."""
 
 
 class ForwardDerivativeError(BpfreeError, TypeError):

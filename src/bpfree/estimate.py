@@ -305,14 +305,15 @@ class Estimator:
         self._keep = True
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def begin(self, *, keep: bool) -> None:
+    def begin(self, call: Call, *, keep: bool) -> None:
         """Hear that a forward pass begins which :meth:`observe` will be asked about.
 
         Args:
+            call: The model's arguments.
             keep: Whether outputs and perturbations may be kept, which spares work and costs memory.
         """
         (plan,) = self._held
-        self._start, self._keep = Surroundings.now(plan.model, plan.parts), keep
+        self._start, self._keep = Surroundings.now(plan.model, plan.parts, call), keep
         if keep:
             self.tape.record()
 

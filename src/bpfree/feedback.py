@@ -190,7 +190,8 @@ class Projection(LateBuffers):
             raise TapShapeError(
                 f"the feedback was drawn for an error of {self._sizes[0]} numbers and taps of at most "
                 f"{self._sizes[1]} features; this forward pass has {c} and {widest}. Sizes may change only in the "
-                "batch dimensions: attach again for a model of another shape."
+                "batch dimensions: attach again for a model of another shape. Where passes take different ways, give "
+                "every tap a matrix of its own: bpfree.Feedback(shared=False)."
             )
         if self.feedback.stored:
             for name, site, width in self._owners(sites):
@@ -267,7 +268,13 @@ class Projection(LateBuffers):
 
         Raises:
             OptionError: The error is to be spread over a graph that was not given, or over another one.
+            TapShapeError: The feedback was drawn for rows of another length.
         """
+        if self._sizes is not None and error.shape[1] != self._sizes[0]:
+            raise TapShapeError(
+                f"the rule's vector has {error.shape[1]} numbers a row, and is projected by feedback for the error's "
+                f"{self._sizes[0]}."
+            )
         return Signals(partial(self._product, self._spread(error)), self._keys(sites))
 
     def _spread(self, error: Tensor) -> Tensor:
@@ -338,21 +345,8 @@ class CallableProjection(nn.Module):
         """Nothing to draw: the projector brings its own matrices."""
 
     def forward(self, error: Tensor, sites: Sequence[Site]) -> Sequence[Tensor | None]:
-        """Ask the projector, and check the shapes of what it returns.
-
-        Raises:
-            TapShapeError: A signal has another shape than ``(N, n_l)``, or their number is not that of the taps.
-        """
-        signals = self.project(error, sites)
-        if len(signals) != len(sites):
-            raise TapShapeError(f"the projector returned {len(signals)} signals for {len(sites)} taps.")
-        for signal, site in zip(signals, sites, strict=True):
-            if signal is not None and signal.shape != (len(error), site.width):
-                raise TapShapeError(
-                    f"the projector's signal for tap {site.name!r} has shape {tuple(signal.shape)}; "
-                    f"{(len(error), site.width)} is needed."
-                )
-        return signals
+        """What the projector returns."""
+        return list(self.project(error, sites))
 
     def describe(self, site: Site) -> str:
         """The projector's name."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from bpfree.errors import UnsupportedLayerError
+from bpfree.operands import Operands
 from bpfree.state import LateBuffers
 
 Buffers: TypeAlias = Mapping[tuple[nn.Module, str], "Tensor | None"]
@@ -23,7 +26,11 @@ def _buffers_of(owners: Iterable[nn.Module]) -> Buffers:
 def _copied(buffers: Buffers) -> Buffers:
     """Copies of the tensors; one for a tensor that has several names."""
     copies: dict[Tensor, Tensor] = {}
-    for buffer in buffers.values():
+    for (owner, name), buffer in buffers.items():
+        if buffer is not None and is_lazy(buffer):
+            raise UnsupportedLayerError(
+                f"{name!r} of {type(owner).__name__} has no shape yet: run the model once before bpfree.attach()."
+            )
         if buffer is not None and buffer not in copies:
             copies[buffer] = buffer.clone()
     return {place: None if buffer is None else copies[buffer] for place, buffer in buffers.items()}
@@ -122,22 +129,30 @@ class Surroundings:
         random: The random state.
         autocast: The precisions.
         buffers: Copies of the buffers: statistics and counters that a pass reads may move in it.
+        operands: Its arguments and weights.
     """
 
     random: RandomState
     autocast: Autocast
     buffers: Buffers
+    operands: Operands
 
     @classmethod
-    def now(cls, model: nn.Module, parts: Sequence[nn.Module]) -> Surroundings:
+    def now(cls, model: nn.Module, parts: Sequence[nn.Module], arguments: Any) -> Surroundings:
         """Keep them for ``model``, whose modules are ``parts``: to walk through it costs a small one's forward pass."""
         random = RandomState.now(model)
         autocast = Autocast.now({"cpu", *(device.type for device, _ in random.accelerators)})
-        return cls(random, autocast, _copied(_buffers_of(parts)))
+        return cls(random, autocast, _copied(_buffers_of(parts)), Operands.now(arguments, parts))
 
     @contextmanager
-    def restored(self, *modules: nn.Module) -> Generator[None]:
-        """Within this context a pass runs as the first one did, with a graph and without a trace in ``modules``."""
-        with preserved(*modules, within=self.buffers), torch.enable_grad(), self.autocast.restored():
+    def restored(self, model: nn.Module) -> Generator[None]:
+        """Within this context a pass runs as the first one did, with a graph and without a trace in ``model``.
+
+        Raises:
+            SecondRunError: Its arguments or weights are not those of the first, or this pass has changed them.
+        """
+        self.operands.check(model)
+        with preserved(model, within=self.buffers), torch.enable_grad(), self.autocast.restored():
             self.random.restore()
             yield
+        self.operands.check(model)

@@ -57,7 +57,7 @@ class LateBuffers(nn.Module):
             self.register_buffer(_key(name), tensor)
 
     def __iter__(self) -> Iterator[str]:
-        names = (_name(key) for key in (*self._buffers, *self._parameters))
+        names = (name_of(key) for key in (*self._buffers, *self._parameters))
         return (name for name in names if name in self)
 
     def __len__(self) -> int:
@@ -83,13 +83,13 @@ class LateBuffers(nn.Module):
         found = {key: name for key, name in own.items() if "." not in name and _is_number(state_dict[key])}
         for late in self.numbers.keys() - self._lasting:
             del self.numbers[late]
-        self.numbers.update({_name(key): int(state_dict.pop(full)) for full, key in found.items()})
+        self.numbers.update({name_of(key): int(state_dict.pop(full)) for full, key in found.items()})
 
     def _make_room(self, key: str, name: str, value: Tensor) -> None:
         parameter = self._parameters.get(name)
         present = self._buffers.get(name) if parameter is None else parameter
         if present is None:
-            self[_name(name)] = torch.empty_like(value)
+            self[name_of(name)] = torch.empty_like(value)
         elif parameter is not None and 0 in (parameter.numel(), value.numel()):
             # Reserved: drawn in one of the two, and not yet in the other.
             parameter.data = torch.empty_like(value, device=parameter.device)
@@ -109,11 +109,13 @@ def at_least_single(like: Tensor) -> Tensor:
 
 
 def _key(name: str) -> str:
-    return name.replace(".", "/")
+    # A buffer's name holds no dots. Escaped as in RFC 6901, for modules may have slashes in their names.
+    return name.replace("~", "~0").replace("/", "~1").replace(".", "/")
 
 
-def _name(key: str) -> str:
-    return key.replace("/", ".")
+def name_of(key: str) -> str:
+    """The name that a tensor of :class:`LateBuffers` is stored under, from its key in a ``state_dict``."""
+    return key.replace("/", ".").replace("~1", "/").replace("~0", "~")
 
 
 def _is_number(value: Tensor) -> bool:

@@ -296,6 +296,16 @@ def test_without_an_optimizer_for_b_one_is_told_once():
         train(attachment.model, optimizer, x, y, 2)
 
 
+def test_an_optimizer_in_the_backward_pass_is_told():
+    x, y = batch("mlp")
+    model = mlp()
+    bpfree.attach(model, bpfree.KolenPollack())
+    for weight in model.parameters():
+        weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
+    with pytest.warns(bpfree.BpfreeWarning, match="no gradient when the backward pass ends"):
+        F.cross_entropy(model(x), y).backward()
+
+
 @pytest.mark.filterwarnings("error")
 def test_accumulation_evaluation_and_skipped_steps_warn_of_nothing():
     x, y = batch("mlp")

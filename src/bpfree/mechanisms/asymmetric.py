@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 import torch.nn.grad as convolution_gradients
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from bpfree.convolution import CONVOLUTIONS, Convolution, padded
 from bpfree.draw import derived_seed
 from bpfree.errors import StateError, UnsupportedLayerError
 from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.mechanisms.once import once
 from bpfree.plan import Plan
-from bpfree.state import LateBuffers, at_least_single
+from bpfree.state import LateBuffers, at_least_single, name_of
 from bpfree.tabulate import others
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -110,7 +110,7 @@ class Join(torch.autograd.Function):
         return output.detach()
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient itself for the layer, B's for what lies below."""
         (grad,) = grads
@@ -229,7 +229,7 @@ class AsymmetricMechanism(Mechanism):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         start = f"{prefix}feedback."
-        saved = {key.removeprefix(start).replace("/", ".") for key in state_dict if key.startswith(start)}
+        saved = {name_of(key.removeprefix(start)) for key in state_dict if key.startswith(start)}
         unknown = saved - self._layers.keys() - self.feedback.numbers.keys()
         if unknown:
             raise StateError(f"the state is for layers that this model does not have: {', '.join(sorted(unknown))}.")

@@ -162,8 +162,9 @@ def require_finite(error: Tensor, harm: str) -> None:
 
 def not_a_tensor(plan: Plan, output: object) -> ErrorPlacementError:
     """What is raised where the error's place gives something else than one floating point tensor."""
+    found = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else f"of type {type(output).__name__}"
     return ErrorPlacementError(
-        f"the error is taken at {plan.where}, which is of type {type(output).__name__}, not one floating point tensor. "
+        f"the error is taken at {plan.where}, which is {found}, not one floating point tensor. "
         "Name a module whose output is one: error_at='head', for example."
     )
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bpfree.errors import UsedRecordError
 from bpfree.feedback import Signals
+from bpfree.mechanisms.once import once
 
 Deliver = Callable[[Tensor], Sequence["Tensor | None"]]
 """Maps dL/do, shaped as the output, to one signal for each tap: shaped as the taps' outputs, or :class:`Signals`."""
@@ -73,7 +73,7 @@ class Broadcast(torch.autograd.Function):
         return output.detach()
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the error itself for the output and one signal a tap."""
         try:

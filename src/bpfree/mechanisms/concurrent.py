@@ -10,6 +10,7 @@ finds that out, in turns.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -194,3 +195,8 @@ def _run(segments: Sequence[_Segment], threads: int) -> None:
 @lru_cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "bpfree-segments")
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    # A forked process has the pool and none of its threads: it would wait for them for ever.
+    os.register_at_fork(after_in_child=_pool.cache_clear)

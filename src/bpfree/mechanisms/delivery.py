@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from bpfree.errors import TapShapeError
 from bpfree.feedback import Projector, Signals
 from bpfree.mechanisms.base import require_finite
 from bpfree.taps import Site
@@ -106,7 +107,11 @@ class Dispatch:
         mechanism.learn(self._pending, rows)
         project, seen = mechanism.feedback, self._pending.observation
         signals = mechanism.rule.signals(Delivery(rows, layout.sites, given, project, seen))
-        return signals if layout.just_in_time and isinstance(signals, Signals) else _shaped(signals, layout.sites)
+        return (
+            signals
+            if layout.just_in_time and isinstance(signals, Signals)
+            else _shaped(signals, layout.sites, len(rows))
+        )
 
     def passed(self, number: int, output: Tensor, error: Tensor) -> None:
         """Show the mechanism a tap's output that is there only now."""
@@ -117,7 +122,22 @@ class Dispatch:
         self._mechanism.learn(self._pending, error.reshape(-1, self._layout.c))
 
 
-def _shaped(signals: Sequence[Tensor | None], sites: Sequence[Site]) -> list[Tensor | None]:
+def _check(signals: Sequence[Tensor | None], sites: Sequence[Site], rows: int) -> None:
+    """Raise TapShapeError unless ``signals`` are one a tap, each ``(rows, n_l)``."""
+    if len(signals) != len(sites):
+        raise TapShapeError(f"the rule or its projector returned {len(signals)} signals for {len(sites)} taps.")
+    for signal, site in zip(signals, sites, strict=True):
+        if signal is not None and not isinstance(signal, Tensor):  # callers are not type-checked
+            raise TapShapeError(f"the signal for tap {site.name!r} is of type {type(signal).__name__}, not a tensor.")
+        if signal is not None and signal.shape != (rows, site.width):
+            raise TapShapeError(
+                f"the signal for tap {site.name!r} has shape {tuple(signal.shape)}; {(rows, site.width)} is needed."
+            )
+
+
+def _shaped(signals: Sequence[Tensor | None], sites: Sequence[Site], rows: int) -> list[Tensor | None]:
+    if not isinstance(signals, Signals):  # the package's own
+        _check(signals, sites, rows)
     # Taps that share a signal get one tensor object: of several views, autograd would let several parameters keep
     # the same memory as their .grad.
     views: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Tensor] = {}

@@ -17,7 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpfree.errors import BpfreeWarning, ErrorPlacementError, StateError, TapOutputError, TapSelectionError
+from bpfree.errors import (
+    BpfreeWarning,
+    ErrorPlacementError,
+    StateError,
+    StreamingError,
+    TapOutputError,
+    TapSelectionError,
+)
 from bpfree.feedback import Feedback, Projection, Projector, projection
 from bpfree.layout import batch_dims, sites_of
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
@@ -26,6 +33,7 @@ from bpfree.mechanisms.passage import Passage, Run
 from bpfree.mechanisms.ways import Ways
 from bpfree.plan import Plan
 from bpfree.segments import Segments
+from bpfree.state import name_of
 from bpfree.taps import Site, product
 
 
@@ -137,7 +145,7 @@ class DirectMechanism(Mechanism):
         if self.active:
             ready = not self.rule.needs_error and self._targets is not None
             self._run = self.ways.open(self._layout, self._dispatch if ready else None)
-        self._begin()
+        self._begin((args, kwargs))
         if self.active and not torch.compiler.is_compiling():
             self._recut = self._run.recut if isinstance(self._run, Passage) else None
         return self._run.enter(args, kwargs) if isinstance(self._run, Passage) else None
@@ -160,6 +168,11 @@ class DirectMechanism(Mechanism):
 
     def _again(self, run: Run, call: Any) -> Tensor:
         """Run the model on (args, kwargs) as far as the error's place, cut as ``run`` says; return the output there."""
+        if not self._handles:
+            raise StreamingError(
+                "the rule was detached between the model and loss.backward(), which under streaming runs the model "
+                "again: detach behind it."
+            )
         before, self._run, self._rerunning = self._run, run, True
         args, kwargs = call
         try:
@@ -171,8 +184,8 @@ class DirectMechanism(Mechanism):
             self._run, self._rerunning = before, False
         raise not_reached(self.plan)
 
-    def _begin(self) -> None:
-        """Make ready for the forward pass that begins, ``_run``; None is a pass that is not the rule's."""
+    def _begin(self, call: Any) -> None:
+        """Make ready for the forward pass ``_run`` on ``call``, (args, kwargs); None is a pass not of the rule's."""
 
     def _cut(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         run = self._run
@@ -218,7 +231,7 @@ class DirectMechanism(Mechanism):
         # Whatever is wrong is said once: _end runs although this raises.
         reached, passage.left = passage.left, True
         passage.close()
-        if not isinstance(output, Tensor):
+        if not isinstance(output, Tensor) or not output.is_floating_point():
             raise not_a_tensor(self.plan, output)
         if reached:
             raise reached_twice(self.plan)
@@ -234,9 +247,11 @@ class DirectMechanism(Mechanism):
         if not isinstance(passage, Passage):
             return
         passage.close()
-        # `output` is None when the forward pass raised: that error goes to the user, not ours.
-        if not passage.left and output is not None:
+        if output is None:  # the forward pass raised: that error goes to the user, not ours
+            return
+        if not passage.left:
             raise not_reached(self.plan)
+        passage.ended(output)
 
     # -- the error -------------------------------------------------------------------------------------------------
 
@@ -320,7 +335,7 @@ class DirectMechanism(Mechanism):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         if isinstance(self.feedback, Projection) and not self.feedback.feedback.shared:
             start = f"{prefix}feedback."
-            saved = {key.removeprefix(start).replace("/", ".") for key in state_dict if key.startswith(start)}
+            saved = {name_of(key.removeprefix(start)) for key in state_dict if key.startswith(start)}
             # A matrix is kept under its tap's name, most with the width behind it.
             taps = {name.rpartition(":")[0] or name for name in saved - self.feedback.numbers.keys()}
             unknown = taps - self.plan.taps.keys()

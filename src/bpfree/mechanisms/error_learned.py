@@ -22,8 +22,8 @@ class ErrorLearnedMechanism(LearnedMechanism):
         # Of the outputs when they were given; None where a compiled graph lets nothing be overwritten.
         self._versions: list[int | None] = []
 
-    def _begin(self) -> None:
-        super()._begin()
+    def _begin(self, call: Any) -> None:
+        super()._begin(call)
         self._versions = []
 
     def _cut(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:

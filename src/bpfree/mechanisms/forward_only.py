@@ -8,7 +8,7 @@ above is ordinary.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.autograd.forward_ad as dual
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from bpfree.draw import derived_seed
 from bpfree.errors import ForwardDerivativeError, OptionError
@@ -25,13 +26,14 @@ from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, r
 from bpfree.mechanisms.direct import DirectRule
 from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.observing import ObservingMechanism
+from bpfree.mechanisms.untaught import warn_of_the_way_out, warn_of_untaught
 from bpfree.plan import Plan
 from bpfree.preserve import Surroundings
 from bpfree.ranks import rank, shared_out
 from bpfree.state import LateBuffers
 from bpfree.taps import Site
 
-Gradients: TypeAlias = Callable[[Tensor], Mapping[nn.Parameter, Tensor]]
+Gradients: TypeAlias = Callable[[Tensor], Mapping[Tensor, Tensor]]
 """Maps dL/do, shaped as the output, to the gradients of the parameters that learn."""
 
 
@@ -43,6 +45,7 @@ class ForwardOnlyMechanism(Mechanism):
         # What the pass under way has changed; None when there is none, or its output has left.
         self._open: ExitStack | None = None
         self._left = False
+        self._given: Sequence[Any] = ()
 
     @abstractmethod
     def _start(self, call: Call, stack: ExitStack) -> None:
@@ -70,6 +73,8 @@ class ForwardOnlyMechanism(Mechanism):
         self._left = False
         if not self.active:
             return
+        self._given = tree_leaves((args, kwargs))
+        warn_of_the_way_out(self._given, str(self.rule))
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             self._start((args, kwargs), stack)
@@ -98,11 +103,14 @@ class ForwardOnlyMechanism(Mechanism):
         return leave(of_all, plain, parameters)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        missed, self._left = self._open is not None, False
+        missed, left, self._left = self._open is not None, self._left, False
         self._close()
         # `output` is None when the forward pass raised: that error goes to the user, not ours.
         if missed and output is not None:
             raise not_reached(self.plan)
+        given, self._given = self._given, ()
+        if left and self.plan.error_name:
+            warn_of_untaught(output, given, self.plan.error_name, str(self.rule))
 
     def _close(self) -> None:
         stack, self._open = self._open, None
@@ -130,8 +138,9 @@ class WeightsMechanism(ForwardOnlyMechanism):
             raise OptionError(f"streaming=True and threads= are for segments, and {rule} has none. Leave them out.")
         self.feedback = LateBuffers(seed=plan.seed, passes=0)
         self._kind: Perturbations = kind
-        self._directions: dict[nn.Parameter, Tensor] = {}
-        self._places: dict[nn.Parameter, tuple[nn.Module, str]] = {}
+        # By parameter, or by what functional_call has put in its place.
+        self._directions: dict[Tensor, Tensor] = {}
+        self._places: dict[Tensor, tuple[nn.Module, str]] = {}
         self._differentiable = False
 
     def remove(self) -> None:
@@ -143,7 +152,7 @@ class WeightsMechanism(ForwardOnlyMechanism):
         stack.enter_context(differentiable_attention())
         if not self._differentiable:
             # Once, for its named errors: one raised in the model's own pass could not be given a name.
-            DualPass(self.plan)(call, self._perturbed, Surroundings.now(self.plan.model, self.plan.parts))
+            DualPass(self.plan)(call, self._perturbed, Surroundings.now(self.plan.model, self.plan.parts, call))
             self._differentiable = True
         if not self.recomputing():
             self.feedback.numbers["passes"] += 1
@@ -174,7 +183,7 @@ class WeightsMechanism(ForwardOnlyMechanism):
         # Recurrent modules have a second way to their parameters.
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
 
-    def _number(self, module: nn.Module, name: str, parameter: nn.Parameter) -> Tensor:
+    def _number(self, module: nn.Module, name: str, parameter: Tensor) -> Tensor:
         if not parameter.requires_grad:
             return parameter
         if parameter not in self._directions:
@@ -182,7 +191,7 @@ class WeightsMechanism(ForwardOnlyMechanism):
             self._directions[parameter] = self._drawn(parameter, len(self._directions))
         return join(parameter, self._directions[parameter])
 
-    def _drawn(self, parameter: nn.Parameter, number: int) -> Tensor:
+    def _drawn(self, parameter: Tensor, number: int) -> Tensor:
         seed, passes = self.feedback.numbers["seed"], self.feedback.numbers["passes"]
         purpose = derived_seed(seed, "directions", passes, rank(), number)
         generator = torch.Generator(parameter.device).manual_seed(purpose)
@@ -200,10 +209,10 @@ class WeightsMechanism(ForwardOnlyMechanism):
             )
         return partial(_along, change, directions), primal
 
-    def _in_place(self, parameter: nn.Parameter) -> nn.Parameter:
+    def _in_place(self, parameter: Tensor) -> Tensor:
         module, name = self._places[parameter]
         found: Any = dict.__getitem__(module._parameters, name)
-        assert isinstance(found, nn.Parameter)
+        assert isinstance(found, Tensor)
         return found
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
@@ -213,7 +222,7 @@ class WeightsMechanism(ForwardOnlyMechanism):
         return [], [], [remark, "No graph is stored and nothing runs backward. Taps have no signals."]
 
 
-def _along(change: Tensor, directions: dict[nn.Parameter, Tensor], error: Tensor) -> dict[nn.Parameter, Tensor]:
+def _along(change: Tensor, directions: dict[Tensor, Tensor], error: Tensor) -> dict[Tensor, Tensor]:
     """(sum e . odot) V, for every V in place: the memory of the direction becomes the gradient's."""
     slope = (error.to(torch.promote_types(error.dtype, torch.float32)) * change).sum()
     return {parameter: direction.mul_(slope.to(direction)) for parameter, direction in directions.items()}
@@ -225,7 +234,7 @@ class _Asked(dict[str, Any]):
     So a parameter that a forward pass does not use is not perturbed, and gets no noise for a gradient.
     """
 
-    def __init__(self, parameters: dict[str, Any], number: Callable[[str, nn.Parameter], Tensor]) -> None:
+    def __init__(self, parameters: dict[str, Any], number: Callable[[str, Tensor], Tensor]) -> None:
         super().__init__(parameters)
         self._number = number
 

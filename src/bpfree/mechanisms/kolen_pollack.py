@@ -117,23 +117,28 @@ class KolenPollackMechanism(AsymmetricMechanism):
     def _copy(self, name: str) -> None:
         watch, weight = self._watched.get(name), self._layers[name].weight
         # Not the weight that was watched: FSDP2 gives the layer a whole one for as long as it runs.
-        if watch is None or not isinstance(weight, Tensor) or weight.grad is None:
+        if watch is None or not isinstance(weight, Tensor):
+            return
+        if weight.grad is None:
+            self._warn(
+                f"layer {name!r} has no gradient when the backward pass ends, and its backward weights learn from it "
+                "then: they did not. An optimizer's step in the backward pass is not for this rule, nor are weights "
+                "that torch.func.functional_call lends."
+            )
             return
         B = self.feedback[name]
         versions = (weight._version, B._version)
         if watch.versions is not None and versions[0] != watch.versions[0] and versions[1] == watch.versions[1]:
-            self._warn(name)
+            self._warn(
+                f"the weight of layer {name!r} was changed, its backward weights have a gradient and were not: no "
+                "optimizer has them, so B does not learn. Give it both, torch.optim.SGD([*model.parameters(), "
+                "*attachment.parameters()], lr=.1, weight_decay=1e-3)."
+            )
         watch.versions = versions
         # A copy: what scales or clips both gradients would act on one tensor twice.
         B.grad = whole(weight.grad.detach()).to(B, copy=True)
 
-    def _warn(self, name: str) -> None:
+    def _warn(self, what: str) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(
-                f"the weight of layer {name!r} was changed, its backward weights have a gradient and were not: no "
-                "optimizer has them, so B does not learn. Give it both, torch.optim.SGD([*model.parameters(), "
-                "*attachment.parameters()], lr=.1, weight_decay=1e-3).",
-                BpfreeWarning,
-                stacklevel=2,
-            )
+            warnings.warn(what, BpfreeWarning, stacklevel=2)

@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -253,8 +253,8 @@ class LearnedMechanism(DirectMechanism):
             found.setdefault(self.feedback.name(site), []).append(given)
         return {name: torch.stack(parts).mean(0) if len(parts) > 1 else parts[0] for name, parts in found.items()}
 
-    def _begin(self) -> None:
-        super()._begin()
+    def _begin(self, call: Any) -> None:
+        super()._begin(call)
         self._learning = self._counts and not self._fixed and self.averages.numbers["passes"] % self.rule.every == 0
         self.averages.numbers["passes"] += self._counts
 

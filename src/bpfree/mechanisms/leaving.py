@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bpfree.errors import UsedRecordError
+from bpfree.mechanisms.once import once
 
 Gradients: TypeAlias = Callable[[Tensor], Sequence["Tensor | None"]]
 """Maps dL/do, shaped as the output, to one gradient for each learner."""
@@ -33,7 +33,7 @@ class _Leave(torch.autograd.Function):
         return output.detach()
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:

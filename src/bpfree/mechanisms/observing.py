@@ -59,13 +59,13 @@ class ObservingMechanism(DirectMechanism):
         self._estimator.tape.drop()
         self._unobserved = None
 
-    def _begin(self) -> None:
+    def _begin(self, call: Any) -> None:
         self._unobserved = None
-        super()._begin()
+        super()._begin(call)
         self._observing = self._counts and self._wanted()
         if self._observing:
             # Behind a pass that stores no graph nothing may grow with the depth.
-            self._estimator.begin(keep=not self.plan.streaming)
+            self._estimator.begin(call, keep=not self.plan.streaming)
         else:
             self._estimator.tape.drop()
 

@@ -110,6 +110,9 @@ class Passage(Run):
     def close(self) -> None:
         """Put back what the passage has changed around it; called where the error is taken, or in its stead."""
 
+    def ended(self, output: Any) -> None:
+        """Hear what the model has returned."""
+
     def learns(self, output: Tensor) -> bool:
         """Whether anything between the last tap and ``output`` wants a gradient."""
         return output.requires_grad

@@ -147,7 +147,7 @@ class _Second:
         self._at = -1
         self._input: Tensor | None = None
         self._h: Tensor | None = None
-        self.gradients: dict[nn.Parameter, Tensor] = {}
+        self.gradients: dict[Tensor, Tensor] = {}
 
     @property
     def _call(self) -> _Call:
@@ -280,7 +280,7 @@ class ModulatedMechanism(ForwardOnlyMechanism):
     # -- the first pass --------------------------------------------------------------------------------------------
 
     def _start(self, call: Call, stack: ExitStack) -> None:
-        self._pass = _First(call, Surroundings.now(self.plan.model, self.plan.parts))
+        self._pass = _First(call, Surroundings.now(self.plan.model, self.plan.parts, call))
         stack.callback(self._forget)
 
     def _forget(self) -> None:
@@ -327,9 +327,7 @@ class ModulatedMechanism(ForwardOnlyMechanism):
 
     # -- the second pass -------------------------------------------------------------------------------------------
 
-    def _second_pass(
-        self, first: _First, learners: Learners, output: Tensor, error: Tensor
-    ) -> dict[nn.Parameter, Tensor]:
+    def _second_pass(self, first: _First, learners: Learners, output: Tensor, error: Tensor) -> dict[Tensor, Tensor]:
         options, rows = self._options, error.reshape(output.shape)
         n = max(len(rows), 1)  # an empty batch gives zeros
 

@@ -15,12 +15,13 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from bpfree.errors import StreamingError, UsedRecordError
+from bpfree.mechanisms.once import once
 from bpfree.mechanisms.passage import Departure, Passage, Run
+from bpfree.mechanisms.untaught import warn_of_untaught
 from bpfree.plan import Plan
 from bpfree.preserve import Autocast, Surroundings
 from bpfree.segments import Reach
@@ -147,6 +148,11 @@ class Streamed(Passage):
         """Let what follows have a graph again."""
         torch.set_grad_enabled(self._graph)
 
+    def ended(self, output: Any) -> None:
+        """Warn of what the model returns besides the output that its error comes through."""
+        if self._plan.error_name:
+            warn_of_untaught(output, self._call.flat, self._plan.error_name, "streaming=True")
+
     def _taken(self, output: Tensor) -> Tensor:
         return output.detach()
 
@@ -191,6 +197,11 @@ class Streamed(Passage):
             second, self._call, output, anchor, *outside, *second.course.shared
         )
         return result
+
+
+def _sum(first: Tensor, second: Tensor) -> Tensor:
+    # torch adds a sparse gradient to a dense one, and not the other way round.
+    return second + first if first.is_sparse else first + second
 
 
 def _drop(saved: Tensor) -> None:
@@ -253,7 +264,7 @@ class Stream(torch.autograd.Function):
         return output.detach()
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Run the model, and return what was added up."""
         try:
@@ -351,6 +362,6 @@ class Replay(Walk):
         for place, gradient in zip(places, found, strict=True):
             if gradient is not None:
                 before = self.gradients[place]
-                self.gradients[place] = gradient if before is None else before + gradient
+                self.gradients[place] = gradient if before is None else _sum(before, gradient)
         if alone:
             torch.autograd.backward(root, given, inputs=alone)

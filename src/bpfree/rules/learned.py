@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -94,8 +94,8 @@ class CalibratedMechanism(ForwardLearnedMechanism):
 
     rule: GrAPE
 
-    def _begin(self) -> None:
-        super()._begin()
+    def _begin(self, call: Any) -> None:
+        super()._begin(call)
         if self._calibrating:
             self._abandon()
 

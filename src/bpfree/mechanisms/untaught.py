@@ -1,0 +1,56 @@
+"""Warnings of what stays without a gradient where a model runs without a graph, and would have one otherwise."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from bpfree.errors import BpfreeWarning
+
+
+def warn_of_untaught(returned: Any, given: Iterable[Any], error_name: str, way: str) -> None:
+    """Warn of tensors without a graph that the model returns besides the output where the error is taken.
+
+    Args:
+        returned: What the model returns.
+        given: Its arguments.
+        error_name: Where the error is taken.
+        way: Why there is no graph below that place.
+    """
+    if torch.compiler.is_compiling():
+        return
+    arguments = {id(entry) for entry in given}
+    for entry in tree_leaves(returned):
+        if isinstance(entry, Tensor) and not entry.requires_grad and id(entry) not in arguments and _learnable(entry):
+            warnings.warn(
+                f"{way}: the model returns a tensor {tuple(entry.shape)} without a graph besides what comes of "
+                f"{error_name!r}. All below {error_name!r} learns from the error there alone: a loss term of that "
+                "tensor would teach it nothing. Take the error where such terms meet (error_at=...), or choose a way "
+                "that stores the graph. If the tensor is only looked at, all is well.",
+                BpfreeWarning,
+                stacklevel=2,
+            )
+            return
+
+
+def _learnable(entry: Tensor) -> bool:
+    return entry.is_floating_point() or entry.is_complex()
+
+
+def warn_of_the_way_out(given: Iterable[Any], rule: str) -> None:
+    """Warn of arguments that want a gradient, which ``rule`` has none for."""
+    if torch.compiler.is_compiling():
+        return
+    if any(isinstance(entry, Tensor) and entry.requires_grad for entry in given):
+        warnings.warn(
+            f"an argument of the model wants a gradient, and {rule} has none for what lies before the model: that does "
+            "not learn. Attach the rule to a module that holds all of it, or use another (bpfree.DFA, bpfree.FA); if "
+            "it is not to learn, detach() the argument.",
+            BpfreeWarning,
+            stacklevel=2,
+        )
