@@ -25,6 +25,7 @@ from test_runs import Interrupting
 
 from bpfree.lab import data
 from bpfree.lab.cli import main
+from bpfree.lab.data.samples import PUBLISHED
 from bpfree.lab.errors import DataError, LedgerError, RunError, SettingsError, WriteError
 from bpfree.lab.tables import inputs, markdown, page, provenance, result, storage, team, workers
 from bpfree.lab.tables.attempts import GIVEN_BACK
@@ -103,6 +104,11 @@ def test_a_part_of_a_table_and_another_scale() -> None:
     assert {len(record["epochs"]) for record in both["records"]} == {1, 3}
     text = Path("results/RESULTS.md").read_text()
     assert "Scale: reduced (1 of 3 epochs)" in text
+    # Shortened runs neither agree nor disagree with the paper's numbers.
+    whole, short = ({entry["within"] for entry in both["tables"][name]} for name in ("full", "reduced"))
+    assert whole >= {True}
+    assert short == {None}
+    assert "± 100" not in text.partition("Scale: reduced")[2]
 
 
 def test_the_same_numbers_again_in_an_empty_ledger() -> None:
@@ -650,6 +656,14 @@ def test_runs_of_different_data_are_said() -> None:
     assert result.cautions([record, other], "a") == ["The files of d were not the same in all runs."]
     newer = replace_in(record, "environment", {"torch": "2"})
     assert "different versions of torch: 1, 2" in result.cautions([record, newer], "a")[0]
+
+
+def test_files_that_are_not_the_published_ones_are_said() -> None:
+    record = {"code": {"source": "a"}, "environment": {"torch": "1"}, "data": {"name": "d", "checksums": {}}}
+    ours = replace_in(record, "data", {"name": "d", "checksums": {}, "origin": "none is as published"})
+    theirs = replace_in(record, "data", {"name": "d", "checksums": {}, "origin": PUBLISHED})
+    assert result.cautions([record, theirs], "a") == []
+    assert result.cautions([ours, ours], "a") == ["The files of d: none is as published."]
 
 
 def replace_in(record: dict[str, Any], name: str, value: Any) -> dict[str, Any]:

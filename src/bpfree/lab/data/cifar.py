@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bpfree.lab.data.download import cache_folder, download_members
 from bpfree.lab.data.pickled import parse_pickle
+from bpfree.lab.data.samples import PUBLISHED
 from bpfree.lab.data.splits import Images, Normalization, normalized
 from bpfree.lab.errors import DataError
 
@@ -141,6 +142,6 @@ def origin(archive: Archive, files: Mapping[str, Pickled]) -> str:
     """What a report says of the files: the same images come in other containers too, so this is told, not refused."""
     others = [name for name, file in files.items() if file.md5 != archive.md5[name]]
     if not others:
-        return "the published files, byte for byte"
+        return PUBLISHED
     which = "none is" if len(others) == len(files) else f"all but {', '.join(others)} are"
     return f"{which} byte for byte as published (MD5); order or pixels may differ"

@@ -20,6 +20,7 @@ from torch import Tensor
 from bpfree.lab.data.download import cache_folder, download, has_checksum
 from bpfree.lab.data.graphs import Graph, GraphSettings, LinkedGraph, Nodes
 from bpfree.lab.data.pickled import NUMBERS, Csr, unpickled
+from bpfree.lab.data.samples import PUBLISHED
 from bpfree.lab.data.sparse import compressed_rows
 from bpfree.lab.errors import DataError
 
@@ -130,7 +131,7 @@ def load_planetoid(
         public=Nodes(torch.arange(train), torch.arange(train, min(train + _VALIDATION, known)), test),
         settings=settings,
         checksums={citations.file(part): hashlib.sha256(content).hexdigest() for part, content in contents.items()},
-        origin=f"{', '.join(others)} not as published" if others else "the published files, byte for byte",
+        origin=f"{', '.join(others)} not as published" if others else PUBLISHED,
     )
 
 

@@ -11,6 +11,9 @@ from bpfree.lab.data.lazy import Lazy
 
 Kind = TypeVar("Kind", bound="Samples")
 
+PUBLISHED = "the published files, byte for byte"
+"""What a data set's ``origin`` says where nothing is to be said."""
+
 
 @dataclass(frozen=True)
 class Samples:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bpfree.lab.data.samples import PUBLISHED
 from bpfree.lab.errors import SettingsError, WriteError
 from bpfree.lab.files import finite, read_json, write_text
 from bpfree.lab.summary import deviation
@@ -34,7 +35,10 @@ def _entry(cell: Cell, state: State, scale: Scale) -> dict[str, Any]:
     except SettingsError as error:  # the column asks for what no record has, which its cells alone must suffer
         numbers, wrong, mistake = [], [], str(error)
     found = [number for number in numbers if number is not None]
-    mean, expected, tolerance = (statistics.fmean(found) if found else None), cell.expected, cell.column.tolerance
+    mean, expected = (statistics.fmean(found) if found else None), cell.expected
+    # A shortened run is shown beside the paper's number, and is no repetition of it that could agree or not.
+    allowed = cell.column.tolerance
+    tolerance = None if scale.settings else allowed
     # The mean of the seeds that went well says nothing about a cell of which others did not.
     known = bool(found) and len(found) == len(numbers) and not wrong and None not in (expected, tolerance)
     return {
@@ -45,7 +49,7 @@ def _entry(cell: Cell, state: State, scale: Scale) -> dict[str, Any]:
         "paper_std": None if expected is None else expected.std,
         "tolerance": tolerance,
         "above": cell.column.above,
-        "digits": 2 if tolerance is None or tolerance >= _FINE else 3,
+        "digits": 2 if allowed is None or allowed >= _FINE else 3,
         "mean": mean,
         "std": deviation(found),
         "seeds": len(found),
@@ -115,7 +119,7 @@ def cautions(
     machines = sorted({str(record["environment"].get("gpu") or "the CPU") for record in found})
     if len(machines) > 1:
         said.append(f"The runs were made on different kinds of machines: {', '.join(machines)}.")
-    return [*said, *_other_data(found), *_other_files(found, files or {})]
+    return [*said, *_unpublished(found), *_other_data(found), *_other_files(found, files or {})]
 
 
 def _other_files(records: Sequence[Mapping[str, Any]], files: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -127,6 +131,12 @@ def _other_files(records: Sequence[Mapping[str, Any]], files: Mapping[str, Mappi
         if others:
             said.append(f"{others} of {len(had)} runs on {name} had other files of it than are read now.")
     return said
+
+
+def _unpublished(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Data sets whose files are not, or not known to be, those that everybody has."""
+    read = [record["data"] for record in records if record.get("data", {}).get("origin", PUBLISHED) != PUBLISHED]
+    return list(dict.fromkeys(f"The files of {data['name']}: {data['origin']}." for data in read))
 
 
 def _other_data(records: Sequence[Mapping[str, Any]]) -> list[str]:
