@@ -98,6 +98,9 @@ def attach(
         TapOutputError: In a forward pass: a tap's output is not one floating point tensor.
         TapShapeError: In a forward pass: a tap does not share the error's leading dimensions.
         StreamingError: In a forward pass: a path leads around a cut.
+        SecondRunError: In a forward pass or its backward pass: the model runs again, and an argument or a weight is not
+            what it was.
+        SecondDerivativeError: In a backward pass: gradients of gradients are asked for.
         ForwardDerivativeError: In a forward pass: :class:`bpfree.ForwardGradient` meets a layer without a forward-mode
             derivative.
         UnsupportedLayerError: No layer of the model can be served by the rule.

@@ -107,11 +107,9 @@ class Dispatch:
         mechanism.learn(self._pending, rows)
         project, seen = mechanism.feedback, self._pending.observation
         signals = mechanism.rule.signals(Delivery(rows, layout.sites, given, project, seen))
-        return (
-            signals
-            if layout.just_in_time and isinstance(signals, Signals)
-            else _shaped(signals, layout.sites, len(rows))
-        )
+        if layout.just_in_time and isinstance(signals, Signals):
+            return signals
+        return _shaped(signals, layout.sites, len(rows))
 
     def passed(self, number: int, output: Tensor, error: Tensor) -> None:
         """Show the mechanism a tap's output that is there only now."""

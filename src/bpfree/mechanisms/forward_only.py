@@ -26,7 +26,7 @@ from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, r
 from bpfree.mechanisms.direct import DirectRule
 from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.observing import ObservingMechanism
-from bpfree.mechanisms.untaught import warn_of_the_way_out, warn_of_untaught
+from bpfree.mechanisms.untaught import warn_of_arguments, warn_of_results
 from bpfree.plan import Plan
 from bpfree.preserve import Surroundings
 from bpfree.ranks import rank, shared_out
@@ -74,7 +74,7 @@ class ForwardOnlyMechanism(Mechanism):
         if not self.active:
             return
         self._given = tree_leaves((args, kwargs))
-        warn_of_the_way_out(self._given, str(self.rule))
+        warn_of_arguments(self._given, self.rule)
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             self._start((args, kwargs), stack)
@@ -110,7 +110,7 @@ class ForwardOnlyMechanism(Mechanism):
             raise not_reached(self.plan)
         given, self._given = self._given, ()
         if left and self.plan.error_name:
-            warn_of_untaught(output, given, self.plan.error_name, str(self.rule))
+            warn_of_results(output, given, self.plan.error_name, self.rule)
 
     def _close(self) -> None:
         stack, self._open = self._open, None

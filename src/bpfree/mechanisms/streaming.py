@@ -21,7 +21,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from bpfree.errors import StreamingError, UsedRecordError
 from bpfree.mechanisms.once import once
 from bpfree.mechanisms.passage import Departure, Passage, Run
-from bpfree.mechanisms.untaught import warn_of_untaught
+from bpfree.mechanisms.untaught import warn_of_results
 from bpfree.plan import Plan
 from bpfree.preserve import Autocast, Surroundings
 from bpfree.segments import Reach
@@ -151,7 +151,7 @@ class Streamed(Passage):
     def ended(self, output: Any) -> None:
         """Warn of what the model returns besides the output that its error comes through."""
         if self._plan.error_name:
-            warn_of_untaught(output, self._call.flat, self._plan.error_name, "streaming=True")
+            warn_of_results(output, self._call.flat, self._plan.error_name, "streaming=True")
 
     def _taken(self, output: Tensor) -> Tensor:
         return output.detach()

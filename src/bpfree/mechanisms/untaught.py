@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from bpfree.errors import BpfreeWarning
 
 
-def warn_of_untaught(returned: Any, given: Iterable[Any], error_name: str, way: str) -> None:
+def warn_of_results(returned: Any, given: Iterable[Any], error_name: str, way: object) -> None:
     """Warn of tensors without a graph that the model returns besides the output where the error is taken.
 
     Args:
@@ -42,7 +42,7 @@ def _learnable(entry: Tensor) -> bool:
     return entry.is_floating_point() or entry.is_complex()
 
 
-def warn_of_the_way_out(given: Iterable[Any], rule: str) -> None:
+def warn_of_arguments(given: Iterable[Any], rule: object) -> None:
     """Warn of arguments that want a gradient, which ``rule`` has none for."""
     if torch.compiler.is_compiling():
         return
