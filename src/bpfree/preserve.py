@@ -27,12 +27,13 @@ def _copied(buffers: Buffers) -> Buffers:
     """Copies of the tensors; one for a tensor that has several names."""
     copies: dict[Tensor, Tensor] = {}
     for (owner, name), buffer in buffers.items():
-        if buffer is not None and is_lazy(buffer):
+        if buffer is None or buffer in copies:
+            continue
+        if is_lazy(buffer):
             raise UnsupportedLayerError(
                 f"{name!r} of {type(owner).__name__} has no shape yet: run the model once before bpfree.attach()."
             )
-        if buffer is not None and buffer not in copies:
-            copies[buffer] = buffer.clone()
+        copies[buffer] = buffer.clone()
     return {place: None if buffer is None else copies[buffer] for place, buffer in buffers.items()}
 
 

@@ -8,7 +8,7 @@ above is ordinary.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 import torch
 import torch.autograd.forward_ad as dual
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from bpfree.draw import derived_seed
 from bpfree.errors import ForwardDerivativeError, OptionError
@@ -45,7 +44,6 @@ class ForwardOnlyMechanism(Mechanism):
         # What the pass under way has changed; None when there is none, or its output has left.
         self._open: ExitStack | None = None
         self._left = False
-        self._given: Sequence[Any] = ()
 
     @abstractmethod
     def _start(self, call: Call, stack: ExitStack) -> None:
@@ -60,7 +58,7 @@ class ForwardOnlyMechanism(Mechanism):
         plan, add = self.plan, self._handles.append
         add(plan.model.register_forward_pre_hook(self._begin, with_kwargs=True))
         add(plan.error_module.register_forward_hook(self._leave))
-        add(plan.model.register_forward_hook(self._end, always_call=True))
+        add(plan.model.register_forward_hook(self._end, with_kwargs=True, always_call=True))
 
     def remove(self) -> None:
         """Take the hooks out."""
@@ -73,8 +71,7 @@ class ForwardOnlyMechanism(Mechanism):
         self._left = False
         if not self.active:
             return
-        self._given = tree_leaves((args, kwargs))
-        warn_of_arguments(self._given, self.rule)
+        warn_of_arguments((args, kwargs), self.rule)
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             self._start((args, kwargs), stack)
@@ -102,15 +99,14 @@ class ForwardOnlyMechanism(Mechanism):
 
         return leave(of_all, plain, parameters)
 
-    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         missed, left, self._left = self._open is not None, self._left, False
         self._close()
         # `output` is None when the forward pass raised: that error goes to the user, not ours.
         if missed and output is not None:
             raise not_reached(self.plan)
-        given, self._given = self._given, ()
         if left and self.plan.error_name:
-            warn_of_results(output, given, self.plan.error_name, self.rule)
+            warn_of_results(output, (args, kwargs), self.plan.error_name, self.rule)
 
     def _close(self) -> None:
         stack, self._open = self._open, None

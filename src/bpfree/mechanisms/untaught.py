@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from bpfree.errors import BpfreeWarning
 
 
-def warn_of_results(returned: Any, given: Iterable[Any], error_name: str, way: object) -> None:
+def warn_of_results(returned: Any, given: Any, error_name: str, way: object) -> None:
     """Warn of tensors without a graph that the model returns besides the output where the error is taken.
 
     Args:
@@ -24,7 +23,7 @@ def warn_of_results(returned: Any, given: Iterable[Any], error_name: str, way: o
     """
     if torch.compiler.is_compiling():
         return
-    arguments = {id(entry) for entry in given}
+    arguments = {id(entry) for entry in tree_leaves(given)}
     for entry in tree_leaves(returned):
         if isinstance(entry, Tensor) and not entry.requires_grad and id(entry) not in arguments and _learnable(entry):
             warnings.warn(
@@ -42,11 +41,11 @@ def _learnable(entry: Tensor) -> bool:
     return entry.is_floating_point() or entry.is_complex()
 
 
-def warn_of_arguments(given: Iterable[Any], rule: object) -> None:
+def warn_of_arguments(given: Any, rule: object) -> None:
     """Warn of arguments that want a gradient, which ``rule`` has none for."""
     if torch.compiler.is_compiling():
         return
-    if any(isinstance(entry, Tensor) and entry.requires_grad for entry in given):
+    if any(isinstance(entry, Tensor) and entry.requires_grad for entry in tree_leaves(given)):
         warnings.warn(
             f"an argument of the model wants a gradient, and {rule} has none for what lies before the model: that does "
             "not learn. Attach the rule to a module that holds all of it, or use another (bpfree.DFA, bpfree.FA); if "

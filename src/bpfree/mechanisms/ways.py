@@ -51,7 +51,7 @@ class Ways:
         """Hear with which arguments the next pass begins, before what hooks of the user's do to it."""
         self._call = Call.of(args, kwargs)
         if self._plan.streaming and not torch.compiler.is_compiling():
-            self._surroundings = Surroundings.now(self._plan.model, self._plan.parts, (args, kwargs))
+            self._surroundings = Surroundings.now(self._plan.model, self._plan.parts, self._call.flat)
 
     def forget(self) -> None:
         """Forget them."""
