@@ -6,7 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def run() -> dict[str, Any]:
     memory = {name: os.environ.get(name, "") for name in KEEP_MEMORY}
     return {
         "command": " ".join([f"python benchmarks/{script}", *map(_quoted, sys.argv[1:])]),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": _commit(),
         "environment": environment.describe() | {"bf16_instructions": bf16_instructions()} | memory,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def html(
         pictures=pictures,
         specs=embedded(specifications({"chart": drawn}, recipe_charts.STYLE)),
         bundle=bundle() if drawn else Markup(),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
@@ -146,7 +146,7 @@ def compared(
     rows = all(label == cell.row for label, cell in cells.items())
     return {
         "format": FORMAT,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "task": first.settings.task,
         "compared": "row" if rows else "column",

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ def _perform(claim: Claim, order: Order, display: Display) -> None:
             "environment": record.get("environment") or environment.describe(),
             # What a run took in all says itself: other processes may have begun it, or finished all but the record.
             "duration": record.get("duration", time.perf_counter() - began),
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
     )
 
