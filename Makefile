@@ -27,7 +27,7 @@ install: $(VENV)/dev
 
 # torch goes in first and pinned: another package's open range would bring the newest build, with gigabytes of CUDA.
 $(VENV)/lab: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; name one: make demo PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@test -x $(VENV)/bin/python || $(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; name one: make demo PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[lab]"

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import compare_options
 
-from bpfree.lab.cli import make_parser
 from bpfree.lab.compare import plan_runs
-from bpfree.lab.options import CompareOptions
-from bpfree.lab.parser import read_options
 from bpfree.lab.settings import plain
 from bpfree.lab.tables.plan import plan, works
 from bpfree.lab.tables.reading import content_of, read
@@ -28,10 +26,7 @@ def named(path: Path) -> str:
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=named)
 def test_a_comparison_is_what_its_results_are_of(path: Path) -> None:
-    parser, commands = make_parser()
-    parsed = parser.parse_args(["compare", "--config", str(path)])
-    options = read_options(commands["compare"], parsed["compare"], CompareOptions)
-    runs = plan_runs(options)
+    runs = plan_runs(compare_options("--config", str(path)))
     found = json.loads((ROOT / "results" / path.stem / "comparison.json").read_text())
     assert sorted((run["label"], run["seed"]) for run in found["runs"]) == sorted((run.label, run.seed) for run in runs)
     assert plain({run.label: run.rule.describe() for run in runs}) == found["settings"]["rules"]

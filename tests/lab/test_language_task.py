@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import tiny_text
 import torch
+from command import compare_options
 from rich.console import Console
 from test_runs import Interrupting, assert_equal, crash
 from torch import nn
@@ -287,9 +288,7 @@ def test_compare_from_end_to_end(asked: CompareOptions) -> None:
 
 
 def test_the_command_asks_for_the_same(asked: CompareOptions) -> None:
-    parser, commands = make_parser()
-    parsed = parser.parse_args(with_model(shlex.split(command_line("compare", asked))[1:]))
-    again = read_options(commands["compare"], parsed["compare"], CompareOptions)
+    again = compare_options(*shlex.split(command_line("compare", asked))[2:])
     assert plan_runs(again) == plan_runs(asked)
     assert again == replace(asked, model=again.model)
 

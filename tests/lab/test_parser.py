@@ -7,15 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import compare_options
 
-from bpfree.lab.cli import main, make_parser
-from bpfree.lab.options import CompareOptions
-from bpfree.lab.parser import read_options, with_model
-
-
-def asked(*words: str) -> CompareOptions:
-    parser, commands = make_parser()
-    return read_options(commands["compare"], parser.parse_args(with_model(["compare", *words])).compare, CompareOptions)
+from bpfree.lab.cli import main
 
 
 @pytest.fixture
@@ -31,11 +25,11 @@ def test_a_networks_name_means_ours(tmp_path: Path) -> None:
     config = tmp_path / "asked.yaml"
     for model in ("MLP", "{class_path: MLP, init_args: {hidden: [5]}}"):
         config.write_text(f"model: {model}\n")
-        found = asked("--config", str(config)).model
+        found = compare_options("--config", str(config)).model
         assert found is not None
         assert found.class_path == "bpfree.lab.models.MLP"
     for words in (["--model", "MLP"], ["--model=MLP"]):
-        found = asked(*words, "--model.hidden", "[5]").model
+        found = compare_options(*words, "--model.hidden", "[5]").model
         assert found is not None
         assert found.class_path == "bpfree.lab.models.MLP"
         assert found.init_args["hidden"] == [5]
@@ -55,7 +49,7 @@ def test_a_network_on_graphs_is_found_in_a_new_process() -> None:
 def test_arguments_go_to_the_network_of_the_data_that_a_file_names(tmp_path: Path) -> None:
     config = tmp_path / "asked.yaml"
     config.write_text("data: text\n")
-    found = asked("--config", str(config), "--model.blocks", "2").model
+    found = compare_options("--config", str(config), "--model.blocks", "2").model
     assert found is not None
     assert found.class_path == "bpfree.lab.models.CausalTransformer"
     assert found.init_args["blocks"] == 2

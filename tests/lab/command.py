@@ -1,0 +1,11 @@
+"""A command line, as the program reads it."""
+
+from bpfree.lab.cli import make_parser
+from bpfree.lab.options import CompareOptions
+from bpfree.lab.parser import read_options, with_model
+
+
+def compare_options(*words: str) -> CompareOptions:
+    """What ``bpfree compare WORDS`` asks for."""
+    parser, commands = make_parser()
+    return read_options(commands["compare"], parser.parse_args(with_model(["compare", *words])).compare, CompareOptions)
