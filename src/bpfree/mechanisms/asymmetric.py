@@ -22,6 +22,7 @@ from bpfree.convolution import CONVOLUTIONS, Convolution, padded
 from bpfree.draw import derived_seed
 from bpfree.errors import StateError, UnsupportedLayerError
 from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.mechanisms.memory_format import format_of
 from bpfree.mechanisms.once import once
 from bpfree.plan import Plan
 from bpfree.state import LateBuffers, at_least_single, name_of
@@ -105,7 +106,7 @@ class Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, input: Tensor, weight: Callable[[], Tensor], rule: InputGradient) -> Tensor:
         """Return ``output``; of ``input`` only its shape and its place in the graph are kept."""
-        ctx.weight, ctx.rule, ctx.shape = weight, rule, input.shape
+        ctx.weight, ctx.rule, ctx.shape, ctx.format = weight, rule, input.shape, format_of(input)
         # A tensor of its own, so that an in-place non-linearity may follow (see Broadcast).
         return output.detach()
 
@@ -114,7 +115,8 @@ class Join(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient itself for the layer, B's for what lies below."""
         (grad,) = grads
-        return grad, ctx.rule(grad, ctx.weight().to(grad), ctx.shape), None, None
+        signal = ctx.rule(grad, ctx.weight().to(grad), ctx.shape).to(memory_format=ctx.format)
+        return grad, signal, None, None
 
 
 class AsymmetricMechanism(Mechanism):
@@ -285,6 +287,8 @@ def _convolution(layer: Convolution, padding: Any) -> InputGradient:
     def gradient(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         if len(shape) == len(layer.kernel_size) + 1:  # no batch dimension, which the function of torch needs
             return gradient(grad[None], weight, torch.Size((1, *shape)))[0]
+        # Torch asks the weight how the result shall lie, and is quicker where it lies as the gradient does.
+        weight = weight.to(memory_format=format_of(grad))
         found: Tensor = backward(shape, weight, grad, layer.stride, padding, layer.dilation, layer.groups)
         return found
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bpfree.errors import StreamingError
 from bpfree.mechanisms.leaving import leave
+from bpfree.mechanisms.memory_format import as_gradient
 from bpfree.mechanisms.passage import Departure, Passage
 
 
@@ -64,7 +65,7 @@ class ImmediatePassage(Passage):
         signal = self._signals[number]
         if signal is not None and output.requires_grad:
             with self.taught():
-                torch.autograd.backward(output, signal.view(output.shape).to(output.dtype))
+                torch.autograd.backward(output, as_gradient(signal, output))
             self._left_gradients += [_LeftGradient(leaf) for leaf in self._ends[number][:1] if leaf.grad is not None]
         return output.detach()
 
