@@ -88,6 +88,31 @@ def test_signals_without_an_error_lie_as_the_outputs_do():
     assert all(signal == output and output[1] == 1 for signal, output in arrived)
 
 
+FEEDBACK = {
+    "stored": bpfree.Feedback(),
+    "one a tap": bpfree.Feedback(shared=False),
+    "drawn again": bpfree.Feedback(stored=False),
+    "one mode": bpfree.Feedback(modes=1),
+    "three modes": bpfree.Feedback(modes=3),
+}
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("samples", [3, 6])  # fewer than the 5 classes, and more
+@pytest.mark.parametrize("feedback", FEEDBACK.values(), ids=FEEDBACK)
+def test_the_layout_changes_no_gradient(double, feedback, samples, dims):
+    x, y = torch.randn(samples, 3, *[4] * dims), torch.arange(samples) % 5
+    found = []
+    for format in (torch.contiguous_format, IMAGES[dims]):
+        model = net(dims, []).to(memory_format=format)
+        bpfree.attach(model, bpfree.DFA(feedback=feedback), taps=Watched, seed=1)
+        F.cross_entropy(model(x.to(memory_format=format)), y).backward()
+        found.append([p.grad for p in model.parameters()])
+    for plain, last in zip(*found, strict=True):
+        torch.testing.assert_close(last, plain, rtol=1e-12, atol=1e-14)
+        assert plain.abs().max() > 0
+
+
 def test_taps_of_one_signal_share_its_copy():
     """As many copies as taps would be the memory that one shared signal saves."""
     given = []

@@ -7,17 +7,18 @@ Index conventions: ``N`` rows (samples; for sequences and graphs also tokens and
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from bpfree.draw import derived_seed, draw
 from bpfree.errors import OptionError, StateError, TapShapeError, choice
+from bpfree.memory_format import as_images, channels_last
+from bpfree.signals import Signals
 from bpfree.spatial import Form
 from bpfree.state import LateBuffers
 from bpfree.taps import Site
@@ -124,35 +125,6 @@ class Matrix(Protocol):
 
     def __matmul__(self, other: Tensor, /) -> Tensor:
         """The product with ``(N, c)``."""
-
-
-class Signals(Sequence["Tensor | None"]):
-    """One signal ``(N, n_l)`` a tap, made when it is asked for.
-
-    Taps with the same key (matrix and form, say) get the same tensor, which is dropped when the last of them has it:
-    one for each of them, or all widths at once, would cost more memory than backpropagation takes.
-
-    Args:
-        make: Makes a signal from its key.
-        keys: One a tap.
-    """
-
-    def __init__(self, make: Callable[..., Tensor | None], keys: Sequence[tuple[Any, ...]]) -> None:
-        self._make, self._keys = make, keys
-        self._made: dict[tuple[Any, ...], Tensor | None] = {}
-        self._left = Counter(keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __getitem__(self, index: Any) -> Any:
-        """The signal of tap ``index``."""
-        key = self._keys[index]
-        signal = self._made[key] if key in self._made else self._made.setdefault(key, self._make(*key))
-        self._left[key] -= 1
-        if not self._left[key]:
-            del self._made[key]
-        return signal
 
 
 class Projection(LateBuffers):
@@ -275,7 +247,8 @@ class Projection(LateBuffers):
                 f"the rule's vector has {error.shape[1]} numbers a row, and is projected by feedback for the error's "
                 f"{self._sizes[0]}."
             )
-        return Signals(partial(self._product, self._spread(error)), self._keys(sites))
+        error = self._spread(error)
+        return Signals(partial(self._product, error), self._keys(sites), partial(self._images, error))
 
     def _spread(self, error: Tensor) -> Tensor:
         steps = self.feedback.spread
@@ -309,6 +282,18 @@ class Projection(LateBuffers):
             block = torch.empty(error.shape[1], stop - start, dtype=error.dtype, device=error.device)
             signal[:, start:stop] = error @ self.feedback.draw(block, self._seed(name), start)
         return form.expand(signal)
+
+    def _images(self, error: Tensor, shape: tuple[int, ...], name: str, form: Form) -> Tensor | None:
+        # Channels last: a few rows of B are put in that order in place of the many of the signal.
+        samples, channels, *_ = shape
+        rows = len(error)
+        if not self.feedback.stored or samples != rows or (rows < error.shape[1] and not form.positions):
+            return None
+        error = error * self._scale(form)
+        B = self[name][:, : form.size].to(error)
+        if form.positions:
+            return as_images(form.expand_channels_last(error @ B), shape)
+        return as_images(error @ channels_last(B.reshape(len(B), channels, -1)), shape)
 
     def describe(self, site: Site) -> str:
         """The form of a tap's feedback, for the attachment's table."""

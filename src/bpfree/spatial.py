@@ -46,6 +46,12 @@ class Form:
         basis = _basis(self.positions, self.modes, coefficients.dtype, coefficients.device)
         return (coefficients.reshape(-1, self.modes) @ basis).reshape(-1, self.channels * basis.shape[1])
 
+    def expand_channels_last(self, coefficients: Tensor) -> Tensor:
+        """The same of a form with positions, the features in the order positions x channels."""
+        basis = _basis(self.positions, self.modes, coefficients.dtype, coefficients.device)
+        maps = basis.T @ coefficients.reshape(-1, self.channels, self.modes).mT
+        return maps.reshape(len(coefficients), -1)
+
     def reduce(self, rows: Tensor) -> Tensor:
         """The coefficients ``(k, size)`` of the projection of rows of features ``(k, n_l)`` onto the modes."""
         if not self.positions:

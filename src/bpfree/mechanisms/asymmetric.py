@@ -22,8 +22,8 @@ from bpfree.convolution import CONVOLUTIONS, Convolution, padded
 from bpfree.draw import derived_seed
 from bpfree.errors import StateError, UnsupportedLayerError
 from bpfree.mechanisms.base import Mechanism, Rule
-from bpfree.mechanisms.memory_format import format_of
 from bpfree.mechanisms.once import once
+from bpfree.memory_format import format_of
 from bpfree.plan import Plan
 from bpfree.state import LateBuffers, at_least_single, name_of
 from bpfree.tabulate import others

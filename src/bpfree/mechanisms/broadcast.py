@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from bpfree.errors import UsedRecordError
-from bpfree.feedback import Signals
-from bpfree.mechanisms.memory_format import format_of, in_formats
 from bpfree.mechanisms.once import once
+from bpfree.signals import Signals
 
 Deliver = Callable[[Tensor], Sequence["Tensor | None"]]
-"""Maps dL/do, shaped as the output, to one signal for each tap: shaped as the taps' outputs, or :class:`Signals`."""
+"""Maps dL/do, shaped as the output, to one signal for each tap, shaped as its output."""
 
 
 def broadcast(deliver: Deliver, output: Tensor, taps: Sequence[Tensor], *, just_in_time: bool) -> Tensor:
@@ -37,7 +36,6 @@ class _Arrival:
 
     def __init__(self, tap: Tensor) -> None:
         self._of_tap = (tap.shape, tap.dtype, tap.device)
-        self._format = format_of(tap)
         self._signal: Callable[[], Tensor] | None = None
         if tap.requires_grad:
             tap.register_hook(self)  # type: ignore[no-untyped-call]
@@ -52,11 +50,8 @@ class _Arrival:
         if self._signal is None:
             return None
         signal, self._signal = self._signal().to(grad), None
-        # Not a view of it where none is needed: see DirectMechanism._shaped.
-        shaped = signal if signal.shape == grad.shape else signal.view(grad.shape)
-        shaped = shaped.to(memory_format=self._format)
         # Where the tap's output has another consumer as well, that one's gradient is in `grad` already.
-        return grad + shaped if any(grad.stride()) else shaped
+        return grad + signal if any(grad.stride()) else signal
 
 
 class Broadcast(torch.autograd.Function):
@@ -70,7 +65,6 @@ class Broadcast(torch.autograd.Function):
     def forward(ctx: Any, deliver: Deliver, arrivals: Sequence[_Arrival], output: Tensor, *taps: Tensor) -> Tensor:
         """Return ``output``; ``taps`` are kept only as edges of the graph, not as memory."""
         ctx.deliver, ctx.arrivals = deliver, arrivals
-        ctx.formats = [format_of(tap) for tap in taps]
         # Nothing is needed from it, but autograd frees saved tensors after a backward pass: it tells us of a second.
         ctx.save_for_backward(output.new_empty(0))
         # Not `output` itself: autograd would make it a view that no in-place operation may follow.
@@ -91,6 +85,4 @@ class Broadcast(torch.autograd.Function):
         signals = ctx.deliver(error)
         if isinstance(signals, Signals):
             signals = [arrival.announce(partial(signals.__getitem__, i)) for i, arrival in enumerate(ctx.arrivals)]
-        else:
-            signals = in_formats(signals, ctx.formats)
         return None, None, error, *signals

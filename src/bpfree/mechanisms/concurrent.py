@@ -26,7 +26,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bpfree.mechanisms.broadcast import Deliver, broadcast
 from bpfree.mechanisms.leaving import leave
-from bpfree.mechanisms.memory_format import as_gradient
 from bpfree.mechanisms.passage import Cut, Departure
 from bpfree.segments import Reach
 
@@ -181,7 +180,7 @@ def _run(segments: Sequence[_Segment], threads: int) -> None:
             if segment is None:
                 return
             root, signal = segment
-            torch.autograd.backward(root, as_gradient(signal, root))
+            torch.autograd.backward(root, signal.to(root.dtype))
 
     others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
     try:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from bpfree.errors import TapShapeError
-from bpfree.feedback import Projector, Signals
+from bpfree.feedback import Projector
 from bpfree.mechanisms.base import require_finite
+from bpfree.signals import Signals
 from bpfree.taps import Site
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class Layout:
 
     key: Any
     sites: tuple[Site, ...]
+    formats: tuple[torch.memory_format, ...]
     c: int
     just_in_time: bool
     like: Tensor
@@ -98,7 +101,7 @@ class Dispatch:
         self._mechanism, self._layout, self._pending, self._targets = mechanism, layout, pending, targets
 
     def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
-        """One signal a tap, shaped as its output; or :class:`bpfree.feedback.Signals`, made when asked for."""
+        """One signal a tap, which lies as its output does; :class:`bpfree.signals.Signals` are made when asked for."""
         layout, mechanism = self._layout, self._mechanism
         rows = error.reshape(-1, layout.c)
         require_finite(rows, "every tap would learn from it. No tap got a signal.")
@@ -107,9 +110,11 @@ class Dispatch:
         mechanism.learn(self._pending, rows)
         project, seen = mechanism.feedback, self._pending.observation
         signals = mechanism.rule.signals(Delivery(rows, layout.sites, given, project, seen))
-        if layout.just_in_time and isinstance(signals, Signals):
-            return signals
-        return _shaped(signals, layout.sites, len(rows))
+        if not isinstance(signals, Signals):
+            _check(signals, layout.sites, len(rows))
+            return _shaped(signals, layout)
+        signals = signals.shaped(layout.sites, layout.formats)
+        return signals if layout.just_in_time else list(signals)
 
     def passed(self, number: int, output: Tensor, error: Tensor) -> None:
         """Show the mechanism a tap's output that is there only now."""
@@ -133,19 +138,17 @@ def _check(signals: Sequence[Tensor | None], sites: Sequence[Site], rows: int) -
             )
 
 
-def _shaped(signals: Sequence[Tensor | None], sites: Sequence[Site], rows: int) -> list[Tensor | None]:
-    if not isinstance(signals, Signals):  # the package's own
-        _check(signals, sites, rows)
+def _shaped(signals: Sequence[Tensor | None], layout: Layout) -> list[Tensor | None]:
     # Taps that share a signal get one tensor object: of several views, autograd would let several parameters keep
     # the same memory as their .grad.
-    views: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Tensor] = {}
+    views: dict[tuple[Any, ...], Tensor] = {}
     shaped: list[Tensor | None] = []
-    for signal, site in zip(signals, sites, strict=True):
+    for signal, site, format in zip(signals, layout.sites, layout.formats, strict=True):
         if signal is None:
             shaped.append(None)
             continue
-        key = (id(signal), site.batch, site.features)
+        key = (id(signal), site.batch, site.features, format)
         if key not in views:
-            views[key] = signal.view(*site.batch, *site.features)
+            views[key] = signal.view(*site.batch, *site.features).to(memory_format=format)
         shaped.append(views[key])
     return shaped

@@ -285,7 +285,8 @@ class DirectMechanism(Mechanism):
         """The layout of this forward pass; found once for passes of the same shapes."""
         compiling = torch.compiler.is_compiling()
         learners = () if compiling else self.plan.learning
-        key = (output.shape, output.dtype, output.device, tuple(passage.names), passage.shapes, learners)
+        taps = (tuple(passage.names), passage.shapes, passage.formats)
+        key = (output.shape, output.dtype, output.device, *taps, learners)
         if not compiling and self._layout is not None and key == self._layout.key:
             return self._layout
         dims = batch_dims(output.shape, passage.shapes, self.plan.batch_dims)
@@ -299,7 +300,7 @@ class DirectMechanism(Mechanism):
         several = isinstance(self.feedback, Projection) and self.feedback.kinds(sites) > 1
         just_in_time = not compiling and self.plan.window == 1 and (several or self.plan.streaming)
         like = _weights_like(self.plan.model, output)
-        layout = Layout(key, sites, product(output.shape[dims:]), just_in_time, like)
+        layout = Layout(key, sites, tuple(passage.formats), product(output.shape[dims:]), just_in_time, like)
         self.sites = sites
         if not compiling:  # a compiled pass has a layout of its own: it delivers in another way
             self._layout = layout

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bpfree.errors import StreamingError
 from bpfree.mechanisms.leaving import leave
-from bpfree.mechanisms.memory_format import as_gradient
 from bpfree.mechanisms.passage import Departure, Passage
 
 
@@ -65,7 +64,7 @@ class ImmediatePassage(Passage):
         signal = self._signals[number]
         if signal is not None and output.requires_grad:
             with self.taught():
-                torch.autograd.backward(output, as_gradient(signal, output))
+                torch.autograd.backward(output, signal.to(output.dtype))
             self._left_gradients += [_LeftGradient(leaf) for leaf in self._ends[number][:1] if leaf.grad is not None]
         return output.detach()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bpfree.mechanisms.broadcast import broadcast
+from bpfree.memory_format import format_of
 from bpfree.segments import Reach
 
 
@@ -68,12 +69,14 @@ class Passage(Run):
     Attributes:
         names: The tap modules that were reached, one entry a call.
         shapes: The shapes of their outputs.
+        formats: How these lie in memory.
         left: Whether the pass has reached the place where the error is taken.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.shapes: list[torch.Size] = []
+        self.formats: list[torch.memory_format] = []
         self.left = False
         self._handed_on: Tensor | None = None
 
@@ -89,6 +92,7 @@ class Passage(Run):
     def cut(self, name: str, output: Tensor) -> Tensor:
         """Take the output of a tap, and return what the tap hands on: the same numbers without their graph."""
         self.shapes.append(output.shape)
+        self.formats.append(format_of(output))
         self._handed_on = super().cut(name, output)
         return self._handed_on
 
@@ -105,6 +109,7 @@ class Passage(Run):
         """Take the last tap back, and return its output."""
         self.names.pop()
         self.shapes.pop()
+        self.formats.pop()
         return self._given_back()
 
     def close(self) -> None:

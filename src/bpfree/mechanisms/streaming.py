@@ -19,7 +19,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from bpfree.errors import StreamingError, UsedRecordError
-from bpfree.mechanisms.memory_format import as_gradient
 from bpfree.mechanisms.once import once
 from bpfree.mechanisms.passage import Departure, Passage, Run
 from bpfree.mechanisms.untaught import warn_of_results
@@ -349,7 +348,7 @@ class Replay(Walk):
         if not root.requires_grad:
             return
         with self.taught():
-            self._teach(number, root, as_gradient(signal, root))
+            self._teach(number, root, signal.to(root.dtype))
 
     def _teach(self, number: int, root: Tensor, given: Tensor) -> None:
         places = self._of_segment[number]

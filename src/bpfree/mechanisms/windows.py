@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_unflatten
 
 from bpfree.mechanisms.broadcast import Deliver
 from bpfree.mechanisms.leaving import leave
-from bpfree.mechanisms.memory_format import format_of, in_formats
 from bpfree.mechanisms.passage import Cut, Departure
 from bpfree.mechanisms.streaming import Call
 from bpfree.segments import Reach
@@ -109,7 +108,7 @@ class _Record:
 
     def gradients(self, error: Tensor) -> Sequence[Tensor | None]:
         """One gradient for each leaf that learns, from dL/do."""
-        signals = in_formats(self._deliver(error), [format_of(tap) for tap in self._taps])
+        signals = self._deliver(error)
         carrying = [entry for entry in self._entries if entry.requires_grad]
         for _ in range(self._window - 1):
             # Where nothing below the output layer learns, there is nothing to carry.

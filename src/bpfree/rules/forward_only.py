@@ -10,13 +10,13 @@ from torch import Tensor
 
 from bpfree.errors import OptionError, choice
 from bpfree.estimate import Perturbations
-from bpfree.feedback import Signals
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.delivery import Delivery
 from bpfree.mechanisms.direct import DirectRule
 from bpfree.mechanisms.forward_only import ActivationsMechanism, WeightsMechanism
 from bpfree.mechanisms.pepita import ModulatedMechanism, Modulation, OutputError, Positions
 from bpfree.plan import Plan
+from bpfree.signals import Signals
 
 Of: TypeAlias = Literal["activations", "weights"]
 Per: TypeAlias = Literal["sample", "row", "batch"]

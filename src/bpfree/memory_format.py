@@ -1,0 +1,33 @@
+"""How a signal lies in memory: as the tap's output does, like every gradient that autograd makes.
+
+Channels last, a segment's backward pass would otherwise meet signals in order and activations that are not: poolings
+then copy all they touch, and a LeNet's step takes up to 1.3 times as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def format_of(output: Tensor) -> torch.memory_format:
+    """Channels last where the numbers of ``output`` lie so, and otherwise in order."""
+    last = _CHANNELS_LAST.get(output.dim())
+    if last is None or output.is_contiguous() or not output.is_contiguous(memory_format=last):
+        return torch.contiguous_format
+    return last
+
+
+def channels_last(maps: Tensor) -> Tensor:
+    """Rows of maps ``(k, channels, positions)`` as rows ``(k, positions x channels)``."""
+    return maps.mT.reshape(len(maps), -1)
+
+
+def as_images(rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """Rows ``(N, positions x channels)`` as images of ``shape`` ``(N, channels, *positions)``, without a copy."""
+    samples, channels, *positions = shape
+    return rows.view(samples, *positions, channels).movedim(-1, 1)
