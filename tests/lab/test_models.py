@@ -126,3 +126,20 @@ def test_he_initialization_keeps_the_size_of_what_passes():
     hidden = nn.Sequential(*list(model)[:-1])(x)
     assert 0.7 < float(hidden.square().mean() / x.square().mean()) < 1.3
     assert all(float(layer.bias.detach().abs().max()) == 0 for layer in model if isinstance(layer, nn.Linear))
+
+
+@pytest.mark.parametrize("kind", [MLP, CNN])
+def test_normalization_begins_at_one_or_uniform_as_before_torch_1_2(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    for batch_norm in (True, "uniform"):
+        model = kind((3, 32, 32), 10, batch_norm=batch_norm)
+        norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
+        factors = torch.cat([norm.weight.detach() for norm in norms])
+        assert all(float(norm.bias.detach().abs().max()) == 0 for norm in norms)
+        if batch_norm is True:
+            assert bool((factors == 1).all())
+        else:  # the deviation of n uniform numbers' mean is 1 / sqrt(12 n)
+            assert float(factors.min()) >= 0
+            assert float(factors.max()) <= 1
+            assert abs(float(factors.mean()) - 0.5) < 4 / (12 * len(factors)) ** 0.5
+            assert abs(float(factors.std()) - 12**-0.5) < 0.05

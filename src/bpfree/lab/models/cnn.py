@@ -8,6 +8,7 @@ from torch import nn
 
 from bpfree.lab.models.activations import Activation, activation_module
 from bpfree.lab.models.image_network import ImageNetwork, Planes
+from bpfree.lab.models.initialization import BatchNorm, begin_norms
 
 
 class CNN(ImageNetwork):
@@ -25,7 +26,8 @@ class CNN(ImageNetwork):
         hidden: The width of the linear layer.
         activation: The non-linearity behind each convolution and the linear layer.
         negative_slope: The slope of ``leaky_relu`` below zero; the other non-linearities do not use it.
-        batch_norm: Normalize over the batch, behind each non-linearity.
+        batch_norm: Normalize over the batch, behind each non-linearity; ``"uniform"`` with factors that begin uniform
+            on (0, 1), as in PyTorch before 1.2, and not at 1.
         input_dropout: The fraction of the image's channels that dropout sets to zero.
         conv_dropout: The fraction of channels that dropout sets to zero behind each convolution.
         dropout: The fraction of the linear layer's outputs that dropout sets to zero.
@@ -39,7 +41,7 @@ class CNN(ImageNetwork):
         hidden: int = 128,
         activation: Activation = "tanh",
         negative_slope: float = 0.01,
-        batch_norm: bool = False,
+        batch_norm: BatchNorm = False,
         input_dropout: float = 0.0,
         conv_dropout: float = 0.0,
         dropout: float = 0.0,
@@ -59,9 +61,10 @@ class CNN(ImageNetwork):
         layers["norm"] = nn.BatchNorm1d(hidden) if batch_norm else None
         layers["head"] = nn.Linear(hidden, classes)
         super().__init__({name: layer for name, layer in layers.items() if layer is not None})
+        begin_norms(self, batch_norm)
         self.aligned_layers = ("norm" if batch_norm else "act",)  # be there a tap or not
 
     @staticmethod
-    def suggested_taps(batch_norm: bool = False, **_: object) -> tuple[str, ...]:
+    def suggested_taps(batch_norm: BatchNorm = False, **_: object) -> tuple[str, ...]:
         """Where Launay et al. 2019 say that feedback enters; their code leaves out the last one."""
         return ("pool*", "norm" if batch_norm else "act")

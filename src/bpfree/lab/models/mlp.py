@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from bpfree.lab.models.activations import Activation, activation_module
-from bpfree.lab.models.initialization import Initialization, initialize
+from bpfree.lab.models.initialization import BatchNorm, Initialization, begin_norms, initialize
 
 
 class MLP(nn.Sequential):
@@ -28,7 +28,8 @@ class MLP(nn.Sequential):
         initialization: PyTorch's own (``"torch"``), or normal weights of variance 2 / inputs and no bias (``"he"``, He
             et al. 2015), under which ReLU layers keep the size of their inputs.
         negative_slope: The slope of ``leaky_relu`` below zero; the other non-linearities do not use it.
-        batch_norm: Normalize over the batch, behind each non-linearity.
+        batch_norm: Normalize over the batch, behind each non-linearity; ``"uniform"`` with factors that begin uniform
+            on (0, 1), as in PyTorch before 1.2, and not at 1.
         input_dropout: The fraction of inputs that dropout sets to zero.
         dropout_before_activation: Dropout stands between the linear layer and its non-linearity.
     """
@@ -42,7 +43,7 @@ class MLP(nn.Sequential):
         dropout: float = 0.0,
         initialization: Initialization = "torch",
         negative_slope: float = 0.01,
-        batch_norm: bool = False,
+        batch_norm: BatchNorm = False,
         input_dropout: float = 0.0,
         dropout_before_activation: bool = False,
     ) -> None:
@@ -61,9 +62,10 @@ class MLP(nn.Sequential):
             width = size
         super().__init__(_named([*layers, nn.Linear(width, classes)]))
         initialize(self, initialization)
+        begin_norms(self, batch_norm)
 
     @staticmethod
-    def suggested_taps(batch_norm: bool = False, **_: object) -> tuple[str, ...] | None:
+    def suggested_taps(batch_norm: BatchNorm = False, **_: object) -> tuple[str, ...] | None:
         """Where the papers put feedback: behind batch normalization, or (None) behind every non-linearity."""
         return ("norm*",) if batch_norm else None
 

@@ -11,10 +11,10 @@ from bpfree.errors import nearest
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.tables.recipe import Column
 from bpfree.lab.tables.work import Training, Work
-from bpfree.lab.tasks import TASKS
+from bpfree.lab.tasks import PUBLISHED_COSINE, TASKS
 
 _ALIGNMENT, _OF = "alignment", "of"
-_OF_A_TAP = [entry.name for entry in fields(TapAlignment) if entry.name != "name"]
+_OF_A_TAP = [*(entry.name for entry in fields(TapAlignment) if entry.name != "name"), PUBLISHED_COSINE]
 _OF_A_RUN = ("seconds_per_epoch", "alignment_mean", "peak_memory_bytes", "feedback_bytes", "parameters")
 _OF_AN_EPOCH = ("train_loss", "eval_loss")
 _BEST, _CHOSEN = "best_", "_at_best_validation"
@@ -102,7 +102,7 @@ def _of_tap(record: Mapping[str, Any], tap: int | str, number: str, column: str)
         return None  # a rule without signals
     names = [entry["name"] for entry in taps]
     if isinstance(tap, int) and 1 <= tap <= len(taps):
-        return taps[tap - 1][number]
+        return taps[tap - 1].get(number)
     if tap in names:
-        return taps[names.index(tap)][number]
+        return taps[names.index(tap)].get(number)
     raise SettingsError(f"columns: {column}: there is no tap {tap!r}, only {', '.join(names)}.")

@@ -11,6 +11,8 @@ from bpfree.lab.tasks.task import Metric, Task
 
 PUBLISHED_ALIGNMENT = ("published_alignment", "published_alignment_std", "published_alignment_zero")
 """What is measured of graphs the way of Launay et al. 2020's code, see :mod:`bpfree.lab.tasks.published`."""
+PUBLISHED_COSINE = "cosine_published"
+"""The number of a tap that is measured of images the way of Launay et al. 2019's code."""
 SEPARATION = ("silhouette", "tsne_silhouette")
 """Measured of graphs whose runs keep details, see :mod:`bpfree.lab.tasks.pictures`."""
 

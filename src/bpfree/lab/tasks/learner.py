@@ -103,6 +103,10 @@ class Learner(LightningModule):
         """What the trained network looks like from inside, by name, for reports."""
         return {}
 
+    def published(self, batch: tuple[Any, Tensor]) -> dict[str, float]:
+        """Alignment as a paper's code measures it, by tap; measured after the last epoch."""
+        return {}
+
     def numbers(self, feed: Feed) -> dict[str, float | None]:
         """What else is known at the end of a run, by name; the task names it in its ``measures``."""
         return {}

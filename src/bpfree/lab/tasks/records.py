@@ -17,6 +17,7 @@ from bpfree.errors import TapSelectionError
 from bpfree.lab.errors import RunError
 from bpfree.lab.measure import clock
 from bpfree.lab.settings import Times
+from bpfree.lab.tasks import PUBLISHED_COSINE
 from bpfree.lab.tasks.learner import Learner
 
 
@@ -90,11 +91,11 @@ class EpochRecords(Callback):
         record["seconds"] = self._seconds.total
         last = trainer.current_epoch + 1 == trainer.max_epochs
         wanted = self._times == "every" or (self._times == "last" and last)
-        record["alignment"] = self._alignment(pl_module) if wanted else []
+        record["alignment"] = self._alignment(pl_module, last) if wanted else []
         self.epochs.append(record)
         self._announce(record)
 
-    def _alignment(self, task: Learner) -> list[dict[str, Any]]:
+    def _alignment(self, task: Learner, last: bool) -> list[dict[str, Any]]:
         if not task.attachment.taps:
             return []  # a model without modules for its non-linearities: there is no place to compare at
         batch = move_data_to_device(self._aligned(), task.device)
@@ -105,7 +106,8 @@ class EpochRecords(Callback):
             report = bpfree.alignment(
                 task.attachment, closure, jacobian=task.measures_jacobian, layers=task.aligned_layers
             )
-            return [asdict(tap) for tap in report.taps]
+            published = task.published(batch) if last else {}
+            return [asdict(tap) | {PUBLISHED_COSINE: published.get(tap.name)} for tap in report.taps]
         except TapSelectionError:
             return []  # a rule with no backward pass sends no signals
         finally:

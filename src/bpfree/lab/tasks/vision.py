@@ -13,6 +13,7 @@ from bpfree.lab.data import Splits
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.pictures import embedding, filters
+from bpfree.lab.tasks.published2019 import cosines
 
 
 class Classification(Learner):
@@ -41,6 +42,10 @@ class Classification(Learner):
         """Mean loss, and accuracy in per cent."""
         found = measures.compute()
         return {"loss": float(found["loss"]), "accuracy": 100 * float(found["accuracy"])}
+
+    def published(self, batch: tuple[Any, Tensor]) -> dict[str, float]:
+        """Alignment as in Launay et al. 2019."""
+        return cosines(self, batch)
 
     def pictures(self, splits: Splits) -> dict[str, Any]:
         """The first layer's filters, and a t-SNE of the last hidden layer."""
