@@ -8,10 +8,11 @@ import bpfree
 import bpfree.lab.models as builtin
 from bpfree.errors import nearest
 
+_SWITCH = "<class 'bool'>"
 _NEEDED = {
     "<class 'int'>": "a whole number is needed",
     "<class 'float'>": "a number is needed",
-    "<class 'bool'>": "true or false is needed",
+    _SWITCH: "true or false is needed",
     "<class 'collections.abc.Sequence'>": "a list in brackets is needed",
 }
 _NOTHING = "<class 'NoneType'>"
@@ -50,10 +51,12 @@ def _unknown_class(message: str) -> str:
 
 def _wrong_type(message: str, value: str) -> str:
     wanted = set(re.findall(r"Expected an? (<class '[\w.]+'>|typing\.Literal\[[^\]]*\])", message)) - {_NOTHING}
+    words = re.findall(r"'([^']*)'", " ".join(kind for kind in wanted if "Literal" in kind))
+    if words and _SWITCH in wanted:
+        return f"true, false or {' or '.join(words)} is needed, not {value}."
     if len(wanted) != 1:
         return ""
+    if words:
+        return f"{value} is not known. {nearest(value, words)}"
     kind = wanted.pop()
-    if kind in _NEEDED:
-        return f"{_NEEDED[kind]}, not {value}."
-    words = re.findall(r"'([^']*)'", kind)
-    return f"{value} is not known. {nearest(value, words)}"
+    return f"{_NEEDED[kind]}, not {value}." if kind in _NEEDED else ""
