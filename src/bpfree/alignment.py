@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from bpfree.attachment import Attachment
 from bpfree.errors import TapSelectionError
-from bpfree.feedback import Projection
 from bpfree.jacobian import mean_jacobians
 from bpfree.layout import batch_dims
 from bpfree.preserve import preserved
+from bpfree.projection import Projection
 from bpfree.tabulate import tabulate
 from bpfree.taps import product
 

@@ -21,13 +21,13 @@ from bpfree.errors import (
     TargetsError,
     nearest,
 )
-from bpfree.feedback import Matrix, Projection
 from bpfree.mechanisms.asymmetric import LayerwiseRule
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule
 from bpfree.mechanisms.mirror import MirrorMechanism
 from bpfree.plan import Plan
 from bpfree.preserve import preserved
+from bpfree.projection import Matrix, Projection
 from bpfree.ranks import is_sharded
 from bpfree.tabulate import tabulate
 from bpfree.taps import TapChoice, select_taps
@@ -276,7 +276,7 @@ class Attachment(nn.Module):
     def feedback(self) -> nn.Module:
         """What the rule draws and learns, by name; the tensors there may be written into.
 
-        - A direct rule: ``"shared"``, one matrix for all taps (:class:`bpfree.feedback.Projection`). With one a tap:
+        - A direct rule: ``"shared"``, one matrix for all taps (:class:`bpfree.projection.Projection`). With one a tap:
           ``"TAP:WIDTH"``, for example ``"blocks.0.act:512"``; ``"TAP:CHANNELSxMODES"`` with spatial modes; ``"TAP"``
           where an optimizer steps it.
         - A layerwise rule: ``"LAYER"``, the name of the layer.

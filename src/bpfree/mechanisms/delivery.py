@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bpfree.errors import TapShapeError
-from bpfree.feedback import Projector
 from bpfree.mechanisms.base import require_finite
+from bpfree.projection import Projector
 from bpfree.signals import Signals
 from bpfree.taps import Site
 

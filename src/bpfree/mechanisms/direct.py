@@ -25,13 +25,14 @@ from bpfree.errors import (
     TapOutputError,
     TapSelectionError,
 )
-from bpfree.feedback import Feedback, Projection, Projector, projection
+from bpfree.feedback import Feedback
 from bpfree.layout import batch_dims, sites_of
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
 from bpfree.mechanisms.delivery import Delivery, Dispatch, Layout, Pending
 from bpfree.mechanisms.passage import Passage, Run
 from bpfree.mechanisms.ways import Ways
 from bpfree.plan import Plan
+from bpfree.projection import Projection, Projector, projection
 from bpfree.segments import Segments
 from bpfree.state import name_of
 from bpfree.taps import Site, product

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from bpfree.draw import derived_seed
 from bpfree.errors import ForwardDerivativeError, OptionError
 from bpfree.estimate import Call, DualPass, Perturbations, differentiable_attention, join, perturbation, split
-from bpfree.feedback import NoFeedback
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, require_finite
 from bpfree.mechanisms.direct import DirectRule
 from bpfree.mechanisms.leaving import leave
@@ -28,6 +27,7 @@ from bpfree.mechanisms.observing import ObservingMechanism
 from bpfree.mechanisms.untaught import warn_of_arguments, warn_of_results
 from bpfree.plan import Plan
 from bpfree.preserve import Surroundings
+from bpfree.projection import NoFeedback
 from bpfree.ranks import rank, shared_out
 from bpfree.state import LateBuffers
 from bpfree.taps import Site

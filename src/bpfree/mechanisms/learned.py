@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.errors import BpfreeWarning, FeedbackDivergedError, OptionError, choice
-from bpfree.feedback import Feedback, Projection
+from bpfree.feedback import Feedback
 from bpfree.mechanisms.base import may_overflow
 from bpfree.mechanisms.delivery import Layout, Pending
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule
 from bpfree.mechanisms.passage import Passage
 from bpfree.plan import Plan
+from bpfree.projection import Projection
 from bpfree.ranks import average_over_ranks, ranks
 from bpfree.spatial import Form
 from bpfree.state import LateBuffers, at_least_single

@@ -13,10 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bpfree.errors import ErrorPlacementError, StageError
-from bpfree.feedback import Feedback, Projection
+from bpfree.feedback import Feedback
 from bpfree.layout import batch_dims, sites_of
 from bpfree.pipeline.stage import StageAttachment
 from bpfree.preserve import preserved
+from bpfree.projection import Projection
 from bpfree.taps import product
 
 
