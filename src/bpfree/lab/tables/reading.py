@@ -14,8 +14,9 @@ from bpfree.lab.errors import SettingsError
 from bpfree.lab.report.style import LIGHT
 from bpfree.lab.report.text import is_number
 from bpfree.lab.tables import keys
+from bpfree.lab.tables.extending import extended
 from bpfree.lab.tables.inherit import CLASSES
-from bpfree.lab.tables.recipe import SETTINGS, Chart, Column, Expected, Recipe, Scale, known
+from bpfree.lab.tables.recipe import SETTINGS, Chart, Column, Expected, Recipe, Scale, find, known
 
 
 def read(path: Path) -> Recipe:
@@ -28,11 +29,38 @@ def read(path: Path) -> Recipe:
 
 
 def content_of(path: Path) -> Any:
-    """What a recipe's file says; names of rows and the like are text, be they written as numbers.
+    """What a recipe's file says, over what the recipe says that it extends.
 
     Raises:
-        SettingsError: It cannot be read as YAML, or has a key twice, or one that is no name.
+        SettingsError: A file cannot be read as YAML, or has a key twice, or one that is no name; or what it extends is
+            no recipe.
     """
+    return _content(path, ())
+
+
+def _content(path: Path, below: tuple[Path, ...]) -> Any:
+    own = _said(path)
+    if not isinstance(own, Mapping) or EXTENDS not in own:
+        return own
+    other, chain = _other(own[EXTENDS], path), (*below, path.resolve())
+    if other.resolve() in chain:
+        raise SettingsError(f"{path.stem}: {EXTENDS}: {own[EXTENDS]} extends this file, in one step or several.")
+    theirs = _content(other, chain)
+    _Reader(other.stem, other).recipe(theirs)  # for its mistakes
+    return extended(theirs, {name: value for name, value in own.items() if name != EXTENDS})
+
+
+def _other(name: Any, path: Path) -> Path:
+    if not isinstance(name, str):
+        raise SettingsError(f"{path.stem}: {EXTENDS} must be the name of a recipe, or of its file, not {name!r}.")
+    try:
+        return find(name, path.parent)
+    except SettingsError as error:
+        raise SettingsError(f"{path.stem}: {EXTENDS}: {error}") from error
+
+
+def _said(path: Path) -> Any:
+    """What stands in a file; names of rows and the like are text, be they written as numbers."""
     try:
         text = path.read_text(encoding="utf-8")
         content = _named(get_loader("yaml")(text))
@@ -55,7 +83,7 @@ class _Reader:
         self.name, self.path = name, path
 
     def recipe(self, content: Any) -> Recipe:
-        given = self.part(content, "the file", [entry.name for entry in fields(Recipe) if entry.name not in _GIVEN])
+        given = self.part(content, "the file", _PARTS)
         for needed in ("title", "rows", "columns"):
             if not given.get(needed):
                 raise SettingsError(f"{self.name}: {needed} is missing.")
@@ -183,4 +211,6 @@ class _Reader:
         return Scale(name, seeds, cut, own)
 
 
+EXTENDS = "extends"
 _GIVEN = ("name", "path")  # what the file does not say about itself
+_PARTS = [EXTENDS, *(entry.name for entry in fields(Recipe) if entry.name not in _GIVEN)]

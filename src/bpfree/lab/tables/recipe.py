@@ -190,13 +190,17 @@ def known(name: Any, valid: Any, where: str, recipe: str) -> Any:
     return name
 
 
-def find(name: str) -> Path:
+def find(name: str, folder: Path = Path()) -> Path:
     """The file of a recipe: one of the package's by name, or any by path.
+
+    Args:
+        name: The name, or the path.
+        folder: Where a relative path begins.
 
     Raises:
         SettingsError: There is none.
     """
-    path = Path(name).expanduser()
+    path = folder / Path(name).expanduser()
     if path.suffix in _ENDINGS:
         if not path.is_file():
             raise SettingsError(f"recipe {name}: there is no such file.")
