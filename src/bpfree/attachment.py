@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
@@ -12,28 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo
 
+from bpfree.checks import ATTACHED, check_attachable, check_options, check_within, error_module
 from bpfree.errors import (
-    AlreadyAttachedError,
-    AlreadyShardedError,
-    ErrorPlacementError,
     OptionError,
     StateError,
     TargetsError,
-    nearest,
 )
 from bpfree.mechanisms.asymmetric import LayerwiseRule
 from bpfree.mechanisms.base import Mechanism, Rule
-from bpfree.mechanisms.direct import DirectMechanism, DirectRule
 from bpfree.mechanisms.mirror import MirrorMechanism
 from bpfree.plan import Plan
 from bpfree.preserve import preserved
 from bpfree.projection import Matrix, Projection
-from bpfree.ranks import is_sharded
 from bpfree.tabulate import tabulate
 from bpfree.taps import TapChoice, select_taps
-
-_ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Every module that belongs to an attached model: a second rule on it would fight the first."""
 
 
 def attach(
@@ -109,12 +100,7 @@ def attach(
 
         ``attach`` runs a forward pass with ``example_inputs`` alone; else the model's first one raises these.
     """
-    if not isinstance(rule, Rule):  # callers are not type-checked
-        hint = f"bpfree.{rule.__name__}()" if isinstance(rule, type) else "bpfree.DFA()"
-        raise OptionError(f"rule={rule!r} is not a rule. Pass an instance, for example {hint}.")
-    _check_window(rule, window)
-    _check_streaming(rule, window, streaming)
-    _check_threads(rule, threads, alone=window == 1 and not streaming)
+    check_options(rule, window, streaming, threads)
     check_attachable(model, seed, batch_dims)
     _let_compilers_see_hooks()
     plan = Plan(
@@ -130,7 +116,7 @@ def attach(
         threads=threads,
     )
     mechanism = rule.mechanism(plan)
-    _check_within(rule, mechanism, within)
+    check_within(rule, mechanism, within)
     attachment = Attachment(rule, mechanism, within=None if within is None else within.mechanism(plan))
     if example_inputs is not None:
         try:
@@ -147,85 +133,6 @@ def _let_compilers_see_hooks() -> None:
     if dynamo.skip_nnmodule_hook_guards:
         dynamo.skip_nnmodule_hook_guards = False
         torch.compiler.reset()
-
-
-def check_attachable(model: nn.Module, seed: int, batch_dims: int | None) -> None:
-    """Raise what :func:`attach` raises for a seed or dimensions that mean nothing, and a model that has a rule."""
-    # Callers are not type-checked.
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise OptionError(f"seed={seed!r} must be a whole number (int) between 0 and 2^63 - 1.")
-    if batch_dims is not None and (not isinstance(batch_dims, int) or batch_dims < 1):
-        raise OptionError(f"batch_dims={batch_dims!r}: a whole number; at least the first dimension is the batch.")
-    if is_sharded(model):
-        raise AlreadyShardedError(
-            "the model is sharded (fully_shard): attach the rule first and shard then, so that its hooks see whole "
-            "weights."
-        )
-    if any(module in _ATTACHED or _hooked(module) for module in model.modules()):
-        raise AlreadyAttachedError(
-            "the model, or a part of it, has a rule already: call its attachment.detach() first. A copy of an attached "
-            "model has a copy of the rule: copy.deepcopy((model, attachment)) also gives what detaches it."
-        )
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether a mechanism's hooks are on ``module``, as on a copy of a model that had a rule."""
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    return any(isinstance(getattr(getattr(hook, "func", hook), "__self__", None), Mechanism) for hook in hooks)
-
-
-def _check_streaming(rule: Rule, window: int, streaming: bool) -> None:
-    if streaming and not isinstance(rule, DirectRule):
-        raise OptionError(
-            f"streaming=True: {rule} needs the whole graph, or stores none anyway. Streaming is for direct rules such "
-            "as bpfree.DFA(); for backpropagation take torch.utils.checkpoint."
-        )
-    if streaming and window > 1:
-        raise OptionError(
-            f"window={window} keeps the graphs of several segments: it cannot stream. Leave one of them out."
-        )
-
-
-def _check_threads(rule: Rule, threads: int | None, *, alone: bool) -> None:
-    if threads == 1:
-        return
-    if threads is not None and (not isinstance(threads, int) or threads < 1):  # callers are not type-checked
-        raise OptionError(f"threads={threads!r}: a whole number, at least one; None finds out what is faster.")
-    if not isinstance(rule, DirectRule) or not alone:
-        raise OptionError(
-            f"threads={threads}: only the plain segments of direct rules such as bpfree.DFA() can run at once, not "
-            "those of a layerwise rule, a window or a stream."
-        )
-
-
-def _check_window(rule: Rule, window: int) -> None:
-    direct = isinstance(rule, DirectRule)
-    if not isinstance(window, int) or window < 1 or (window > 1 and not direct):  # callers are not type-checked
-        raise OptionError(
-            f"window={window!r}: a whole number, at least 1, and more than 1 for direct rules only; the rule is {rule}."
-        )
-
-
-def _check_within(rule: Rule, mechanism: Mechanism, within: LayerwiseRule | None) -> None:
-    # A direct rule need not have segments: forward gradients of weights have none.
-    if within is not None and not (isinstance(mechanism, DirectMechanism) and isinstance(within, LayerwiseRule)):
-        raise OptionError(
-            f"within={within!r}: a layerwise rule (bpfree.KolenPollack(), bpfree.FA()) inside the segments of a direct "
-            f"one; the rule is {rule}."
-        )
-
-
-def error_module(model: nn.Module, name: str | None) -> nn.Module:
-    """The module that ``error_at=name`` means; None is the model.
-
-    Raises:
-        ErrorPlacementError: There is none of this name.
-    """
-    modules = dict(model.named_modules())
-    if (name or "") not in modules:
-        raise ErrorPlacementError(f"error_at={name!r}: the model has no such module. {nearest(str(name), modules)}")
-    module: nn.Module = modules[name or ""]
-    return module
 
 
 def _run_once(attachment: Attachment, inputs: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> None:
@@ -260,7 +167,7 @@ class Attachment(nn.Module):
         # Layers are joined to their inputs before a tap cuts what they give.
         for part in self._parts():
             part.install()
-        _ATTACHED.update(self.model.modules())
+        ATTACHED.update(self.model.modules())
 
     @property
     def model(self) -> nn.Module:
@@ -359,7 +266,7 @@ class Attachment(nn.Module):
             for part in self._parts():
                 part.remove()
             for module in self.model.modules():
-                _ATTACHED.discard(module)
+                ATTACHED.discard(module)
             self._attached = False
 
     def __enter__(self) -> Attachment:

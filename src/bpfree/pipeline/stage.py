@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.pipelining import PipelineStage
 from torch.nn.parallel import DistributedDataParallel
 
-from bpfree.attachment import Attachment, check_attachable, error_module
+from bpfree.attachment import Attachment
+from bpfree.checks import check_attachable, error_module
 from bpfree.errors import OptionError, StageError, TapSelectionError
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule

@@ -1,0 +1,106 @@
+"""What ``attach()`` refuses: options that mean nothing, models that have a rule already, modules that are not there."""
+
+from __future__ import annotations
+
+import weakref
+
+from torch import nn
+
+from bpfree.errors import AlreadyAttachedError, AlreadyShardedError, ErrorPlacementError, OptionError, nearest
+from bpfree.mechanisms.asymmetric import LayerwiseRule
+from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.mechanisms.direct import DirectMechanism, DirectRule
+from bpfree.ranks import is_sharded
+
+ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Every module that belongs to an attached model: a second rule on it would fight the first."""
+
+
+def check_options(rule: Rule, window: int, streaming: bool, threads: int | None) -> None:
+    """Raise OptionError for what is no rule, and for ways of running it that it does not have."""
+    if not isinstance(rule, Rule):  # callers are not type-checked
+        hint = f"bpfree.{rule.__name__}()" if isinstance(rule, type) else "bpfree.DFA()"
+        raise OptionError(f"rule={rule!r} is not a rule. Pass an instance, for example {hint}.")
+    _check_window(rule, window)
+    _check_streaming(rule, window, streaming)
+    _check_threads(rule, threads, alone=window == 1 and not streaming)
+
+
+def _check_window(rule: Rule, window: int) -> None:
+    direct = isinstance(rule, DirectRule)
+    if not isinstance(window, int) or window < 1 or (window > 1 and not direct):  # callers are not type-checked
+        raise OptionError(
+            f"window={window!r}: a whole number, at least 1, and more than 1 for direct rules only; the rule is {rule}."
+        )
+
+
+def _check_streaming(rule: Rule, window: int, streaming: bool) -> None:
+    if streaming and not isinstance(rule, DirectRule):
+        raise OptionError(
+            f"streaming=True: {rule} needs the whole graph, or stores none anyway. Streaming is for direct rules such "
+            "as bpfree.DFA(); for backpropagation take torch.utils.checkpoint."
+        )
+    if streaming and window > 1:
+        raise OptionError(
+            f"window={window} keeps the graphs of several segments: it cannot stream. Leave one of them out."
+        )
+
+
+def _check_threads(rule: Rule, threads: int | None, *, alone: bool) -> None:
+    if threads == 1:
+        return
+    if threads is not None and (not isinstance(threads, int) or threads < 1):  # callers are not type-checked
+        raise OptionError(f"threads={threads!r}: a whole number, at least one; None finds out what is faster.")
+    if not isinstance(rule, DirectRule) or not alone:
+        raise OptionError(
+            f"threads={threads}: only the plain segments of direct rules such as bpfree.DFA() can run at once, not "
+            "those of a layerwise rule, a window or a stream."
+        )
+
+
+def check_attachable(model: nn.Module, seed: int, batch_dims: int | None) -> None:
+    """Raise what ``attach()`` raises for a seed or dimensions that mean nothing, and a model that has a rule."""
+    # Callers are not type-checked.
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise OptionError(f"seed={seed!r} must be a whole number (int) between 0 and 2^63 - 1.")
+    if batch_dims is not None and (not isinstance(batch_dims, int) or batch_dims < 1):
+        raise OptionError(f"batch_dims={batch_dims!r}: a whole number; at least the first dimension is the batch.")
+    if is_sharded(model):
+        raise AlreadyShardedError(
+            "the model is sharded (fully_shard): attach the rule first and shard then, so that its hooks see whole "
+            "weights."
+        )
+    if any(module in ATTACHED or _hooked(module) for module in model.modules()):
+        raise AlreadyAttachedError(
+            "the model, or a part of it, has a rule already: call its attachment.detach() first. A copy of an attached "
+            "model has a copy of the rule: copy.deepcopy((model, attachment)) also gives what detaches it."
+        )
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether a mechanism's hooks are on ``module``, as on a copy of a model that had a rule."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return any(isinstance(getattr(getattr(hook, "func", hook), "__self__", None), Mechanism) for hook in hooks)
+
+
+def check_within(rule: Rule, mechanism: Mechanism, within: LayerwiseRule | None) -> None:
+    """Raise OptionError where no layerwise rule can carry signals inside the segments."""
+    # A direct rule need not have segments: forward gradients of weights have none.
+    if within is not None and not (isinstance(mechanism, DirectMechanism) and isinstance(within, LayerwiseRule)):
+        raise OptionError(
+            f"within={within!r}: a layerwise rule (bpfree.KolenPollack(), bpfree.FA()) inside the segments of a direct "
+            f"one; the rule is {rule}."
+        )
+
+
+def error_module(model: nn.Module, name: str | None) -> nn.Module:
+    """The module that ``error_at=name`` means; None is the model.
+
+    Raises:
+        ErrorPlacementError: There is none of this name.
+    """
+    modules = dict(model.named_modules())
+    if (name or "") not in modules:
+        raise ErrorPlacementError(f"error_at={name!r}: the model has no such module. {nearest(str(name), modules)}")
+    module: nn.Module = modules[name or ""]
+    return module
