@@ -219,6 +219,13 @@ def test_a_tap_without_the_errors_batch():
         model(X)
 
 
+def test_a_tap_without_features():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 0), nn.Tanh(), nn.Linear(0, 2))
+    bpfree.attach(model, bpfree.DFA())
+    with pytest.raises(errors.TapShapeError, match=r"'3' has the shape \(5, 0\): it has no features"):
+        model(X)
+
+
 @pytest.mark.parametrize(
     ("targets", "says"),
     [

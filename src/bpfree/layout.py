@@ -29,7 +29,7 @@ def sites_of(names: Sequence[str], taps: Sequence[torch.Size], dims: int, output
     """The sites of one forward pass with these shapes, calls of one module numbered.
 
     Raises:
-        TapShapeError: A tap does not share the error's batch dimensions.
+        TapShapeError: A tap does not share the error's batch dimensions, or has no features.
     """
     calls: dict[str, int] = {}
     sites: list[Site] = []
@@ -42,5 +42,7 @@ def sites_of(names: Sequence[str], taps: Sequence[torch.Size], dims: int, output
                 f"same first {dims} dimension(s), the batch. Leave that tap out, take the error elsewhere "
                 "(error_at=), or say how many dimensions are batch (batch_dims=)."
             )
+        if 0 in tap[dims:]:
+            raise TapShapeError(f"tap {name!r} has the shape {tuple(tap)}: it has no features to send a signal to.")
         sites.append(Site(name, module, tuple(tap[:dims]), tuple(tap[dims:])))
     return tuple(sites)

@@ -353,9 +353,13 @@ def test_courses_that_count_passes_are_not_for_runs_that_count_steps(schedule: S
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [({"hidden": [-4]}, "negative dimension"), ({"hidden": [4], "dropout": 2.0}, "dropout probability")],
+    [
+        ({"hidden": [-4]}, "negative dimension"),
+        ({"hidden": [4], "dropout": 2.0}, "dropout probability"),
+        ({"hidden": [4, 0]}, r"weight has the shape \(0, 4\): a layer of no numbers"),
+    ],
 )
-def test_what_a_model_says_of_its_arguments_is_passed_on(arguments: dict[str, Any], said: str) -> None:
+def test_what_is_wrong_with_the_arguments_of_a_model_is_said_in_one_line(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=rf"^--model MLP: [^\n]*{said}[^\n]*$"):
         ModelSettings("MLP", arguments).build((1, 8, 8), 4)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 import bpfree.lab.models as builtin
 from bpfree.lab.errors import SettingsError
@@ -69,17 +70,22 @@ class ModelSettings:
         """The model for inputs of this shape, its weights drawn from the global random state.
 
         Raises:
-            SettingsError: There is no such class, or the arguments do not fit it.
+            SettingsError: There is no such class, or the arguments do not fit it, or make a layer of no numbers.
         """
         taken = inspect.signature(self._class()).parameters
         known = {"shape": list(shape), "classes": classes}
         from_data = {name: value for name, value in known.items() if name in taken}
         parser, parsed = self._parse(self.init_args | from_data)
         try:
-            return parser.instantiate(parsed).model
+            model: nn.Module = parser.instantiate(parsed).model
         except (ValueError, TypeError, ArithmeticError) as error:
             # What a model says of its arguments comes wrapped in what jsonargparse has tried besides.
             raise SettingsError(f"--model {self.class_path}: {error.__cause__ or error}") from error
+        for name, parameter in model.named_parameters():
+            if not is_lazy(parameter) and not parameter.numel():
+                shape = tuple(parameter.shape)
+                raise SettingsError(f"--model {self.class_path}: {name} has the shape {shape}: a layer of no numbers.")
+        return model
 
     def _parse(self, init_args: dict[str, Any], skip: frozenset[str] = frozenset()) -> tuple[ArgumentParser, Namespace]:
         parser = ArgumentParser(exit_on_error=False)

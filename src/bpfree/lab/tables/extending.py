@@ -42,6 +42,6 @@ def _only(names: Any, entries: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _added(theirs: dict[str, Any], own: Any) -> Any:
     """Entries, and others over them; what a file leaves empty is so."""
-    if own is None or not isinstance(own, Mapping):
+    if not isinstance(own, Mapping):
         return theirs if own is None else own
     return theirs | {name: None if value is None else _over(theirs.get(name), value) for name, value in own.items()}
