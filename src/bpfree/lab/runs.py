@@ -22,6 +22,7 @@ from bpfree.lab.data.samples import Data
 from bpfree.lab.environment import device
 from bpfree.lab.errors import DataError, RunError, WriteError
 from bpfree.lab.files import make_folder, read_json, replacing, write_json
+from bpfree.lab.heap import keep_freed_memory
 from bpfree.lab.measure import peak_bytes, stored_bytes
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.quiet import quiet
@@ -104,6 +105,7 @@ def run(
 
 
 def _train(settings: RunSettings, splits: Data, places: Places, display: Display) -> dict[str, Any]:
+    keep_freed_memory()
     of_task = TASKS[settings.task]
     feed = of_task.learner_class().feed(settings, splits, of_task)
     display.begin(settings, len(feed.train))

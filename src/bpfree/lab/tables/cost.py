@@ -20,6 +20,7 @@ from bpfree.lab.data.samples import Data
 from bpfree.lab.environment import device
 from bpfree.lab.errors import SettingsError, WriteError
 from bpfree.lab.files import write_json
+from bpfree.lab.heap import keep_freed_memory
 from bpfree.lab.length import Length
 from bpfree.lab.measure import peak_bytes, seconds, stored_bytes
 from bpfree.lab.runs import learner, training_step
@@ -130,6 +131,7 @@ def cost(recipe: Recipe, scale: Scale, works: Sequence[Work], data_dir: str | No
 def row_cost(runs: Sequence[Training], splits: Data) -> RowCost:
     """What runs take that differ in their seeds alone."""
     settings = runs[0].settings
+    keep_freed_memory()
     torch.set_num_threads(settings.threads)
     task, of_task = learner(settings, splits).to(device()), TASKS[settings.task]
     optimizer, feed = task.optimizer(), task.feed(settings, splits, of_task)
