@@ -50,6 +50,7 @@ def test_cnn_refuses_what_it_cannot_see() -> None:
 
 OWN = """
 from torch import nn
+from bpfree.lab.models import MLP
 
 class Own(nn.Sequential):
     def __init__(self, classes: int, width: int = 5, act: nn.Module | None = None):
@@ -58,6 +59,15 @@ class Own(nn.Sequential):
 class Fixed(nn.Linear):
     def __init__(self):
         super().__init__(16, 3)
+
+class HandsOn(MLP):
+    def __init__(self, *args, extra: int = 1, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.extra = extra
+
+class HandsNothingOn(Fixed):
+    def __init__(self):
+        super().__init__()
 """
 
 
@@ -73,6 +83,14 @@ def test_a_model_of_ones_own_gets_the_sizes_it_asks_for() -> None:
     assert [type(module) for module in model] == [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear]
     assert model(torch.zeros(2, 1, 4, 4)).shape == (2, 3)
     assert isinstance(ModelSettings("own_models.Fixed").build((16,), 3), nn.Linear)
+
+
+@pytest.mark.usefixtures("own")
+def test_a_model_that_hands_its_arguments_on_gets_the_sizes_too() -> None:
+    model = ModelSettings("own_models.HandsOn", {"hidden": [6], "extra": 2}).build((1, 4, 4), 3)
+    assert [tuple(weight.shape) for weight in model.parameters() if weight.dim() == 2] == [(6, 16), (3, 6)]
+    assert model.extra == 2
+    assert ModelSettings("own_models.HandsNothingOn").build((16,), 3).in_features == 16
 
 
 @pytest.mark.usefixtures("own")
@@ -124,7 +142,7 @@ def test_he_initialization_keeps_the_size_of_what_passes():
     model = MLP((784,), 10, hidden=[512] * 6, activation="relu", initialization="he")
     x = torch.randn(500, 784)
     hidden = nn.Sequential(*list(model)[:-1])(x)
-    assert 0.7 < float(hidden.square().mean() / x.square().mean()) < 1.3
+    assert 0.7 < float(hidden.detach().square().mean() / x.square().mean()) < 1.3
     assert all(float(layer.bias.detach().abs().max()) == 0 for layer in model if isinstance(layer, nn.Linear))
 
 

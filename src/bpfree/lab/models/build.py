@@ -72,9 +72,8 @@ class ModelSettings:
         Raises:
             SettingsError: There is no such class, or the arguments do not fit it, or make a layer of no numbers.
         """
-        taken = inspect.signature(self._class()).parameters
         known = {"shape": list(shape), "classes": classes}
-        from_data = {name: value for name, value in known.items() if name in taken}
+        from_data = {name: value for name, value in known.items() if name in _arguments(self._class())}
         parser, parsed = self._parse(self.init_args | from_data)
         try:
             model: nn.Module = parser.instantiate(parsed).model
@@ -94,3 +93,15 @@ class ModelSettings:
             return parser, parser.parse_object({"model": {"class_path": self.full_path, "init_args": init_args}})
         except ArgumentError as error:
             raise SettingsError(f"--model {self.class_path}: {error}") from error
+
+
+def _arguments(kind: type[nn.Module]) -> set[str]:
+    """The names of what a class takes, those that its ``**kwargs`` hand on to a base class among them."""
+    names: set[str] = set()
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            taken = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+            names |= set(taken)
+            if not any(argument.kind is argument.VAR_KEYWORD for argument in taken.values()):
+                break
+    return names
