@@ -337,6 +337,23 @@ def test_what_is_shown_of_seeds_and_code_is_the_same_everywhere(monkeypatch: pyt
     assert "bpfree table tiny.yaml --scale reduced --cell &#39;BP/cosine 1&#39;</code>" in html
 
 
+def test_a_page_of_a_scale_without_runs_says_which_scale_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "compared", lambda *_: None)
+    found(monkeypatch, lambda work: 60.0)
+
+    def said() -> str:
+        shown = io.StringIO()
+        page.report(ReportOptions(name="tiny.yaml"), Console(file=shown, width=200))
+        return shown.getvalue().split("page:")[0].strip()
+
+    nothing = "The page is empty: no run of it has finished at scale full."
+    assert said() == nothing
+    table(options(scale="reduced"))
+    assert said() == f"{nothing} 3 have at another: --scale reduced"
+    table(options(cell=["BP"]))
+    assert said() == ""
+
+
 def test_the_hours_of_a_table_are_those_that_its_runs_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     def perform(self: Training, *_: Any) -> dict[str, Any]:
         return tiny_table.record(self.label, self.seed, 60.0, duration=1800.0)

@@ -19,7 +19,7 @@ from bpfree.lab.report.page import bundle, embedded, figures, specifications
 from bpfree.lab.report.template import HERE, rendered
 from bpfree.lab.summary import summarize
 from bpfree.lab.tables import result
-from bpfree.lab.tables.ledger import State
+from bpfree.lab.tables.ledger import Ledger, State
 from bpfree.lab.tables.options import ReportOptions
 from bpfree.lab.tables.plan import Cell, plan, works
 from bpfree.lab.tables.recipe import Recipe, Scale
@@ -58,8 +58,20 @@ def report(options: ReportOptions, console: Console | None = None) -> Path:
     shown = html(recipe, scale.cut, entries, curves, said, pictures(cells, state), command)
     path = write_text(folder / f"{recipe.name}.html", shown)
     if console is not None:
+        if not state.records:
+            console.print(_nothing_to_show(options, recipe, scale, ledger), soft_wrap=True)
         console.print(f"page: {path}", soft_wrap=True)
     return path
+
+
+def _nothing_to_show(options: ReportOptions, recipe: Recipe, asked: Scale, ledger: Ledger) -> str:
+    """That no run of a scale has finished, and of which others some have."""
+    said = f"The page is empty: no run of it has finished at scale {asked.name}."
+    for scale in recipe.scales.values():
+        cells = plan(recipe, scale, seeds(options, scale, ledger), options.cell or (), options.data_dir)
+        if count := len(ledger.state(works(cells)).records):
+            said += f" {count} {'has' if count == 1 else 'have'} at another: --scale {scale.name}"
+    return said
 
 
 def html(
