@@ -72,8 +72,9 @@ class ModelSettings:
         Raises:
             SettingsError: There is no such class, or the arguments do not fit it, or make a layer of no numbers.
         """
+        taken = _arguments(self._class())
         known = {"shape": list(shape), "classes": classes}
-        from_data = {name: value for name, value in known.items() if name in _arguments(self._class())}
+        from_data = {name: value for name, value in known.items() if name in taken}
         parser, parsed = self._parse(self.init_args | from_data)
         try:
             model: nn.Module = parser.instantiate(parsed).model
