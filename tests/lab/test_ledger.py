@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
+import sqlite3
+import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,3 +219,85 @@ def test_large_parts_of_a_record_are_divided(ledger: Ledger) -> None:
     with ledger.claim([RUN]) as claim:
         claim.finish(record)
     assert ledger.state([RUN]).records["a"] == record
+
+
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
+def interruption(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """A signal at which Python raises KeyboardInterrupt."""
+    before = signal.signal(request.param, signal.default_int_handler)
+    yield request.param
+    assert signal.signal(request.param, before) is signal.default_int_handler  # the ledger has left it as it was
+
+
+def interrupt(opened: RDBStorage, number: signal.Signals, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let signals arrive when the last thing about a run is about to be entered."""
+    enter = opened.set_trial_state_values
+
+    def interrupted(*told: Any) -> bool:
+        for _ in range(times):
+            signal.raise_signal(number)
+        return enter(*told)
+
+    monkeypatch.setattr(opened, "set_trial_state_values", interrupted)
+
+
+@pytest.mark.parametrize(("times", "entered"), [(1, {"a"}), (2, set())])
+def test_the_first_signal_waits_until_a_record_is_entered_and_the_second_does_not(
+    times: int, entered: set[str], interruption: signal.Signals, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.ask([RUN], again=True)
+    claim = ledger.claim([RUN])
+    interrupt(ledger._storage, interruption, times, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        claim.finish({"label": "a", "seed": 0})
+    monkeypatch.undo()
+    assert set(ledger.state([RUN]).records) == entered
+
+
+def test_a_run_is_given_back_by_a_process_that_is_asked_to_end_meanwhile(
+    interruption: signal.Signals, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.ask([RUN], again=True)
+    claim = ledger.claim([RUN])
+    interrupt(ledger._storage, interruption, 1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt), claim:
+        raise RuntimeError
+    monkeypatch.undo()
+    ledger.ask([RUN], again=False)
+    assert ledger.claim([RUN]) is not None
+
+
+def test_a_signal_at_any_moment_leaves_no_lock(interruption: signal.Signals, ledger: Ledger, tmp_path: Path) -> None:
+    """SQLite's lock would be left by a transaction that Python has begun, and SQLAlchemy not yet heard of."""
+
+    def look(moment: int | None) -> int:
+        calls = itertools.count()
+
+        def interrupted(*_: Any) -> None:
+            if next(calls) == moment:
+                signal.raise_signal(interruption)
+
+        sys.setprofile(interrupted)
+        try:
+            ledger.state([RUN])
+        finally:
+            sys.setprofile(None)
+        return next(calls)
+
+    look(None)  # what is made once is made
+    calls = look(None)
+    within = range(100, calls - 100, calls // 100)  # before and behind it, no transaction is open
+    for moment in within:
+        with pytest.raises(KeyboardInterrupt):
+            look(moment)
+        other = sqlite3.connect(tmp_path / "ledger.db", timeout=0)
+        other.execute("BEGIN IMMEDIATE")
+        other.close()
+
+
+def test_threads_other_than_the_main_one_use_a_ledger_too(ledger: Ledger) -> None:
+    found = []
+    thread = threading.Thread(target=lambda: found.append(ledger.state([RUN])))
+    thread.start()
+    thread.join()
+    assert [state.unfinished for state in found] == [set()]

@@ -15,6 +15,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy import event, exc
 
 from bpfree.lab.errors import LedgerError
+from bpfree.lab.tables.shield import shielded
 
 HEARTBEAT = 15
 """Seconds between two signs of life of a worker."""
@@ -81,21 +82,24 @@ def _open(url: str) -> RDBStorage:
 def patient(call: Callable[_P, _T]) -> Callable[_P, _T]:
     """Let a call that asks the database wait for it: one that restarts must not end a campaign of days.
 
+    A signal that asks this process to end waits for the call, but for no pause between two of its attempts.
+
     Raises:
         LedgerError: It has not answered several times, over half a minute, or refuses what it is asked.
     """
+    attempt = shielded()(call)
 
     @functools.wraps(call)
     def tried(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         for pause in _PAUSES:
             try:
-                return call(*args, **kwargs)
+                return attempt(*args, **kwargs)
             except FAILURES as error:
                 if not _passes(error):
                     raise told(error) from error
                 time.sleep(pause)
         try:
-            return call(*args, **kwargs)
+            return attempt(*args, **kwargs)
         except FAILURES as error:
             raise told(error) from error
 
