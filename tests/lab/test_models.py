@@ -127,8 +127,14 @@ def test_another_package_with_a_class_of_that_name_is_no_matter() -> None:
     [
         ("own_models.Owm", {}, "Owm"),
         ("nowhere.Net", {}, "No module named 'nowhere'"),
-        ("own_models.Own", {"widht": 3}, "'widht' is not accepted"),
-        ("MLP", {"activation": "tan"}, "activation"),
+        (
+            "own_models.Own",
+            {"widht": 3},
+            "^--model own_models.Own: Own has no argument 'widht'. Did you mean 'width'.$",
+        ),
+        ("own_models.HandsOn", {"hiden": [3]}, "HandsOn has no argument 'hiden'. Did you mean 'hidden'"),
+        ("MLP", {"depth_of_it": 3}, "MLP has no argument 'depth_of_it'. Valid: 'hidden', 'activation', 'dropout'"),
+        ("MLP", {"activation": "tan"}, "^--model MLP: activation: tan is not known. Did you mean 'tanh'.$"),
         ("json.JSONDecoder", {}, "json.JSONDecoder"),
     ],
 )

@@ -63,6 +63,7 @@ def test_arguments_go_to_the_network_of_the_data_that_a_file_names(tmp_path: Pat
         ("--lr abc", "--lr: a number is needed, not abc."),
         ("--settings.DFA.lr x", "--settings: lr: a number is needed, not x."),
         ("--schedule cosin", "--schedule: cosin is not known. Did you mean 'cosine'?"),
+        ("--model MLP --model.hiden x", "--model: MLP has no argument 'hiden'. Did you mean 'hidden'?"),
         ("--model MLP --model.hidden x", "--model: hidden: a list in brackets is needed, not x."),
         ("--model MLP --model.batch_norm x", "--model: batch_norm: true, false or uniform is needed, not x."),
         ("--model VGG16 --model.batch_norm x", "--model: batch_norm: true or false is needed, not x."),

@@ -1,12 +1,15 @@
-"""What jsonargparse says of a value that does not fit, in one line."""
+"""What jsonargparse says of a value or an argument that does not fit, in one line."""
 
 from __future__ import annotations
 
+import importlib
 import re
+from typing import NamedTuple
 
 import bpfree
 import bpfree.lab.models as builtin
 from bpfree.errors import nearest
+from bpfree.lab.arguments import FROM_DATA, arguments
 
 _SWITCH = "<class 'bool'>"
 _NEEDED = {
@@ -18,22 +21,36 @@ _NEEDED = {
 _NOTHING = "<class 'NoneType'>"
 
 
-def in_one_line(message: str) -> str:
-    """The message about one option's value, shortened; any other as it is."""
-    keys = re.findall(r'Parser key "([^"]+)":', message)
-    given = re.findall(r"(?:Given value|Got value): (.*)", message)
-    if not keys or not given:
-        return message
-    option, value = ": ".join([f"--{keys[0].replace('_', '-')}", *keys[1:]]), _value(given[0])
-    return next(
-        (f"{option}: {said}" for said in (_unknown_class(message), _wrong_type(message, value)) if said), message
-    )
+class Mistake(NamedTuple):
+    """What is wrong with what was given.
+
+    Attributes:
+        place: The setting, the argument of its class, the argument of that one's, and so on.
+        said: What is wrong there.
+    """
+
+    place: tuple[str, ...]
+    said: str
+
+    def within(self, *outer: str) -> str:
+        """All of it, as seen from within these settings."""
+        return ": ".join([*(name for name in self.place if name not in outer), self.said])
 
 
-def _value(given: str) -> str:
-    """The value as it was given: jsonargparse wraps what belongs to a class's argument."""
-    nested = re.fullmatch(r"NestedArg\(key='[^']*', val='(.*)'\)", given)
-    return nested[1] if nested else given
+def mistake(message: str) -> Mistake | None:
+    """What a message of jsonargparse is about; None if it is about something else than a value or an argument."""
+    place = re.findall(r'Parser key "([^"]+)":', message)
+    found = (_unknown_argument(message), _unknown_class(message), _wrong_type(message))
+    return next((Mistake(tuple(place), said) for said in found if place and said), None)
+
+
+def _unknown_argument(message: str) -> str:
+    found = re.search(r"class_path '([\w.]+)\.(\w+)':\s+Option '([\w.]+)' is not accepted", message)
+    if not found:
+        return ""
+    module, name, argument = found.groups()
+    taken = arguments(getattr(importlib.import_module(module), name)).names
+    return f"{name} has no argument {argument!r}. {nearest(argument, [one for one in taken if one not in FROM_DATA])}"
 
 
 def _unknown_class(message: str) -> str:
@@ -49,7 +66,11 @@ def _unknown_class(message: str) -> str:
     return ""
 
 
-def _wrong_type(message: str, value: str) -> str:
+def _wrong_type(message: str) -> str:
+    given = re.search(r"(?:Given value|Got value): (.*)", message)
+    if not given:
+        return ""
+    value = _value(given[1])
     wanted = set(re.findall(r"Expected an? (<class '[\w.]+'>|typing\.Literal\[[^\]]*\])", message)) - {_NOTHING}
     words = re.findall(r"'([^']*)'", " ".join(kind for kind in wanted if "Literal" in kind))
     if words and _SWITCH in wanted:
@@ -60,3 +81,9 @@ def _wrong_type(message: str, value: str) -> str:
         return f"{value} is not known. {nearest(value, words)}"
     kind = wanted.pop()
     return f"{_NEEDED[kind]}, not {value}." if kind in _NEEDED else ""
+
+
+def _value(given: str) -> str:
+    """The value as it was given: jsonargparse wraps what belongs to a class's argument."""
+    nested = re.fullmatch(r"NestedArg\(key='[^']*', val='(.*)'\)", given)
+    return nested[1] if nested else given

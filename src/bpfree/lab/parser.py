@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -19,8 +18,9 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, get_lo
 from torch import nn
 
 from bpfree.errors import nearest
-from bpfree.lab.mistakes import in_one_line
-from bpfree.lab.models.build import FROM_DATA, ModelSettings
+from bpfree.lab.arguments import FROM_DATA
+from bpfree.lab.mistakes import mistake
+from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import Options
 from bpfree.lab.settings import default
 from bpfree.lab.tasks import task_of
@@ -67,7 +67,8 @@ class Parser(ArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         program = parser.prog.replace(" [options]", "")
-        said = in_one_line(message)
+        found = mistake(message)
+        said = message if found is None else f"--{found.place[0].replace('_', '-')}: {found.within(found.place[0])}"
         sys.stderr.write(f"{program}: error: {said}\n{hint(message, parser)}Options: {program} --help\n")
         self.exit(2)
 
@@ -79,7 +80,6 @@ def hint(message: str, parser: ArgumentParser) -> str:
         (r"unrecognized arguments: (--[\w-]+)", options),
         (r"does not accept option '([\w.-]+)'", [action.dest for action in parser._actions]),
         (r"invalid choice: '([^']*)'", _quoted(message.partition("choose from")[2])),
-        (r"class_path '[\w.]+':\s+Option '(\w+)' is not accepted", _arguments(message)),
     ):
         found = re.search(pattern, message)
         if found and valid:
@@ -89,14 +89,6 @@ def hint(message: str, parser: ArgumentParser) -> str:
 
 def _quoted(text: str) -> list[str]:
     return re.findall(r"'?([\w.-]+)'?", text)
-
-
-def _arguments(message: str) -> Iterable[str]:
-    """The arguments of the class that the message is about."""
-    found = re.search(r"class_path '([\w.]+)\.(\w+)':\s+Option", message)
-    if not found:
-        return []
-    return list(inspect.signature(getattr(importlib.import_module(found[1]), found[2])).parameters)
 
 
 def add_options(parser: Parser, kind: type[Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +12,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 import bpfree.lab.models as builtin
+from bpfree.lab.arguments import FROM_DATA, arguments
 from bpfree.lab.errors import SettingsError
-
-FROM_DATA = frozenset({"shape", "classes"})
-"""Arguments that a model gets from the data set, if it has them: one input's shape, and the number of classes."""
+from bpfree.lab.mistakes import mistake
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class ModelSettings:
         Raises:
             SettingsError: There is no such class, or the arguments do not fit it, or make a layer of no numbers.
         """
-        taken = _arguments(self._class())
+        taken = arguments(self._class()).names
         known = {"shape": list(shape), "classes": classes}
         from_data = {name: value for name, value in known.items() if name in taken}
         parser, parsed = self._parse(self.init_args | from_data)
@@ -93,16 +91,6 @@ class ModelSettings:
         try:
             return parser, parser.parse_object({"model": {"class_path": self.full_path, "init_args": init_args}})
         except ArgumentError as error:
-            raise SettingsError(f"--model {self.class_path}: {error}") from error
-
-
-def _arguments(kind: type[nn.Module]) -> set[str]:
-    """The names of what a class takes, those that its ``**kwargs`` hand on to a base class among them."""
-    names: set[str] = set()
-    for base in kind.__mro__:
-        if "__init__" in vars(base):
-            taken = inspect.signature(base.__init__).parameters  # type: ignore[misc]
-            names |= set(taken)
-            if not any(argument.kind is argument.VAR_KEYWORD for argument in taken.values()):
-                break
-    return names
+            found = mistake(str(error))
+            said = str(error) if found is None else found.within("model")
+            raise SettingsError(f"--model {self.class_path}: {said}") from error

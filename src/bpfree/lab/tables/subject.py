@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import bpfree
 from bpfree.errors import nearest
+from bpfree.lab.arguments import FROM_DATA, arguments
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.models.build import FROM_DATA
 from bpfree.lab.options import TrainOptions
 from bpfree.lab.settings import PRESETS
 from bpfree.lab.tables import search
@@ -149,9 +148,8 @@ def _takes(run: Training, name: str) -> bool:
 
 
 def _has(kind: type, argument: str) -> bool:
-    parameters = inspect.signature(kind).parameters
-    outer = argument.partition(".")[0]  # of feedback.shared and the like
-    return outer in parameters or any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values())
+    taken = arguments(kind)
+    return taken.more or argument.partition(".")[0] in taken.names  # feedback, of feedback.shared and the like
 
 
 def _classes(run: Training) -> dict[str, type]:
@@ -168,6 +166,6 @@ def _arguments(run: Training) -> list[str]:
     return [
         f"{setting}.{argument}"
         for setting, kind in _classes(run).items()
-        for argument in inspect.signature(kind).parameters
+        for argument in arguments(kind).names
         if argument not in FROM_DATA
     ]

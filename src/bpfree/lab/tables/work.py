@@ -16,12 +16,12 @@ from jsonargparse import ArgumentError
 
 import bpfree
 from bpfree.errors import nearest
-from bpfree.lab import models
 from bpfree.lab.errors import RunError, SettingsError
+from bpfree.lab.mistakes import mistake
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import TrainOptions
 from bpfree.lab.own_code import own_code, own_codes
-from bpfree.lab.parser import Parser, add_options, default, hint, read_options
+from bpfree.lab.parser import Parser, add_options, default, read_options
 from bpfree.lab.settings import PRESETS, RuleOverrides, RunSettings, import_path, plain
 from bpfree.lab.tables import inputs
 from bpfree.lab.tasks import TASKS
@@ -247,7 +247,8 @@ def _train_options(label: str, settings: Mapping[str, Any]) -> TrainOptions:
     try:
         return read_options(parser, parser.parse_object(given), TrainOptions)
     except ArgumentError as error:
-        raise SettingsError(f"{label}: {error}\n{_hint(str(error), settings, parser)}".rstrip()) from error
+        found = mistake(str(error))
+        raise SettingsError(f"{label}: {error if found is None else found.within('settings')}") from error
 
 
 def _known_model(given: Any) -> Any:
@@ -267,17 +268,6 @@ def _rule(given: Any) -> tuple[str, dict[str, Any]]:
     if not given.get("init_args") and (name in PRESETS or name in bpfree.RULES):
         return name, {}
     return name.rpartition(".")[2], {"rule": dict(given)}
-
-
-def _hint(message: str, settings: Mapping[str, Any], parser: Parser) -> str:
-    """The nearest valid name: of an option or argument, or of a class."""
-    found = hint(message, parser)
-    for setting, valid in (("rule", bpfree.RULES), ("model", models.__all__), ("within", bpfree.RULES)):
-        value = settings.get(setting)
-        path = value.get("class_path") if isinstance(value, Mapping) else value
-        if not found and path and f"import path string: {path}" in message:
-            found = nearest(path, valid)
-    return found
 
 
 @functools.cache
