@@ -349,7 +349,7 @@ def test_a_page_of_a_scale_without_runs_says_which_scale_has_some(monkeypatch: p
     nothing = "The page is empty: no run of it has finished at scale full."
     assert said() == nothing
     table(options(scale="reduced"))
-    assert said() == f"{nothing} 3 have at another: --scale reduced"
+    assert said() == f"{nothing} 3 have at --scale reduced."
     table(options(cell=["BP"]))
     assert said() == ""
 

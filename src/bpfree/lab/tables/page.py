@@ -70,7 +70,7 @@ def _nothing_to_show(options: ReportOptions, recipe: Recipe, asked: Scale, ledge
     for scale in recipe.scales.values():
         cells = plan(recipe, scale, seeds(options, scale, ledger), options.cell or (), options.data_dir)
         if count := len(ledger.state(works(cells)).records):
-            said += f" {count} {'has' if count == 1 else 'have'} at another: --scale {scale.name}"
+            said += f" {count} {'has' if count == 1 else 'have'} at --scale {scale.name}."
     return said
 
 
