@@ -148,6 +148,7 @@ def test_two_commands_on_one_ledger_share_the_work() -> None:
 
 def own_group(chosen: TableOptions) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     table(chosen)
 
 
@@ -448,11 +449,14 @@ def test_workers_give_their_runs_back_when_their_command_is_interrupted(monkeypa
         end(self, *told)
 
     monkeypatch.setattr(Claim, "_end", slow_end)
-    monkeypatch.setattr(Training, "perform", lambda *_: time.sleep(60))
+    monkeypatch.setattr(Training, "perform", lambda *_: time.sleep(600))
     command = forked(own_group, options(workers=2))
     until(lambda: Path("runs/ledger.db").is_file() and sum(running(attempts())) == 2)
     os.killpg(command.pid, signal.SIGINT)
-    command.join()
+    command.join(60)
+    if command.exitcode is None:
+        os.killpg(command.pid, signal.SIGKILL)
+    assert command.exitcode == 1
     opened = storage.open_storage("runs/ledger.db")
     trials = [trial for study in opened.get_all_studies() for trial in opened.get_all_trials(study._study_id)]
     assert [GIVEN_BACK in trial.user_attrs for trial in trials if trial.state.name != "WAITING"] == [True, True]
