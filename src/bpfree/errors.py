@@ -58,6 +58,10 @@ class SecondRunError(BpfreeError, RuntimeError):
     """A model cannot run a second time as it ran the first: its arguments or weights are other ones."""
 
 
+class VerificationError(BpfreeError, RuntimeError):
+    """A check of an attachment has found that the model would learn something else than the rule."""
+
+
 class StreamingError(BpfreeError, RuntimeError):
     """A model cannot be run a second time, segment by segment, as it was the first time."""
 

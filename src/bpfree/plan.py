@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 from torch import nn
+
+SampleAxes: TypeAlias = "int | tuple[int, ...] | Mapping[str, int | tuple[int, ...]] | None"
+"""What ``sample_axes=`` accepts: axes of every place, or by name or glob pattern of taps; ``"error"`` is the error's."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Plan:
         threads: On how many threads segments run in the backward pass; None finds out what is faster.
         streaming: Whether the model runs again, segment by segment, in place of storing its graph.
         part: Whether the model is a stage of a pipeline: the other taps, or the error's place, are in other processes.
+        sample_axes: Which axes number samples, of every place or by place; None finds out.
+        verify: Whether the attachment checks itself in its first training pass.
     """
 
     model: nn.Module
@@ -38,6 +44,8 @@ class Plan:
     streaming: bool = False
     threads: int | None = 1
     part: bool = False
+    sample_axes: SampleAxes = None
+    verify: bool = True
 
     @cached_property
     def parts(self) -> Sequence[nn.Module]:

@@ -10,6 +10,7 @@ import pytest
 from command import compare_options
 
 from bpfree.lab.cli import main
+from bpfree.lab.mistakes import Mistake
 
 
 @pytest.fixture
@@ -86,3 +87,9 @@ def test_a_value_of_the_wrong_kind_is_told_in_one_line(
         main(["compare", *words.split()])
     assert end.value.code == 2
     assert capsys.readouterr().err.splitlines()[0] == f"bpfree compare: error: {said}"
+
+
+def test_an_argument_called_as_its_setting_keeps_its_place() -> None:
+    found = Mistake(("model", "width", "model"), "a number is needed, not x.")
+    assert found.within("model") == "width: model: a number is needed, not x."
+    assert found.within("settings") == "model: width: model: a number is needed, not x."

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 FROM_DATA = frozenset({"shape", "classes"})
 """Arguments that a model gets from the data set, if it has them: one input's shape, and the number of classes."""
+_CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Arguments(NamedTuple):
@@ -33,6 +34,3 @@ def arguments(kind: type) -> Arguments:
             if not more:
                 break
     return Arguments(tuple(names), more)
-
-
-_CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -32,9 +32,16 @@ class Mistake(NamedTuple):
     place: tuple[str, ...]
     said: str
 
-    def within(self, *outer: str) -> str:
-        """All of it, as seen from within these settings."""
-        return ": ".join([*(name for name in self.place if name not in outer), self.said])
+    def within(self, outer: str) -> str:
+        """All of it, as seen from within this setting."""
+        place = self.place[1:] if self.place[0] == outer else self.place
+        return ": ".join([*place, self.said])
+
+
+def in_one_line(message: str, outer: str) -> str:
+    """A message of jsonargparse as seen from within a setting, shortened if it is about a value or an argument."""
+    found = mistake(message)
+    return message if found is None else found.within(outer)
 
 
 def mistake(message: str) -> Mistake | None:

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 import bpfree.lab.models as builtin
 from bpfree.lab.arguments import FROM_DATA, arguments
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.mistakes import mistake
+from bpfree.lab.mistakes import in_one_line
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,4 @@ class ModelSettings:
         try:
             return parser, parser.parse_object({"model": {"class_path": self.full_path, "init_args": init_args}})
         except ArgumentError as error:
-            found = mistake(str(error))
-            said = str(error) if found is None else found.within("model")
-            raise SettingsError(f"--model {self.class_path}: {said}") from error
+            raise SettingsError(f"--model {self.class_path}: {in_one_line(str(error), 'model')}") from error

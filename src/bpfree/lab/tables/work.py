@@ -17,7 +17,7 @@ from jsonargparse import ArgumentError
 import bpfree
 from bpfree.errors import nearest
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.mistakes import mistake
+from bpfree.lab.mistakes import in_one_line
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import TrainOptions
 from bpfree.lab.own_code import own_code, own_codes
@@ -247,8 +247,7 @@ def _train_options(label: str, settings: Mapping[str, Any]) -> TrainOptions:
     try:
         return read_options(parser, parser.parse_object(given), TrainOptions)
     except ArgumentError as error:
-        found = mistake(str(error))
-        raise SettingsError(f"{label}: {error if found is None else found.within('settings')}") from error
+        raise SettingsError(f"{label}: {in_one_line(str(error), 'settings')}") from error
 
 
 def _known_model(given: Any) -> Any:

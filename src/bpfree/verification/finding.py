@@ -1,0 +1,29 @@
+"""What a check of an attachment has found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One law that does not hold for this model under this rule.
+
+    Attributes:
+        check: The check that failed: ``"outputs"``, ``"second run"``, ``"adjoint"``, ``"layers"``, ``"taught"`` or
+            ``"rows"``.
+        where: The name of the tap, layer, parameter or attribute concerned.
+        found: What was measured, beside its bound.
+        remedy: What to do about it.
+        wrong: Whether the model would learn something else than the rule (an error is raised), and not only something
+            that its user should know (a warning is given).
+    """
+
+    check: str
+    where: str
+    found: str
+    remedy: str
+    wrong: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.check} at {self.where!r}: {self.found} {self.remedy}"
