@@ -1,0 +1,143 @@
+"""Which tensor of a tap's output receives the signal: taken from a tuple, list, dictionary or object, and put back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from bpfree.errors import TapOutputError
+
+Key: TypeAlias = "int | str | tuple[int | str, ...] | None"
+"""The place of one tensor in an output: an index, a key or a field's name, a path of these, or None.
+
+None is the first floating point tensor, found depth first. ``1`` is the second value of a tuple, ``"hidden"`` a
+dictionary's entry or an object's field, ``(1, 0)`` the first value of the tuple that comes second (an LSTM's last h).
+"""
+
+
+def take(output: Any, key: Key, name: str) -> Tensor:
+    """Return the tensor at ``key`` of what the tap ``name`` returned; ``output`` itself where that is the tensor.
+
+    Raises:
+        TapOutputError: There is no floating point tensor at ``key``, or, for None, in the whole output.
+    """
+    if key is None and isinstance(output, Tensor) and output.is_floating_point():
+        return output
+    found = _follow(output, _path(output, key, name), name)
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        raise TapOutputError(
+            f"the output of tap {name!r} has {_text(found)} at {key!r}; a tap needs a floating point tensor. "
+            f"{_valid(output)}"
+        )
+    return found
+
+
+def put(output: Any, key: Key, tensor: Tensor) -> Any:
+    """Return ``output`` with ``tensor`` in the place of the one that :func:`take` found at the same ``key``.
+
+    Tuples, lists, dictionaries and objects are copied one level deep along the path to it: whoever else holds
+    ``output`` sees no change. All other values are the same objects as before. The tensors among them keep their graph:
+    an LSTM's last states (h, c), a spiking cell's membrane potential, a block's attention weights or position bias.
+    What the model makes of them passes ordinary gradients into the tap's own segment, and no further down than that.
+    """
+    return _replaced(output, _path(output, key, ""), tensor)
+
+
+def _path(output: Any, key: Key, name: str) -> tuple[int | str, ...]:
+    """The way from ``output`` to the tensor."""
+    if key is not None:
+        return key if isinstance(key, tuple) else (key,)
+    first = next((path for path, value in _tensors(output) if value.is_floating_point()), None)
+    if first is None:
+        raise TapOutputError(
+            f"the output of tap {name!r} is {_text(output)}; a tap needs a floating point tensor. Choose a module "
+            "inside it, or put a bpfree.Tap() where the tensor is."
+        )
+    return first
+
+
+def _tensors(output: Any) -> Iterator[tuple[tuple[int | str, ...], Tensor]]:
+    """Every tensor of an output with the way to it, depth first."""
+    if isinstance(output, Tensor):
+        yield (), output
+        return
+    for step, value in _parts(output):
+        yield from (((step, *path), tensor) for path, tensor in _tensors(value))
+
+
+def _parts(output: Any) -> Iterator[tuple[int | str, Any]]:
+    """The values of a container with their indices, keys or fields' names."""
+    if isinstance(output, Mapping):
+        yield from output.items()
+    elif isinstance(output, tuple | list):
+        yield from enumerate(output)
+    elif is_dataclass(output) and not isinstance(output, type):
+        yield from ((field.name, getattr(output, field.name)) for field in fields(output))
+
+
+def _follow(output: Any, path: tuple[int | str, ...], name: str) -> Any:
+    for step in path:
+        try:
+            value = _value(output, step)
+        except (LookupError, AttributeError, TypeError):
+            raise TapOutputError(
+                f"the output of tap {name!r} has nothing at {step!r}: {_text(output)} is there. {_valid(output)}"
+            ) from None
+        output = value
+    return output
+
+
+def _value(output: Any, step: int | str) -> Any:
+    if isinstance(output, Tensor):
+        raise TypeError("a tensor's rows are no parts of an output")
+    # Some libraries' dictionaries are tuples and objects as well: `output[0]`, `output["hidden"]`, `output.hidden`.
+    if isinstance(output, Mapping | tuple | list) and not _is_field(output, step):
+        return output[step]  # type: ignore[index]
+    return getattr(output, str(step))
+
+
+def _is_field(output: Any, step: int | str) -> bool:
+    """Whether ``step`` names a field of a named tuple."""
+    return isinstance(output, tuple) and isinstance(step, str)
+
+
+def _replaced(output: Any, path: tuple[int | str, ...], tensor: Tensor) -> Any:
+    if not path:
+        return tensor
+    step, *rest = path
+    value = _replaced(_value(output, step), tuple(rest), tensor)
+    if isinstance(output, tuple):
+        return _tuple_with(output, step, value)
+    if isinstance(output, Mapping) and isinstance(step, int) and step not in output:
+        step = list(output)[step]  # a dictionary that is read by position too
+    if type(output) is dict:
+        return {**output, step: value}
+    result = copy.copy(output)
+    if isinstance(output, Mapping | list):
+        result[step] = value
+    else:
+        object.__setattr__(result, str(step), value)  # frozen dataclasses too
+    return result
+
+
+def _tuple_with(output: tuple[Any, ...], step: int | str, value: Any) -> tuple[Any, ...]:
+    index = type(output)._fields.index(step) if isinstance(step, str) else range(len(output))[step]  # type: ignore[attr-defined]
+    values = (*output[:index], value, *output[index + 1 :])
+    return values if type(output) is tuple else type(output)._make(values)  # type: ignore[attr-defined]
+
+
+def _text(value: Any) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
+
+
+def _valid(output: Any) -> str:
+    """Where there are floating point tensors."""
+    places = [path for path, value in _tensors(output) if value.is_floating_point() and path]
+    if not places:
+        return "Leave the key out." if isinstance(output, Tensor) else "There is none in this output."
+    shown = ", ".join(repr(path[0] if len(path) == 1 else path) for path in places)
+    return f"There are floating point tensors at: {shown}."
