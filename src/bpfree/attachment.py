@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo
 
-from bpfree.checks import ATTACHED, check_attachable, check_options, check_within, error_module
+from bpfree.checks import ATTACHED, check_attachable, check_options, check_within, error_modules
 from bpfree.errors import (
     OptionError,
     StateError,
@@ -32,13 +32,14 @@ def attach(
     rule: Rule,
     *,
     taps: TapChoice = None,
-    error_at: str | None = None,
+    error_at: str | Sequence[str] | None = None,
     batch_dims: int | None = None,
     window: int = 1,
     within: LayerwiseRule | None = None,
     streaming: bool = False,
     threads: int | None = 1,
     seed: int = 0,
+    verify: bool = True,
     example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
 ) -> Attachment:
     """Let ``model`` learn by ``rule``; the training loop stays what it was.
@@ -107,13 +108,14 @@ def attach(
         model=model,
         taps=select_taps(model, taps),
         explicit=taps is not None,
-        error_name=error_at or "",
-        error_module=error_module(model, error_at),
+        errors=error_modules(model, error_at),
         seed=seed,
         batch_dims=batch_dims,
         window=window,
         streaming=streaming,
         threads=threads,
+        placed=error_at is not None,
+        verify=verify,
     )
     mechanism = rule.mechanism(plan)
     check_within(rule, mechanism, within)

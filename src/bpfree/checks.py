@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -93,14 +94,17 @@ def check_within(rule: Rule, mechanism: Mechanism, within: LayerwiseRule | None)
         )
 
 
-def error_module(model: nn.Module, name: str | None) -> nn.Module:
-    """The module that ``error_at=name`` means; None is the model.
+def error_modules(model: nn.Module, names: str | Sequence[str] | None) -> dict[str, nn.Module]:
+    """The modules that ``error_at=names`` means, by name; None is the model.
 
     Raises:
-        ErrorPlacementError: There is none of this name.
+        ErrorPlacementError: There is none of one of these names, or one is there twice.
     """
     modules = dict(model.named_modules())
-    if (name or "") not in modules:
-        raise ErrorPlacementError(f"error_at={name!r}: the model has no such module. {nearest(str(name), modules)}")
-    module: nn.Module = modules[name or ""]
-    return module
+    asked = [names or ""] if names is None or isinstance(names, str) else list(names)
+    if not asked or len(set(asked)) < len(asked):
+        raise ErrorPlacementError(f"error_at={names!r}: name one module, or several different ones.")
+    for name in asked:
+        if name not in modules:
+            raise ErrorPlacementError(f"error_at={name!r}: the model has no such module. {nearest(str(name), modules)}")
+    return {name: modules[name] for name in asked}

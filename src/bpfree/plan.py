@@ -10,7 +10,7 @@ from typing import TypeAlias
 from torch import nn
 
 SampleAxes: TypeAlias = "int | tuple[int, ...] | Mapping[str, int | tuple[int, ...]] | None"
-"""What ``sample_axes=`` accepts: axes of every place, or by name or glob pattern of taps; ``"error"`` is the error's."""
+"""What ``sample_axes=`` accepts: axes of every place, or by name or pattern of taps; ``"error"`` is the error's."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,7 @@ class Plan:
         model: The model, unchanged.
         taps: The tap modules by name.
         explicit: Whether the user named the taps.
-        error_name: The name of the module at whose output the error is taken; "" is the model.
-        error_module: That module.
+        errors: The modules at whose outputs errors are taken, by name; "" is the model.
         seed: The seed of everything the rule draws.
         batch_dims: The number of leading dimensions that are not features; None finds out.
         window: How many segments a signal is carried through; 1 for the plain rule.
@@ -30,14 +29,14 @@ class Plan:
         streaming: Whether the model runs again, segment by segment, in place of storing its graph.
         part: Whether the model is a stage of a pipeline: the other taps, or the error's place, are in other processes.
         sample_axes: Which axes number samples, of every place or by place; None finds out.
+        placed: Whether the user said where errors are taken; otherwise a final softmax or sigmoid is left above them.
         verify: Whether the attachment checks itself in its first training pass.
     """
 
     model: nn.Module
     taps: Mapping[str, nn.Module]
     explicit: bool
-    error_name: str
-    error_module: nn.Module
+    errors: Mapping[str, nn.Module]
     seed: int
     batch_dims: int | None
     window: int = 1
@@ -45,6 +44,7 @@ class Plan:
     threads: int | None = 1
     part: bool = False
     sample_axes: SampleAxes = None
+    placed: bool = False
     verify: bool = True
 
     @cached_property
@@ -63,6 +63,16 @@ class Plan:
         return tuple(parameter.requires_grad for parameter in self.parameters)
 
     @property
+    def error_name(self) -> str:
+        """The name of the place where the error is taken; of the first one, where there are several."""
+        return next(iter(self.errors))
+
+    @property
+    def error_module(self) -> nn.Module:
+        """The module at whose output the error is taken; the first one, where there are several."""
+        return next(iter(self.errors.values()))
+
+    @property
     def where(self) -> str:
-        """Where the error is taken, as messages name it."""
-        return repr(self.error_name) if self.error_name else "the model's output"
+        """Where errors are taken, as messages name it."""
+        return ", ".join(repr(name) if name else "the model's output" for name in self.errors)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from bpfree.plan import Plan
-from bpfree.taps import Site
 
 
 @dataclass(frozen=True)
@@ -17,30 +16,36 @@ class Segments:
     """What lies between the taps.
 
     Attributes:
-        learners: For every tap, in forward order, and last for the output: the layers that its signal reaches.
+        learners: For every call of a tap, in forward order, the layers that its signal reaches.
+        exact: The same for every error.
         remarks: What a user should know: layers reached by several signals, layers reached by none.
     """
 
-    learners: list[str]
+    learners: Mapping[str, str]
+    exact: Mapping[str, str]
     remarks: list[str]
 
     @staticmethod
-    def of(plan: Plan, sites: Sequence[Site], leaves: Sequence[Sequence[Tensor]]) -> Segments:
-        """Name what the graphs of the taps, cut as they are, and of the output end in."""
+    def of(
+        plan: Plan, places: Sequence[str], taps: Sequence[Sequence[Tensor]], errors: Mapping[str, Sequence[Tensor]]
+    ) -> Segments:
+        """Name the leaves that the graphs of the taps, cut as they are, and of the errors end in."""
         owners = {parameter: name.rpartition(".")[0] for name, parameter in plan.model.named_parameters()}
-        names = [*(site.name for site in sites), plan.error_name or "(output)"]
-        reached = [set(found) for found in leaves]
         signals: dict[str, list[str]] = {}
-        learners: list[str] = []
-        for name, parameters in zip(names, reached, strict=True):
-            layers = _unique(owners.get(parameter, "") or "(model)" for parameter in owners if parameter in parameters)
-            learners.append(", ".join(layers) or "nothing")
+
+        def named(source: str, leaves: Sequence[Tensor]) -> str:
+            reached = set(leaves)
+            layers = _unique(owners[parameter] or "(model)" for parameter in owners if parameter in reached)
             for layer in layers:
-                signals.setdefault(layer, []).append(name)
+                signals.setdefault(layer, []).append(source)
+            return ", ".join(layers) or "nothing"
+
+        learners = {place: named(place, leaves) for place, leaves in zip(places, taps, strict=True)}
+        exact = {name: named(name or "(output)", leaves) for name, leaves in errors.items()}
         remarks = _added(signals)
-        if not plan.error_name:  # what lies above error_at is not known yet, and learns exactly
+        if "" in plan.errors:  # what lies above error_at is not known yet, and learns exactly
             remarks += _missed(owners, signals)
-        return Segments(learners, remarks)
+        return Segments(learners, exact, remarks)
 
 
 def _added(signals: dict[str, list[str]]) -> list[str]:

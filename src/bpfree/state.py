@@ -30,12 +30,12 @@ class LateBuffers(nn.Module):
     def reserve(self, name: str, like: Tensor) -> None:
         """Make an empty parameter on ``like``'s device and in its precision; autograd does not compute its gradient."""
         empty = torch.empty(0, dtype=like.dtype, device=like.device)
-        self.register_parameter(_key(name), nn.Parameter(empty, requires_grad=False))
+        self.register_parameter(key_of(name), nn.Parameter(empty, requires_grad=False))
 
     def _find(self, name: str) -> Tensor | None:
-        tensor = self._buffers.get(_key(name))
+        tensor = self._buffers.get(key_of(name))
         if tensor is None:
-            tensor = self._parameters.get(_key(name))
+            tensor = self._parameters.get(key_of(name))
         return tensor if tensor is not None and tensor.numel() else None
 
     def __contains__(self, name: str) -> bool:
@@ -48,13 +48,13 @@ class LateBuffers(nn.Module):
         return tensor
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
-        reserved = self._parameters.get(_key(name))
+        reserved = self._parameters.get(key_of(name))
         if reserved is not None:
             reserved.data = tensor.detach().to(reserved.device)
         elif isinstance(tensor, nn.Parameter):
-            self.register_parameter(_key(name), tensor)
+            self.register_parameter(key_of(name), tensor)
         else:
-            self.register_buffer(_key(name), tensor)
+            self.register_buffer(key_of(name), tensor)
 
     def __iter__(self) -> Iterator[str]:
         names = (name_of(key) for key in (*self._buffers, *self._parameters))
@@ -65,7 +65,7 @@ class LateBuffers(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update({prefix + _key(name): torch.tensor(value) for name, value in self.numbers.items()})
+        destination.update({prefix + key_of(name): torch.tensor(value) for name, value in self.numbers.items()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self._load_numbers(state_dict, prefix)
@@ -108,7 +108,8 @@ def at_least_single(like: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
+    """The key under which a tensor, or a module, of this name is stored: without dots."""
     # A buffer's name holds no dots. Escaped as in RFC 6901, for modules may have slashes in their names.
     return name.replace("~", "~0").replace("/", "~1").replace(".", "/")
 

@@ -51,7 +51,7 @@ def _path(output: Any, key: Key, name: str) -> tuple[int | str, ...]:
     """The way from ``output`` to the tensor."""
     if key is not None:
         return key if isinstance(key, tuple) else (key,)
-    first = next((path for path, value in _tensors(output) if value.is_floating_point()), None)
+    first = next((path for path, value in tensors(output) if value.is_floating_point()), None)
     if first is None:
         raise TapOutputError(
             f"the output of tap {name!r} is {_text(output)}; a tap needs a floating point tensor. Choose a module "
@@ -60,13 +60,13 @@ def _path(output: Any, key: Key, name: str) -> tuple[int | str, ...]:
     return first
 
 
-def _tensors(output: Any) -> Iterator[tuple[tuple[int | str, ...], Tensor]]:
+def tensors(output: Any) -> Iterator[tuple[tuple[int | str, ...], Tensor]]:
     """Every tensor of an output with the way to it, depth first."""
     if isinstance(output, Tensor):
         yield (), output
         return
     for step, value in _parts(output):
-        yield from (((step, *path), tensor) for path, tensor in _tensors(value))
+        yield from (((step, *path), tensor) for path, tensor in tensors(value))
 
 
 def _parts(output: Any) -> Iterator[tuple[int | str, Any]]:
@@ -136,7 +136,7 @@ def _text(value: Any) -> str:
 
 def _valid(output: Any) -> str:
     """Where there are floating point tensors."""
-    places = [path for path, value in _tensors(output) if value.is_floating_point() and path]
+    places = [path for path, value in tensors(output) if value.is_floating_point() and path]
     if not places:
         return "Leave the key out." if isinstance(output, Tensor) else "There is none in this output."
     shown = ", ".join(repr(path[0] if len(path) == 1 else path) for path in places)

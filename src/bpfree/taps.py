@@ -5,11 +5,12 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+from torch import nn
 
 from bpfree.errors import TapSelectionError, nearest
+from bpfree.tap_values import Key
 
 TapChoice: TypeAlias = (
     "type[nn.Module] | str | Callable[[str, nn.Module], bool] | Sequence[type[nn.Module] | str] | None"
@@ -27,8 +28,12 @@ class Tap(nn.Module):
         h = self.tap(torch.tanh(self.fc1(x)))
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Return ``input``, of any shape, as it is."""
+    def __init__(self, output: Key = None) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, input: Any) -> Any:
+        """Return ``input`` as it is."""
         return input
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bpfree.errors import ErrorPlacementError, NonFiniteError
+from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
 from bpfree.state import LateBuffers
 
@@ -36,6 +37,14 @@ def running_again() -> Generator[None]:
         yield
     finally:
         _AGAIN.reset(before)
+
+
+@dataclass
+class Switches:
+    """How many contexts of one thread pause a rule, and how many hold its feedback fixed."""
+
+    pauses: int = 0
+    fixed: int = 0
 
 
 class Mechanism(nn.Module):
@@ -56,8 +65,7 @@ class Mechanism(nn.Module):
         self.feedback = LateBuffers()
         # In a tuple, so that the model does not become a submodule of its attachment.
         self._held = (plan,)
-        self._pauses = 0
-        self._fixed = 0
+        self._switches = PerThread(Switches)
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -72,7 +80,12 @@ class Mechanism(nn.Module):
     @property
     def active(self) -> bool:
         """Whether a forward pass started now would be the rule's."""
-        return self._pauses == 0 and torch.is_grad_enabled()
+        return torch.is_grad_enabled() and self._switches().pauses == 0
+
+    @property
+    def _fixed(self) -> bool:
+        """Whether feedback that learns is to stay as it is."""
+        return self._switches().fixed > 0
 
     @staticmethod
     def recomputing() -> bool:
@@ -91,20 +104,22 @@ class Mechanism(nn.Module):
     @contextmanager
     def paused(self) -> Generator[None]:
         """Within this context a forward pass is plain autograd."""
-        self._pauses += 1
+        switches = self._switches()
+        switches.pauses += 1
         try:
             yield
         finally:
-            self._pauses -= 1
+            switches.pauses -= 1
 
     @contextmanager
     def fixed(self) -> Generator[None]:
         """Within this context feedback that learns stays as it is."""
-        self._fixed += 1
+        switches = self._switches()
+        switches.fixed += 1
         try:
             yield
         finally:
-            self._fixed -= 1
+            switches.fixed -= 1
 
     @contextmanager
     def stored(self) -> Generator[None]:
@@ -169,14 +184,15 @@ def not_a_tensor(plan: Plan, output: object) -> ErrorPlacementError:
     )
 
 
-def reached_twice(plan: Plan) -> ErrorPlacementError:
-    """What is raised where one forward pass reaches the error's place again."""
-    return ErrorPlacementError(f"error_at: {plan.where} was reached twice in one forward pass.")
+def reached_twice(name: str) -> ErrorPlacementError:
+    """What is raised where one forward pass reaches an error's place again."""
+    where = repr(name) if name else "the model's output"
+    return ErrorPlacementError(f"error_at: {where} was reached twice in one forward pass.")
 
 
-def not_reached(plan: Plan) -> ErrorPlacementError:
-    """What is raised where a forward pass never reaches the error's place."""
+def not_reached(name: str) -> ErrorPlacementError:
+    """What is raised where a forward pass never reaches an error's place."""
     return ErrorPlacementError(
-        f"error_at={plan.error_name!r} was not reached in this forward pass, so nothing below it can learn. Name a "
+        f"error_at={name!r} was not reached in this forward pass, so nothing below it can learn. Name a "
         "module that every training pass runs through."
     )

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from bpfree.errors import UsedRecordError
 from bpfree.mechanisms.once import once
+from bpfree.mechanisms.side_terms import Fetching
 from bpfree.signals import Signals
 
 Deliver = Callable[[Tensor], Sequence["Tensor | None"]]
 """Maps dL/do, shaped as the output, to one signal for each tap, shaped as its output."""
 
 
-def broadcast(deliver: Deliver, output: Tensor, taps: Sequence[Tensor], *, just_in_time: bool) -> Tensor:
+def broadcast(
+    deliver: Deliver, output: Tensor, taps: Sequence[Tensor], *, just_in_time: bool, fetching: Fetching
+) -> Tensor:
     """The output as it is; in its backward pass ``deliver`` makes the gradients of ``taps`` from the output's.
 
     Args:
@@ -25,9 +28,10 @@ def broadcast(deliver: Deliver, output: Tensor, taps: Sequence[Tensor], *, just_
         output: Where the error is taken.
         taps: What receives them.
         just_in_time: Ask for each signal only when its segment is about to run, so that they never all exist at once.
+        fetching: Says when it is not the error that arrives, but a side term on its way to the gates.
     """
     arrivals = [_Arrival(tap) for tap in taps] if just_in_time else []
-    result: Tensor = Broadcast.apply(deliver, arrivals, output, *taps)  # type: ignore[no-untyped-call]
+    result: Tensor = Broadcast.apply(deliver, arrivals, fetching, output, *taps)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -62,9 +66,16 @@ class Broadcast(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, deliver: Deliver, arrivals: Sequence[_Arrival], output: Tensor, *taps: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        deliver: Deliver,
+        arrivals: Sequence[_Arrival],
+        fetching: Fetching,
+        output: Tensor,
+        *taps: Tensor,
+    ) -> Tensor:
         """Return ``output``; ``taps`` are kept only as edges of the graph, not as memory."""
-        ctx.deliver, ctx.arrivals = deliver, arrivals
+        ctx.deliver, ctx.arrivals, ctx.fetching = deliver, arrivals, fetching
         # Nothing is needed from it, but autograd frees saved tensors after a backward pass: it tells us of a second.
         ctx.save_for_backward(output.new_empty(0))
         # Not `output` itself: autograd would make it a view that no in-place operation may follow.
@@ -74,6 +85,8 @@ class Broadcast(torch.autograd.Function):
     @once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the error itself for the output and one signal a tap."""
+        if ctx.fetching.under_way:
+            return (None,) * len(ctx.needs_input_grad)
         try:
             _ = ctx.saved_tensors
         except RuntimeError as freed:
@@ -85,4 +98,4 @@ class Broadcast(torch.autograd.Function):
         signals = ctx.deliver(error)
         if isinstance(signals, Signals):
             signals = [arrival.announce(partial(signals.__getitem__, i)) for i, arrival in enumerate(ctx.arrivals)]
-        return None, None, error, *signals
+        return None, None, None, error, *signals

@@ -107,11 +107,12 @@ class ConcurrentPassage(Cut):
         super().__init__()
         self._choice, self._learning = choice, learning
 
-    def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
+    def leave(self, output: Tensor, deliver: Departure, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
         """The output as it is; its backward pass runs the segments."""
-        # Where nothing above the last tap learns, there is no graph that the others could be started from.
-        if output.device.type != "cpu" or not output.requires_grad:
-            return super().leave(output, deliver, just_in_time=just_in_time)
+        # Where nothing above the last tap learns, there is no graph that the others could be started from. With several
+        # errors a segment has to wait for all of them.
+        if output.device.type != "cpu" or not output.requires_grad or len(taps) < len(self.outputs):
+            return super().leave(output, deliver, taps, just_in_time=just_in_time)
         choice, kind = self._choice, (tuple(self.names), self._learning)
         if not choice.knows(kind):
             if _separate([*self.outputs, output]):
@@ -120,7 +121,7 @@ class ConcurrentPassage(Cut):
         concurrent = choice.concurrent(kind)
         timed = _timed(deliver, partial(choice.measured, concurrent))
         if not concurrent:
-            return broadcast(timed, output, self.outputs, just_in_time=just_in_time)
+            return broadcast(timed, output, self.outputs, just_in_time=just_in_time, fetching=self.fetching)
         return self._run_by(partial(_run, threads=choice.threads), output, timed)
 
     def _run_by(self, run: Callable[[Sequence[_Segment]], None], output: Tensor, deliver: Deliver) -> Tensor:

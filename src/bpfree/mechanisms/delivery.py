@@ -98,7 +98,8 @@ class Dispatch:
     """
 
     def __init__(self, mechanism: Sender, layout: Layout, pending: Pending, targets: Tensor | None) -> None:
-        self._mechanism, self._layout, self._pending, self._targets = mechanism, layout, pending, targets
+        self._mechanism, self._layout, self._targets = mechanism, layout, targets
+        self.pending = pending
 
     def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
         """One signal a tap, which lies as its output does; :class:`bpfree.signals.Signals` are made when asked for."""
@@ -107,8 +108,8 @@ class Dispatch:
         require_finite(rows, "every tap would learn from it. No tap got a signal.")
         late = mechanism.take_targets()
         given = self._targets if self._targets is not None else late
-        mechanism.learn(self._pending, rows)
-        project, seen = mechanism.feedback, self._pending.observation
+        mechanism.learn(self.pending, rows)
+        project, seen = mechanism.feedback, self.pending.observation
         signals = mechanism.rule.signals(Delivery(rows, layout.sites, given, project, seen))
         if not isinstance(signals, Signals):
             _check(signals, layout.sites, len(rows))
@@ -118,11 +119,11 @@ class Dispatch:
 
     def passed(self, number: int, output: Tensor, error: Tensor) -> None:
         """Show the mechanism a tap's output that is there only now."""
-        self._mechanism.passed(self._pending, number, output, error.reshape(-1, self._layout.c))
+        self._mechanism.passed(self.pending, number, output, error.reshape(-1, self._layout.c))
 
     def end(self, error: Tensor) -> None:
         """Let the mechanism learn from what has passed."""
-        self._mechanism.learn(self._pending, error.reshape(-1, self._layout.c))
+        self._mechanism.learn(self.pending, error.reshape(-1, self._layout.c))
 
 
 def _check(signals: Sequence[Tensor | None], sites: Sequence[Site], rows: int) -> None:

@@ -2,40 +2,53 @@
 
 A forward hook at a tap takes the output h, with the graph of its own segment, and hands on ``h.detach()``, which
 requires no gradient, so that autograd never forms W^T delta. What becomes of h, and on which way its signal reaches it,
-is up to the :class:`bpfree.mechanisms.passage.Passage`.
+is up to the :class:`bpfree.mechanisms.passage.Passage`. Before the first pass of a kind the model runs once with its
+graph whole (:class:`bpfree.mechanisms.survey.Survey`), which shows what lies below which error.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from bpfree.draw import derived_seed
+from bpfree.error_values import replace_errors
 from bpfree.errors import (
     BpfreeWarning,
     ErrorPlacementError,
+    OptionError,
     StateError,
     StreamingError,
-    TapOutputError,
     TapSelectionError,
 )
 from bpfree.feedback import Feedback
+from bpfree.kept import kept_by
 from bpfree.layout import batch_dims, sites_of
+from bpfree.mechanisms.backward_hooks import with_backward_hooks
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
 from bpfree.mechanisms.delivery import Delivery, Dispatch, Layout, Pending
-from bpfree.mechanisms.passage import Passage, Run
+from bpfree.mechanisms.pass_state import PassStack, PassState
+from bpfree.mechanisms.passage import Passage, Reached, Run
+from bpfree.mechanisms.side_terms import SoftTap, nodes_below, with_side_gradients
+from bpfree.mechanisms.survey import Survey, SurveyPass, error_key, errors_of
+from bpfree.mechanisms.trial import copied, kind_of_call, without_trace
 from bpfree.mechanisms.ways import Ways
+from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
 from bpfree.projection import Projection, Projector, projection
 from bpfree.segments import Segments
-from bpfree.state import name_of
-from bpfree.taps import Site, product
+from bpfree.state import key_of, name_of
+from bpfree.tap_values import put, take, tensors
+from bpfree.taps import Site, Tap, product
 
 
 @dataclass(frozen=True)
@@ -69,17 +82,14 @@ class DirectRule(Rule):
         return delivery.project(self.vector(delivery), delivery.sites)
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: what lies above error_at need not run again
-    def __init__(self, output: Tensor) -> None:
-        self.output = output
-
-
 class DirectMechanism(Mechanism):
     """Hooks, forward record and feedback of one direct rule on one model.
 
     Attributes:
         sites: The taps that the last forward pass reached.
         ways: Which ways forward passes go.
+        further: The mechanisms of the second error and those behind it, by the errors' names: each has feedback of its
+            own, and no hooks.
     """
 
     rule: DirectRule
@@ -93,69 +103,102 @@ class DirectMechanism(Mechanism):
             )
         self.feedback = projection(rule.feedback, plan.seed)
         self.sites: tuple[Site, ...] = ()
+        self.ways = Ways(plan, self._again)
+        self.further = nn.ModuleDict()
         self._segments: dict[Any, Segments] = {}
         self._shown: Segments | None = None
-        self.ways = Ways(plan, self._again)
         self._layout: Layout | None = None
-        self._run: Run | None = None
+        self._surveys: dict[Any, Survey] = {}
+        self._calls = PerThread(PassStack)
         # How the last pass was cut; None where it was not.
-        self._recut: Callable[[Tensor], Tensor] | None = None
-        self._rerunning = False
-        self._inside = self._told = False
-        self._counts = self._ungraded = False
+        self._recut: Callable[[str, Tensor], Tensor] | None = None
+        self._cuts: dict[str, RemovableHandle] = {}
+        self._told: set[str] = set()
         self._targets: Tensor | None = None
+        for name in list(plan.errors)[1:]:
+            self.of_error(name, first=False)
+
+    def of_error(self, name: str, *, first: bool) -> DirectMechanism:
+        """The mechanism with the feedback for the error of this name: this one for the first, one of its own else."""
+        if first:
+            return self
+        key = key_of(name)
+        if key not in self.further:
+            seed = derived_seed(self.plan.seed, "error", name)
+            plan = replace(self.plan, errors={name: self.plan.error_module}, seed=seed)
+            self.further[key] = self.rule.mechanism(plan)
+        found = self.further[key]
+        assert isinstance(found, DirectMechanism)
+        return found
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
     def install(self) -> None:
-        """Put hooks on the model, on every tap and on the module where the error is taken."""
+        """Put hooks on the model, on every tap and on the modules where errors are taken."""
         # Bound methods and partials of them: a deep copy of the model then has a deep copy of the rule.
         plan = self.plan
         add = self._handles.append
-        if self.ways.attentive:
-            # Before what other hooks make of the arguments: in a second run they do so again.
-            add(plan.model.register_forward_pre_hook(self._hear, prepend=True, with_kwargs=True))
+        # Before what other hooks make of the arguments: in a second run they do so again.
+        add(plan.model.register_forward_pre_hook(self._hear, prepend=True, with_kwargs=True))
         add(plan.model.register_forward_pre_hook(self._enter, with_kwargs=True))
         for name, module in plan.taps.items():
-            if module is not plan.error_module:
-                add(module.register_forward_hook(partial(self._cut, name)))
-        add(plan.error_module.register_forward_hook(self._leave))
-        add(plan.model.register_forward_hook(self._end, always_call=True))
+            if module not in plan.errors.values():
+                self._cuts[name] = module.register_forward_hook(partial(self._cut, name))
+                add(self._cuts[name])
+        for name, module in plan.errors.items():
+            add(module.register_forward_hook(partial(self._leave, name)))
+        add(plan.model.register_forward_hook(self._end, with_kwargs=True, always_call=True))
 
     def remove(self) -> None:
         """Take the hooks out and forget the forward pass and its targets."""
         super().remove()
-        self._abandon()
+        self._cuts.clear()
+        for call in self._calls().calls:
+            _close(call)
+        self._calls().calls.clear()
         self.ways.forget()
         self._targets = None
 
     def _hear(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if not self._rerunning and self.active:
+        stack = self._calls()
+        if self.active and (stack.top is None or not stack.top.again or stack.top.entered):
+            stack.heard = args, kwargs
             self.ways.hear(args, kwargs)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if self._rerunning:
+        stack = self._calls()
+        top = stack.top
+        if top is not None and top.again and not top.entered:
+            top.entered = True
             return None
-        self._abandon()  # a pass that was interrupted from the keyboard
-        self._inside = True
+        for lost in stack.drop_interrupted():
+            _close(lost)
+        compiling, active, again = torch.compiler.is_compiling(), self.active, self.recomputing()
+        call = PassState(frame=None if compiling else sys._getframe(1))
         # The second run of a checkpoint is no training pass of its own, unless the first one had no gradients.
-        again = self.recomputing()
-        self._counts = self.active and (not again or self._ungraded)
+        call.counts = active and (not again or stack.ungraded)
         if not again:
-            self._ungraded = not self.active
-        if self.active:
-            ready = not self.rule.needs_error and self._targets is not None
-            self._run = self.ways.open(self._layout, self._dispatch if ready else None)
-        self._begin((args, kwargs))
-        if self.active and not torch.compiler.is_compiling():
-            self._recut = self._run.recut if isinstance(self._run, Passage) else None
-        return self._run.enter(args, kwargs) if isinstance(self._run, Passage) else None
+            stack.ungraded = not active
+        if active:
+            call.survey = None if compiling else self._surveyed(*stack.heard)
+            call.run = self._opened(call.survey)
+        stack.calls.append(call)
+        self._begin(call, (args, kwargs))
+        run = call.run
+        if not compiling and active:
+            self._recut = run.recut if isinstance(run, Passage) else None
+        return run.enter(args, kwargs) if isinstance(run, Passage) else None
 
-    def _abandon(self) -> None:
+    def _opened(self, survey: Survey | None) -> Run:
+        ready = not self.rule.needs_error and self._targets is not None
+        aside = frozenset() if survey is None else self._aside(survey)
+        soft = frozenset() if survey is None else survey.soft
+        return self.ways.open(self._layout, self._dispatch if ready else None, aside, soft)
+
+    def _abandon(self, call: PassState) -> None:
         """Let the pass under way be plain autograd."""
-        if isinstance(self._run, Passage):
-            self._run.close()
-        self._run = None
+        _close(call)
+        call.run = None
 
     @contextmanager
     def stored(self) -> Generator[None]:
@@ -167,53 +210,78 @@ class DirectMechanism(Mechanism):
         finally:
             self._targets = targets
 
-    def _again(self, run: Run, call: Any) -> Tensor:
+    @contextmanager
+    def running(self, state: PassState) -> Generator[None]:
+        """Within this context the model's next call is a second run, which goes as ``state`` says."""
+        calls = self._calls().calls
+        calls.append(state)
+        try:
+            with running_again():
+                yield
+        finally:
+            del calls[calls.index(state) :]
+
+    def _again(self, aside: frozenset[str], run: Run, call: Any) -> Tensor:
         """Run the model on (args, kwargs) as far as the error's place, cut as ``run`` says; return the output there."""
+        run.aside = aside
         if not self._handles:
             raise StreamingError(
                 "the rule was detached between the model and loss.backward(), which under streaming runs the model "
                 "again: detach behind it."
             )
-        before, self._run, self._rerunning = self._run, run, True
         args, kwargs = call
         try:
-            with running_again():
+            with self.running(PassState(run=run, again=True)):
                 self.plan.model(*args, **kwargs)
-        except _Reached as reached:
+        except Reached as reached:
             return reached.output
-        finally:
-            self._run, self._rerunning = before, False
-        raise not_reached(self.plan)
+        raise not_reached(self.plan.error_name)
 
-    def _begin(self, call: Any) -> None:
-        """Make ready for the forward pass ``_run`` on ``call``, (args, kwargs); None is a pass not of the rule's."""
+    def _begin(self, state: PassState, call: Any) -> None:
+        """Make ready for the pass ``state`` on ``call``, (args, kwargs); without a run it is not the rule's."""
 
-    def _cut(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        run = self._run
+    def _cut(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:
+        call = self._calls().top
+        if call is None:
+            return self._outside_a_pass(name, module, output)
+        run = call.run
         if run is None:
-            return self._outside_a_pass(name, output)
-        if isinstance(run, Passage) and run.left:
+            return None
+        if isinstance(run, Passage) and len(run.left) == len(self.plan.errors):
             self._above_error(name)
             return None
-        _require_floating(output, name)
-        return run.again(name, output) if run.teaching else run.cut(name, output)
+        place = run.counted(name)
+        if place in run.aside:
+            return None
+        key = module.output if isinstance(module, Tap) else None
+        tensor = take(output, key, name)
+        if run.teaching:
+            return put(output, key, run.again(name, tensor))
+        if self.plan.model is not module and not torch.compiler.is_compiling():
+            tensor = with_backward_hooks(module, args, tensor)
+        return put(output, key, run.cut(name, place, tensor))
 
-    def _outside_a_pass(self, name: str, output: Any) -> Tensor | None:
-        if self._inside or not self.active:
+    def _outside_a_pass(self, name: str, module: nn.Module, output: Any) -> Any:
+        if not self.active:
             return None
         if self.recomputing():
             # A checkpointed segment must be cut again, or it would save other tensors than the first time.
-            return self._recut(output) if self._recut else None
-        if not self._told:
-            self._told = True
-            warnings.warn(
-                f"tap {name!r} was reached without the model that {self.rule} is attached to: a part of the model was "
-                "called alone, and trains by plain backpropagation. Call the model itself, attach the rule to that "
-                "part, or say attachment.paused() where this is meant.",
-                BpfreeWarning,
-                stacklevel=2,
-            )
+            if self._recut is None:
+                return None
+            key = module.output if isinstance(module, Tap) else None
+            return put(output, key, self._recut(name, take(output, key, name)))
+        self._tell_once(
+            "outside",
+            f"tap {name!r} was reached without the model that {self.rule} is attached to: a part of the model was "
+            "called alone, or model.forward() in place of model(), and trains by plain backpropagation. Call the model "
+            "itself, attach the rule to that part, or say attachment.paused() where this is meant.",
+        )
         return None
+
+    def _tell_once(self, about: str, what: str) -> None:
+        if about not in self._told:
+            self._told.add(about)
+            warnings.warn(what, BpfreeWarning, stacklevel=2)
 
     def _above_error(self, name: str) -> None:
         # Default taps above error_at are left alone: what lies there is exact.
@@ -223,58 +291,117 @@ class DirectMechanism(Mechanism):
                 "trained exactly and cannot hold a tap: leave that tap out, or take the error further up."
             )
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        if self._rerunning:
-            raise _Reached(output)
-        passage = self._run
-        if not isinstance(passage, Passage):
+    def _leave(self, place: str, module: nn.Module, args: Any, output: Any) -> Any:
+        call = self._calls().top
+        if call is None or call.run is None:
             return None
+        run = call.run
+        if not isinstance(run, Passage):
+            return run.leave_again(place, output)
         # Whatever is wrong is said once: _end runs although this raises.
-        reached, passage.left = passage.left, True
-        passage.close()
-        if not isinstance(output, Tensor) or not output.is_floating_point():
+        reached = place in run.left
+        run.left.add(place)
+        if len(run.left) == len(self.plan.errors):
+            run.close()
+        found = errors_of(output)
+        if not found:
             raise not_a_tensor(self.plan, output)
         if reached:
-            raise reached_twice(self.plan)
-        left = self._broadcast(passage, output)
+            raise reached_twice(place)
+        alone = len(self.plan.errors) == 1 and isinstance(output, Tensor)
+        if not alone:
+            self._require_plain_way()
+        left: dict[str, Tensor] = {}
+        for path, tensor in found.items():
+            first = not left and place == self.plan.error_name
+            left[path] = self._left(call, run, error_key(place, path), tensor, first=first, alone=alone)
+        return left[""] if alone else replace_errors(output, left)
+
+    def _require_plain_way(self) -> None:
+        if self.plan.streaming or self.plan.window > 1:
+            raise OptionError(
+                f"streaming=True and window={self.plan.window}: with several errors every signal takes the plain way. "
+                "Leave these options out, or take one error alone (error_at=)."
+            )
+
+    def _left(
+        self, call: PassState, passage: Passage, name: str, output: Tensor, *, first: bool, alone: bool
+    ) -> Tensor:
+        """``output``, where the error ``name`` is taken, as it leaves the rule's hands."""
+        left = self._broadcast(call, passage, name, output, first=first, alone=alone)
+        if left.grad_fn is not None:
+            passage.exits.append(left.grad_fn)
         # Of a stage where nothing learns the others still want the error.
         return left.detach().requires_grad_() if self.plan.part and not left.requires_grad else left
 
-    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._rerunning:
-            return
-        self._inside = False
-        passage, self._run = self._run, None
-        if not isinstance(passage, Passage):
-            return
-        passage.close()
-        if output is None:  # the forward pass raised: that error goes to the user, not ours
-            return
+    def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        stack = self._calls()
+        call = stack.top
+        if call is None or (call.again and not isinstance(call.run, Passage)):
+            return None
+        try:
+            return self._finished(call, args, kwargs, output)
+        finally:
+            _close(call)
+            if not call.again:
+                stack.calls.pop()
+
+    def _finished(self, call: PassState, args: Any, kwargs: Any, output: Any) -> Any:
+        passage = call.run
+        # Without an output the forward pass raised: that error goes to the user, not ours.
+        if not isinstance(passage, Passage) or output is None:
+            return None
         if not passage.left:
-            raise not_reached(self.plan)
+            raise not_reached(self.plan.error_name)
         passage.ended(output)
+        if passage.soft_taps:
+            output = self._with_side_gradients(passage, output)
+        self._note_segments(call, passage)
+        return output
 
     # -- the error -------------------------------------------------------------------------------------------------
 
-    def _broadcast(self, passage: Passage, output: Tensor) -> Tensor:
-        if passage.ends_the_model(output):
+    def _broadcast(
+        self, call: PassState, passage: Passage, name: str, output: Tensor, *, first: bool, alone: bool
+    ) -> Tensor:
+        tap = passage.ends_in_tap(output)
+        if alone and tap is not None and tap == len(passage.names) - 1:
             # The model ends in a tap (a final sigmoid, say): the error itself is that tap's exact gradient.
-            output = passage.uncut()
-        if not passage.names:
-            if self.plan.part:
+            output, tap = passage.uncut(), None
+        elif tap is not None:
+            output = passage.outputs[tap]
+        below = [number for number in self._below(call, passage, name, alone=alone) if number != tap]
+        call.left[name] = output
+        if not below:
+            if self.plan.part or not alone:
                 return output
             raise ErrorPlacementError(
                 f"no tap was reached before {self.plan.where}. Name taps that the forward pass runs through below it."
             )
-        if not passage.learns(output) and not self._frozen_behind(passage.names[-1]):
+        self._require_learning_behind(passage, output, alone=alone)
+        sender = self.of_error(name, first=first)
+        layout = sender.laid_out(passage, output, below)
+        sender.sites = layout.sites
+        dispatch = sender._dispatch(layout, [passage.outputs[i] for i in below] if passage.outputs else (), call)
+        call.pending[name] = (dispatch.pending, layout.c)
+        return passage.leave(output, dispatch, below, just_in_time=layout.just_in_time)
+
+    def _below(self, call: PassState, passage: Passage, name: str, *, alone: bool) -> Sequence[int]:
+        """The numbers of the taps below an error: those that the survey saw there, and those that it did not see."""
+        survey = call.survey
+        if alone or survey is None or name not in survey.below:
+            return range(len(passage.places))
+        others = survey.places - survey.below[name]
+        return [number for number, place in enumerate(passage.places) if place not in others]
+
+    def _require_learning_behind(self, passage: Passage, output: Tensor, *, alone: bool) -> None:
+        if alone and not passage.learns(output) and not self._is_frozen_behind(passage.names[-1]):
             raise ErrorPlacementError(
                 f"nothing that learns lies between the last tap, {passage.names[-1]!r}, and {self.plan.where}: the tap "
                 "would cut the output layer off from its exact gradient. Leave that tap out."
             )
-        layout = self._laid_out(passage, output)
-        return passage.leave(output, self._dispatch(layout, passage.outputs), just_in_time=layout.just_in_time)
 
-    def _frozen_behind(self, tap: str) -> bool:
+    def _is_frozen_behind(self, tap: str) -> bool:
         """Whether parameters registered behind a tap are not to learn: the output layer's, most probably."""
         modules = iter(self.plan.model.named_modules())
         for name, _ in modules:
@@ -282,34 +409,30 @@ class DirectMechanism(Mechanism):
                 break
         return any(not p.requires_grad for _, module in modules for p in module.parameters(recurse=False))
 
-    def _laid_out(self, passage: Passage, output: Tensor) -> Layout:
-        """The layout of this forward pass; found once for passes of the same shapes."""
+    def laid_out(self, passage: Passage, output: Tensor, below: Sequence[int]) -> Layout:
+        """The layout of a pass with these taps below the error at ``output``; found once for the same shapes."""
         compiling = torch.compiler.is_compiling()
-        learners = () if compiling else self.plan.learning
-        taps = (tuple(passage.names), passage.shapes, passage.formats)
-        key = (output.shape, output.dtype, output.device, *taps, learners)
-        if not compiling and self._layout is not None and key == self._layout.key:
-            return self._layout
-        dims = batch_dims(output.shape, passage.shapes, self.plan.batch_dims)
-        sites = sites_of(passage.names, passage.shapes, dims, output.shape)
-        kind = (tuple(passage.names), learners)
-        if not compiling:
-            if kind not in self._segments:
-                self._segments[kind] = Segments.of(self.plan, sites, passage.ends(output))
-            self._shown = self._segments[kind]
+        names, places = [passage.names[i] for i in below], [passage.places[i] for i in below]
+        shapes, formats = [passage.shapes[i] for i in below], [passage.formats[i] for i in below]
+        key = (output.shape, output.dtype, output.device, tuple(places), shapes, formats)
+        known = self._layout
+        if not compiling and known is not None and key == known.key:
+            return known
+        dims = batch_dims(output.shape, shapes, self.plan.batch_dims)
+        sites = sites_of(names, shapes, dims, output.shape)
+        sites = tuple(replace(site, name=place) for site, place in zip(sites, places, strict=True))
         # One signal for all taps is made at once. A compiled graph cannot hold hooks on tensors inside it.
         several = isinstance(self.feedback, Projection) and self.feedback.kinds(sites) > 1
         just_in_time = not compiling and self.plan.window == 1 and (several or self.plan.streaming)
         like = _weights_like(self.plan.model, output)
-        layout = Layout(key, sites, tuple(passage.formats), product(output.shape[dims:]), just_in_time, like)
-        self.sites = sites
+        layout = Layout(key, sites, tuple(formats), product(output.shape[dims:]), just_in_time, like)
         if not compiling:  # a compiled pass has a layout of its own: it delivers in another way
             self._layout = layout
         return layout
 
-    def _dispatch(self, layout: Layout, outputs: Sequence[Tensor] = ()) -> Dispatch:
+    def _dispatch(self, layout: Layout, outputs: Sequence[Tensor] = (), call: PassState | None = None) -> Dispatch:
         self.feedback.prepare(layout.sites, layout.c, layout.like)
-        pending = self._begun(layout, outputs)
+        pending = self._begun(call or PassState(), layout, outputs)
         # A recomputed pass must not take what was given for the backward pass under way.
         targets = None if self.recomputing() else self.take_targets()
         return Dispatch(self, layout, pending, targets)
@@ -319,7 +442,7 @@ class DirectMechanism(Mechanism):
         targets, self._targets = self._targets, None
         return targets
 
-    def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
+    def _begun(self, state: PassState, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
         """What this forward pass leaves for its error; mechanisms that learn add to it."""
         return Pending(layout.sites)
 
@@ -329,10 +452,91 @@ class DirectMechanism(Mechanism):
     def learn(self, pending: Pending, error: Tensor) -> None:
         """Let the feedback learn, before it projects the error ``(N, c)``; fixed feedback does not."""
 
-    def targets(self, targets: Tensor) -> None:
+    def targets(self, targets: Tensor | Mapping[str, Tensor]) -> None:
         """Keep the targets of the next (or the current) forward pass for its backward pass."""
-        if not self._pauses:
+        if self._switches().pauses:
+            return
+        if isinstance(targets, Tensor):
             self._targets = targets
+            return
+        for number, (name, given) in enumerate(targets.items()):
+            self.of_error(name, first=not number).targets(given)
+
+    # -- other losses ----------------------------------------------------------------------------------------------
+
+    def _with_side_gradients(self, passage: Passage, output: Any) -> Any:
+        """Give the side terms that the model returns, or keeps on itself, their gradients for the taps' segments."""
+        stops: dict[Any, SoftTap | None] = {tap.edge.node: tap for tap in passage.soft_taps}
+        stops.update(dict.fromkeys(passage.exits))
+
+        def joined(term: Tensor) -> Tensor | None:
+            taps = [tap for node in nodes_below(term, stops) if (tap := stops[node]) is not None]
+            return with_side_gradients(term, taps, passage.fetching) if taps else None
+
+        for path, term in list(tensors(output)):
+            found = joined(term) if term.requires_grad else None
+            output = output if found is None else put(output, path, found)
+        for holder in kept_by(self.plan.model):
+            holder.replace_tensors(joined)
+        return output
+
+    # -- surveys ---------------------------------------------------------------------------------------------------
+
+    def _surveyed(self, args: Any, kwargs: Any) -> Survey | None:
+        """What the whole graph of such a pass shows; looked at once for every kind of pass."""
+        if not self.plan.verify or self.plan.part or self.recomputing():
+            return None
+        kind = kind_of_call(self.plan.model, args, kwargs)
+        if kind not in self._surveys:
+            self._surveys[kind] = self._look(args, kwargs)
+        return self._surveys[kind]
+
+    def _look(self, args: Any, kwargs: Any) -> Survey:
+        found = SurveyPass()
+        with self.running(PassState(run=found, again=True)), without_trace(self.plan.model):
+            given = copied((args, kwargs))
+            returned = self.plan.model(*given[0], **given[1])
+        kept = (tensor for holder in kept_by(self.plan.model) for tensor in holder.tensors())
+        return Survey.of(found, returned, kept)
+
+    def _aside(self, survey: Survey) -> frozenset[str]:
+        """The calls of taps that are left alone."""
+        unused = survey.places.difference(*survey.below.values())
+        flat = () if self.plan.explicit else (tap for tap in survey.flat if not self._is_frozen_behind(tap))
+        return unused | survey.graphless | frozenset(flat)
+
+    # -- what it looks like ----------------------------------------------------------------------------------------
+
+    def _note_segments(self, call: PassState, passage: Passage) -> None:
+        """Note which layers learn from which signal, for the attachment's table."""
+        if torch.compiler.is_compiling():
+            return
+        kind = (tuple(passage.places), tuple(call.left), self.plan.learning)
+        if kind not in self._segments:
+            ends = {name: passage.ends(output) for name, output in call.left.items()}
+            below = next(iter(ends.values()))[:-1]
+            left = {name: found[-1] for name, found in ends.items()}
+            self._segments[kind] = Segments.of(self.plan, passage.places, below, left)
+        self._shown = self._segments[kind]
+
+    def table(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """A row for each tap: its shape, its feedback, and the layers that learn from its signal."""
+        segments = self._shown
+        if segments is None:
+            names = ", ".join(self.plan.taps)
+            later = "Shapes are known after the first forward pass (or with example_inputs=)."
+            return [], [], [f"taps: {names}", later]
+        rows = [self._row(place, layers) for place, layers in segments.learners.items()]
+        rows += [[name or "(output)", "", "exact gradient", layers] for name, layers in segments.exact.items()]
+        remarks = [*self.ways.describe(), *segments.remarks]
+        return ["tap", "shape", "feedback", "learns from it"], rows, remarks
+
+    def _row(self, place: str, layers: str) -> list[str]:
+        """What the table says of one tap; with several errors it has feedback for each above it."""
+        senders: list[Any] = [self, *self.further.values()]
+        known = [(sender, site) for sender in senders for site in sender.sites if site.name == place]
+        shape = "x".join(map(str, ("N", *known[0][1].features))) if known else ""
+        return [place, shape, " + ".join(sender.feedback.describe(site) for sender, site in known), layers]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         if isinstance(self.feedback, Projection) and not self.feedback.feedback.shared:
@@ -343,34 +547,16 @@ class DirectMechanism(Mechanism):
             unknown = taps - self.plan.taps.keys()
             if unknown:
                 raise StateError(f"the state is for taps that this model does not have: {', '.join(sorted(unknown))}.")
+        start = f"{prefix}further."
+        for key in {key.removeprefix(start).partition(".")[0] for key in state_dict if key.startswith(start)}:
+            self.of_error(name_of(key), first=False)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    # -- what it looks like ----------------------------------------------------------------------------------------
 
-    def table(self) -> tuple[list[str], list[list[str]], list[str]]:
-        """A row for each tap: its shape, its feedback, and the layers that learn from its signal."""
-        segments = self._shown
-        if segments is None:
-            names = ", ".join(self.plan.taps)
-            later = "Shapes are known after the first forward pass (or with example_inputs=)."
-            return [], [], [f"taps: {names}", later]
-        header = ["tap", "shape", "feedback", "learns from it"]
-        *below, above = segments.learners
-        rows = [
-            [site.name, "x".join(map(str, ("N", *site.features))), self.feedback.describe(site), layers]
-            for site, layers in zip(self.sites, below, strict=True)
-        ]
-        rows.append([self.plan.error_name or "(output)", "", "exact gradient", above])
-        return header, rows, [*self.ways.describe(), *segments.remarks]
-
-
-def _require_floating(output: Any, name: str) -> None:
-    if not isinstance(output, Tensor) or not output.is_floating_point():
-        found = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else f"of type {type(output).__name__}"
-        raise TapOutputError(
-            f"the output of tap {name!r} is {found}; a tap needs one floating point tensor. Choose a module inside "
-            "it, or put a bpfree.Tap() where the tensor is."
-        )
+def _close(call: PassState) -> None:
+    """Put back what the pass has changed around it."""
+    if isinstance(call.run, Passage):
+        call.run.close()
 
 
 def _weights_like(model: nn.Module, output: Tensor) -> Tensor:

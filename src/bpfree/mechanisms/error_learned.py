@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bpfree.errors import TapOutputError
 from bpfree.mechanisms.delivery import Layout, Pending
-from bpfree.mechanisms.learned import LearnedMechanism, LearnedRule, in_own_precision
-from bpfree.plan import Plan
+from bpfree.mechanisms.learned import LearnedMechanism, in_own_precision
+from bpfree.mechanisms.pass_state import PassState
+from bpfree.mechanisms.passage import Passage
 
 
 class ErrorLearnedMechanism(LearnedMechanism):
     """A learned mechanism whose evidence is e^T h_l: from outputs that were kept, or as they pass behind the error."""
 
-    def __init__(self, rule: LearnedRule, plan: Plan) -> None:
-        super().__init__(rule, plan)
-        # Of the outputs when they were given; None where a compiled graph lets nothing be overwritten.
-        self._versions: list[int | None] = []
-
-    def _begin(self, call: Any) -> None:
-        super()._begin(call)
-        self._versions = []
-
-    def _cut(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        handed_on = super()._cut(name, module, args, output)
-        if self._learning and handed_on is not None:
-            self._versions.append(None if torch.compiler.is_compiling() else output._version)
-        return handed_on
-
-    def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
-        pending = super()._begun(layout, outputs)
-        pending.learning = self._learning
-        if self._learning:
-            # A tap that ends the model has been taken back.
-            pending.outputs = [(h.detach(), version) for h, version in zip(outputs, self._versions, strict=False)]
+    def _begun(self, state: PassState, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
+        pending = super()._begun(state, layout, outputs)
+        pending.learning = state.learning
+        if state.learning and isinstance(state.run, Passage):
+            versions = dict(zip(state.run.places, state.run.versions, strict=True))
+            pairs = zip(outputs, layout.sites, strict=True) if outputs else ()
+            pending.outputs = [(h.detach(), versions[site.name]) for h, site in pairs]
         return pending
 
     def passed(self, pending: Pending, number: int, output: Tensor, error: Tensor) -> None:

@@ -13,6 +13,7 @@ from bpfree.estimate import Observation, Perturbations
 from bpfree.mechanisms.delivery import Pending
 from bpfree.mechanisms.learned import LearnedMechanism, LearnedRule, in_own_precision
 from bpfree.mechanisms.observing import ObservingMechanism
+from bpfree.mechanisms.pass_state import PassState
 from bpfree.plan import Plan
 from bpfree.ranks import rank
 from bpfree.spatial import Form
@@ -56,8 +57,8 @@ class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
         # Perturbations stay within what B can express, for less noise.
         return self.rule.feedback.form(site)
 
-    def _wanted(self) -> bool:
-        return self._learning
+    def _is_wanted(self, state: PassState) -> bool:
+        return state.learning
 
     def _seed(self) -> int:
         return derived_seed(self.feedback.numbers["seed"], "perturbations", self.averages.numbers["passes"], rank())

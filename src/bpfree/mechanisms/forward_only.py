@@ -24,6 +24,7 @@ from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, r
 from bpfree.mechanisms.direct import DirectRule
 from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.observing import ObservingMechanism
+from bpfree.mechanisms.pass_state import PassState
 from bpfree.mechanisms.untaught import warn_of_arguments, warn_of_results
 from bpfree.plan import Plan
 from bpfree.preserve import Surroundings
@@ -79,7 +80,7 @@ class ForwardOnlyMechanism(Mechanism):
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         if self._left:
-            raise reached_twice(self.plan)
+            raise reached_twice(self.plan.error_name)
         if self._open is None:
             return None
         try:
@@ -104,7 +105,7 @@ class ForwardOnlyMechanism(Mechanism):
         self._close()
         # `output` is None when the forward pass raised: that error goes to the user, not ours.
         if missed and output is not None:
-            raise not_reached(self.plan)
+            raise not_reached(self.plan.error_name)
         if left and self.plan.error_name:
             warn_of_results(output, (args, kwargs), self.plan.error_name, self.rule)
 
@@ -253,7 +254,7 @@ class ActivationsMechanism(ObservingMechanism):
         self.feedback = _NoMatrix()
         self.directions = LateBuffers(seed=plan.seed, passes=0)
 
-    def _wanted(self) -> bool:
+    def _is_wanted(self, state: PassState) -> bool:
         self.directions.numbers["passes"] += 1
         return True
 

@@ -34,7 +34,7 @@ class ImmediatePassage(Passage):
         self._left_gradients: list[_LeftGradient] = []
         self._behind: Tensor | None = None
 
-    def cut(self, name: str, output: Tensor) -> Tensor:
+    def cut(self, name: str, place: str, output: Tensor) -> Tensor:
         """Let the segment learn; a tap behind the last one of earlier passes ends the model and is none."""
         number = len(self.names)
         if number == len(self._expected):
@@ -42,10 +42,10 @@ class ImmediatePassage(Passage):
             return output
         if name != self._expected[number]:
             raise _way_changes(f"tap {name!r}", repr(self._expected[number]))
-        return super().cut(name, output)
+        return super().cut(name, place, output)
 
-    def ends_the_model(self, output: Tensor) -> bool:
-        """Never: a tap that ends the model is not cut.
+    def ends_in_tap(self, output: Tensor) -> None:
+        """None: a tap that ends the model is not cut.
 
         Raises:
             StreamingError: The pass went another way than those before it.
@@ -55,7 +55,6 @@ class ImmediatePassage(Passage):
             raise _way_changes("the output", repr(missing[0]))
         if self._behind is not None and self._behind is not output:
             raise _way_changes("another tap", "the output")
-        return False
 
     def _taken(self, output: Tensor) -> Tensor:
         number = len(self.names) - 1
@@ -75,7 +74,7 @@ class ImmediatePassage(Passage):
         """The leaves that every segment ends in."""
         return self._ends
 
-    def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
+    def leave(self, output: Tensor, deliver: Departure, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
         """The output with the graph of its own segment, which waits for the error."""
         return leave(partial(_checked, self._left_gradients), output, [output])
 

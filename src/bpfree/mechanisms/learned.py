@@ -17,6 +17,7 @@ from bpfree.feedback import Feedback
 from bpfree.mechanisms.base import may_overflow
 from bpfree.mechanisms.delivery import Layout, Pending
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule
+from bpfree.mechanisms.pass_state import PassState
 from bpfree.mechanisms.passage import Passage
 from bpfree.plan import Plan
 from bpfree.projection import Projection
@@ -159,19 +160,20 @@ class LearnedMechanism(DirectMechanism):
         self.steps = LateBuffers()
         self.norms = LateBuffers()
         self._usual: dict[str, float] = {}
-        self._learning = False
 
-    def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
+    def _begun(self, state: PassState, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
         for site in layout.sites:
             name = self.feedback.name(site)
             if name not in self.norms:
                 self.norms[name] = self.feedback[name].detach().norm()
-        return super()._begun(layout, outputs)
+        return super()._begun(state, layout, outputs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _broadcast(self, passage: Passage, output: Tensor) -> Tensor:
+    def _broadcast(
+        self, call: PassState, passage: Passage, name: str, output: Tensor, *, first: bool, alone: bool
+    ) -> Tensor:
         # A compiled backward pass would leave out what Python does in it: the learning.
-        return super()._broadcast(passage, output)
+        return super()._broadcast(call, passage, name, output, first=first, alone=alone)
 
     def learn(self, pending: Pending, error: Tensor) -> None:
         """Let every matrix take the step that its evidence asks for; evidence that has overflowed asks for none."""
@@ -254,10 +256,10 @@ class LearnedMechanism(DirectMechanism):
             found.setdefault(self.feedback.name(site), []).append(given)
         return {name: torch.stack(parts).mean(0) if len(parts) > 1 else parts[0] for name, parts in found.items()}
 
-    def _begin(self, call: Any) -> None:
-        super()._begin(call)
-        self._learning = self._counts and not self._fixed and self.averages.numbers["passes"] % self.rule.every == 0
-        self.averages.numbers["passes"] += self._counts
+    def _begin(self, state: PassState, call: Any) -> None:
+        super()._begin(state, call)
+        state.learning = state.counts and not self._fixed and self.averages.numbers["passes"] % self.rule.every == 0
+        self.averages.numbers["passes"] += state.counts
 
 
 def in_own_precision(tensor: Tensor) -> torch.autocast:

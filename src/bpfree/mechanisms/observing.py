@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from bpfree.estimate import Estimator, Observation, Perturbations
-from bpfree.mechanisms.delivery import Layout, Pending
+from bpfree.mechanisms.delivery import Pending
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule
+from bpfree.mechanisms.pass_state import PassState
 from bpfree.plan import Plan
 from bpfree.spatial import Form
 from bpfree.taps import Site
@@ -28,14 +27,12 @@ class ObservingMechanism(DirectMechanism):
     def __init__(self, rule: DirectRule, plan: Plan, kind: Perturbations) -> None:
         super().__init__(rule, plan)
         self._estimator = Estimator(plan, kind, self._form)
-        self._observing = False
-        self._unobserved: tuple[Pending, int] | None = None
 
     def _form(self, site: Site) -> Form:
         """What the perturbation of a tap is made of: one number a feature."""
         return Form.of(site.features, None)
 
-    def _wanted(self) -> bool:
+    def _is_wanted(self, state: PassState) -> bool:
         """Whether the pass that begins is to be observed; asked once a pass."""
         return True
 
@@ -51,38 +48,30 @@ class ObservingMechanism(DirectMechanism):
         """Also keep what costly layers give, and look back when the forward pass has ended."""
         self._handles += self._estimator.tape.install()
         super().install()
-        self._handles.append(self.plan.model.register_forward_hook(self._observe, with_kwargs=True))
 
     def remove(self) -> None:
         """Take the hooks out and forget the forward pass."""
         super().remove()
         self._estimator.tape.drop()
-        self._unobserved = None
 
-    def _begin(self, call: Any) -> None:
-        self._unobserved = None
-        super()._begin(call)
-        self._observing = self._counts and self._wanted()
-        if self._observing:
+    def _begin(self, state: PassState, call: Any) -> None:
+        super()._begin(state, call)
+        state.observed = state.counts and self._is_wanted(state)
+        if state.observed:
             # Behind a pass that stores no graph nothing may grow with the depth.
             self._estimator.begin(call, keep=not self.plan.streaming)
         else:
             self._estimator.tape.drop()
 
-    def _begun(self, layout: Layout, outputs: Sequence[Tensor]) -> Pending:
-        pending = super()._begun(layout, outputs)
-        self._unobserved = (pending, layout.c)
-        return pending
+    def _finished(self, call: PassState, args: Any, kwargs: Any, output: Any) -> Any:
+        output = super()._finished(call, args, kwargs, output)
+        if call.observed and call.pending:
+            self._observe(call, (args, kwargs))
+        return output
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _observe(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-        if not self._observing or self._unobserved is None:
-            return
-        self._observing = False
-        (pending, c), self._unobserved = self._unobserved, None
-        self._inside = True
-        try:
-            observation = self._estimator.observe((args, kwargs), pending.sites, c, self._seed())
-        finally:
-            self._inside = False
+    def _observe(self, state: PassState, call: Any) -> None:
+        (pending, c), *_ = state.pending.values()
+        with self.running(PassState(again=True)):
+            observation = self._estimator.observe(call, pending.sites, c, self._seed())
         self._seen(pending, observation)

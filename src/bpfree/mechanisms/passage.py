@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bpfree.mechanisms.broadcast import broadcast
+from bpfree.mechanisms.side_terms import Fetching, SoftTap, gated
 from bpfree.memory_format import format_of
 from bpfree.segments import Reach
 
@@ -28,17 +29,38 @@ class Departure(Protocol):
         """Hear that all taps have passed."""
 
 
+class Reached(Exception):  # noqa: N818 - not an error: what lies above the error need not run again
+    """A second run has reached the error's place.
+
+    Attributes:
+        output: What is there.
+    """
+
+    def __init__(self, output: Tensor) -> None:
+        self.output = output
+
+
 class Run(ABC):
     """One run of the model, cut at its taps.
 
     Attributes:
-        names: The tap modules that were reached, one entry a call.
+        names: The tap modules whose outputs were cut, one entry a call.
+        places: These calls by name: from a module's second call on with ``#2``, ``#3``, ... behind it.
+        aside: The calls that are left alone: no error lies above them.
         teaching: Whether a segment learns while the model runs: what runs through a tap then is a checkpoint.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.places: list[str] = []
+        self.aside: frozenset[str] = frozenset()
         self.teaching = False
+        self._calls: dict[str, int] = {}
+
+    def counted(self, name: str) -> str:
+        """The name of this call of a tap module, which is the next one."""
+        calls = self._calls[name] = self._calls.get(name, 0) + 1
+        return name if calls == 1 else f"{name}#{calls}"
 
     @contextmanager
     def taught(self) -> Generator[None]:
@@ -53,9 +75,14 @@ class Run(ABC):
         """What a tap hands on where a checkpoint runs it again: cut as it was, or it would save other tensors."""
         return output.detach() if name in self.names else output
 
-    def cut(self, name: str, output: Tensor) -> Tensor:
-        """Take the output of a tap, and return what the tap hands on: the same numbers without their graph."""
+    def leave_again(self, name: str, output: Any) -> Any:
+        """Do with the output at an error's place what this second run is for; None leaves it as it is."""
+        raise Reached(output)
+
+    def cut(self, name: str, place: str, output: Tensor) -> Tensor:
+        """Take the output of a tap's call, and return what it hands on: the same numbers without their graph."""
         self.names.append(name)
+        self.places.append(place)
         return self._taken(output)
 
     @abstractmethod
@@ -67,18 +94,25 @@ class Passage(Run):
     """A run whose error will come: a forward pass of the user's.
 
     Attributes:
-        names: The tap modules that were reached, one entry a call.
+        names: The tap modules whose outputs were cut, one entry a call.
         shapes: The shapes of their outputs.
         formats: How these lie in memory.
-        left: Whether the pass has reached the place where the error is taken.
+        versions: How often they had been written to; None where a compiled graph lets nothing be overwritten.
+        handed_on: What the taps gave to the layers behind them.
+        left: The errors' places that the pass has reached.
+        exits: The nodes of the graph through which errors arrive.
+        fetching: Whether a side term fetches its gradient from this pass's graph.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.shapes: list[torch.Size] = []
         self.formats: list[torch.memory_format] = []
-        self.left = False
-        self._handed_on: Tensor | None = None
+        self.versions: list[int | None] = []
+        self.handed_on: list[Tensor] = []
+        self.left: set[str] = set()
+        self.exits: list[Any] = []
+        self.fetching = Fetching()
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hear with which arguments the model begins; (args, kwargs) where it is to begin with others."""
@@ -89,27 +123,33 @@ class Passage(Run):
         """The taps' outputs h_l with the graphs of their segments, where the passage keeps them."""
         return ()
 
-    def cut(self, name: str, output: Tensor) -> Tensor:
-        """Take the output of a tap, and return what the tap hands on: the same numbers without their graph."""
+    @property
+    def soft_taps(self) -> Sequence[SoftTap]:
+        """The taps whose numbers side terms use."""
+        return ()
+
+    def cut(self, name: str, place: str, output: Tensor) -> Tensor:
+        """Take the output of a tap's call, and return what it hands on: the same numbers without their graph."""
         self.shapes.append(output.shape)
         self.formats.append(format_of(output))
-        self._handed_on = super().cut(name, output)
-        return self._handed_on
+        self.versions.append(None if torch.compiler.is_compiling() else output._version)
+        handed_on = super().cut(name, place, output)
+        self.handed_on.append(handed_on)
+        return handed_on
 
-    @staticmethod
-    def recut(output: Tensor) -> Tensor:
+    def recut(self, name: str, output: Tensor) -> Tensor:
         """What a tap hands on where a checkpoint runs it again: autograd must save the same tensors behind it."""
         return output.detach()
 
-    def ends_the_model(self, output: Tensor) -> bool:
-        """Whether ``output`` is what the last tap has handed on."""
-        return output is self._handed_on
+    def ends_in_tap(self, output: Tensor) -> int | None:
+        """The number of the tap that handed ``output`` on, if the error is taken right there."""
+        # The last one first: it nearly always is that.
+        return next((i for i in reversed(range(len(self.handed_on))) if self.handed_on[i] is output), None)
 
     def uncut(self) -> Tensor:
         """Take the last tap back, and return its output."""
-        self.names.pop()
-        self.shapes.pop()
-        self.formats.pop()
+        for entries in (self.names, self.places, self.shapes, self.formats, self.versions, self.handed_on):
+            entries.pop()
         return self._given_back()
 
     def close(self) -> None:
@@ -131,39 +171,63 @@ class Passage(Run):
         """The leaves that every segment ends in; that of ``output``, where the error is taken, is the last."""
 
     @abstractmethod
-    def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
+    def leave(self, output: Tensor, deliver: Departure, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
         """The output as it is, with a graph through which its gradient, the error, starts ``deliver``'s signals.
 
         Args:
             output: Where the error is taken.
-            deliver: Maps dL/do to one signal for each tap.
+            deliver: Maps dL/do to one signal for each of ``taps``.
+            taps: The numbers of the taps below this error.
             just_in_time: Whether signals are to be made only when their segments are about to run.
         """
 
 
 class Cut(Passage):
-    """The plain way: every segment's graph is kept until one backward pass runs them all."""
+    """The plain way: every segment's graph is kept until one backward pass runs them all.
 
-    def __init__(self) -> None:
+    Args:
+        soft: The calls of taps, by name, whose numbers side terms use.
+    """
+
+    def __init__(self, soft: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self._outputs: list[Tensor] = []
+        self._soft = soft
+        self._soft_taps: list[SoftTap] = []
 
     @property
     def outputs(self) -> Sequence[Tensor]:
         """The taps' outputs h_l with the graphs of their segments."""
         return self._outputs
 
+    @property
+    def soft_taps(self) -> Sequence[SoftTap]:
+        """The taps whose numbers side terms use."""
+        return self._soft_taps
+
     def _taken(self, output: Tensor) -> Tensor:
         self._outputs.append(output)
-        return output.detach()
+        if not self._soft or not output.requires_grad or self.places[-1] not in self._soft:
+            return output.detach()
+        handed_on = gated(output)
+        self._soft_taps.append(SoftTap.of(handed_on, output))
+        return handed_on
+
+    def recut(self, name: str, output: Tensor) -> Tensor:
+        """The same: a tap that side terms use wants a gradient behind it."""
+        soft = output.requires_grad and any(call.partition("#")[0] == name for call in self._soft)
+        return gated(output) if soft else output.detach()
 
     def _given_back(self) -> Tensor:
-        return self._outputs.pop()
+        output = self._outputs.pop()
+        self._soft_taps = [tap for tap in self._soft_taps if tap.output is not output]
+        return output
 
     def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
         """The leaves that every segment ends in."""
         return [Reach.of(root).leaves for root in (*self._outputs, output)]
 
-    def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
+    def leave(self, output: Tensor, deliver: Departure, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
         """See :func:`bpfree.mechanisms.broadcast.broadcast`."""
-        return broadcast(deliver, output, self._outputs, just_in_time=just_in_time)
+        below = [self._outputs[number] for number in taps]
+        return broadcast(deliver, output, below, just_in_time=just_in_time, fetching=self.fetching)

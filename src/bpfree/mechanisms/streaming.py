@@ -156,9 +156,14 @@ class Streamed(Passage):
     def _taken(self, output: Tensor) -> Tensor:
         return output.detach()
 
+    def uncut(self) -> Tensor:
+        """Take the last tap back, and return its output: without a graph, as what it handed on."""
+        output = self.handed_on[-1]
+        super().uncut()
+        return output
+
     def _given_back(self) -> Tensor:
-        assert self._handed_on is not None
-        return self._handed_on
+        return torch.empty(0)
 
     def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
         """The leaves that every segment ends in."""
@@ -185,7 +190,7 @@ class Streamed(Passage):
             walk.reaches.append(Reach.of(self._run(walk, call)))
         return Course.of(self.names, walk.reaches, outside, self._plan.model)
 
-    def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
+    def leave(self, output: Tensor, deliver: Departure, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
         """The output as it is; in its backward pass the model runs again and its segments learn."""
         second = SecondRun(tuple(self.names), deliver, self._course, self._plan.model, self._run, self._surroundings)
         outside = [self._call.flat[place] for place in self._call.outside]
@@ -291,7 +296,7 @@ class Walk(Run):
         self._expected = names
         self.reaches: list[Reach] = []
 
-    def cut(self, name: str, output: Tensor) -> Tensor:
+    def cut(self, name: str, place: str, output: Tensor) -> Tensor:
         """Cut where the first run did; a tap behind its last one ends the model and is none."""
         if len(self.names) == len(self._expected):
             return output
@@ -301,7 +306,7 @@ class Walk(Run):
                 f"{self._expected[len(self.names)]!r}: its way may depend on its arguments, its buffers and torch's "
                 "random numbers, and on nothing else."
             )
-        return super().cut(name, output)
+        return super().cut(name, place, output)
 
     def _taken(self, output: Tensor) -> Tensor:
         self.reaches.append(Reach.of(output))

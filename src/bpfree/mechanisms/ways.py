@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 from bpfree.mechanisms.concurrent import Choice, ConcurrentPassage
 from bpfree.mechanisms.delivery import Dispatch, Layout
 from bpfree.mechanisms.immediate import ImmediatePassage
-from bpfree.mechanisms.passage import Cut, Passage
-from bpfree.mechanisms.streaming import Call, Course, Rerun, Streamed, kind_of_pass
+from bpfree.mechanisms.passage import Cut, Passage, Run
+from bpfree.mechanisms.streaming import Call, Course, Streamed, kind_of_pass
 from bpfree.mechanisms.windows import WindowedPassage
 from bpfree.plan import Plan
 from bpfree.preserve import Surroundings
@@ -27,13 +28,13 @@ class Ways:
 
     Args:
         plan: Says which way was asked for.
-        rerun: Runs the model a second time.
+        rerun: Runs the model a second time, given the calls of taps that are left alone.
 
     Attributes:
         carried: With a window, what the taps' segments learned from in the last backward pass.
     """
 
-    def __init__(self, plan: Plan, rerun: Rerun) -> None:
+    def __init__(self, plan: Plan, rerun: Callable[[frozenset[str], Run, Any], Tensor]) -> None:
         self._plan, self._rerun = plan, rerun
         self._courses: dict[Any, Course] = {}
         self._choice = None if plan.threads == 1 else Choice(plan.threads)
@@ -49,6 +50,8 @@ class Ways:
 
     def hear(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hear with which arguments the next pass begins, before what hooks of the user's do to it."""
+        if not self.attentive:
+            return
         self._call = Call.of(args, kwargs)
         if self._plan.streaming and not torch.compiler.is_compiling():
             self._surroundings = Surroundings.now(self._plan.model, self._plan.parts, self._call.flat)
@@ -66,26 +69,45 @@ class Ways:
         finally:
             self._storing -= 1
 
-    def open(self, known: Layout | None, dispatch: Callable[[Layout], Dispatch] | None) -> Passage:
+    def open(
+        self,
+        known: Layout | None,
+        dispatch: Callable[[Layout], Dispatch] | None,
+        aside: frozenset[str],
+        soft: frozenset[str],
+    ) -> Passage:
         """A passage for the pass that begins.
 
         Args:
             known: The layout of an earlier pass.
             dispatch: What sends signals that need no error; None where they need it, or their targets are not there.
+            aside: The calls of taps that are left alone.
+            soft: The calls of taps whose numbers side terms use.
         """
+        passage = self._chosen(known, dispatch, aside, soft)
+        passage.aside = aside
+        return passage
+
+    def _chosen(
+        self,
+        known: Layout | None,
+        dispatch: Callable[[Layout], Dispatch] | None,
+        aside: frozenset[str],
+        soft: frozenset[str],
+    ) -> Passage:
         call, self._call = self._call, None
         if self._plan.window > 1:
             return WindowedPassage(self._plan.window, self._arrived)
         if call is None or self._storing or torch.compiler.is_compiling():
-            return Cut()
+            return Cut(soft)
         if self._plan.streaming:
             now = None if known is None or dispatch is None else self._immediate(call, known, dispatch)
             surroundings, self._surroundings = self._surroundings, None
             assert surroundings is not None
-            return now or Streamed(self._plan, self._rerun, call, surroundings, self._courses)
+            return now or Streamed(self._plan, partial(self._rerun, aside), call, surroundings, self._courses)
         # A segment that leads out of the model has to wait for what else comes from there.
-        if self._choice is None or call.outside or self._ordered():
-            return Cut()
+        if self._choice is None or call.outside or soft or self._ordered():
+            return Cut(soft)
         return ConcurrentPassage(self._choice, self._plan.learning)
 
     def _ordered(self) -> bool:

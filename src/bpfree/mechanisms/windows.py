@@ -57,8 +57,7 @@ class WindowedPassage(Cut):
         handed_on: Tensor = Entry.apply(entry.requires_grad_())  # type: ignore[no-untyped-call]
         return handed_on
 
-    @staticmethod
-    def recut(output: Tensor) -> Tensor:
+    def recut(self, name: str, output: Tensor) -> Tensor:
         """A leaf that wants a gradient, as in the first run."""
         return output.detach().requires_grad_(output.requires_grad)
 
@@ -67,12 +66,12 @@ class WindowedPassage(Cut):
         return super()._given_back()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def leave(self, output: Tensor, deliver: Departure, *, just_in_time: bool) -> Tensor:
+    def leave(self, output: Tensor, deliver: Departure, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
         """The output as it is; its backward pass gives every parameter the gradient of its window."""
         below = {id(entry) for entry in self._entries}
         learners = [leaf for leaf in Reach.of(*self.outputs, output).leaves if id(leaf) not in below]
-        taps, entries = tuple(self.outputs), tuple(self._entries)
-        record = _Record(deliver, output, taps, entries, tuple(learners), self._window, self._arrived)
+        roots, entries = tuple(self.outputs), tuple(self._entries)
+        record = _Record(deliver, output, roots, entries, tuple(learners), self._window, self._arrived)
         return leave(record.gradients, output, [self._outside.get(leaf, leaf) for leaf in learners])
 
 

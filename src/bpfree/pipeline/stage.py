@@ -13,7 +13,7 @@ from torch.distributed.pipelining import PipelineStage
 from torch.nn.parallel import DistributedDataParallel
 
 from bpfree.attachment import Attachment
-from bpfree.checks import check_attachable, error_module
+from bpfree.checks import check_attachable, error_modules
 from bpfree.errors import OptionError, StageError, TapSelectionError
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule
@@ -68,8 +68,9 @@ def attach_stage(
         model=model,
         taps=_taps(stage, taps, prefix),
         explicit=taps is not None,
-        error_name=(error_at or "") if place is None else "(last stage)",
-        error_module=error_module(model, _within(error_at, prefix)) if place is None else place,
+        errors={(error_at or ""): next(iter(error_modules(model, _within(error_at, prefix)).values()))}
+        if place is None
+        else {"(last stage)": place},
         seed=seed,
         batch_dims=batch_dims,
         part=True,

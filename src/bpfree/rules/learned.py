@@ -14,6 +14,7 @@ from bpfree.estimate import Observation
 from bpfree.mechanisms.error_learned import ErrorLearnedMechanism
 from bpfree.mechanisms.forward_learned import ForwardLearnedMechanism, ForwardLearnedRule
 from bpfree.mechanisms.learned import LearnedMechanism, LearnedRule, Size, Stepper
+from bpfree.mechanisms.pass_state import PassState
 from bpfree.plan import Plan
 
 GrAPEEstimate: TypeAlias = Literal["batch", "cumulative", "floor"]
@@ -94,18 +95,18 @@ class CalibratedMechanism(ForwardLearnedMechanism):
 
     rule: GrAPE
 
-    def _begin(self, call: Any) -> None:
-        super()._begin(call)
+    def _begin(self, state: PassState, call: Any) -> None:
+        super()._begin(state, call)
         if self._calibrating:
-            self._abandon()
+            self._abandon(state)
 
     @property
     def _calibrating(self) -> bool:
         """Whether the pass that has begun is backpropagation's; whoever measures the rule sees none of these."""
         return not self._fixed and self.averages.numbers["passes"] % self.rule.calibrate == 0
 
-    def _wanted(self) -> bool:
-        return super()._wanted() and not self._calibrating
+    def _is_wanted(self, state: PassState) -> bool:
+        return super()._is_wanted(state) and not self._calibrating
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
         """Also says how often weights are transported."""

@@ -1,0 +1,186 @@
+"""What the whole graph of a pass shows, and a cut one does not: the taps below each error, and what else uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bpfree.error_values import error_tensors, replace_errors
+from bpfree.errors import ErrorPlacementError
+from bpfree.mechanisms.final_activation import FinalActivation
+from bpfree.mechanisms.passage import Run
+from bpfree.mechanisms.side_terms import nodes_below
+from bpfree.tap_values import tensors
+
+
+class _Mark(torch.autograd.Function):
+    """Identity: a node of the graph that can be recognised."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def _marked(tensor: Tensor) -> Tensor:
+    marked: Tensor = _Mark.apply(tensor)  # type: ignore[no-untyped-call]
+    return marked
+
+
+def error_key(place: str, path: str) -> str:
+    """The name of the error at ``path`` of what the module ``place`` returns."""
+    return ".".join(filter(None, (place, path)))
+
+
+def errors_of(output: Any) -> dict[str, Tensor]:
+    """The tensors of an output at which errors arrive, by path.
+
+    Of several these are the floating point ones that have a graph and a batch dimension.
+    """
+    if isinstance(output, Tensor):
+        return {"": output} if output.is_floating_point() else {}
+    return {path: tensor for path, tensor in error_tensors(output).items() if tensor.requires_grad and tensor.dim()}
+
+
+class SurveyPass(Run):
+    """A run whose graph is whole, with a mark at every tap and every error.
+
+    Attributes:
+        taps: The marked outputs of the taps.
+        marks: The marked errors.
+        errors: Of every error the tensor before its mark.
+        graphless: Taps that were reached where no graph was built.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taps: list[Tensor] = []
+        self.errors: dict[str, Tensor] = {}
+        self.marks: dict[str, Tensor] = {}
+        self.graphless: list[str] = []
+
+    def cut(self, name: str, place: str, output: Tensor) -> Tensor:
+        """Mark the output of a tap."""
+        if not torch.is_grad_enabled():
+            self.graphless.append(place)
+            return output
+        return super().cut(name, place, output)
+
+    def _taken(self, output: Tensor) -> Tensor:
+        # Also where nothing below learns: what uses the tap can then be followed.
+        marked = _marked(output if output.requires_grad else output.detach().requires_grad_())
+        self.taps.append(marked)
+        return marked
+
+    def leave_again(self, name: str, output: Any) -> Any:
+        """Mark the errors of one place."""
+        marks = {}
+        for path, tensor in errors_of(output).items():
+            self.errors[error_key(name, path)] = tensor
+            if tensor.requires_grad:
+                marks[path] = self.marks[error_key(name, path)] = _marked(tensor)
+        return replace_errors(output, marks)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a whole graph shows.
+
+    Attributes:
+        places: The calls of taps.
+        below: For every error those below it.
+        soft: The calls of taps whose numbers a side term uses, without passing an error.
+        finals: The errors before which a softmax or sigmoid is left above.
+        flat: The calls of taps behind which no layer follows before an error.
+        graphless: Taps that were reached where no graph was built.
+        outputs: The numbers at the errors.
+    """
+
+    places: frozenset[str]
+    below: Mapping[str, frozenset[str]]
+    soft: frozenset[str] = frozenset()
+    finals: Mapping[str, FinalActivation] = field(default_factory=dict)
+    flat: frozenset[str] = frozenset()
+    graphless: frozenset[str] = frozenset()
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, found: SurveyPass, returned: Any, kept: Iterator[Tensor]) -> Survey:
+        """Read off the graph of ``found``, of what the model returned and of the tensors that it keeps on itself.
+
+        Raises:
+            ErrorPlacementError: The model returns a loss that it has computed from the errors itself.
+        """
+        nodes = {tap.grad_fn: place for tap, place in zip(found.taps, found.places, strict=True)}
+        below = {key: frozenset(_below(tensor, nodes)) for key, tensor in found.errors.items()}
+        used = frozenset().union(*below.values())
+        stops: dict[Any, str | None] = {node: place for node, place in nodes.items() if place in used}
+        stops.update({mark.grad_fn: None for mark in found.marks.values()})
+        marks = {id(mark) for mark in found.marks.values()}
+        sides = [tensor for _, tensor in tensors(returned) if tensor.requires_grad and id(tensor) not in marks]
+        _require_no_loss(sides, found.errors, stops)
+        soft: set[str | None] = set()
+        for tensor in (*sides, *kept):
+            soft.update(stops[node] for node in nodes_below(tensor, stops))
+        return cls(
+            places=frozenset(found.places),
+            below=below,
+            soft=frozenset(call for call in soft if call is not None),
+            finals={key: final for key, tensor in found.errors.items() if (final := FinalActivation.of(tensor))},
+            flat=frozenset().union(*(_flat(tensor, nodes) for tensor in found.errors.values())),
+            graphless=frozenset(found.graphless),
+            outputs={key: tensor.detach() for key, tensor in found.errors.items()},
+        )
+
+
+def _below(error: Tensor, taps: Mapping[Any, str]) -> Iterator[str]:
+    """The calls of taps that ``error`` depends on."""
+    seen: set[Any] = set()
+    open_nodes: list[Any] = [error.grad_fn]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in taps:
+            yield taps[node]
+        open_nodes.extend(following for following, _ in node.next_functions)
+
+
+def _flat(error: Tensor, taps: Mapping[Any, str]) -> set[str]:
+    """The calls of taps between which and ``error`` there is no layer: no parameter of two dimensions or more."""
+    found: set[str] = set()
+    seen: set[Any] = set()
+    open_nodes: list[Any] = [error.grad_fn]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in taps:
+            found.add(taps[node])
+            continue
+        if hasattr(node, "variable") and node.variable.dim() > 1:
+            return set()
+        open_nodes.extend(following for following, _ in node.next_functions)
+    return found
+
+
+def _require_no_loss(sides: Sequence[Tensor], errors: Mapping[str, Tensor], stops: Mapping[Any, Any]) -> None:
+    """Raise ErrorPlacementError for a number among ``sides`` that was computed from an error before its mark."""
+    raw = {tensor.grad_fn: key for key, tensor in errors.items() if tensor.grad_fn is not None}
+    for side in sides:
+        passed = next(nodes_below(side, {**stops, **raw}), None) if not side.dim() else None
+        if passed in raw:
+            raise ErrorPlacementError(
+                "the model returns a loss, a single number that it has computed itself from "
+                f"{raw[passed] or 'its output'!r}: its error would not pass the model's output. Name the module that "
+                "makes the output: error_at='lm_head' or error_at='head', for example."
+            )
