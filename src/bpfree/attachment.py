@@ -48,15 +48,17 @@ def attach(
     :meth:`Attachment.detach` takes them out.
 
     Args:
-        model: Any module. Its own output, or that of ``error_at``, is one tensor.
+        model: Any module. Its own output, or that of ``error_at``, is one tensor, or a tuple, dictionary or dataclass
+            of tensors: each of these is then an error of its own.
         rule: The learning rule, for example ``bpfree.DFA()``.
         taps: Where feedback enters: the outputs of modules of a type or several types, of these names or glob
             patterns (``"blocks.*.mlp"``), or those for which a predicate ``(name, module)`` is true. None: after
             every non-linearity module and every :class:`bpfree.Tap`. A rule without taps uses them for
             :func:`bpfree.alignment` alone.
         error_at: The name of the module at whose output the error is taken; what lies above it is trained
-            exactly. Default: the model's output. For a transformer's vocabulary head, or a model that returns a
-            dictionary or computes its own loss.
+            exactly. For a transformer's vocabulary head, or a model that computes its own loss. Several names,
+            ``("policy", "value")``: every tap gets the sum of its signals from those above it, each by feedback of its
+            own. Default: the model's output, before a softmax, log_softmax or sigmoid that ends it; ``""`` is behind.
         batch_dims: How many leading dimensions are samples and not features, for the error and all taps. None: all
             dimensions of the error but the last where every tap has them too (tokens, nodes, points), else one.
         window: For direct rules: the parameters of a segment learn from the signal ``window`` - 1 taps further up,
@@ -74,6 +76,10 @@ def attach(
             threads for many small ones. None measures both ways in the first passes and keeps the faster. The numbers
             are the same. Hooks on parameters are called from those threads.
         seed: Seeds everything the rule draws. The global random state is neither read nor changed.
+        verify: For direct rules: look at a first pass of every kind with its graph whole before it is cut, which finds
+            side heads and further losses, and check there that the model learns what the rule says, see
+            :func:`bpfree.verify`. False saves these passes; a model that returns one tensor and keeps none on itself
+            learns the same.
         example_inputs: A tensor, or the arguments (tuple) or keyword arguments (mapping) of one forward pass, run at
             once to find the shapes. Without it the first forward pass does; the numbers drawn are the same.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bpfree.errors import TapShapeError
 from bpfree.mechanisms.base import require_finite
+from bpfree.mechanisms.final_activation import FinalActivation
 from bpfree.projection import Projector
 from bpfree.signals import Signals
 from bpfree.taps import Site
@@ -95,16 +96,24 @@ class Dispatch:
         layout: What the pass looked like.
         pending: What the mechanism keeps of it.
         targets: The targets given for it.
+        behind: What the error is to be taken before, and the output behind it.
     """
 
-    def __init__(self, mechanism: Sender, layout: Layout, pending: Pending, targets: Tensor | None) -> None:
-        self._mechanism, self._layout, self._targets = mechanism, layout, targets
+    def __init__(
+        self,
+        mechanism: Sender,
+        layout: Layout,
+        pending: Pending,
+        targets: Tensor | None,
+        behind: tuple[FinalActivation, Tensor] | None = None,
+    ) -> None:
+        self._mechanism, self._layout, self._targets, self._behind = mechanism, layout, targets, behind
         self.pending = pending
 
     def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
         """One signal a tap, which lies as its output does; :class:`bpfree.signals.Signals` are made when asked for."""
         layout, mechanism = self._layout, self._mechanism
-        rows = error.reshape(-1, layout.c)
+        rows = self._rows(error)
         require_finite(rows, "every tap would learn from it. No tap got a signal.")
         late = mechanism.take_targets()
         given = self._targets if self._targets is not None else late
@@ -119,11 +128,18 @@ class Dispatch:
 
     def passed(self, number: int, output: Tensor, error: Tensor) -> None:
         """Show the mechanism a tap's output that is there only now."""
-        self._mechanism.passed(self.pending, number, output, error.reshape(-1, self._layout.c))
+        self._mechanism.passed(self.pending, number, output, self._rows(error))
 
     def end(self, error: Tensor) -> None:
         """Let the mechanism learn from what has passed."""
-        self._mechanism.learn(self.pending, error.reshape(-1, self._layout.c))
+        self._mechanism.learn(self.pending, self._rows(error))
+
+    def _rows(self, error: Tensor) -> Tensor:
+        """dL/do, or the gradient before a final softmax or sigmoid, one row a sample."""
+        if self._behind is not None:
+            final, output = self._behind
+            error = final.error_before(error, output)
+        return error.reshape(-1, self._layout.c)
 
 
 def _check(signals: Sequence[Tensor | None], sites: Sequence[Site], rows: int) -> None:

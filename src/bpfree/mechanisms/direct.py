@@ -36,6 +36,7 @@ from bpfree.layout import batch_dims, sites_of
 from bpfree.mechanisms.backward_hooks import with_backward_hooks
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
 from bpfree.mechanisms.delivery import Delivery, Dispatch, Layout, Pending
+from bpfree.mechanisms.final_activation import FinalActivation
 from bpfree.mechanisms.pass_state import PassStack, PassState
 from bpfree.mechanisms.passage import Passage, Reached, Run
 from bpfree.mechanisms.side_terms import SoftTap, nodes_below, with_side_gradients
@@ -113,6 +114,7 @@ class DirectMechanism(Mechanism):
         # How the last pass was cut; None where it was not.
         self._recut: Callable[[str, Tensor], Tensor] | None = None
         self._cuts: dict[str, RemovableHandle] = {}
+        self._finals: dict[str, FinalActivation | None] = {}
         self._told: set[str] = set()
         self._targets: Tensor | None = None
         for name in list(plan.errors)[1:]:
@@ -181,6 +183,7 @@ class DirectMechanism(Mechanism):
             stack.ungraded = not active
         if active:
             call.survey = None if compiling else self._surveyed(*stack.heard)
+            self._let_cuts_be_last()
             call.run = self._opened(call.survey)
         stack.calls.append(call)
         self._begin(call, (args, kwargs))
@@ -194,6 +197,15 @@ class DirectMechanism(Mechanism):
         aside = frozenset() if survey is None else self._aside(survey)
         soft = frozenset() if survey is None else survey.soft
         return self.ways.open(self._layout, self._dispatch if ready else None, aside, soft)
+
+    def _let_cuts_be_last(self) -> None:
+        """Let hooks that came after this rule see a tap's output with its graph: losses of theirs reach its segment."""
+        if torch.compiler.is_compiling():
+            return
+        for name, handle in self._cuts.items():
+            hooks = self.plan.taps[name]._forward_hooks
+            if next(reversed(hooks)) != handle.id:
+                hooks.move_to_end(handle.id)  # type: ignore[attr-defined]
 
     def _abandon(self, call: PassState) -> None:
         """Let the pass under way be plain autograd."""
@@ -382,7 +394,10 @@ class DirectMechanism(Mechanism):
         sender = self.of_error(name, first=first)
         layout = sender.laid_out(passage, output, below)
         sender.sites = layout.sites
-        dispatch = sender._dispatch(layout, [passage.outputs[i] for i in below] if passage.outputs else (), call)
+        final = self._final(name, output)
+        outputs = [passage.outputs[i] for i in below] if passage.outputs else ()
+        behind = None if final is None else (final, output.detach())
+        dispatch = sender._dispatch(layout, outputs, call, behind)
         call.pending[name] = (dispatch.pending, layout.c)
         return passage.leave(output, dispatch, below, just_in_time=layout.just_in_time)
 
@@ -430,12 +445,33 @@ class DirectMechanism(Mechanism):
             self._layout = layout
         return layout
 
-    def _dispatch(self, layout: Layout, outputs: Sequence[Tensor] = (), call: PassState | None = None) -> Dispatch:
+    def _final(self, name: str, output: Tensor) -> FinalActivation | None:
+        """The softmax or sigmoid before which this error is taken, unless the user has named the error's place."""
+        if self.plan.placed:
+            return None
+        if output.grad_fn is not None and not torch.compiler.is_compiling():
+            self._finals[name] = FinalActivation.of(output)
+        final = self._finals.get(name)
+        if final is not None and not torch.compiler.is_compiling():
+            self._tell_once(
+                "final",
+                f"the model ends in a {final.kind}: {self.rule} takes the error before it, as the rules' sources do. "
+                f'To take it behind the {final.kind} say error_at="".',
+            )
+        return final
+
+    def _dispatch(
+        self,
+        layout: Layout,
+        outputs: Sequence[Tensor] = (),
+        call: PassState | None = None,
+        behind: tuple[FinalActivation, Tensor] | None = None,
+    ) -> Dispatch:
         self.feedback.prepare(layout.sites, layout.c, layout.like)
         pending = self._begun(call or PassState(), layout, outputs)
         # A recomputed pass must not take what was given for the backward pass under way.
         targets = None if self.recomputing() else self.take_targets()
-        return Dispatch(self, layout, pending, targets)
+        return Dispatch(self, layout, pending, targets, behind)
 
     def take_targets(self) -> Tensor | None:
         """The targets that were given and not used, which then are."""
@@ -497,7 +533,16 @@ class DirectMechanism(Mechanism):
             given = copied((args, kwargs))
             returned = self.plan.model(*given[0], **given[1])
         kept = (tensor for holder in kept_by(self.plan.model) for tensor in holder.tensors())
-        return Survey.of(found, returned, kept)
+        survey = Survey.of(found, returned, kept)
+        self._finals.update(survey.finals)
+        if survey.soft and (self.plan.window > 1 or self.plan.streaming):
+            self._tell_once(
+                "soft",
+                f"the model returns, or keeps on itself, tensors that were made of the output of {_some(survey.soft)}, "
+                "besides its output: with streaming=True or window= a loss of them does not reach the layers below. "
+                "Leave these options out, or detach() what is only looked at.",
+            )
+        return survey
 
     def _aside(self, survey: Survey) -> frozenset[str]:
         """The calls of taps that are left alone."""
@@ -557,6 +602,12 @@ def _close(call: PassState) -> None:
     """Put back what the pass has changed around it."""
     if isinstance(call.run, Passage):
         call.run.close()
+
+
+def _some(names: frozenset[str]) -> str:
+    """A few of these names, for a message."""
+    first = sorted(names)[:3]
+    return ", ".join(map(repr, first)) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _weights_like(model: nn.Module, output: Tensor) -> Tensor:

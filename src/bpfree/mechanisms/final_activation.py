@@ -7,7 +7,7 @@ Behind a softmax or a sigmoid it is stretched by 1/p. Before them it is softmax(
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +20,11 @@ _KINDS: dict[str, Kind] = {
     "SigmoidBackward0": "sigmoid",
     "LogSigmoidBackward0": "log_sigmoid",
 }
+
+
+_RESHAPING = frozenset(
+    f"{name}Backward0" for name in ("Squeeze", "Unsqueeze", "View", "UnsafeView", "ReshapeAlias", "Alias", "Clone")
+) | {"SqueezeBackward1", "SqueezeBackward2"}
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,13 @@ class FinalActivation:
     @staticmethod
     def of(output: Tensor) -> FinalActivation | None:
         """The function that ``output``, with its graph, was made by; None where it is another one."""
-        node = output.grad_fn
+        node: Any = output.grad_fn
+        reshaped = False
+        while node is not None and node.name() in _RESHAPING:
+            node, reshaped = node.next_functions[0][0], True
         kind = None if node is None else _KINDS.get(node.name())
-        if kind is None:
+        # Which dimension a softmax ran over is not known behind another shape.
+        if kind is None or (reshaped and "softmax" in kind):
             return None
         dim = getattr(node, "_saved_dim", 0)
         return FinalActivation(kind, dim - 2**64 if dim >= 2**63 else dim)  # autograd's number has no sign

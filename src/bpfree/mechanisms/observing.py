@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -71,7 +72,12 @@ class ObservingMechanism(DirectMechanism):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _observe(self, state: PassState, call: Any) -> None:
-        (pending, c), *_ = state.pending.values()
+        (name, (pending, c)), *_ = state.pending.items()
         with self.running(PassState(again=True)):
             observation = self._estimator.observe(call, pending.sites, c, self._seed())
+        output = state.left[name].detach()
+        final = self._final(name, output)
+        if final is not None:
+            change = final.change_before(observation.change.view_as(output), output)
+            observation = replace(observation, change=change.reshape(-1, c))
         self._seen(pending, observation)

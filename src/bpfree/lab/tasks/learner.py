@@ -60,7 +60,8 @@ class Learner(LightningModule):
             model,
             run.rule.rule,
             taps=run.taps,
-            error_at=run.error_at,
+            # Where the settings say, also behind a final softmax: what is published may do just that.
+            error_at="" if run.error_at is None else run.error_at,
             window=run.rule.window,
             within=run.rule.within,
             seed=run.seed,
