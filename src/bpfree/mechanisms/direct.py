@@ -29,6 +29,7 @@ from bpfree.errors import (
     StateError,
     StreamingError,
     TapSelectionError,
+    VerificationError,
 )
 from bpfree.feedback import Feedback
 from bpfree.kept import kept_by
@@ -37,11 +38,12 @@ from bpfree.mechanisms.backward_hooks import with_backward_hooks
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
 from bpfree.mechanisms.delivery import Delivery, Dispatch, Layout, Pending
 from bpfree.mechanisms.final_activation import FinalActivation
+from bpfree.mechanisms.inspection import ExactDeparture, Inspection
 from bpfree.mechanisms.pass_state import PassStack, PassState
 from bpfree.mechanisms.passage import Passage, Reached, Run
 from bpfree.mechanisms.side_terms import SoftTap, nodes_below, with_side_gradients
-from bpfree.mechanisms.survey import Survey, SurveyPass, error_key, errors_of
-from bpfree.mechanisms.trial import copied, kind_of_call, without_trace
+from bpfree.mechanisms.survey import Survey, error_key, errors_of
+from bpfree.mechanisms.trial import kind_of_call
 from bpfree.mechanisms.ways import Ways
 from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
@@ -50,6 +52,7 @@ from bpfree.segments import Segments
 from bpfree.state import key_of, name_of
 from bpfree.tap_values import put, take, tensors
 from bpfree.taps import Site, Tap, product
+from bpfree.verification.laws import compare_outputs
 
 
 @dataclass(frozen=True)
@@ -182,9 +185,10 @@ class DirectMechanism(Mechanism):
         if not again:
             stack.ungraded = not active
         if active:
-            call.survey = None if compiling else self._surveyed(*stack.heard)
-            self._let_cuts_be_last()
-            call.run = self._opened(call.survey)
+            if not compiling:
+                self._let_cuts_be_last()
+                self._survey(call, *stack.heard)
+            call.run = self.opened(call.survey)
         stack.calls.append(call)
         self._begin(call, (args, kwargs))
         run = call.run
@@ -192,7 +196,8 @@ class DirectMechanism(Mechanism):
             self._recut = run.recut if isinstance(run, Passage) else None
         return run.enter(args, kwargs) if isinstance(run, Passage) else None
 
-    def _opened(self, survey: Survey | None) -> Run:
+    def opened(self, survey: Survey | None) -> Run:
+        """A run for a pass that begins."""
         ready = not self.rule.needs_error and self._targets is not None
         aside = frozenset() if survey is None else self._aside(survey)
         soft = frozenset() if survey is None else survey.soft
@@ -200,8 +205,6 @@ class DirectMechanism(Mechanism):
 
     def _let_cuts_be_last(self) -> None:
         """Let hooks that came after this rule see a tap's output with its graph: losses of theirs reach its segment."""
-        if torch.compiler.is_compiling():
-            return
         for name, handle in self._cuts.items():
             hooks = self.plan.taps[name]._forward_hooks
             if next(reversed(hooks)) != handle.id:
@@ -232,6 +235,15 @@ class DirectMechanism(Mechanism):
                 yield
         finally:
             del calls[calls.index(state) :]
+
+    @contextmanager
+    def recutting(self, run: Run | None) -> Generator[None]:
+        """Within this context a checkpoint's second run is cut as ``run`` is."""
+        before, self._recut = self._recut, run.recut if isinstance(run, Passage) else None
+        try:
+            yield
+        finally:
+            self._recut = before
 
     def _again(self, aside: frozenset[str], run: Run, call: Any) -> Tensor:
         """Run the model on (args, kwargs) as far as the error's place, cut as ``run`` says; return the output there."""
@@ -341,8 +353,7 @@ class DirectMechanism(Mechanism):
     ) -> Tensor:
         """``output``, where the error ``name`` is taken, as it leaves the rule's hands."""
         left = self._broadcast(call, passage, name, output, first=first, alone=alone)
-        if left.grad_fn is not None:
-            passage.exits.append(left.grad_fn)
+        call.exits[name] = left
         # Of a stage where nothing learns the others still want the error.
         return left.detach().requires_grad_() if self.plan.part and not left.requires_grad else left
 
@@ -367,9 +378,19 @@ class DirectMechanism(Mechanism):
             raise not_reached(self.plan.error_name)
         passage.ended(output)
         if passage.soft_taps:
-            output = self._with_side_gradients(passage, output)
+            output = self._with_side_gradients(call, passage, output)
         self._note_segments(call, passage)
+        if call.first and call.survey is not None:
+            self._compare_outputs(call, call.survey)
         return output
+
+    def _compare_outputs(self, call: PassState, survey: Survey) -> None:
+        """Raise VerificationError if the rule has changed what the model computes."""
+        changed = compare_outputs(call.left, survey.outputs)
+        # Without the numbers: they are needed for one comparison.
+        survey.outputs.clear()
+        if changed and not call.again:
+            raise VerificationError(f"{changed[0]} No weight has learned. attach(..., verify=False) goes on.")
 
     # -- the error -------------------------------------------------------------------------------------------------
 
@@ -394,6 +415,9 @@ class DirectMechanism(Mechanism):
         sender = self.of_error(name, first=first)
         layout = sender.laid_out(passage, output, below)
         sender.sites = layout.sites
+        if call.signals is not None:
+            exact = ExactDeparture([call.signals.pop(passage.places[number], None) for number in below])
+            return passage.leave(output, exact, below, just_in_time=False)
         final = self._final(name, output)
         outputs = [passage.outputs[i] for i in below] if passage.outputs else ()
         behind = None if final is None else (final, output.detach())
@@ -500,10 +524,10 @@ class DirectMechanism(Mechanism):
 
     # -- other losses ----------------------------------------------------------------------------------------------
 
-    def _with_side_gradients(self, passage: Passage, output: Any) -> Any:
+    def _with_side_gradients(self, call: PassState, passage: Passage, output: Any) -> Any:
         """Give the side terms that the model returns, or keeps on itself, their gradients for the taps' segments."""
         stops: dict[Any, SoftTap | None] = {tap.edge.node: tap for tap in passage.soft_taps}
-        stops.update(dict.fromkeys(passage.exits))
+        stops.update(dict.fromkeys(left.grad_fn for left in call.exits.values()))
 
         def joined(term: Tensor) -> Tensor | None:
             taps = [tap for node in nodes_below(term, stops) if (tap := stops[node]) is not None]
@@ -518,22 +542,19 @@ class DirectMechanism(Mechanism):
 
     # -- surveys ---------------------------------------------------------------------------------------------------
 
-    def _surveyed(self, args: Any, kwargs: Any) -> Survey | None:
-        """What the whole graph of such a pass shows; looked at once for every kind of pass."""
+    def _survey(self, state: PassState, args: Any, kwargs: Any) -> None:
+        """Note what the whole graph of such a pass shows; every kind of pass is looked at once."""
         if not self.plan.verify or self.plan.part or self.recomputing():
-            return None
+            return
         kind = kind_of_call(self.plan.model, args, kwargs)
-        if kind not in self._surveys:
-            self._surveys[kind] = self._look(args, kwargs)
-        return self._surveys[kind]
+        state.first = kind not in self._surveys
+        if state.first:
+            self._inspect(kind, (args, kwargs))
+        state.survey = self._surveys[kind]
 
-    def _look(self, args: Any, kwargs: Any) -> Survey:
-        found = SurveyPass()
-        with self.running(PassState(run=found, again=True)), without_trace(self.plan.model):
-            given = copied((args, kwargs))
-            returned = self.plan.model(*given[0], **given[1])
-        kept = (tensor for holder in kept_by(self.plan.model) for tensor in holder.tensors())
-        survey = Survey.of(found, returned, kept)
+    def _inspect(self, kind: Any, call: Any) -> None:
+        inspection = Inspection(self, call)
+        survey = self._surveys[kind] = inspection.survey
         self._finals.update(survey.finals)
         if survey.soft and (self.plan.window > 1 or self.plan.streaming):
             self._tell_once(
@@ -542,7 +563,7 @@ class DirectMechanism(Mechanism):
                 "besides its output: with streaming=True or window= a loss of them does not reach the layers below. "
                 "Leave these options out, or detach() what is only looked at.",
             )
-        return survey
+        inspection.require_right()
 
     def _aside(self, survey: Survey) -> frozenset[str]:
         """The calls of taps that are left alone."""

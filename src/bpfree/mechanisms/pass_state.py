@@ -25,6 +25,9 @@ class PassState:
         again: Whether it is a second run of a pass, which the rule has asked for.
         entered: Whether that run has begun.
         survey: What a whole graph of such a pass has shown.
+        signals: Where given, what the taps get in the place of the rule's signals, by call.
+        first: Whether it is the first pass of its kind.
+        exits: The tensors through which its errors arrive.
         left: The tensors at its errors, with the graphs of the layers below them.
         counts: Whether it is a training pass of its own.
         learning: Whether the feedback learns from it.
@@ -37,6 +40,9 @@ class PassState:
     again: bool = False
     entered: bool = False
     survey: Survey | None = None
+    signals: dict[str, Tensor | None] | None = None
+    first: bool = False
+    exits: dict[str, Tensor] = field(default_factory=dict)
     left: dict[str, Tensor] = field(default_factory=dict)
     counts: bool = False
     learning: bool = False

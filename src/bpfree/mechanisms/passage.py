@@ -100,7 +100,6 @@ class Passage(Run):
         versions: How often they had been written to; None where a compiled graph lets nothing be overwritten.
         handed_on: What the taps gave to the layers behind them.
         left: The errors' places that the pass has reached.
-        exits: The nodes of the graph through which errors arrive.
         fetching: Whether a side term fetches its gradient from this pass's graph.
     """
 
@@ -111,7 +110,6 @@ class Passage(Run):
         self.versions: list[int | None] = []
         self.handed_on: list[Tensor] = []
         self.left: set[str] = set()
-        self.exits: list[Any] = []
         self.fetching = Fetching()
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -109,7 +109,7 @@ class Survey:
     finals: Mapping[str, FinalActivation] = field(default_factory=dict)
     flat: frozenset[str] = frozenset()
     graphless: frozenset[str] = frozenset()
-    outputs: Mapping[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, found: SurveyPass, returned: Any, kept: Iterator[Tensor]) -> Survey:

@@ -1,0 +1,180 @@
+"""The first look at a kind of pass: a survey of its whole graph, and the laws that are tried there."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from bpfree.errors import VerificationError
+from bpfree.kept import kept_by
+from bpfree.mechanisms.pass_state import PassState
+from bpfree.mechanisms.survey import Survey, SurveyPass
+from bpfree.mechanisms.trial import copied, without_trace
+from bpfree.verification.finding import Finding
+from bpfree.verification.laws import Gradients
+
+if TYPE_CHECKING:
+    from bpfree.mechanisms.direct import DirectMechanism
+
+_SHARE = 0.25
+"""The largest share of a step's memory that the exact signals of all taps may take, to be tried unasked."""
+
+
+class Inspection:
+    """The first look at one kind of pass.
+
+    Args:
+        mechanism: The rule on its model.
+        call: The model's arguments and keyword arguments.
+        thorough: Whether checks that take much memory are made too.
+
+    Attributes:
+        survey: What the whole graph shows.
+        findings: The laws that do not hold.
+    """
+
+    def __init__(self, mechanism: DirectMechanism, call: Any, *, thorough: bool = False) -> None:
+        self._mechanism, self._call, self._thorough = mechanism, call, thorough
+        self.findings: list[Finding] = []
+        with mechanism.recutting(None):
+            exact = self._look()
+        if exact is not None:
+            self._compare(exact)
+
+    def _look(self) -> ExactSignals | None:
+        """Run the model with its graph whole."""
+        plan, found = self._mechanism.plan, SurveyPass()
+        with without_trace(plan.model):
+            with _weighed() as graph:
+                returned = self._run(PassState(run=found, again=True))
+            kept = (tensor for holder in kept_by(plan.model) for tensor in holder.tensors())
+            self.survey = Survey.of(found, returned, kept)
+            del returned
+            taps = sum(tap.numel() * tap.element_size() for tap in found.taps)
+            weights = sum(weight.numel() * weight.element_size() for weight in plan.parameters)
+            # A stream never holds the graph of a whole pass.
+            asked = self._thorough or (not plan.streaming and taps <= _SHARE * (graph.bytes + 2 * weights))
+            return ExactSignals.of(found, dict(plan.model.named_parameters())) if asked else None
+
+    def _compare(self, exact: ExactSignals) -> None:
+        """Run the model cut, and send it the exact signals."""
+        mechanism, plan = self._mechanism, self._mechanism.plan
+        state = PassState(again=True, survey=self.survey, signals=dict(exact.signals))
+        with without_trace(plan.model), mechanism.stored():
+            state.run = mechanism.opened(self.survey)
+            with mechanism.recutting(state.run):
+                self._run(state)
+                found = exact.gradients_of(state.exits, dict(plan.model.named_parameters()))
+        if found is not None:
+            self.findings += found.compare(exact.gradients, exact.dtype)
+
+    def _run(self, state: PassState) -> Any:
+        args, kwargs = copied(self._call)
+        with self._mechanism.running(state):
+            return self._mechanism.plan.model(*args, **kwargs)
+
+    def require_right(self) -> None:
+        """Raise VerificationError for the first law whose breach would let the model learn something else."""
+        wrong = [finding for finding in self.findings if finding.wrong]
+        if wrong:
+            more = f" {len(wrong) - 1} more: bpfree.verify(attachment, *inputs) lists them." if wrong[1:] else ""
+            raise VerificationError(f"{wrong[0]}{more} No weight has learned. attach(..., verify=False) goes on.")
+
+
+@dataclass
+class _Graph:
+    """The memory of a graph, in bytes."""
+
+    storages: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.storages.values())
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage() if tensor.layout == torch.strided else None
+        if storage is not None:
+            self.storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+
+@contextmanager
+def _weighed() -> Generator[_Graph]:
+    graph = _Graph()
+    with saved_tensors_hooks(graph.pack, lambda tensor: tensor):
+        yield graph
+
+
+@dataclass(frozen=True)
+class ExactSignals:
+    """What backpropagation sends to every tap, for a random gradient at every error.
+
+    Attributes:
+        directions: The gradients at the errors.
+        signals: What arrives at the taps' calls.
+        gradients: What the parameters get.
+        dtype: The precision of the errors.
+    """
+
+    directions: Mapping[str, Tensor]
+    signals: Mapping[str, Tensor | None]
+    gradients: Gradients
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, found: SurveyPass, parameters: Mapping[str, Tensor]) -> ExactSignals | None:
+        """Send random gradients back through the whole graph of ``found``; None where nothing learns."""
+        errors = {name: error for name, error in found.errors.items() if error.requires_grad}
+        if not errors:
+            return None
+        directions = {name: _direction(error) for name, error in errors.items()}
+        learning = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        wanted = [*found.taps, *learning.values()]
+        arrived = torch.autograd.grad(
+            list(errors.values()), wanted, list(directions.values()), allow_unused=True, materialize_grads=False
+        )
+        signals = dict(zip(found.places, arrived, strict=False))
+        gradients = Gradients.of(dict(zip(learning, arrived[len(found.taps) :], strict=True)))
+        return cls(directions, signals, gradients, next(iter(errors.values())).dtype)
+
+    def gradients_of(self, exits: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Gradients | None:
+        """What the parameters get from the same gradients at the errors of a cut pass."""
+        left = {name: exits[name] for name in self.directions if name in exits and exits[name].requires_grad}
+        learning = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        if not left or not learning:
+            return None
+        directions = [self.directions[name] for name in left]
+        arrived = torch.autograd.grad(list(left.values()), list(learning.values()), directions, allow_unused=True)
+        return Gradients.of(dict(zip(learning, arrived, strict=True)))
+
+
+def _direction(error: Tensor) -> Tensor:
+    generator = torch.Generator(error.device).manual_seed(error.numel())
+    return torch.randn(error.shape, generator=generator, device=error.device, dtype=torch.float32).to(error.dtype)
+
+
+class ExactDeparture:
+    """Stands in the place of a rule that sends signals: sends exact ones.
+
+    Args:
+        signals: One a tap.
+    """
+
+    def __init__(self, signals: Sequence[Tensor | None]) -> None:
+        self._signals = signals
+
+    def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
+        """The signals."""
+        return self._signals
+
+    def passed(self, number: int, output: Tensor, error: Tensor) -> None:
+        """Nothing learns from it."""
+
+    def end(self, error: Tensor) -> None:
+        """Nothing learns from it."""
