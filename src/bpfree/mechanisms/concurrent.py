@@ -133,7 +133,7 @@ class ConcurrentPassage(Cut):
             run([(tap, signal) for tap, signal in pairs if signal is not None and tap.requires_grad])
             return [error]
 
-        return leave(gradients, output, [output])
+        return leave(gradients, output, [output], accumulates=True)
 
 
 def _timed(deliver: Deliver, measured: Callable[[float], None]) -> Deliver:

@@ -44,6 +44,7 @@ from bpfree.mechanisms.passage import Passage, Reached, Run
 from bpfree.mechanisms.side_terms import SoftTap, nodes_below, with_side_gradients
 from bpfree.mechanisms.survey import Survey, error_key, errors_of
 from bpfree.mechanisms.trial import kind_of_call
+from bpfree.mechanisms.untaught import warn_of_input_gradients
 from bpfree.mechanisms.ways import Ways
 from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
@@ -187,6 +188,7 @@ class DirectMechanism(Mechanism):
         if active:
             if not compiling:
                 self._let_cuts_be_last()
+                warn_of_input_gradients((*args, *kwargs.values()), self._tell_once, self.rule)
                 self._survey(call, *stack.heard)
             call.run = self.opened(call.survey)
         stack.calls.append(call)
@@ -408,9 +410,7 @@ class DirectMechanism(Mechanism):
         if not below:
             if self.plan.part or not alone:
                 return output
-            raise ErrorPlacementError(
-                f"no tap was reached before {self.plan.where}. Name taps that the forward pass runs through below it."
-            )
+            raise self._no_tap_below(call)
         self._require_learning_behind(passage, output, alone=alone)
         sender = self.of_error(name, first=first)
         layout = sender.laid_out(passage, output, below)
@@ -424,6 +424,17 @@ class DirectMechanism(Mechanism):
         dispatch = sender._dispatch(layout, outputs, call, behind)
         call.pending[name] = (dispatch.pending, layout.c)
         return passage.leave(output, dispatch, below, just_in_time=layout.just_in_time)
+
+    def _no_tap_below(self, call: PassState) -> ErrorPlacementError:
+        if call.survey is None or not call.survey.places:
+            return ErrorPlacementError(
+                f"no tap was reached before {self.plan.where}. Name taps that the forward pass runs through below it."
+            )
+        return ErrorPlacementError(
+            f"{_some(call.survey.places)} were reached, and {self.plan.where} does not depend on what they hand on: the "
+            "model takes it out of the graph, or differentiates within its own forward pass, as for forces. Tap other "
+            "modules (taps=...), or train it by bpfree.BP()."
+        )
 
     def _below(self, call: PassState, passage: Passage, name: str, *, alone: bool) -> Sequence[int]:
         """The numbers of the taps below an error: those that the survey saw there, and those that it did not see."""

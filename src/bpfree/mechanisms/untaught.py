@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -53,3 +54,18 @@ def warn_of_arguments(given: Any, rule: object) -> None:
             BpfreeWarning,
             stacklevel=2,
         )
+
+
+def warn_of_input_gradients(given: Iterable[Any], tell_once: Callable[[str, str], None], rule: object) -> None:
+    """Tell once that the gradient of an argument, asked for by whoever made it, is the rule's.
+
+    An argument with a graph is the output of a part before the model, which is to learn from the rule's signal.
+    """
+    for entry in given:
+        if isinstance(entry, Tensor) and entry.requires_grad and entry.is_leaf:
+            tell_once(
+                "input gradient",
+                f"an argument of the model wants a gradient, and will get the one that {rule} makes: not that of the "
+                "loss with respect to the input, as saliency maps and adversarial examples need it. Compute that "
+                "within attachment.paused(), by backpropagation.",
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ def bound(dtype: torch.dtype) -> float:
     The square root of the precision, for rounding adds up over layers and rows and never to more than that; a tenth for
     half precision.
     """
-    return min(float(torch.finfo(dtype).eps) ** 0.5, 0.1)
+    return min(math.sqrt(torch.finfo(dtype).eps), 0.1)
 
 
 def compare_outputs(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[Finding]:
