@@ -431,9 +431,9 @@ class DirectMechanism(Mechanism):
                 f"no tap was reached before {self.plan.where}. Name taps that the forward pass runs through below it."
             )
         return ErrorPlacementError(
-            f"{_some(call.survey.places)} were reached, and {self.plan.where} does not depend on what they hand on: the "
-            "model takes it out of the graph, or differentiates within its own forward pass, as for forces. Tap other "
-            "modules (taps=...), or train it by bpfree.BP()."
+            f"{_some(call.survey.places)} were reached, and {self.plan.where} does not depend on what they hand on: "
+            "the model takes it out of the graph, or differentiates within its own forward pass, as for forces. Tap "
+            "other modules (taps=...), or train it by bpfree.BP()."
         )
 
     def _below(self, call: PassState, passage: Passage, name: str, *, alone: bool) -> Sequence[int]:

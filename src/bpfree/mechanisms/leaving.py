@@ -45,8 +45,8 @@ class Anchor:
         """Raise OptionError where ``torch.autograd.grad`` or ``inputs=`` asks for some gradients alone."""
         if not torch._C._will_engine_execute_node(self._node):
             raise OptionError(
-                "torch.autograd.grad() and backward(inputs=...) ask for some gradients alone, and with streaming=True or "
-                "threads= segments learn by themselves and would fill .grad all the same. Call loss.backward(), or "
+                "torch.autograd.grad() and backward(inputs=...) ask for some gradients alone, and with streaming=True "
+                "or threads= segments learn by themselves and would fill .grad all the same. Call loss.backward(), or "
                 "leave these options out."
             )
 
