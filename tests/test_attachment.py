@@ -32,6 +32,20 @@ RULES = [
 by_name = pytest.mark.parametrize("rule", RULES, ids=str)
 
 
+class Reshaped(nn.Module):
+    def forward(self, x):
+        return x.reshape(len(x), 2, 2)
+
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.factor * x
+
+
 def network():
     return nn.Sequential(
         nn.Linear(6, 16),
@@ -293,9 +307,23 @@ def test_a_frozen_output_layer_passes_its_error(options):
 def test_what_is_frozen_below_excuses_no_tap_before_the_output():
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4), nn.Tanh(), nn.Softmax(1))
     model[0].bias.requires_grad_(False)
-    bpfree.attach(model, bpfree.DFA())
+    bpfree.attach(model, bpfree.DFA(), taps=nn.Tanh)
     with pytest.raises(errors.ErrorPlacementError, match="Leave that tap out"):
         model(batch()[0])
+
+
+@pytest.mark.parametrize("end", [[], [Reshaped()], [Scale()]], ids=["alone", "reshaped", "scaled"])
+def test_a_non_linearity_that_ends_the_model_is_no_tap(end):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4), nn.Tanh(), *end)
+    attachment = bpfree.attach(model, bpfree.DFA())
+    x = batch()[0]
+    model(x).square().mean().backward()
+    ours = model[2].weight.grad.clone()
+    model.zero_grad()
+    with attachment.paused():
+        model(x).square().mean().backward()
+    torch.testing.assert_close(ours, model[2].weight.grad)
+    assert [site.name for site in attachment.mechanism.sites] == ["1"]
 
 
 def test_a_model_that_takes_gradients_itself_is_estimated_without_a_warning():
@@ -373,7 +401,7 @@ def test_retained_graphs_may_be_used_twice():
     once = model[0].weight.grad.clone()
     loss.backward()
     torch.testing.assert_close(model[0].weight.grad, 2 * once)
-    assert attachment.mechanism._run is None
+    assert not attachment.mechanism._calls().calls
 
 
 def test_activations_are_freed_with_the_graph():

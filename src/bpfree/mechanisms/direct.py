@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,7 +40,7 @@ from bpfree.mechanisms.delivery import Delivery, Dispatch, Layout, Pending
 from bpfree.mechanisms.final_activation import FinalActivation
 from bpfree.mechanisms.inspection import ExactDeparture, Inspection
 from bpfree.mechanisms.pass_state import PassStack, PassState
-from bpfree.mechanisms.passage import Passage, Reached, Run
+from bpfree.mechanisms.passage import Passage, Reached, Recut, Run
 from bpfree.mechanisms.side_terms import SoftTap, nodes_below, with_side_gradients
 from bpfree.mechanisms.survey import Survey, error_key, errors_of
 from bpfree.mechanisms.trial import kind_of_call
@@ -116,10 +116,11 @@ class DirectMechanism(Mechanism):
         self._surveys: dict[Any, Survey] = {}
         self._calls = PerThread(PassStack)
         # How the last pass was cut; None where it was not.
-        self._recut: Callable[[str, Tensor], Tensor] | None = None
+        self._recut: Recut | None = None
         self._cuts: dict[str, RemovableHandle] = {}
         self._finals: dict[str, FinalActivation | None] = {}
         self._told: set[str] = set()
+        self._left_alone: list[str] = []
         self._targets: Tensor | None = None
         for name in list(plan.errors)[1:]:
             self.of_error(name, first=False)
@@ -195,7 +196,7 @@ class DirectMechanism(Mechanism):
         self._begin(call, (args, kwargs))
         run = call.run
         if not compiling and active:
-            self._recut = run.recut if isinstance(run, Passage) else None
+            self._recut = run.recut() if isinstance(run, Passage) else None
         return run.enter(args, kwargs) if isinstance(run, Passage) else None
 
     def opened(self, survey: Survey | None) -> Run:
@@ -241,7 +242,7 @@ class DirectMechanism(Mechanism):
     @contextmanager
     def recutting(self, run: Run | None) -> Generator[None]:
         """Within this context a checkpoint's second run is cut as ``run`` is."""
-        before, self._recut = self._recut, run.recut if isinstance(run, Passage) else None
+        before, self._recut = self._recut, run.recut() if isinstance(run, Passage) else None
         try:
             yield
         finally:
@@ -562,6 +563,7 @@ class DirectMechanism(Mechanism):
         if state.first:
             self._inspect(kind, (args, kwargs))
         state.survey = self._surveys[kind]
+        self._left_alone = [] if state.survey is None else self._describe_left_alone(state.survey)
 
     def _inspect(self, kind: Any, call: Any) -> None:
         inspection = Inspection(self, call)
@@ -578,9 +580,21 @@ class DirectMechanism(Mechanism):
 
     def _aside(self, survey: Survey) -> frozenset[str]:
         """The calls of taps that are left alone."""
-        unused = survey.places.difference(*survey.below.values())
-        flat = () if self.plan.explicit else (tap for tap in survey.flat if not self._is_frozen_behind(tap))
-        return unused | survey.graphless | frozenset(flat)
+        return survey.unused | survey.graphless | self._flat(survey)
+
+    def _flat(self, survey: Survey) -> frozenset[str]:
+        """Those of them that only the output's own non-linearity is behind; a tap there must be asked for."""
+        if self.plan.explicit:
+            return frozenset()
+        return frozenset(tap for tap in survey.flat if not self._is_frozen_behind(tap))
+
+    def _describe_left_alone(self, survey: Survey) -> list[str]:
+        reasons = {
+            "no error lies above it, and what lies below learns from its own loss": survey.unused,
+            "no layer follows before the output, whose own layer learns exactly": self._flat(survey),
+            "it runs where no graph is built, and so no signal can enter": survey.graphless,
+        }
+        return [f"Left alone, {_some(taps)}: {reason}." for reason, taps in reasons.items() if taps]
 
     # -- what it looks like ----------------------------------------------------------------------------------------
 
@@ -605,7 +619,7 @@ class DirectMechanism(Mechanism):
             return [], [], [f"taps: {names}", later]
         rows = [self._row(place, layers) for place, layers in segments.learners.items()]
         rows += [[name or "(output)", "", "exact gradient", layers] for name, layers in segments.exact.items()]
-        remarks = [*self.ways.describe(), *segments.remarks]
+        remarks = [*self.ways.describe(), *self._left_alone, *segments.remarks]
         return ["tap", "shape", "feedback", "learns from it"], rows, remarks
 
     def _row(self, place: str, layers: str) -> list[str]:

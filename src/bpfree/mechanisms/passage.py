@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,6 +28,14 @@ class Departure(Protocol):
 
     def end(self, error: Tensor) -> None:
         """Hear that all taps have passed."""
+
+
+Recut: TypeAlias = Callable[[str, Tensor], Tensor]
+"""Maps a tap's name and output to what it hands on. It must hold no pass: it lasts longer, and is copied."""
+
+
+def _recut(name: str, output: Tensor, soft: frozenset[str] = frozenset()) -> Tensor:
+    return gated(output) if name in soft and output.requires_grad else output.detach()
 
 
 class Reached(Exception):  # noqa: N818 - not an error: what lies above the error need not run again
@@ -135,9 +144,12 @@ class Passage(Run):
         self.handed_on.append(handed_on)
         return handed_on
 
-    def recut(self, name: str, output: Tensor) -> Tensor:
-        """What a tap hands on where a checkpoint runs it again: autograd must save the same tensors behind it."""
-        return output.detach()
+    def recut(self) -> Recut:
+        """Maps a tap's name and output to what it hands on where a checkpoint runs it again, when the pass is over.
+
+        Autograd must save the same tensors behind it as in the first run.
+        """
+        return _recut
 
     def ends_in_tap(self, output: Tensor) -> int | None:
         """The number of the tap that handed ``output`` on, if the error is taken right there."""
@@ -211,10 +223,9 @@ class Cut(Passage):
         self._soft_taps.append(SoftTap.of(handed_on, output))
         return handed_on
 
-    def recut(self, name: str, output: Tensor) -> Tensor:
-        """The same: a tap that side terms use wants a gradient behind it."""
-        soft = output.requires_grad and any(call.partition("#")[0] == name for call in self._soft)
-        return gated(output) if soft else output.detach()
+    def recut(self) -> Recut:
+        """A tap that side terms use wants a gradient behind it."""
+        return partial(_recut, soft=frozenset(call.partition("#")[0] for call in self._soft))
 
     def _given_back(self) -> Tensor:
         output = self._outputs.pop()

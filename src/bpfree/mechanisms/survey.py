@@ -111,6 +111,11 @@ class Survey:
     graphless: frozenset[str] = frozenset()
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """The calls of taps that no error lies above."""
+        return self.places.difference(*self.below.values())
+
     @classmethod
     def of(cls, found: SurveyPass, returned: Any, kept: Iterator[Tensor]) -> Survey:
         """Read off the graph of ``found``, of what the model returned and of the tensors that it keeps on itself.

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_unflatten
 
 from bpfree.mechanisms.broadcast import Deliver
 from bpfree.mechanisms.leaving import leave
-from bpfree.mechanisms.passage import Cut, Departure
+from bpfree.mechanisms.passage import Cut, Departure, Recut
 from bpfree.mechanisms.streaming import Call
 from bpfree.segments import Reach
 
@@ -57,9 +57,9 @@ class WindowedPassage(Cut):
         handed_on: Tensor = Entry.apply(entry.requires_grad_())  # type: ignore[no-untyped-call]
         return handed_on
 
-    def recut(self, name: str, output: Tensor) -> Tensor:
+    def recut(self) -> Recut:
         """A leaf that wants a gradient, as in the first run."""
-        return output.detach().requires_grad_(output.requires_grad)
+        return _leaf
 
     def _given_back(self) -> Tensor:
         self._entries.pop()
@@ -73,6 +73,10 @@ class WindowedPassage(Cut):
         roots, entries = tuple(self.outputs), tuple(self._entries)
         record = _Record(deliver, output, roots, entries, tuple(learners), self._window, self._arrived)
         return leave(record.gradients, output, [self._outside.get(leaf, leaf) for leaf in learners])
+
+
+def _leaf(name: str, output: Tensor) -> Tensor:
+    return output.detach().requires_grad_(output.requires_grad)
 
 
 class Entry(torch.autograd.Function):
