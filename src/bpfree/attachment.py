@@ -23,6 +23,7 @@ from bpfree.mechanisms.mirror import MirrorMechanism
 from bpfree.plan import Plan
 from bpfree.preserve import preserved
 from bpfree.projection import Matrix, Projection
+from bpfree.state import name_of
 from bpfree.tabulate import tabulate
 from bpfree.taps import TapChoice, select_taps
 
@@ -202,17 +203,26 @@ class Attachment(nn.Module):
         feedback: nn.Module = self.mechanism.feedback
         return feedback
 
-    def targets(self, targets: Tensor) -> None:
+    @property
+    def feedbacks(self) -> Mapping[str, nn.Module]:
+        """The same by the error's name, where there are several: ``feedbacks["value"]``."""
+        further: Mapping[str, Any] = getattr(self.mechanism, "further", {})
+        first = getattr(self.mechanism, "first_error", self.mechanism.plan.error_name)
+        return {first: self.feedback, **{name_of(key): mechanism.feedback for key, mechanism in further.items()}}
+
+    def targets(self, targets: Tensor | Mapping[str, Tensor]) -> None:
         """Give the targets of this step, before ``loss.backward()``: for rules that learn from them (DRTP).
 
         Args:
-            targets: Class numbers ``(N,)``, integers, or numbers of the output's shape ``(N, c)``.
+            targets: Class numbers ``(N,)``, integers, or numbers of the output's shape ``(N, c)``. With several errors
+                a mapping from their names.
 
         Raises:
-            TargetsError: They are not a tensor.
+            TargetsError: They are not a tensor, or there is no error of such a name.
         """
-        if not isinstance(targets, Tensor):  # callers are not type-checked
-            raise TargetsError(f"targets are of type {type(targets).__name__}; a tensor is needed.")
+        for given in targets.values() if isinstance(targets, Mapping) else [targets]:
+            if not isinstance(given, Tensor):  # callers are not type-checked
+                raise TargetsError(f"targets are of type {type(given).__name__}; a tensor is needed.")
         self.mechanism.targets(targets)
 
     def adjacency(self, matrix: Matrix) -> None:

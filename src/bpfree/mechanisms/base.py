@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, fields
@@ -126,7 +126,7 @@ class Mechanism(nn.Module):
         """Within this context a forward pass stores its whole graph, for whoever looks into it."""
         yield
 
-    def targets(self, targets: Tensor) -> None:
+    def targets(self, targets: Tensor | Mapping[str, Tensor]) -> None:
         """Hear of the targets; most rules do not need them."""
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:

@@ -29,7 +29,9 @@ from bpfree.errors import (
     StateError,
     StreamingError,
     TapSelectionError,
+    TargetsError,
     VerificationError,
+    nearest,
 )
 from bpfree.feedback import Feedback
 from bpfree.kept import kept_by
@@ -118,6 +120,8 @@ class DirectMechanism(Mechanism):
         # How the last pass was cut; None where it was not.
         self._recut: Recut | None = None
         self._cuts: dict[str, RemovableHandle] = {}
+        # Of a place with several errors its first one, when a pass has shown it.
+        self.first_error = plan.error_name
         self._finals: dict[str, FinalActivation | None] = {}
         self._told: set[str] = set()
         self._left_alone: list[str] = []
@@ -414,6 +418,8 @@ class DirectMechanism(Mechanism):
             raise self._no_tap_below(call)
         self._require_learning_behind(passage, output, alone=alone)
         sender = self.of_error(name, first=first)
+        if first:
+            self.first_error = name
         layout = sender.laid_out(passage, output, below)
         sender.sites = layout.sites
         if call.signals is not None:
@@ -531,8 +537,14 @@ class DirectMechanism(Mechanism):
         if isinstance(targets, Tensor):
             self._targets = targets
             return
-        for number, (name, given) in enumerate(targets.items()):
-            self.of_error(name, first=not number).targets(given)
+        known = {self.first_error: self, **{name_of(key): found for key, found in self.further.items()}}
+        for name, given in targets.items():
+            if name not in known:
+                raise TargetsError(
+                    f"targets are given for {name!r}, and there is no such error. {nearest(name, known)}"
+                )
+            sender: Any = known[name]
+            sender.targets(given)
 
     # -- other losses ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,229 @@
+"""Several errors: every tap gets the sum of its signals from those above it, each by feedback of its own."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bpfree
+from bpfree import errors
+
+
+@pytest.fixture(autouse=True)
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Pair(NamedTuple):
+    policy: torch.Tensor
+    value: torch.Tensor
+
+
+@dataclass
+class Both:
+    policy: torch.Tensor
+    value: torch.Tensor
+
+
+PACKED = {
+    "tuple": lambda p, v: (p, v),
+    "dictionary": lambda p, v: {"policy": p, "value": v},
+    "named": Pair,
+    "data": Both,
+}
+
+
+class ActorCritic(nn.Module):
+    """A trunk with a tap; a policy head; a value head with a tap of its own."""
+
+    def __init__(self, pack, value_first=False):
+        super().__init__()
+        self.pack, self.value_first = pack, value_first
+        self.trunk = nn.Sequential(nn.Linear(6, 16), nn.Tanh())
+        self.policy = nn.Linear(16, 3)
+        self.value = nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 2))
+
+    def forward(self, x):
+        h = self.trunk(x)
+        if self.value_first:
+            v = self.value(h)
+            return self.pack(self.policy(h), v)
+        return self.pack(self.policy(h), self.value(h))
+
+
+def parts(output):
+    if isinstance(output, dict):
+        return output["policy"], output["value"]
+    return (output.policy, output.value) if isinstance(output, Both) else tuple(output)
+
+
+def setting(pack="tuple", value_first=False):
+    torch.manual_seed(0)
+    model = ActorCritic(PACKED[pack], value_first)
+    return model, torch.randn(10, 6), torch.randint(0, 3, (10,)), torch.randn(10, 2)
+
+
+def by_hand(model, x, actions, returns, weights, B):
+    """The gradients of (trunk 0, policy, value 0, value 2), from the two errors and their matrices by tap."""
+    with torch.no_grad():
+        h = torch.tanh(model.trunk[0](x))
+        k = torch.tanh(model.value[0](h))
+        p, v = model.policy(h), model.value[2](k)
+        e_p = weights[0] * (p.softmax(1) - F.one_hot(actions, 3)) / len(x)
+        e_v = weights[1] * 2 * (v - returns) / v.numel()
+        d_h = e_p @ B["policy"]["trunk.1"] + e_v @ B["value"]["trunk.1"]
+        d_k = e_v @ B["value"]["value.1"]
+        return [(d_h * (1 - h * h)).T @ x, e_p.T @ h, (d_k * (1 - k * k)).T @ h, e_v.T @ k]
+
+
+def matrices(attachment, names):
+    found = {}
+    for name, sender in zip(names, (attachment.mechanism, *attachment.mechanism.further.values()), strict=True):
+        assert attachment.feedbacks[name] is sender.feedback
+        found[name] = {site.name: sender.feedback.matrix(site).clone() for site in sender.sites}
+    return found
+
+
+def gradients(model):
+    return [layer.weight.grad for layer in (model.trunk[0], model.policy, model.value[0], model.value[2])]
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.5), (0.0, 1.0), (2.0, 0.0)])
+@pytest.mark.parametrize("value_first", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_signals_of_named_errors_add_up(weights, value_first, shared):
+    model, x, actions, returns = setting(value_first=value_first)
+    attachment = bpfree.attach(
+        model, bpfree.DFA(feedback=bpfree.Feedback(shared=shared)), error_at=("policy", "value"), seed=2
+    )
+    p, v = model(x)
+    (weights[0] * F.cross_entropy(p, actions) + weights[1] * F.mse_loss(v, returns)).backward()
+    B = matrices(attachment, ("policy", "value"))
+    assert set(B["policy"]) == {"trunk.1"}
+    assert not torch.equal(B["policy"]["trunk.1"][:2], B["value"]["trunk.1"])
+    for ours, expected in zip(gradients(model), by_hand(model, x, actions, returns, weights, B), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-14, rtol=1e-10)
+
+
+@pytest.mark.parametrize("pack", list(PACKED))
+def test_every_tensor_that_the_model_returns_is_an_error(pack):
+    model, x, actions, returns = setting(pack)
+    names = ("0", "1") if pack == "tuple" else ("policy", "value")
+    attachment = bpfree.attach(model, bpfree.DFA(feedback=bpfree.Feedback(shared=False)))
+    output = model(x)
+    assert type(output) is type(PACKED[pack](None, None))
+    p, v = parts(output)
+    (F.cross_entropy(p, actions) + F.mse_loss(v, returns)).backward()
+    B = dict(zip(("policy", "value"), matrices(attachment, names).values(), strict=True))
+    for ours, expected in zip(gradients(model), by_hand(model, x, actions, returns, (1, 1), B), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-14, rtol=1e-10)
+
+
+def test_losses_may_come_in_several_backward_calls():
+    found = []
+    for together in (True, False):
+        model, x, actions, returns = setting()
+        bpfree.attach(model, bpfree.DFA(), error_at=("policy", "value"))
+        p, v = model(x)
+        if together:
+            (F.cross_entropy(p, actions) + F.mse_loss(v, returns)).backward()
+        else:
+            F.cross_entropy(p, actions).backward(retain_graph=True)
+            F.mse_loss(v, returns).backward()
+        found.append(gradients(model))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_targets_of_several_errors():
+    model, x, actions, returns = setting()
+    attachment = bpfree.attach(model, bpfree.DRTP(), error_at=("policy", "value"))
+    attachment.targets({"policy": actions, "value": returns})
+    p, v = model(x)
+    (F.cross_entropy(p, actions) + F.mse_loss(v, returns)).backward()
+    B = matrices(attachment, ("policy", "value"))
+    with torch.no_grad():
+        h = torch.tanh(model.trunk[0](x))
+        y = F.one_hot(actions, 3).double()
+        d = (y @ B["policy"]["trunk.1"] + returns @ B["value"]["trunk.1"]) / len(x)
+        torch.testing.assert_close(model.trunk[0].weight.grad, (d * (1 - h * h)).T @ x)
+    with pytest.raises(errors.TargetsError, match=r"no such error.*'value'"):
+        attachment.targets({"valeu": returns})
+
+
+def test_errors_at_several_depths():
+    """An early exit: what lies between the two exits learns from the second alone."""
+
+    class Exits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.s, self.b, self.t = nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh()
+            self.early, self.late = nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = self.s(self.a(x))
+            first = self.early(h)
+            return first, self.late(self.t(self.b(h)))
+
+    torch.manual_seed(0)
+    model, x, y = Exits(), torch.randn(10, 6), torch.randint(0, 3, (10,))
+    attachment = bpfree.attach(model, bpfree.DFA(), error_at=("early", "late"))
+    early, late = model(x)
+    (F.cross_entropy(early, y) + F.cross_entropy(late, y)).backward()
+    B = matrices(attachment, ("early", "late"))
+    assert (set(B["early"]), set(B["late"])) == ({"s"}, {"s", "t"})
+    with torch.no_grad():
+        h = torch.tanh(model.a(x))
+        k = torch.tanh(model.b(h))
+        e, f = ((head.softmax(1) - F.one_hot(y, 3)) / 10 for head in (early, late))
+        torch.testing.assert_close(model.b.weight.grad, (f @ B["late"]["t"] * (1 - k * k)).T @ h)
+        d = e @ B["early"]["s"] + f @ B["late"]["s"]
+        torch.testing.assert_close(model.a.weight.grad, (d * (1 - h * h)).T @ x)
+
+
+def test_a_state_with_several_errors_is_restored():
+    model, x, actions, returns = setting()
+    rule = bpfree.DKP()
+    attachment = bpfree.attach(model, rule, error_at=("policy", "value"), example_inputs=x)
+    optimizer = torch.optim.SGD(attachment.parameters(), lr=0.1)
+    p, v = model(x)
+    (F.cross_entropy(p, actions) + F.mse_loss(v, returns)).backward()
+    optimizer.step()
+    saved = attachment.state_dict()
+    again = bpfree.attach(setting()[0], rule, error_at=("policy", "value"))
+    again.load_state_dict(saved)
+    for name in ("policy", "value"):
+        assert torch.equal(again.feedbacks[name]["trunk.1"], attachment.feedbacks[name]["trunk.1"])
+        assert attachment.feedbacks[name]["trunk.1"].any()
+
+
+@pytest.mark.parametrize("options", [{"window": 2}, {"streaming": True}])
+def test_ways_that_serve_one_error_say_so(options):
+    model, x, *_ = setting()
+    bpfree.attach(model, bpfree.DFA(), error_at=("policy", "value"), **options)
+    with pytest.raises(errors.OptionError, match="several errors"):
+        model(x)
+
+
+def test_a_loss_of_the_models_own_asks_for_the_place():
+    class WithLoss(ActorCritic):
+        def forward(self, x, actions):
+            logits = self.policy(self.trunk(x))
+            return {"loss": F.cross_entropy(logits, actions), "logits": logits}
+
+    torch.manual_seed(0)
+    model = WithLoss(None)
+    bpfree.attach(model, bpfree.DFA())
+    with pytest.raises(errors.ErrorPlacementError, match=r"returns a loss.*'logits'.*error_at"):
+        model(torch.randn(10, 6), torch.randint(0, 3, (10,)))
+
+
+@pytest.mark.parametrize("names", [(), ("policy", "policy"), ("policy", "valeu")])
+def test_names_that_mean_nothing(names):
+    with pytest.raises(errors.ErrorPlacementError, match="error_at"):
+        bpfree.attach(setting()[0], bpfree.DFA(), error_at=names)
