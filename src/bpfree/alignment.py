@@ -15,6 +15,7 @@ from bpfree.attachment import Attachment
 from bpfree.errors import TapSelectionError
 from bpfree.jacobian import mean_jacobians
 from bpfree.layout import batch_dims
+from bpfree.mechanisms.base import Mechanism
 from bpfree.preserve import preserved
 from bpfree.projection import Projection
 from bpfree.tabulate import tabulate
@@ -234,8 +235,8 @@ def _watching(attachment: Attachment, seen: _Pass, places: Mapping[str, nn.Modul
 
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-            # Neither in an estimating pass, nor above the error, where there is nothing to compare.
-            if not torch.is_grad_enabled() or seen.above:
+            # Neither in a second run, nor above the error, where there is nothing to compare.
+            if not torch.is_grad_enabled() or Mechanism.recomputing() or seen.above:
                 return None
             calls = sum(known.partition("#")[0] == name for known in seen.names)
             seen.names.append(f"{name}#{calls + 1}" if calls else name)
@@ -249,7 +250,8 @@ def _watching(attachment: Attachment, seen: _Pass, places: Mapping[str, nn.Modul
         seen.above = False
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        seen.error, seen.above = output if isinstance(output, Tensor) else None, True
+        if not Mechanism.recomputing():
+            seen.error, seen.above = output if isinstance(output, Tensor) else None, True
 
     # Before the rule's own hooks, which hand on a detached tensor.
     handles = [module.register_forward_hook(watch(name), prepend=True) for name, module in places.items()]

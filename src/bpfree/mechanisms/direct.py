@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from bpfree.draw import derived_seed
@@ -278,8 +279,9 @@ class DirectMechanism(Mechanism):
         run = call.run
         if run is None:
             return None
-        if isinstance(run, Passage) and len(run.left) == len(self.plan.errors):
-            self._above_error(name)
+        if len(run.left) == len(self.plan.errors):
+            if isinstance(run, Passage):
+                self._above_error(name)
             return None
         place = run.counted(name)
         if place in run.aside:
@@ -568,7 +570,7 @@ class DirectMechanism(Mechanism):
 
     def _survey(self, state: PassState, args: Any, kwargs: Any) -> None:
         """Note what the whole graph of such a pass shows; every kind of pass is looked at once."""
-        if not self.plan.verify or self.plan.part or self.recomputing():
+        if not self.plan.verify or self.plan.part or self.recomputing() or any(map(is_lazy, self.plan.parameters)):
             return
         kind = kind_of_call(self.plan.model, args, kwargs)
         state.first = kind not in self._surveys

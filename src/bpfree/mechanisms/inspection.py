@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +59,11 @@ class Inspection:
             taps = sum(tap.numel() * tap.element_size() for tap in found.taps)
             weights = sum(weight.numel() * weight.element_size() for weight in plan.parameters)
             # A stream never holds the graph of a whole pass.
-            asked = self._thorough or (not plan.streaming and taps <= _SHARE * (graph.bytes + 2 * weights))
-            return ExactSignals.of(found, dict(plan.model.named_parameters())) if asked else None
+            if not (self._thorough or (not plan.streaming and taps <= _SHARE * (graph.bytes + 2 * weights))):
+                return None
+            with suppress(_OverwrittenError):
+                return ExactSignals.of(found, dict(plan.model.named_parameters()))
+            return None
 
     def _compare(self, exact: ExactSignals) -> None:
         """Run the model cut, and send it the exact signals."""
@@ -97,17 +100,28 @@ class _Graph:
     def bytes(self) -> int:
         return sum(self.storages.values())
 
-    def pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage() if tensor.layout == torch.strided else None
-        if storage is not None:
+    def pack(self, tensor: Tensor) -> tuple[Tensor, int]:
+        if tensor.layout == torch.strided:
+            storage = tensor.untyped_storage()
             self.storages[storage.data_ptr()] = storage.nbytes()
+        return tensor, tensor._version
+
+    @staticmethod
+    def unpack(saved: tuple[Tensor, int]) -> Tensor:
+        tensor, version = saved
+        if tensor._version != version:  # autograd itself does not look where there are such hooks
+            raise _OverwrittenError
         return tensor
+
+
+class _OverwrittenError(Exception):
+    """A tensor that the graph needs was changed in place: the user's own backward pass will say so."""
 
 
 @contextmanager
 def _weighed() -> Generator[_Graph]:
     graph = _Graph()
-    with saved_tensors_hooks(graph.pack, lambda tensor: tensor):
+    with saved_tensors_hooks(graph.pack, graph.unpack):
         yield graph
 
 

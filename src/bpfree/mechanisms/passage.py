@@ -56,6 +56,7 @@ class Run(ABC):
         names: The tap modules whose outputs were cut, one entry a call.
         places: These calls by name: from a module's second call on with ``#2``, ``#3``, ... behind it.
         aside: The calls that are left alone: no error lies above them.
+        left: The errors' places that it has reached.
         teaching: Whether a segment learns while the model runs: what runs through a tap then is a checkpoint.
     """
 
@@ -63,6 +64,7 @@ class Run(ABC):
         self.names: list[str] = []
         self.places: list[str] = []
         self.aside: frozenset[str] = frozenset()
+        self.left: set[str] = set()
         self.teaching = False
         self._calls: dict[str, int] = {}
 
@@ -108,7 +110,6 @@ class Passage(Run):
         formats: How these lie in memory.
         versions: How often they had been written to; None where a compiled graph lets nothing be overwritten.
         handed_on: What the taps gave to the layers behind them.
-        left: The errors' places that the pass has reached.
         fetching: Whether a side term fetches its gradient from this pass's graph.
     """
 
@@ -118,7 +119,6 @@ class Passage(Run):
         self.formats: list[torch.memory_format] = []
         self.versions: list[int | None] = []
         self.handed_on: list[Tensor] = []
-        self.left: set[str] = set()
         self.fetching = Fetching()
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

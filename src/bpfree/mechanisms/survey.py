@@ -81,6 +81,7 @@ class SurveyPass(Run):
 
     def leave_again(self, name: str, output: Any) -> Any:
         """Mark the errors of one place."""
+        self.left.add(name)
         marks = {}
         for path, tensor in errors_of(output).items():
             self.errors[error_key(name, path)] = tensor

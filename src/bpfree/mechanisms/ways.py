@@ -95,10 +95,12 @@ class Ways:
         aside: frozenset[str],
         soft: frozenset[str],
     ) -> Passage:
-        call, self._call = self._call, None
         if self._plan.window > 1:
             return WindowedPassage(self._plan.window, self._arrived)
-        if call is None or self._storing or torch.compiler.is_compiling():
+        if self._storing:
+            return Cut(soft)
+        call, self._call = self._call, None
+        if call is None or torch.compiler.is_compiling():
             return Cut(soft)
         if self._plan.streaming:
             now = None if known is None or dispatch is None else self._immediate(call, known, dispatch)
