@@ -24,7 +24,7 @@ from bpfree.plan import Plan
 from bpfree.preserve import preserved
 from bpfree.projection import Matrix, Projection
 from bpfree.state import name_of
-from bpfree.tabulate import tabulate
+from bpfree.tabulate import fold, tabulate
 from bpfree.taps import TapChoice, select_taps
 
 
@@ -319,7 +319,7 @@ class Attachment(nn.Module):
         for part in reversed(self._parts()):
             header, rows, remarks = part.table()
             lines += [f"within: {part.rule!s}"] if part is self.within else []
-            lines += [*tabulate(header, rows), *remarks]
+            lines += [*tabulate(header, fold(rows)), *remarks]
         size = sum(tensor.numel() * tensor.element_size() for tensor in (*self.buffers(), *self.parameters()))
         return "\n".join([*lines, f"Feedback memory: {size / 2**10:,.1f} KiB" if size else "No feedback is stored."])
 

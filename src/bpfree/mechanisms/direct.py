@@ -54,6 +54,7 @@ from bpfree.plan import Plan
 from bpfree.projection import Projection, Projector, projection
 from bpfree.segments import Segments
 from bpfree.state import key_of, name_of
+from bpfree.tabulate import fold_names
 from bpfree.tap_values import put, take, tensors
 from bpfree.taps import Site, Tap, product
 from bpfree.verification.laws import compare_outputs
@@ -628,7 +629,7 @@ class DirectMechanism(Mechanism):
         """A row for each tap: its shape, its feedback, and the layers that learn from its signal."""
         segments = self._shown
         if segments is None:
-            names = ", ".join(self.plan.taps)
+            names = ", ".join(fold_names(self.plan.taps))
             later = "Shapes are known after the first forward pass (or with example_inputs=)."
             return [], [], [f"taps: {names}", later]
         rows = [self._row(place, layers) for place, layers in segments.learners.items()]
