@@ -25,7 +25,7 @@ from bpfree.preserve import preserved
 from bpfree.projection import Matrix, Projection
 from bpfree.state import name_of
 from bpfree.tabulate import fold, tabulate
-from bpfree.taps import TapChoice, select_taps
+from bpfree.taps import TapChoice, select_taps, tensor_keys
 
 
 def attach(
@@ -54,8 +54,10 @@ def attach(
         rule: The learning rule, for example ``bpfree.DFA()``.
         taps: Where feedback enters: the outputs of modules of a type or several types, of these names or glob
             patterns (``"blocks.*.mlp"``), or those for which a predicate ``(name, module)`` is true. None: after
-            every non-linearity module and every :class:`bpfree.Tap`. A rule without taps uses them for
-            :func:`bpfree.alignment` alone.
+            every non-linearity module and every :class:`bpfree.Tap`. Where a module returns a tuple, list, dictionary
+            or object, its first floating point tensor is tapped; a mapping names another by index, key or path:
+            ``{"rnn": (1, 0), "blocks.*": "hidden"}``. A rule without taps uses them for :func:`bpfree.alignment`
+            alone.
         error_at: The name of the module at whose output the error is taken; what lies above it is trained
             exactly. For a transformer's vocabulary head, or a model that computes its own loss. Several names,
             ``("policy", "value")``: every tap gets the sum of its signals from those above it, each by feedback of its
@@ -111,9 +113,10 @@ def attach(
     check_options(rule, window, streaming, threads)
     check_attachable(model, seed, batch_dims)
     _let_compilers_see_hooks()
+    chosen = select_taps(model, taps)
     plan = Plan(
         model=model,
-        taps=select_taps(model, taps),
+        taps=chosen,
         explicit=taps is not None,
         errors=error_modules(model, error_at),
         seed=seed,
@@ -123,6 +126,7 @@ def attach(
         threads=threads,
         placed=error_at is not None,
         verify=verify,
+        tensor_keys=tensor_keys(taps, chosen),
     )
     mechanism = rule.mechanism(plan)
     check_within(rule, mechanism, within)

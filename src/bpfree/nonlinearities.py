@@ -45,7 +45,7 @@ _WORDS = re.compile(
     # As the whole name.
     "|^act$|^alpha$|^atan$|^arctan$|^erf$|^sine?$|^cosine?$|^gaussian$|^square$"
 )
-_SPIKING = re.compile(r"(LIF|IAF|^[A-Z]?IF)(?=[A-Z_\d]|$)")
+_SPIKING = re.compile(r"(LIF|IAF)(?=[A-Z_\d]|$)|^[A-Z]?IF(Node|Cell|Neuron)?$")
 """Integrate-and-fire cells: the capitals tell LIFNode and QIFCell from Life and Shift."""
 _OTHERWISE = re.compile(
     "softmax|softmin|norm|loss|drop|linear(?!unit)|attention|attn|pool|embed|encoding|conv|transform|flow|bijector"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
 
 from torch import nn
+
+from bpfree.tap_values import Key
 
 SampleAxes: TypeAlias = "int | tuple[int, ...] | Mapping[str, int | tuple[int, ...]] | None"
 """What ``sample_axes=`` accepts: axes of every place, or by name or pattern of taps; ``"error"`` is the error's."""
@@ -31,6 +33,7 @@ class Plan:
         sample_axes: Which axes number samples, of every place or by place; None finds out.
         placed: Whether the user said where errors are taken; otherwise a final softmax or sigmoid is left above them.
         verify: Whether the attachment checks itself in its first training pass.
+        tensor_keys: Where taps' tensors are in what their modules return; without an entry, the first one is meant.
     """
 
     model: nn.Module
@@ -46,6 +49,7 @@ class Plan:
     sample_axes: SampleAxes = None
     placed: bool = False
     verify: bool = True
+    tensor_keys: Mapping[str, Key] = field(default_factory=dict)
 
     @cached_property
     def parts(self) -> Sequence[nn.Module]:

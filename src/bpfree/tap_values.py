@@ -44,6 +44,8 @@ def put(output: Any, key: Key, tensor: Tensor) -> Any:
     an LSTM's last states (h, c), a spiking cell's membrane potential, a block's attention weights or position bias.
     What the model makes of them passes ordinary gradients into the tap's own segment, and no further down than that.
     """
+    if key is None and isinstance(output, Tensor):
+        return tensor
     return _replaced(output, _path(output, key, ""), tensor)
 
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import nn
 
+from bpfree.blocks import repeated_blocks, warn_of_left_out_blocks
 from bpfree.errors import TapSelectionError, nearest
+from bpfree.nonlinearities import is_nonlinearity
+from bpfree.tabulate import fold_names
 from bpfree.tap_values import Key
 
-TapChoice: TypeAlias = (
-    "type[nn.Module] | str | Callable[[str, nn.Module], bool] | Sequence[type[nn.Module] | str] | None"
-)
-"""What ``taps=`` accepts: a module type, a name or glob pattern, several of these, a predicate, or None."""
+TapPart: TypeAlias = "type[nn.Module] | str"
+"""A module type, a name or a glob pattern."""
+
+TapChoice: TypeAlias = "TapPart | Callable[[str, nn.Module], bool] | Sequence[TapPart] | Mapping[TapPart, Key] | None"
+"""What ``taps=`` accepts: a module type, a name or glob pattern, several of these, a predicate, or None.
+
+A mapping also says which tensor of the modules' outputs is meant: ``{"rnn": (1, 0), nn.Tanh: None}``.
+"""
 
 
 class Tap(nn.Module):
@@ -26,6 +33,10 @@ class Tap(nn.Module):
         self.tap = bpfree.Tap()
         ...
         h = self.tap(torch.tanh(self.fc1(x)))
+
+    Args:
+        output: Where the tensor is in a tuple, list, dictionary or object that the tap is given: an index, a key, a
+            field's name, or a path of these. None: the first floating point tensor.
     """
 
     def __init__(self, output: Key = None) -> None:
@@ -36,34 +47,9 @@ class Tap(nn.Module):
         """Return ``input`` as it is."""
         return input
 
-
-NON_LINEARITIES: tuple[type[nn.Module], ...] = (
-    Tap,
-    nn.CELU,
-    nn.ELU,
-    nn.GELU,
-    nn.GLU,
-    nn.Hardshrink,
-    nn.Hardsigmoid,
-    nn.Hardswish,
-    nn.Hardtanh,
-    nn.LeakyReLU,
-    nn.LogSigmoid,
-    nn.Mish,
-    nn.PReLU,
-    nn.ReLU,
-    nn.RReLU,
-    nn.SELU,
-    nn.SiLU,
-    nn.Sigmoid,
-    nn.Softplus,
-    nn.Softshrink,
-    nn.Softsign,
-    nn.Tanh,
-    nn.Tanhshrink,
-    nn.Threshold,
-)
-"""Modules after which feedback enters by default. Softmax is left out: it ends a network or weighs attention."""
+    def extra_repr(self) -> str:
+        """The place, where one was named."""
+        return "" if self.output is None else f"output={self.output!r}"
 
 
 @dataclass(frozen=True)
@@ -106,20 +92,72 @@ def select_taps(model: nn.Module, taps: TapChoice, prefix: str = "") -> dict[str
     """
     modules = {name: module for name, module in model.named_modules(prefix=prefix) if name != prefix}
     if taps is None:
-        return {name: module for name, module in modules.items() if isinstance(module, NON_LINEARITIES)}
+        return _nonlinearities(modules)
     if callable(taps) and not isinstance(taps, type):
         chosen = {name for name, module in modules.items() if taps(name, module)}
         if not chosen:
             raise TapSelectionError("taps=: the predicate is false for every module of the model.")
     else:
-        parts: Sequence[type[nn.Module] | str] = [taps] if isinstance(taps, type | str) else taps
-        if not parts:
+        parts: Iterable[TapPart] = [taps] if isinstance(taps, type | str) else taps
+        found = {part: _matches(part, modules) for part in parts}
+        if not found:
             raise TapSelectionError("taps= is empty: name at least one module, or leave it out.")
-        chosen = {name for part in parts for name in _matches(part, modules)}
+        chosen = {name for names in found.values() for name in names}
+        warn_of_left_out_blocks(found, modules)
     return {name: module for name, module in modules.items() if name in chosen}
 
 
-def _matches(part: type[nn.Module] | str, modules: dict[str, nn.Module]) -> list[str]:
+def tensor_keys(taps: TapChoice, chosen: Mapping[str, nn.Module]) -> dict[str, Key]:
+    """Where the tap's tensor is in what each of the ``chosen`` modules returns; only those for which it was said.
+
+    Of several entries of a mapping that match one module the last counts.
+
+    Raises:
+        TapSelectionError: A place is none.
+    """
+    keys = {name: module.output for name, module in chosen.items() if isinstance(module, Tap)}
+    if isinstance(taps, Mapping):
+        for part, key in taps.items():
+            keys.update(dict.fromkeys(_matches(part, chosen), key))
+    for name, key in keys.items():
+        steps = key if isinstance(key, tuple) else (key,)
+        if key is not None and not all(isinstance(step, int | str) for step in steps):  # callers are not type-checked
+            raise TapSelectionError(
+                f"taps=: {key!r} says nowhere in the output of {name!r} where its tensor is: an index, a key or a "
+                "field's name, a path of these such as (1, 0), or None for the first floating point tensor."
+            )
+    return {name: key for name, key in keys.items() if key is not None}
+
+
+def _nonlinearities(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Taps and non-linearities, without those inside others: a spiking cell's surrogate is a part of the cell."""
+    chosen: dict[str, nn.Module] = {}
+    for name, module in modules.items():
+        above = (name[:end] for end, letter in enumerate(name) if letter == ".")
+        if (isinstance(module, Tap) or is_nonlinearity(module)) and chosen.keys().isdisjoint(above):
+            chosen[name] = module
+    return chosen
+
+
+def nothing_to_tap(model: nn.Module) -> TapSelectionError:
+    """What is raised where a rule needs taps, none are named, and the model has no non-linearity modules."""
+    blocks = next(repeated_blocks(model), None)
+    kinds = fold_names(f"{name} ({type(module).__name__})" for name, module in model.named_children())
+    what = f"It has {_listed(kinds)}." if kinds else "It has no submodules at all."
+    named = "" if blocks is None else f" Name where feedback is to enter, for example behind each block: taps={blocks}."
+    return TapSelectionError(
+        "taps=: no module of the model is a non-linearity of torch, or is named and built like one, so feedback has no "
+        f"place to enter. {what}{named} Non-linearities that are functions (torch.relu, F.gelu) are not seen: put a "
+        "bpfree.Tap() behind them."
+    )
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _matches(part: TapPart, modules: Mapping[str, nn.Module]) -> list[str]:
     if isinstance(part, str):
         found = [name for name in modules if name == part or fnmatch.fnmatchcase(name, part)]
         hint = nearest(part, modules) if modules else "The model has no submodules."

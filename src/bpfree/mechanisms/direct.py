@@ -29,7 +29,6 @@ from bpfree.errors import (
     OptionError,
     StateError,
     StreamingError,
-    TapSelectionError,
     TargetsError,
     VerificationError,
     nearest,
@@ -56,7 +55,7 @@ from bpfree.segments import Segments
 from bpfree.state import key_of, name_of
 from bpfree.tabulate import fold_names
 from bpfree.tap_values import put, take, tensors
-from bpfree.taps import Site, Tap, product
+from bpfree.taps import Site, nothing_to_tap, product
 from bpfree.verification.laws import compare_outputs
 
 
@@ -106,10 +105,7 @@ class DirectMechanism(Mechanism):
     def __init__(self, rule: DirectRule, plan: Plan) -> None:
         super().__init__(rule, plan)
         if not plan.taps and not plan.part:
-            raise TapSelectionError(
-                "the model has no non-linearity modules to tap. Name the taps (taps=...), or put bpfree.Tap() "
-                "modules into the model after its functional non-linearities."
-            )
+            raise nothing_to_tap(plan.model)
         self.feedback = projection(rule.feedback, plan.seed)
         self.sites: tuple[Site, ...] = ()
         self.ways = Ways(plan, self._again)
@@ -276,7 +272,7 @@ class DirectMechanism(Mechanism):
     def _cut(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:
         call = self._calls().top
         if call is None:
-            return self._outside_a_pass(name, module, output)
+            return self._outside_a_pass(name, output)
         run = call.run
         if run is None:
             return None
@@ -287,7 +283,7 @@ class DirectMechanism(Mechanism):
         place = run.counted(name)
         if place in run.aside:
             return None
-        key = module.output if isinstance(module, Tap) else None
+        key = self.plan.tensor_keys.get(name)
         tensor = take(output, key, name)
         if run.teaching:
             return put(output, key, run.again(name, tensor))
@@ -295,14 +291,14 @@ class DirectMechanism(Mechanism):
             tensor = with_backward_hooks(module, args, tensor)
         return put(output, key, run.cut(name, place, tensor))
 
-    def _outside_a_pass(self, name: str, module: nn.Module, output: Any) -> Any:
+    def _outside_a_pass(self, name: str, output: Any) -> Any:
         if not self.active:
             return None
         if self.recomputing():
             # A checkpointed segment must be cut again, or it would save other tensors than the first time.
             if self._recut is None:
                 return None
-            key = module.output if isinstance(module, Tap) else None
+            key = self.plan.tensor_keys.get(name)
             return put(output, key, self._recut(name, take(output, key, name)))
         self._tell_once(
             "outside",

@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from bpfree.convolution import CONVOLUTIONS
 from bpfree.draw import derived_seed, draw
-from bpfree.errors import StateError, TapSelectionError, TapShapeError, UnsupportedLayerError
+from bpfree.errors import StateError, TapShapeError, UnsupportedLayerError
 from bpfree.estimate import Call
 from bpfree.layout import batch_dims
 from bpfree.mechanisms.base import Rule
@@ -29,7 +29,7 @@ from bpfree.plan import Plan
 from bpfree.preserve import Surroundings
 from bpfree.state import LateBuffers
 from bpfree.tabulate import others
-from bpfree.taps import product
+from bpfree.taps import nothing_to_tap, product
 
 OutputError: TypeAlias = Literal["first", "second"]
 Positions: TypeAlias = Literal["mean", "sqrt", "sum"]
@@ -63,10 +63,7 @@ class ModulatedMechanism(ForwardOnlyMechanism):
                 "rule (bpfree.DFA) or backpropagation."
             )
         if not plan.taps:
-            raise TapSelectionError(
-                "the model has no non-linearity modules to tap. Name the taps (taps=...), or put bpfree.Tap() "
-                "modules into the model after its functional non-linearities."
-            )
+            raise nothing_to_tap(plan.model)
         self.feedback = LateBuffers()
         self._pass: First | Second | None = None
         self._roles: dict[str, str] = {}

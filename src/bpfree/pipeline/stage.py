@@ -20,7 +20,7 @@ from bpfree.mechanisms.direct import DirectMechanism, DirectRule
 from bpfree.mechanisms.observing import ObservingMechanism
 from bpfree.plan import Plan
 from bpfree.segments import Reach
-from bpfree.taps import TapChoice, select_taps
+from bpfree.taps import TapChoice, select_taps, tensor_keys
 
 _NO_ERROR = "sends errors back layer by layer, or none at all"
 
@@ -64,9 +64,10 @@ def attach_stage(
     check_attachable(model, seed, batch_dims)
     _require_no_ddp(stage)
     place = None if stage.is_last else Elsewhere(_described(stage))
+    chosen = _taps(stage, taps, prefix)
     plan = Plan(
         model=model,
-        taps=_taps(stage, taps, prefix),
+        taps=chosen,
         explicit=taps is not None,
         errors={(error_at or ""): next(iter(error_modules(model, _within(error_at, prefix)).values()))}
         if place is None
@@ -74,6 +75,7 @@ def attach_stage(
         seed=seed,
         batch_dims=batch_dims,
         part=True,
+        tensor_keys=tensor_keys(taps, chosen),
     )
     mechanism = rule.mechanism(plan)
     if not isinstance(mechanism, DirectMechanism):

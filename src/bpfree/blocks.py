@@ -1,0 +1,103 @@
+"""Numbered lists of blocks: what a pattern leaves out of them, and which pattern matches them all."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import warnings
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from bpfree.errors import BpfreeWarning
+from bpfree.tabulate import fold_names
+
+_WILDCARD = re.compile(r"[*?\[]")
+_NUMBER = re.compile(r"\d+")
+
+
+def repeated_blocks(model: nn.Module) -> Iterator[str]:
+    """The text of a pattern for each list of blocks of one kind in ``model``, from the outside in."""
+    names = [name for name, _ in model.named_modules()]
+    for name, module in model.named_modules():
+        children = list(module.named_children())
+        alike = len(children) > 1 and len({type(child) for _, child in children}) == 1
+        if alike and all(next(child.children(), None) is not None for _, child in children):
+            family = [f"{name}.{child}".lstrip(".") for child, _ in children]
+            yield _text(_pattern(family, names))
+
+
+def warn_of_left_out_blocks(found: Mapping[Any, Sequence[str]], names: Iterable[str]) -> None:
+    """Warn where patterns match every block with a number of one digit in a list, and not all that have more.
+
+    Args:
+        found: The names that each part of ``taps=`` matches.
+        names: Those of all modules.
+    """
+    chosen = {name for matched in found.values() for name in matched}
+    families = _families(names)
+    warned: set[str] = set()
+    for pattern, matched in found.items():
+        if not isinstance(pattern, str) or not _WILDCARD.search(pattern):
+            continue
+        for template in dict.fromkeys(template for name in matched for template, _ in _templates(name)):
+            family = families[template]
+            left_out = [name for name in family.values() if name not in chosen]
+            if left_out and warned.isdisjoint(left_out) and _is_cut_at_ten(family, chosen):
+                warned.update(left_out)
+                _warn(pattern, list(family.values()), left_out, names)
+
+
+def _is_cut_at_ten(family: Mapping[int, str], chosen: Container[str]) -> bool:
+    """Whether all numbers below ten are chosen, of a list that has several of these."""
+    below = [name for number, name in family.items() if number < 10]
+    return len(below) > 1 and all(name in chosen for name in below)
+
+
+def _warn(pattern: str, family: Sequence[str], left_out: Sequence[str], names: Iterable[str]) -> None:
+    warnings.warn(
+        f"taps=: {pattern!r} matches only a part of {', '.join(fold_names(family))}: it leaves out "
+        f"{', '.join(fold_names(left_out))}. All are matched by taps={_text(_pattern(family, names))}. If a part is "
+        "meant, name its modules without a pattern.",
+        BpfreeWarning,
+        stacklevel=5,
+    )
+
+
+def _families(names: Iterable[str]) -> dict[tuple[str, str], dict[int, str]]:
+    """Names that differ in one number, by what they have in common: number to name."""
+    families: dict[tuple[str, str], dict[int, str]] = {}
+    for name in names:
+        for template, number in _templates(name):
+            families.setdefault(template, {})[number] = name
+    return families
+
+
+def _templates(name: str) -> list[tuple[tuple[str, str], int]]:
+    return [((name[: at.start()], name[at.end() :]), int(at.group())) for at in _NUMBER.finditer(name)]
+
+
+def _pattern(family: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Patterns that match the names in ``family``, which differ in one number, and no others; at worst the names."""
+    before = _common(family)
+    after = _common([name[len(before) :][::-1] for name in family])[::-1]
+    digits = sorted({len(name) - len(before) - len(after) for name in family})
+    tries = [[f"{before}*{after}"], [f"{before}{'?' * count}{after}" for count in digits]]
+    everything = list(names)
+    for patterns in tries if digits[-1:] != [0] else []:
+        matched = {name for name in everything if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)}
+        if matched == set(family):
+            return patterns
+    return list(family)
+
+
+def _common(names: Sequence[str]) -> str:
+    """What all names begin with."""
+    first, last = min(names), max(names)
+    end = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[:end]
+
+
+def _text(patterns: Sequence[str]) -> str:
+    return repr(patterns[0]) if len(patterns) == 1 else repr(list(patterns))
