@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.errors import StateError
+
+
+_TWINS: weakref.WeakKeyDictionary[LateBuffers, weakref.WeakSet[LateBuffers]] = weakref.WeakKeyDictionary()
+"""Deep copies, by what they are copies of; not an attribute, so that no copy and no pickle takes them along."""
 
 
 class LateBuffers(nn.Module):
@@ -20,23 +26,47 @@ class LateBuffers(nn.Module):
 
     An ``nn.Parameter`` is kept as one. :meth:`reserve` makes one that has no numbers yet, for whoever must hold it
     before its shape is known (an optimizer); what is stored under its name later goes into that same object.
+
+    A deep copy grows with its original, so that averages of a model (``AveragedModel``, loops over ``state_dict()``)
+    that were begun before the first forward pass go on behind it. What the original draws takes room in the copy, with
+    the same numbers; the copy still draws for itself when it trains, and keeps those numbers if their shape is right.
     """
 
     def __init__(self, **numbers: int) -> None:
         super().__init__()
         self.numbers = numbers
         self._lasting = frozenset(numbers)
+        self._grown: set[str] = set()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LateBuffers:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        _TWINS.setdefault(self, weakref.WeakSet()).add(twin)
+        return twin
 
     def reserve(self, name: str, like: Tensor) -> None:
         """Make an empty parameter on ``like``'s device and in its precision; autograd does not compute its gradient."""
         empty = torch.empty(0, dtype=like.dtype, device=like.device)
         self.register_parameter(key_of(name), nn.Parameter(empty, requires_grad=False))
 
+    def count(self, name: str) -> int:
+        """Add one to the number ``name``, which begins at zero, and return it."""
+        if name not in self.numbers:
+            self._begin_counting(name)
+        self.numbers[name] += 1
+        return self.numbers[name]
+
+    def _begin_counting(self, name: str) -> None:
+        self.numbers.setdefault(name, 0)
+        for twin in _TWINS.get(self, ()):
+            twin._begin_counting(name)
+
     def _find(self, name: str) -> Tensor | None:
         tensor = self._buffers.get(key_of(name))
         if tensor is None:
             tensor = self._parameters.get(key_of(name))
-        return tensor if tensor is not None and tensor.numel() else None
+        return tensor if tensor is not None and tensor.numel() and name not in self._grown else None
 
     def __contains__(self, name: str) -> bool:
         return self._find(name) is not None
@@ -48,6 +78,23 @@ class LateBuffers(nn.Module):
         return tensor
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
+        if name in self._grown:
+            self._grown.discard(name)
+            found = self._find(name)
+            if found is not None and found.shape == tensor.shape:
+                return
+        self._store(name, tensor)
+        for twin in _TWINS.get(self, ()):
+            twin._grow(name, tensor)
+
+    def _grow(self, name: str, tensor: Tensor) -> None:
+        """Make room for what the original has drawn."""
+        if name not in self:
+            twin = tensor.detach().clone()
+            self[name] = nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
+            self._grown.add(name)
+
+    def _store(self, name: str, tensor: Tensor) -> None:
         reserved = self._parameters.get(key_of(name))
         if reserved is not None:
             reserved.data = tensor.detach().to(reserved.device)
@@ -69,6 +116,7 @@ class LateBuffers(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self._load_numbers(state_dict, prefix)
+        self._grown.clear()
         for name in (*self._buffers, *self._parameters):
             if prefix + name not in state_dict:
                 raise StateError(f"the state has nothing for {prefix + name!r}: it is that of another model or rule.")

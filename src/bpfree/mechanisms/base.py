@@ -47,6 +47,11 @@ class Switches:
     fixed: int = 0
 
 
+def _being_exported() -> bool:
+    """Whether a model is being exported or traced: what is written is the model, without what trains it."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 class Mechanism(nn.Module):
     """Puts a rule's hooks into a model and takes them out again; owns what the rule draws and learns.
 
@@ -80,7 +85,7 @@ class Mechanism(nn.Module):
     @property
     def active(self) -> bool:
         """Whether a forward pass started now would be the rule's."""
-        return torch.is_grad_enabled() and self._switches().pauses == 0
+        return torch.is_grad_enabled() and self._switches().pauses == 0 and not _being_exported()
 
     @property
     def _fixed(self) -> bool:

@@ -62,7 +62,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a forward pass of certain names and shapes (``key``) looks like."""
+    """What a forward pass of certain names and shapes (``key``) looks like; not part of a copy, which finds it again."""
 
     key: Any
     sites: tuple[Site, ...]
@@ -70,6 +70,10 @@ class Layout:
     c: int
     just_in_time: bool
     like: Tensor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not every protocol of pickle can hold a memory format.
+        return type(None), ()
 
 
 class Sender(Protocol):

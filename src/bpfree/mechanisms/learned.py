@@ -190,7 +190,7 @@ class LearnedMechanism(DirectMechanism):
                 sound = given.norm().isfinite() if may_overflow(error) else None
                 if sound is not None and sound.device.type == "cpu" and not sound:
                     continue
-                step = self.steps.numbers[name] = self.steps.numbers.get(name, 0) + 1
+                step = self.steps.count(name)
                 self._step(name, self._averaged(name, given, step, sound), Size(rows, width, step), sound)
 
     def _averaged(self, name: str, evidence: Tensor, step: int, sound: Tensor | None) -> Tensor:
