@@ -24,6 +24,8 @@ from bpfree.mechanisms.asymmetric import serve_layer as serve_layer
 from bpfree.mechanisms.base import Rule as Rule
 from bpfree.mechanisms.delivery import Delivery as Delivery
 from bpfree.mechanisms.direct import DirectRule as DirectRule
+from bpfree.registry import attachments as attachments
+from bpfree.registry import detach_all as detach_all
 from bpfree.rules import BP as BP
 from bpfree.rules import DFA as DFA
 from bpfree.rules import DKP as DKP

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo
 
-from bpfree.checks import ATTACHED, check_attachable, check_options, check_within, error_modules
+from bpfree.checks import check_attachable, check_options, check_within, error_modules
 from bpfree.errors import (
     OptionError,
     StateError,
@@ -23,6 +23,7 @@ from bpfree.mechanisms.mirror import MirrorMechanism
 from bpfree.plan import Plan
 from bpfree.preserve import preserved
 from bpfree.projection import Matrix, Projection
+from bpfree.registry import keep, make_room
 from bpfree.state import name_of
 from bpfree.tabulate import fold, tabulate
 from bpfree.taps import TapChoice, select_taps, tensor_keys
@@ -105,7 +106,7 @@ def attach(
         ForwardDerivativeError: In a forward pass: :class:`bpfree.ForwardGradient` meets a layer without a forward-mode
             derivative.
         UnsupportedLayerError: No layer of the model can be served by the rule.
-        AlreadyAttachedError: ``model`` or a part of it has a rule already.
+        AlreadyAttachedError: ``model``, a part of it, or a model that shares layers or taps with it has a rule already.
         AlreadyShardedError: ``fully_shard`` has it already; attach first.
 
         ``attach`` runs a forward pass with ``example_inputs`` alone; else the model's first one raises these.
@@ -177,10 +178,15 @@ class Attachment(nn.Module):
         self.mechanism = mechanism
         self.within = within
         self._attached = True
+        make_room(mechanism.plan)
         # Layers are joined to their inputs before a tap cuts what they give.
-        for part in self._parts():
+        for part in self.parts():
             part.install()
-        ATTACHED.update(self.model.modules())
+        keep(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        keep(self)
 
     @property
     def model(self) -> nn.Module:
@@ -257,7 +263,7 @@ class Attachment(nn.Module):
         """
         if not isinstance(steps, int):  # callers are not type-checked
             raise OptionError(f"steps={steps!r}: a whole number of mirror steps, 0 or more.")
-        mirrors = [part for part in self._parts() if isinstance(part, MirrorMechanism)]
+        mirrors = [part for part in self.parts() if isinstance(part, MirrorMechanism)]
         if not mirrors:
             raise OptionError(f"{self.rule} has nothing to mirror: that is for bpfree.WeightMirror().")
         for part in mirrors:
@@ -267,7 +273,7 @@ class Attachment(nn.Module):
     def paused(self) -> Generator[None]:
         """Within this context forward passes are plain autograd."""
         with ExitStack() as stack:
-            for part in self._parts():
+            for part in self.parts():
                 stack.enter_context(part.paused())
             yield
 
@@ -275,20 +281,19 @@ class Attachment(nn.Module):
     def fixed(self) -> Generator[None]:
         """Within this context feedback that learns stays as it is, to measure it."""
         with ExitStack() as stack:
-            for part in self._parts():
+            for part in self.parts():
                 stack.enter_context(part.fixed())
             yield
 
-    def _parts(self) -> list[Mechanism]:
+    def parts(self) -> list[Mechanism]:
+        """The mechanisms, in the order in which their hooks go in."""
         return [self.mechanism] if self.within is None else [self.within, self.mechanism]
 
     def detach(self) -> None:
         """Take every hook out. The model is as it was, with the weights it has learned. A second call does nothing."""
         if self._attached:
-            for part in self._parts():
+            for part in self.parts():
                 part.remove()
-            for module in self.model.modules():
-                ATTACHED.discard(module)
             self._attached = False
 
     def __enter__(self) -> Attachment:
@@ -320,7 +325,7 @@ class Attachment(nn.Module):
         title = f"{self.rule!s} on {type(self.model).__name__}" + (f", window {plan.window}" if plan.window > 1 else "")
         title += ", streaming" if plan.streaming else ""
         lines = [title if self._attached else f"{title}, detached"]
-        for part in reversed(self._parts()):
+        for part in reversed(self.parts()):
             header, rows, remarks = part.table()
             lines += [f"within: {part.rule!s}"] if part is self.within else []
             lines += [*tabulate(header, fold(rows)), *remarks]

@@ -1,20 +1,16 @@
-"""What ``attach()`` refuses: options that mean nothing, models that have a rule already, modules that are not there."""
+"""What ``attach()`` refuses: options that mean nothing, and modules that are not there."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 
 from torch import nn
 
-from bpfree.errors import AlreadyAttachedError, AlreadyShardedError, ErrorPlacementError, OptionError, nearest
+from bpfree.errors import AlreadyShardedError, ErrorPlacementError, OptionError, nearest
 from bpfree.mechanisms.asymmetric import LayerwiseRule
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule
 from bpfree.ranks import is_sharded
-
-ATTACHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Every module that belongs to an attached model: a second rule on it would fight the first."""
 
 
 def check_options(rule: Rule, window: int, streaming: bool, threads: int | None) -> None:
@@ -60,7 +56,7 @@ def _check_threads(rule: Rule, threads: int | None, *, alone: bool) -> None:
 
 
 def check_attachable(model: nn.Module, seed: int, batch_dims: int | None) -> None:
-    """Raise what ``attach()`` raises for a seed or dimensions that mean nothing, and a model that has a rule."""
+    """Raise what ``attach()`` raises for a seed or dimensions that mean nothing, and a model that is sharded."""
     # Callers are not type-checked.
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise OptionError(f"seed={seed!r} must be a whole number (int) between 0 and 2^63 - 1.")
@@ -71,17 +67,6 @@ def check_attachable(model: nn.Module, seed: int, batch_dims: int | None) -> Non
             "the model is sharded (fully_shard): attach the rule first and shard then, so that its hooks see whole "
             "weights."
         )
-    if any(module in ATTACHED or _hooked(module) for module in model.modules()):
-        raise AlreadyAttachedError(
-            "the model, or a part of it, has a rule already: call its attachment.detach() first. A copy of an attached "
-            "model has a copy of the rule: copy.deepcopy((model, attachment)) also gives what detaches it."
-        )
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether a mechanism's hooks are on ``module``, as on a copy of a model that had a rule."""
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    return any(isinstance(getattr(getattr(hook, "func", hook), "__self__", None), Mechanism) for hook in hooks)
 
 
 def check_within(rule: Rule, mechanism: Mechanism, within: LayerwiseRule | None) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from bpfree.errors import StateError
 
-
 _TWINS: weakref.WeakKeyDictionary[LateBuffers, weakref.WeakSet[LateBuffers]] = weakref.WeakKeyDictionary()
 """Deep copies, by what they are copies of; not an attribute, so that no copy and no pickle takes them along."""
 
@@ -41,7 +40,7 @@ class LateBuffers(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> LateBuffers:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        twin.__setstate__(copy.deepcopy(self.__dict__, memo))  # type: ignore[no-untyped-call]
         _TWINS.setdefault(self, weakref.WeakSet()).add(twin)
         return twin
 

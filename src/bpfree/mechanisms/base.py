@@ -14,7 +14,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,11 @@ from torch.utils.hooks import RemovableHandle
 from bpfree.errors import ErrorPlacementError, NonFiniteError
 from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
+from bpfree.registry import MECHANISMS
 from bpfree.state import LateBuffers
+
+if TYPE_CHECKING:
+    from bpfree.attachment import Attachment
 
 _AGAIN: ContextVar[bool] = ContextVar("again", default=False)
 """Whether a model is being run that has run before, by whoever did so."""
@@ -49,7 +53,7 @@ class Switches:
 
 def _being_exported() -> bool:
     """Whether a model is being exported or traced: what is written is the model, without what trains it."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 class Mechanism(nn.Module):
@@ -60,6 +64,7 @@ class Mechanism(nn.Module):
     Attributes:
         rule: The rule.
         feedback: A module with what the rule draws and learns; its kind is the mechanism's own.
+        kept: What the attachment that it is part of is made of (:mod:`bpfree.registry`).
     """
 
     feedback: Any
@@ -72,6 +77,12 @@ class Mechanism(nn.Module):
         self._held = (plan,)
         self._switches = PerThread(Switches)
         self._handles: list[RemovableHandle] = []
+        self.kept: tuple[type[Attachment], dict[str, Any]] | None = None
+        MECHANISMS.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        MECHANISMS.add(self)
 
     @property
     def plan(self) -> Plan:

@@ -62,7 +62,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a forward pass of certain names and shapes (``key``) looks like; not part of a copy, which finds it again."""
+    """What a forward pass of certain names and shapes (``key``) looks like; a copy finds it again."""
 
     key: Any
     sites: tuple[Site, ...]
