@@ -131,6 +131,7 @@ def attach(
     )
     mechanism = rule.mechanism(plan)
     check_within(rule, mechanism, within)
+    make_room(plan)
     attachment = Attachment(rule, mechanism, within=None if within is None else within.mechanism(plan))
     if example_inputs is not None:
         try:
@@ -178,7 +179,6 @@ class Attachment(nn.Module):
         self.mechanism = mechanism
         self.within = within
         self._attached = True
-        make_room(mechanism.plan)
         # Layers are joined to their inputs before a tap cuts what they give.
         for part in self.parts():
             part.install()

@@ -70,7 +70,7 @@ def make_room(plan: Plan) -> None:
                 f"the model had {mechanism.rule} from an attachment that nobody holds any more: it was taken off. Call "
                 "its detach() before you attach anew, or bpfree.detach_all(model).",
                 BpfreeWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
             _attachment_of(mechanism).detach()
         elif common:

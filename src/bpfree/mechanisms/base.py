@@ -53,7 +53,7 @@ class Switches:
 
 def _being_exported() -> bool:
     """Whether a model is being exported or traced: what is written is the model, without what trains it."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
 
 
 class Mechanism(nn.Module):

@@ -19,6 +19,7 @@ from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule
 from bpfree.mechanisms.observing import ObservingMechanism
 from bpfree.plan import Plan
+from bpfree.registry import make_room
 from bpfree.segments import Reach
 from bpfree.taps import TapChoice, select_taps, tensor_keys
 
@@ -82,6 +83,7 @@ def attach_stage(
         raise _unfit(rule, _NO_ERROR)
     if isinstance(mechanism, ObservingMechanism):
         raise _unfit(rule, "looks back at whole forward passes, from the first layer to the output")
+    make_room(plan)
     return StageAttachment(rule, mechanism, stage, place)
 
 
