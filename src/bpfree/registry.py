@@ -107,7 +107,7 @@ def _listed(names: list[str]) -> str:
 
 def _common(model: nn.Module, plan: Plan) -> list[str]:
     """The names of ``model``'s modules that belong to ``plan``'s and matter there: layers with parameters, and taps."""
-    theirs, marked = set(plan.model.modules()), {plan.model, plan.error_module, *plan.taps.values()}
+    theirs, marked = set(plan.model.modules()), {plan.model, *plan.errors.values(), *plan.taps.values()}
     return [
         name
         for name, module in model.named_modules()

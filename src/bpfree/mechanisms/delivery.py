@@ -62,7 +62,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a forward pass of certain names and shapes (``key``) looks like; a copy finds it again."""
+    """What a forward pass of certain names and shapes (``key``) looks like."""
 
     key: Any
     sites: tuple[Site, ...]
@@ -70,10 +70,6 @@ class Layout:
     c: int
     just_in_time: bool
     like: Tensor
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Not every protocol of pickle can hold a memory format.
-        return type(None), ()
 
 
 class Sender(Protocol):

@@ -127,6 +127,10 @@ class DirectMechanism(Mechanism):
         for name in list(plan.errors)[1:]:
             self.of_error(name, first=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy, or a pickle, has of it: not what passes have left or shown, which it finds again."""
+        return {**self.__dict__, "_surveys": {}, "_layout": None, "_recut": None}
+
     def of_error(self, name: str, *, first: bool) -> DirectMechanism:
         """The mechanism with the feedback for the error of this name: this one for the first, one of its own else."""
         if first:
