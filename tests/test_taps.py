@@ -134,6 +134,21 @@ def test_models_without_blocks_are_told_of_taps_for_functions():
             bpfree.attach(model, bpfree.DFA())
 
 
+def test_recurrent_layers_are_named_as_places():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.GRU(4, 5, batch_first=True), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0])
+
+    model = Last()
+    with pytest.raises(errors.TapSelectionError, match=r"It has rnn \(GRU\), head \(Linear\)\. .* taps='rnn'\."):
+        bpfree.attach(model, bpfree.DFA())
+    bpfree.attach(model, bpfree.DFA(), taps="rnn", example_inputs=torch.randn(2, 3, 4))
+
+
 # -- patterns ----------------------------------------------------------------------------------------------------------
 
 

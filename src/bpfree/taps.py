@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -141,10 +142,11 @@ def _nonlinearities(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 def nothing_to_tap(model: nn.Module) -> TapSelectionError:
     """What is raised where a rule needs taps, none are named, and the model has no non-linearity modules."""
-    blocks = next(repeated_blocks(model), None)
+    recurrent = (repr(name) for name, module in model.named_modules() if name and isinstance(module, nn.RNNBase))
+    place = next(chain(repeated_blocks(model), recurrent), None)
     kinds = fold_names(f"{name} ({type(module).__name__})" for name, module in model.named_children())
     what = f"It has {_listed(kinds)}." if kinds else "It has no submodules at all."
-    named = "" if blocks is None else f" Name where feedback is to enter, for example behind each block: taps={blocks}."
+    named = "" if place is None else f" Name the modules behind which feedback is to enter, for example taps={place}."
     return TapSelectionError(
         "taps=: no module of the model is a non-linearity of torch, or is named and built like one, so feedback has no "
         f"place to enter. {what}{named} Non-linearities that are functions (torch.relu, F.gelu) are not seen: put a "
