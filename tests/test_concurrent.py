@@ -67,6 +67,7 @@ def test_the_numbers_are_those_of_one_thread(double, rule, threads):
     assert_equal(trained(rule, threads), trained(rule, 1))
 
 
+@pytest.mark.filterwarnings("ignore:an argument of the model")
 def test_inputs_that_want_a_gradient_get_it(double):
     found = trained(bpfree.DFA(), 2, wants_gradient=True)
     assert found[-1] is not None

@@ -172,6 +172,7 @@ def test_an_argument_that_wants_a_gradient_is_warned_of(batch, rule):
 # -- gradients of gradients ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:an argument of the model")
 @pytest.mark.parametrize(
     ("rule", "options"),
     [*ONCE, (bpfree.FDFA(), {}), (bpfree.DFA(), {"streaming": True}), (bpfree.DFA(), {"threads": 2})],

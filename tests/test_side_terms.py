@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import bpfree
+from bpfree import errors
 
 
 @pytest.fixture(autouse=True)
@@ -163,11 +164,18 @@ def test_a_side_head_learns_from_its_own_loss():
     assert "Left alone, 'side.1'" in str(attachment)
 
 
-@pytest.mark.parametrize("options", [{"window": 2}, {"streaming": True}])
-def test_ways_that_carry_no_such_loss_say_so(options):
+def test_a_window_carries_no_such_loss_and_says_so():
     model, x, _ = setting("attribute")
-    bpfree.attach(model, bpfree.DFA(), **options)
+    bpfree.attach(model, bpfree.DFA(), window=2)
     with pytest.warns(bpfree.BpfreeWarning, match="keeps on itself.*Leave these options out"):
+        model(x)
+
+
+@pytest.mark.filterwarnings("ignore:the model returns, or keeps on itself")
+def test_a_stream_has_no_such_loss_and_refuses():
+    model, x, _ = setting("attribute")
+    bpfree.attach(model, bpfree.DFA(), streaming=True)
+    with pytest.raises(errors.StreamingError, match="'balance'.*Train without streaming"):
         model(x)
 
 

@@ -313,7 +313,7 @@ class Estimator:
             keep: Whether outputs and perturbations may be kept, which spares work and costs memory.
         """
         (plan,) = self._held
-        self._start, self._keep = Surroundings.now(plan.model, plan.parts, call), keep
+        self._start, self._keep = Surroundings.now(plan, call), keep
         if keep:
             self.tape.record()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,46 +15,29 @@ from bpfree.ranks import is_sharded
 
 
 @dataclass(frozen=True)
-class _Weight:
-    """A parameter, in its place, with how often it had been written to; None where it learns.
-
-    Those that learn may change: an optimizer can step them while the error arrives.
-    """
-
-    owner: nn.Module
-    name: str
-    tensor: Tensor
-    version: int | None
-
-    def is_there(self) -> bool:
-        """Whether it is in its place, as it was."""
-        there = self.owner._parameters.get(self.name) is self.tensor
-        return there and self.version in (None, _version(self.tensor))
-
-
-@dataclass(frozen=True)
 class Operands:
     """The tensors that a pass computes with and that nobody copies, so that a second run with others is noticed.
 
     Attributes:
         arguments: The model's arguments, each with how often it had been written to.
-        weights: Its parameters.
+        owners: The modules with parameters.
+        weights: The parameters of each, by name.
+        versions: For every parameter how often it had been written to; None for those that learn. They may change: an
+            optimizer can step them while the error arrives.
     """
 
     arguments: Sequence[tuple[Tensor, int]]
-    weights: Sequence[_Weight]
+    owners: Sequence[nn.Module]
+    weights: Sequence[Mapping[str, Tensor | None]]
+    versions: Sequence[int | None]
 
     @classmethod
     def now(cls, arguments: Any, parts: Sequence[nn.Module]) -> Operands:
         """Note them, of a model whose modules are ``parts``."""
         given = [(entry, _version(entry)) for entry in tree_leaves(arguments) if isinstance(entry, Tensor)]
-        weights = [
-            _Weight(owner, name, weight, None if weight.requires_grad else _version(weight))
-            for owner in parts
-            for name, weight in owner._parameters.items()
-            if weight is not None
-        ]
-        return cls(given, weights)
+        owners = [owner for owner in parts if owner._parameters]
+        weights = [owner._parameters.copy() for owner in owners]
+        return cls(given, owners, weights, _versions(weights))
 
     def check(self, model: nn.Module) -> None:
         """Raise SecondRunError unless ``model`` has the same ones now."""
@@ -63,17 +47,39 @@ class Operands:
                 "the model on it once more. Write the operation without '_' or inplace=True, or let the model "
                 "copy the argument first."
             )
-        changed = next((weight for weight in self.weights if not weight.is_there()), None)
+        there = all(
+            all(map(is_, owner._parameters.values(), known.values()))
+            for owner, known in zip(self.owners, self.weights, strict=True)
+        )
         # FSDP2 exchanges a layer's weights for as long as it runs.
-        if changed is None or is_sharded(model):
+        if (there and _versions(self.weights) == self.versions) or is_sharded(model):
             return
-        path = next((path for path, module in model.named_modules() if module is changed.owner), "")
         raise SecondRunError(
-            f"parameter {f'{path}.{changed.name}'.lstrip('.')!r} is not what it was when the forward pass began, and "
+            f"parameter {self._changed(model)!r} is not what it was when the forward pass began, and "
             "this way of learning runs the model once more. Weights that torch.func.functional_call lends are gone by "
             "then: put them into the model. What the model itself moves in its forward pass would move twice: make it "
             "a buffer, or move it in the training loop."
         )
+
+    def _changed(self, model: nn.Module) -> str:
+        """The name of the first parameter that is not what it was."""
+        paths = {module: f"{path}." if path else "" for path, module in model.named_modules()}
+        versions = iter(self.versions)
+        for owner, known in zip(self.owners, self.weights, strict=True):
+            for name, weight in known.items():
+                version = next(versions)
+                moved = weight is not None and version is not None and _version(weight) != version
+                if moved or owner._parameters.get(name) is not weight:
+                    return paths.get(owner, "") + name
+        raise AssertionError("a parameter has changed")
+
+
+def _versions(weights: Sequence[Mapping[str, Tensor | None]]) -> list[int | None]:
+    return [
+        None if weight is None or weight.requires_grad else _version(weight)
+        for known in weights
+        for weight in known.values()
+    ]
 
 
 def _version(tensor: Tensor) -> int:

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from torch import nn
 
+from bpfree.module_state import State
 from bpfree.tap_values import Key
 
 SampleAxes: TypeAlias = "int | tuple[int, ...] | Mapping[str, int | tuple[int, ...]] | None"
@@ -55,6 +56,11 @@ class Plan:
     def parts(self) -> Sequence[nn.Module]:
         """All modules of the model, as they were when the rule was put there."""
         return tuple(self.model.modules())
+
+    @cached_property
+    def state(self) -> State:
+        """What the model and its hooks keep from pass to pass."""
+        return State(self.model)
 
     @cached_property
     def parameters(self) -> Sequence[nn.Parameter]:

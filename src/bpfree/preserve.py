@@ -2,97 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from bpfree.errors import UnsupportedLayerError
+from bpfree.find_holders import objects_among
+from bpfree.module_state import Moment, State
 from bpfree.operands import Operands
-from bpfree.state import LateBuffers
-
-Buffers: TypeAlias = Mapping[tuple[nn.Module, str], "Tensor | None"]
-"""Buffers, also those that have no tensor yet, by the module that owns them and their names there."""
-
-
-def _buffers_of(owners: Iterable[nn.Module]) -> Buffers:
-    return {(owner, name): buffer for owner in owners for name, buffer in owner._buffers.items()}
-
-
-def _copied(buffers: Buffers) -> Buffers:
-    """Copies of the tensors; one for a tensor that has several names."""
-    copies: dict[Tensor, Tensor] = {}
-    for (owner, name), buffer in buffers.items():
-        if buffer is None or buffer in copies:
-            continue
-        if is_lazy(buffer):
-            raise UnsupportedLayerError(
-                f"{name!r} of {type(owner).__name__} has no shape yet: run the model once before bpfree.attach()."
-            )
-        copies[buffer] = buffer.clone()
-    return {place: None if buffer is None else copies[buffer] for place, buffer in buffers.items()}
+from bpfree.plan import Plan
+from bpfree.random_state import RandomState
 
 
 @contextmanager
-def preserved(*modules: nn.Module, within: Buffers | None = None) -> Generator[None]:
-    """Put back, on leaving, the buffers and counters of ``modules`` and the global random state.
+def preserved(*modules: nn.Module) -> Generator[None]:
+    """Put back, on leaving, what ``modules``, their hooks and the global random state have moved.
 
-    Copies of the buffers stand in for them, so that graphs which hold the originals stay valid.
-
-    Args:
-        modules: What is to be left without a trace.
-        within: Values that buffers have in this context, in place of those that they have now.
+    Of a learning rule (an attachment) these are the buffers and counters alone: it may learn what a model looks like.
+    Copies of the tensors stand in for them, so that graphs which hold the originals stay valid.
     """
-    places = _buffers_of(_each(modules))
-    counters = [(owner, dict(owner.numbers)) for owner in _each(modules) if isinstance(owner, LateBuffers)]
-    random = RandomState.now(*modules)
+    states = [State(module) for module in modules]
+    with ExitStack() as stack:
+        random = RandomState.now(*modules)
+        stack.callback(random.restore)
+        for state in states:
+            stack.enter_context(put_back(state, state.now(copies=True)))
+        yield
+
+
+@contextmanager
+def put_back(state: State, begin: Moment) -> Generator[None]:
+    """Within this context everything holds what it held at a moment; on leaving, what it holds now.
+
+    Raises:
+        SecondRunError: A tensor that was too large to be copied has been written to.
+    """
+    state.note(begin)
+    now = state.now().with_those_of(begin)
+    versions = [written.tensor._version for written in begin.tensors]
     try:
-        for (owner, name), copy in _copied({**places, **(within or {})}).items():
-            setattr(owner, name, copy)
+        begin.begin()
         yield
     finally:
-        for (owner, name), buffer in places.items():
-            setattr(owner, name, buffer)
-        for owner, numbers in counters:
-            owner.numbers.clear()
-            owner.numbers.update(numbers)
-        random.restore()
-
-
-def _each(modules: tuple[nn.Module, ...]) -> Iterator[nn.Module]:
-    return (owner for module in modules for owner in module.modules())
-
-
-@dataclass(frozen=True)
-class RandomState:
-    """The global random state at one moment, of the CPU and of the accelerators that a model is on."""
-
-    cpu: Tensor
-    accelerators: tuple[tuple[torch.device, Tensor], ...]
-
-    @classmethod
-    def now(cls, *modules: nn.Module) -> RandomState:
-        """Keep it."""
-        devices = _accelerators(modules)
-        states = [(device, torch.get_device_module(device).get_rng_state(device)) for device in devices]
-        return cls(torch.get_rng_state(), tuple(states))
-
-    def restore(self) -> None:
-        """Put it back."""
-        torch.set_rng_state(self.cpu)
-        for device, state in self.accelerators:
-            torch.get_device_module(device).set_rng_state(state, device)
-
-
-def _accelerators(modules: tuple[nn.Module, ...]) -> list[torch.device]:
-    if not torch.accelerator.is_available():  # spares every step a walk through the model
-        return []
-    devices = {tensor.device for module in modules for tensor in (*module.parameters(), *module.buffers())}
-    return [device for device in devices if device.type not in ("cpu", "meta")]
+        now.put()
+    begin.check(versions)
 
 
 @dataclass(frozen=True)
@@ -129,21 +85,35 @@ class Surroundings:
     Attributes:
         random: The random state.
         autocast: The precisions.
-        buffers: Copies of the buffers: statistics and counters that a pass reads may move in it.
+        model: What the model and its hooks keep.
+        arguments: What its arguments keep besides plain tensors, and that at the moment the pass began.
+        moment: What the model kept at that moment.
         operands: Its arguments and weights.
     """
 
     random: RandomState
     autocast: Autocast
-    buffers: Buffers
+    model: State
+    moment: Moment
+    arguments: tuple[State, Moment] | None
     operands: Operands
 
     @classmethod
-    def now(cls, model: nn.Module, parts: Sequence[nn.Module], arguments: Any) -> Surroundings:
-        """Keep them for ``model``, whose modules are ``parts``: to walk through it costs a small one's forward pass."""
-        random = RandomState.now(model)
+    def now(cls, plan: Plan, arguments: Any) -> Surroundings:
+        """Keep them for the model of ``plan``, called with ``arguments``, (args, kwargs)."""
+        random = RandomState.now(plan.model)
         autocast = Autocast.now({"cpu", *(device.type for device, _ in random.accelerators)})
-        return cls(random, autocast, _copied(_buffers_of(parts)), Operands.now(arguments, parts))
+        moment = plan.state.now(copies=True)
+        objects = objects_among(*arguments)
+        called = None
+        if objects:
+            given = State(objects)
+            called = given, given.now(copies=True)
+        return cls(random, autocast, plan.state, moment, called, Operands.now(arguments, plan.parts))
+
+    def graphs(self) -> dict[str, Tensor]:
+        """The tensors with a graph that the model and its arguments keep now, by name."""
+        return self.model.graphs() | (self.arguments[0].graphs() if self.arguments else {})
 
     @contextmanager
     def restored(self, model: nn.Module) -> Generator[None]:
@@ -153,7 +123,13 @@ class Surroundings:
             SecondRunError: Its arguments or weights are not those of the first, or this pass has changed them.
         """
         self.operands.check(model)
-        with preserved(model, within=self.buffers), torch.enable_grad(), self.autocast.restored():
+        with ExitStack() as stack:
+            stack.callback(RandomState.now(model).restore)
+            stack.enter_context(put_back(self.model, self.moment))
+            if self.arguments is not None:
+                stack.enter_context(put_back(*self.arguments))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(self.autocast.restored())
             self.random.restore()
             yield
         self.operands.check(model)

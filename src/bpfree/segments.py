@@ -78,6 +78,11 @@ class Reach:
     leaves: list[Tensor]
     inner: set[Any]
 
+    def without(self, leaves: Sequence[Tensor]) -> Reach:
+        """The same without these leaves."""
+        left_out = set(leaves)
+        return Reach([leaf for leaf in self.leaves if leaf not in left_out], self.inner)
+
     @classmethod
     def of(cls, *roots: Tensor) -> Reach:
         """The reach of a backward pass from ``roots``."""

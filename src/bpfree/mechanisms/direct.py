@@ -34,7 +34,6 @@ from bpfree.errors import (
     nearest,
 )
 from bpfree.feedback import Feedback
-from bpfree.kept import kept_by
 from bpfree.layout import batch_dims, sites_of
 from bpfree.mechanisms.backward_hooks import with_backward_hooks
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
@@ -44,6 +43,7 @@ from bpfree.mechanisms.inspection import ExactDeparture, Inspection
 from bpfree.mechanisms.pass_state import PassStack, PassState
 from bpfree.mechanisms.passage import Passage, Reached, Recut, Run
 from bpfree.mechanisms.side_terms import SoftTap, nodes_below, with_side_gradients
+from bpfree.mechanisms.streaming import close_interrupted
 from bpfree.mechanisms.survey import Survey, error_key, errors_of
 from bpfree.mechanisms.trial import kind_of_call
 from bpfree.mechanisms.untaught import warn_of_input_gradients
@@ -166,6 +166,7 @@ class DirectMechanism(Mechanism):
         """Take the hooks out and forget the forward pass and its targets."""
         super().remove()
         self._cuts.clear()
+        close_interrupted(self.plan.model)
         for call in self._calls().calls:
             _close(call)
         self._calls().calls.clear()
@@ -174,9 +175,19 @@ class DirectMechanism(Mechanism):
 
     def _hear(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         stack = self._calls()
-        if self.active and (stack.top is None or not stack.top.again or stack.top.entered):
+        if stack.top is not None and stack.top.again and not stack.top.entered:
+            return
+        close_interrupted(self.plan.model)
+        if self.active:
             stack.heard = args, kwargs
             self.ways.hear(args, kwargs)
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Within this context a forward pass is plain autograd."""
+        close_interrupted(self.plan.model)
+        with super().paused():
+            yield
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         stack = self._calls()
@@ -563,8 +574,11 @@ class DirectMechanism(Mechanism):
         for path, term in list(tensors(output)):
             found = joined(term) if term.requires_grad else None
             output = output if found is None else put(output, path, found)
-        for holder in kept_by(self.plan.model):
-            holder.replace_tensors(joined)
+        for holder in self.plan.state.holders:
+            for key, term in list(holder.tensors):
+                found = joined(term) if term.requires_grad else None
+                if found is not None:
+                    holder.replace(key, found)
         return output
 
     # -- surveys ---------------------------------------------------------------------------------------------------

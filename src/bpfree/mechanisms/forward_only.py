@@ -149,7 +149,7 @@ class WeightsMechanism(ForwardOnlyMechanism):
         stack.enter_context(differentiable_attention())
         if not self._differentiable:
             # Once, for its named errors: one raised in the model's own pass could not be given a name.
-            DualPass(self.plan)(call, self._perturbed, Surroundings.now(self.plan.model, self.plan.parts, call))
+            DualPass(self.plan)(call, self._perturbed, Surroundings.now(self.plan, call))
             self._differentiable = True
         if not self.recomputing():
             self.feedback.numbers["passes"] += 1

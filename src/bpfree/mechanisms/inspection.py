@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from bpfree.errors import VerificationError
-from bpfree.kept import kept_by
 from bpfree.mechanisms.pass_state import PassState
 from bpfree.mechanisms.survey import Survey, SurveyPass
 from bpfree.mechanisms.trial import copied, without_trace
@@ -50,10 +49,10 @@ class Inspection:
     def _look(self) -> ExactSignals | None:
         """Run the model with its graph whole."""
         plan, found = self._mechanism.plan, SurveyPass()
-        with without_trace(plan.model):
+        with without_trace(plan, self._call):
             with _weighed() as graph:
                 returned = self._run(PassState(run=found, again=True))
-            kept = (tensor for holder in kept_by(plan.model) for tensor in holder.tensors())
+            kept = (tensor for holder in plan.state.holders for _, tensor in holder.tensors if tensor.requires_grad)
             self.survey = Survey.of(found, returned, kept)
             del returned
             taps = sum(tap.numel() * tap.element_size() for tap in found.taps)
@@ -69,7 +68,7 @@ class Inspection:
         """Run the model cut, and send it the exact signals."""
         mechanism, plan = self._mechanism, self._mechanism.plan
         state = PassState(again=True, survey=self.survey, signals=dict(exact.signals))
-        with without_trace(plan.model), mechanism.stored():
+        with without_trace(plan, self._call), mechanism.stored():
             state.run = mechanism.opened(self.survey)
             with mechanism.recutting(state.run):
                 self._run(state)

@@ -101,7 +101,7 @@ class ModulatedMechanism(ForwardOnlyMechanism):
     # -- the first pass --------------------------------------------------------------------------------------------
 
     def _start(self, call: Call, stack: ExitStack) -> None:
-        self._pass = First(call, Surroundings.now(self.plan.model, self.plan.parts, call))
+        self._pass = First(call, Surroundings.now(self.plan, call))
         stack.callback(self._forget)
 
     def _forget(self) -> None:

@@ -8,59 +8,28 @@ segment are in memory at a time, whatever the depth. With an optimizer that uses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from bpfree.arguments import Call
 from bpfree.errors import StreamingError, UsedRecordError
+from bpfree.fingerprint import Fingerprint
 from bpfree.mechanisms.once import once
 from bpfree.mechanisms.passage import Departure, Passage, Run
 from bpfree.mechanisms.untaught import warn_of_results
+from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
 from bpfree.preserve import Autocast, Surroundings
 from bpfree.segments import Reach
 
 Rerun: TypeAlias = Callable[[Run, Any], Tensor]
 """Runs the model on arguments, cut as the other run says, as far as the error's place; returns the output there."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """The arguments of one forward pass, taken apart.
-
-    Attributes:
-        flat: What they hold.
-        form: How it is put together again.
-        outside: Where in ``flat`` the tensors are that want a gradient.
-    """
-
-    flat: Sequence[Any]
-    form: TreeSpec
-    outside: Sequence[int]
-
-    @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """Take the arguments apart."""
-        flat, form = tree_flatten((args, dict(kwargs)))
-        outside = [place for place, entry in enumerate(flat) if isinstance(entry, Tensor) and entry.requires_grad]
-        return cls(flat, form, outside)
-
-    def tensors(self) -> list[Tensor]:
-        """Those that hold numbers."""
-        return [entry for entry in self.flat if isinstance(entry, Tensor)]
-
-    def again(self) -> tuple[Any, list[Tensor]]:
-        """The arguments for another run, and the leaves in them that stand for ``outside``."""
-        flat = list(self.flat)
-        for place in self.outside:
-            flat[place] = flat[place].detach().requires_grad_()
-        return tree_unflatten(flat, self.form), [flat[place] for place in self.outside]
 
 
 @dataclass(frozen=True)
@@ -133,20 +102,39 @@ class Streamed(Passage):
         call: The arguments of this pass.
         surroundings: What it found when it began.
         courses: What earlier passes have found out about their segments.
+        compare: Whether later runs are compared with this one.
     """
 
     def __init__(
-        self, plan: Plan, run: Rerun, call: Call, surroundings: Surroundings, courses: dict[Any, Course]
+        self,
+        plan: Plan,
+        run: Rerun,
+        call: Call,
+        surroundings: Surroundings,
+        courses: dict[Any, Course],
+        *,
+        compare: bool,
     ) -> None:
         super().__init__()
         self._plan, self._run, self._call = plan, run, call
         self._surroundings, self._courses = surroundings, courses
+        self._seen: list[Fingerprint] | None = [] if compare else None
+        self._course: Course | None = None
         self._graph = torch.is_grad_enabled()
+        # First: whoever interrupts what follows from the keyboard leaves it for `close_interrupted` to find.
+        _UNDER_WAY().append(self)
         torch.set_grad_enabled(False)
+
+    @property
+    def model(self) -> nn.Module:
+        """What runs."""
+        return self._plan.model
 
     def close(self) -> None:
         """Let what follows have a graph again."""
-        torch.set_grad_enabled(self._graph)
+        if self in _UNDER_WAY():
+            _UNDER_WAY().remove(self)
+            torch.set_grad_enabled(self._graph)
 
     def ended(self, output: Any) -> None:
         """Warn of what the model returns besides the output that its error comes through."""
@@ -154,12 +142,16 @@ class Streamed(Passage):
             warn_of_results(output, self._call.flat, self._plan.error_name, "streaming=True")
 
     def _taken(self, output: Tensor) -> Tensor:
+        if self._seen is not None:
+            self._seen.append(Fingerprint.of(output))
         return output.detach()
 
     def uncut(self) -> Tensor:
         """Take the last tap back, and return its output: without a graph, as what it handed on."""
         output = self.handed_on[-1]
         super().uncut()
+        if self._seen:
+            self._seen.pop()
         return output
 
     def _given_back(self) -> Tensor:
@@ -167,32 +159,44 @@ class Streamed(Passage):
 
     def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
         """The leaves that every segment ends in."""
-        return self._course.ends
+        return self._found(output).ends
 
     def learns(self, output: Tensor) -> bool:
         """Whether anything between the last tap and the error's place wants a gradient."""
-        course = self._course
+        course = self._found(output)
         return bool(course.ends[-1] or course.apart[-1])
 
-    @cached_property
-    def _course(self) -> Course:
-        # Asked for where all taps have passed, several times.
-        key = kind_of_pass(self._plan, self.names, self._call.outside)
-        if key not in self._courses:
-            self._courses[key] = self._explored()
-        return self._courses[key]
+    def _found(self, output: Tensor) -> Course:
+        """The course of this pass, which ends in ``output``; asked for several times where all taps have passed."""
+        if self._course is None:
+            if self._seen is not None:
+                self._seen.append(Fingerprint.of(output))
+            key = kind_of_pass(self._plan, self.names, self._call.outside)
+            if key not in self._courses:
+                self._courses[key] = self._explored()
+            self._course = self._courses[key]
+        return self._course
 
     def _explored(self) -> Course:
         """Run once more with graphs that hold no numbers, to see what the segments end in."""
-        walk = Walk(tuple(self.names))
-        call, outside = self._call.again()
+        walk = DryRun(tuple(self.names), self._seen)
+        flat, outside = self._call.again()
         with self._surroundings.restored(self._plan.model), saved_tensors_hooks(_drop, _refuse):
-            walk.reaches.append(Reach.of(self._run(walk, call)))
-        return Course.of(self.names, walk.reaches, outside, self._plan.model)
+            before = {id(tensor) for tensor in self._surroundings.graphs().values()}
+            self._call.lend(flat)
+            output = self._run(walk, self._call.put_together(flat))
+            walk.reaches.append(Reach.of(output))
+            walk.compare(len(self.names), output)
+            lent = before | set(map(id, outside))
+            left = [name for name, kept in self._surroundings.graphs().items() if id(kept) not in lent]
+        if left:
+            raise _keeps_graphs(left)
+        return Course.of(self.names, [reach.without(walk.entries) for reach in walk.reaches], outside, self._plan.model)
 
     def leave(self, output: Tensor, deliver: Departure, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
         """The output as it is; in its backward pass the model runs again and its segments learn."""
-        second = SecondRun(tuple(self.names), deliver, self._course, self._plan.model, self._run, self._surroundings)
+        course, model = self._found(output), self._plan.model
+        second = SecondRun(tuple(self.names), deliver, course, model, self._run, self._surroundings, self._seen)
         outside = [self._call.flat[place] for place in self._call.outside]
         if not outside and not any(second.course.ends):
             return output
@@ -202,6 +206,31 @@ class Streamed(Passage):
             second, self._call, output, anchor, *outside, *second.course.shared
         )
         return result
+
+
+_UNDER_WAY: PerThread[list[Streamed]] = PerThread(list)
+"""The streaming passes of each thread that have not reached the error's place."""
+
+
+def close_interrupted(model: nn.Module) -> None:
+    """End what streaming passes of ``model`` have left in this thread that were interrupted from the keyboard.
+
+    No hook of a module is called then, and what follows would have no graph.
+    """
+    under_way = _UNDER_WAY()
+    first = next((number for number, passage in enumerate(under_way) if passage.model is model), len(under_way))
+    for passage in reversed(under_way[first:]):
+        passage.close()
+
+
+def _keeps_graphs(names: Sequence[str]) -> StreamingError:
+    named = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return StreamingError(
+        f"the forward pass keeps tensors with a graph below the error's place: {named}. Streaming stores no graph, so "
+        "that they would have none, and a loss term of them, or the next pass that reads them, would teach nothing. "
+        "Train without streaming; or detach() them where they are kept, if they are only looked at or the gradient "
+        "through them is not wanted."
+    )
 
 
 def _sum(first: Tensor, second: Tensor) -> Tensor:
@@ -228,6 +257,7 @@ class SecondRun:
         model: What runs.
         run: Runs it again.
         surroundings: What the first run found around it.
+        seen: What its taps and its output looked like, where this is to be compared.
     """
 
     names: tuple[str, ...]
@@ -236,16 +266,19 @@ class SecondRun:
     model: nn.Module
     run: Rerun
     surroundings: Surroundings
+    seen: Sequence[Fingerprint] | None
 
     def __call__(self, call: Call, error: Tensor) -> Sequence[Tensor | None]:
         """Let every segment learn; the gradients of the arguments that want one, and of the shared leaves."""
         signals = self.deliver(error)
-        given, outside = call.again()
+        flat, outside = call.again()
         now = Autocast.now(self.surroundings.autocast.kinds)
         passed = partial(self.deliver.passed, error=error)
-        replay = Replay(self.names, signals, passed, self.course, outside, now)
+        replay = Replay(self.names, signals, passed, self.course, outside, now, self.seen)
         with self.surroundings.restored(self.model):
-            output = self.run(replay, given)
+            call.lend(flat)
+            output = self.run(replay, call.put_together(flat))
+        replay.compare(len(self.names), output)
         replay.send(len(self.names), output, error)
         self.deliver.end(error)
         return replay.gradients
@@ -289,28 +322,69 @@ class Walk(Run):
 
     Args:
         names: The taps of the first run.
+        seen: What their outputs looked like and, last, that at the error's place; None where nothing is compared.
     """
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...], seen: Sequence[Fingerprint] | None) -> None:
         super().__init__()
-        self._expected = names
+        self._expected, self._seen = names, seen
         self.reaches: list[Reach] = []
 
     def cut(self, name: str, place: str, output: Tensor) -> Tensor:
         """Cut where the first run did; a tap behind its last one ends the model and is none."""
-        if len(self.names) == len(self._expected):
+        number = len(self.names)
+        if number == len(self._expected):
             return output
-        if name != self._expected[len(self.names)]:
+        if name != self._expected[number]:
             raise StreamingError(
                 f"the second run of the model reached tap {name!r} where the first one had reached "
-                f"{self._expected[len(self.names)]!r}: its way may depend on its arguments, its buffers and torch's "
-                "random numbers, and on nothing else."
+                f"{self._expected[number]!r}: {_MAY_DEPEND}"
             )
+        self.compare(number, output)
         return super().cut(name, place, output)
+
+    def compare(self, number: int, output: Tensor) -> None:
+        """Raise StreamingError if the output of tap ``number``, or that of the model, is not the first run's."""
+        if self._seen is None:
+            return
+        now, before = Fingerprint.of(output), self._seen[number]
+        if before.differs_from(now):
+            where = f"at tap {self._expected[number]!r}" if number < len(self._expected) else "where the error is taken"
+            raise StreamingError(
+                f"{where} the second run of the model gave other numbers than the first one, apart by "
+                f"{before.distance(now):.1e} of the largest ({before.tolerance:.1e} is left to rounding): {_MAY_DEPEND}"
+            )
 
     def _taken(self, output: Tensor) -> Tensor:
         self.reaches.append(Reach.of(output))
         return output.detach()
+
+
+_MAY_DEPEND = (
+    "what it computes may depend on its arguments, on random numbers of torch, numpy and Python, and on what its "
+    "modules, hooks and arguments keep in attributes, lists, dictionaries and objects. Of iterators, files, clocks, "
+    "caches of functions and other libraries' state nothing can be put back: keep that in an attribute, or train "
+    "without streaming."
+)
+
+
+class DryRun(Walk):
+    """A second run whose graphs lead on behind every tap: what is kept of a tap's output is seen to have one.
+
+    Attributes:
+        entries: The leaves that segments begin with.
+    """
+
+    def __init__(self, names: tuple[str, ...], seen: Sequence[Fingerprint] | None) -> None:
+        super().__init__(names, seen)
+        self.entries: list[Tensor] = []
+
+    def _taken(self, output: Tensor) -> Tensor:
+        handed_on = super()._taken(output)
+        if not output.requires_grad:
+            return handed_on
+        self.entries.append(handed_on.requires_grad_())
+        return handed_on.clone()  # an in-place operation cannot follow the leaf itself
 
 
 class Replay(Walk):
@@ -323,6 +397,7 @@ class Replay(Walk):
         course: What the segments end in.
         outside: The arguments that want a gradient.
         around: The precisions that the backward pass runs in.
+        seen: See :class:`Walk`.
     """
 
     def __init__(
@@ -333,8 +408,9 @@ class Replay(Walk):
         course: Course,
         outside: Sequence[Tensor],
         around: Autocast,
+        seen: Sequence[Fingerprint] | None,
     ) -> None:
-        super().__init__(names)
+        super().__init__(names, seen)
         self._signals, self._passed, self._around = signals, passed, around
         self._apart, self._of_segment = [*outside, *course.shared], course.apart
         self.gradients: list[Tensor | None] = [None] * len(self._apart)

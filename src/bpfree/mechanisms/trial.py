@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from bpfree.preserve import preserved
+from bpfree.find_holders import objects_among
+from bpfree.module_state import State
+from bpfree.plan import Plan
+from bpfree.preserve import put_back
+from bpfree.random_state import RandomState
 from bpfree.ranks import ranks
 
 
 @contextmanager
-def without_trace(model: nn.Module) -> Generator[None]:
-    """Within this context the model may run: buffers, random state and weights are put back behind it.
+def without_trace(plan: Plan, call: Any) -> Generator[None]:
+    """Within this context the model of ``plan`` may run on ``call``, (args, kwargs): nothing of it is left behind.
 
-    Weights are copied too, for a model may move them in its own forward pass. No gradient is there yet when a pass is
-    the first, so that the copies take the place that the gradients will have.
+    Put back are the random state, what the model, its hooks and its arguments keep, and its weights. These are copied,
+    for a model may move them in its own forward pass. No gradient is there yet when a pass is the first, so that the
+    copies take the place that the gradients will have.
     """
+    model, states = plan.model, [plan.state]
+    if objects := objects_among(*call):
+        states.append(State(objects))
     owners = [(owner, dict(owner._parameters)) for owner in model.modules() if owner._parameters]
     weights = {p: (p._version, p.detach().clone()) for p in model.parameters() if not p.is_inference()}
     try:
-        with preserved(model), torch.enable_grad():
+        with ExitStack() as stack:
+            stack.callback(RandomState.now(model).restore)
+            for state in states:
+                stack.enter_context(put_back(state, state.now(copies=True)))
+            stack.enter_context(_without_backward_hooks(model))
+            stack.enter_context(torch.enable_grad())
             yield
     finally:
         for owner, parameters in owners:
@@ -34,6 +47,22 @@ def without_trace(model: nn.Module) -> Generator[None]:
             for weight, (version, copy) in weights.items():
                 if weight._version != version:
                     weight.copy_(copy)
+
+
+@contextmanager
+def _without_backward_hooks(model: nn.Module) -> Generator[None]:
+    """Within this context gradients call no hook of the user's on a module or a parameter."""
+    of_modules = [hooks for module in model.modules() for hooks in (module._backward_hooks, module._backward_pre_hooks)]
+    of_parameters = [hooks for parameter in model.parameters() if (hooks := parameter._backward_hooks)]
+    # The dictionaries themselves are known to autograd: they are emptied and filled again.
+    kept = [(hooks, dict(hooks)) for hooks in (*of_modules, *of_parameters) if hooks]
+    try:
+        for hooks, _ in kept:
+            hooks.clear()
+        yield
+    finally:
+        for hooks, entries in kept:
+            hooks.update(entries)
 
 
 def copied(call: tuple[tuple[Any, ...], Mapping[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:

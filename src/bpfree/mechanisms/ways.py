@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bpfree.arguments import Call
 from bpfree.mechanisms.concurrent import Choice, ConcurrentPassage
 from bpfree.mechanisms.delivery import Dispatch, Layout
 from bpfree.mechanisms.immediate import ImmediatePassage
 from bpfree.mechanisms.passage import Cut, Passage, Run
-from bpfree.mechanisms.streaming import Call, Course, Streamed, kind_of_pass
+from bpfree.mechanisms.streaming import Course, Streamed, kind_of_pass
 from bpfree.mechanisms.windows import WindowedPassage
 from bpfree.plan import Plan
 from bpfree.preserve import Surroundings
@@ -37,6 +38,8 @@ class Ways:
     def __init__(self, plan: Plan, rerun: Callable[[frozenset[str], Run, Any], Tensor]) -> None:
         self._plan, self._rerun = plan, rerun
         self._courses: dict[Any, Course] = {}
+        # The kinds of streaming passes whose runs have been compared.
+        self._compared: set[Any] = set()
         self._choice = None if plan.threads == 1 else Choice(plan.threads)
         self._call: Call | None = None
         self._surroundings: Surroundings | None = None
@@ -54,7 +57,7 @@ class Ways:
             return
         self._call = Call.of(args, kwargs)
         if self._plan.streaming and not torch.compiler.is_compiling():
-            self._surroundings = Surroundings.now(self._plan.model, self._plan.parts, self._call.flat)
+            self._surroundings = Surroundings.now(self._plan, (args, kwargs))
 
     def forget(self) -> None:
         """Forget them."""
@@ -106,11 +109,19 @@ class Ways:
             now = None if known is None or dispatch is None else self._immediate(call, known, dispatch)
             surroundings, self._surroundings = self._surroundings, None
             assert surroundings is not None
-            return now or Streamed(self._plan, partial(self._rerun, aside), call, surroundings, self._courses)
+            rerun, compare = partial(self._rerun, aside), self._plan.verify and self._is_new(call)
+            return now or Streamed(self._plan, rerun, call, surroundings, self._courses, compare=compare)
         # A segment that leads out of the model has to wait for what else comes from there.
         if self._choice is None or call.outside or soft or self._ordered():
             return Cut(soft)
         return ConcurrentPassage(self._choice, self._plan.learning)
+
+    def _is_new(self, call: Call) -> bool:
+        """Whether this is the first pass with such arguments, in training or evaluation."""
+        kind = self._plan.model.training, tuple(call.outside), tuple(tensor.shape for tensor in call.tensors())
+        new = kind not in self._compared
+        self._compared.add(kind)
+        return new
 
     def _ordered(self) -> bool:
         """Whether segments must run in one order: gathering their weights is a matter of all processes."""

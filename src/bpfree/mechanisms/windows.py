@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_unflatten
 
+from bpfree.arguments import Call
 from bpfree.mechanisms.broadcast import Deliver
 from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.passage import Cut, Departure, Recut
-from bpfree.mechanisms.streaming import Call
 from bpfree.segments import Reach
 
 
@@ -37,6 +36,8 @@ class WindowedPassage(Cut):
         self._outside: dict[Tensor, Tensor] = {}
         # What the taps hand on: leaves of the segments above.
         self._entries: list[Tensor] = []
+        # What arguments that are objects hold in this pass.
+        self._lent: tuple[Call, Sequence[Any]] | None = None
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The arguments for the model: what they come from is not this passage's to run, several times over."""
@@ -47,7 +48,15 @@ class WindowedPassage(Cut):
         for place in call.outside:
             leaf = flat[place].detach().requires_grad_()
             self._outside[leaf], flat[place] = flat[place], Entry.apply(leaf)  # type: ignore[no-untyped-call]
-        return tree_unflatten(flat, call.form)
+        self._lent = call, flat
+        call.lend(flat)
+        return call.put_together(flat)
+
+    def close(self) -> None:
+        """Put what objects among the arguments held back into them."""
+        if self._lent is not None:
+            (call, flat), self._lent = self._lent, None
+            call.take_back(flat)
 
     def _taken(self, output: Tensor) -> Tensor:
         entry = super()._taken(output)

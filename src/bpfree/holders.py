@@ -1,0 +1,614 @@
+"""Places that keep things: a module's attributes, a list, an object, a variable of a closure.
+
+A forward pass may change what lies in them. Each kind of place can be copied, compared and put back cheaply: a copy
+holds the same objects, not copies of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from operator import is_
+from types import FunctionType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+MANY = 1000
+"""Containers of more entries are watched by their length and their ends, and their entries are not looked into."""
+
+_ABSENT = object()
+_STRUCTURE = frozenset(vars(nn.Module())) - {"training"}
+
+
+class Holder(ABC):
+    """A place that keeps things.
+
+    Attributes:
+        label: Its name for messages, ``"router"`` or ``"history"``; "" is the model itself.
+        kept: A copy of what it held when it was last looked at.
+        children: The places inside it.
+        tensors: The tensors in it by key, parameters left out.
+    """
+
+    __slots__ = ("children", "kept", "label", "tensors")
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.kept: Any = self.copy()
+        self.children: Sequence[Holder] = ()
+        self.tensors: Sequence[tuple[Any, Tensor]] = ()
+
+    @property
+    @abstractmethod
+    def held(self) -> object:
+        """The object that keeps the things."""
+
+    @abstractmethod
+    def copy(self) -> Any:
+        """Copy what it holds now."""
+
+    @abstractmethod
+    def matches(self, kept: Any) -> bool:
+        """Whether it holds the objects of this copy."""
+
+    @abstractmethod
+    def put(self, kept: Any) -> None:
+        """Make it hold the objects of this copy."""
+
+    def is_known(self) -> bool:
+        """Whether what it holds by other ways is what it was when it was last looked at."""
+        return True
+
+    def entries(self) -> Iterable[tuple[Any, Any]]:
+        """What it holds, by key."""
+        return ()
+
+    def at(self, key: Any) -> Any:
+        """The entry ``key``."""
+        return next(value for place, value in self.entries() if place is key or place == key)
+
+    def replace(self, key: Any, value: Any) -> None:
+        """Put ``value`` in the place of the entry ``key``."""
+        raise KeyError(key)
+
+    def name(self, key: Any) -> str:
+        """The entry's name for messages: ``"router.balance"`` or ``"history[0]"``."""
+        return f"{self.label}[{key!r}]"
+
+
+class Attributes(Holder):
+    """The attributes of an object."""
+
+    __slots__ = ("_attributes", "_held")
+
+    def __init__(self, label: str, held: object) -> None:
+        self._held, self._attributes = held, vars(held)
+        super().__init__(label)
+
+    @property
+    def held(self) -> object:
+        """The object."""
+        return self._held
+
+    def copy(self) -> Any:
+        """Copy what it holds now."""
+        return self._attributes.copy()
+
+    def matches(self, kept: Any) -> bool:
+        """Whether it holds the objects of this copy."""
+        return _same(self._attributes, kept)
+
+    def put(self, kept: Any) -> None:
+        """Make it hold the objects of this copy."""
+        _put(self._attributes, kept)
+
+    def entries(self) -> Iterable[tuple[Any, Any]]:
+        """What it holds, by key."""
+        return list(self._attributes.items())
+
+    def replace(self, key: Any, value: Any) -> None:
+        """Put ``value`` in the place of the entry ``key``."""
+        self._attributes[key] = value
+
+    def name(self, key: Any) -> str:
+        """The attribute's name."""
+        return f"{self.label}.{key}".lstrip(".")
+
+
+class ModuleAttributes(Attributes):
+    """The attributes and buffers of a module; its submodules and hooks are seen and never changed."""
+
+    __slots__ = ("_buffers", "_hooks", "_modules", "_pre_hooks", "_skipped")
+
+    def __init__(self, label: str, held: nn.Module) -> None:
+        self._buffers, self._modules = held._buffers, held._modules
+        self._hooks, self._pre_hooks = held._forward_hooks, held._forward_pre_hooks
+        # Those that every module has come first, and are not compared one by one.
+        own = (number for number, key in enumerate(vars(held)) if key not in _STRUCTURE and key != "training")
+        self._skipped = next(own, len(vars(held)))
+        super().__init__(label, held)
+
+    def copy(self) -> Any:
+        """Copy what it holds now."""
+        hooks = len(self._hooks), len(self._pre_hooks)
+        attributes = self._attributes.copy()
+        compared = tuple(attributes.values())[self._skipped :]
+        return attributes, compared, self._buffers.copy(), self._modules.copy(), *hooks
+
+    def matches(self, kept: Any) -> bool:
+        """Whether it holds the objects of this copy."""
+        now = self._attributes
+        attributes, compared, buffers, modules, _, _ = kept
+        if len(now) != len(attributes) or now["training"] is not attributes["training"]:
+            return False
+        if compared and not all(map(is_, islice(now.values(), self._skipped, None), compared)):
+            return False
+        return ((not self._buffers and not buffers) or _same(self._buffers, buffers)) and (
+            not modules or _same(self._modules, modules)
+        )
+
+    def is_known(self) -> bool:
+        """Whether it has as many hooks and submodules as when it was last looked at."""
+        _, _, _, modules, hooks, pre_hooks = self.kept
+        return len(self._hooks) == hooks and len(self._pre_hooks) == pre_hooks and len(self._modules) == len(modules)
+
+    def put(self, kept: Any) -> None:
+        """Make it hold the objects of this copy."""
+        _put(self._attributes, kept[0])
+        _put(self._buffers, kept[2])
+
+    def entries(self) -> Iterable[tuple[Any, Any]]:
+        """Its attributes and buffers."""
+        own = [(key, value) for key, value in self._attributes.items() if key not in _STRUCTURE]
+        return [*own, *self._buffers.items()]
+
+    def replace(self, key: Any, value: Any) -> None:
+        """Put ``value`` in the place of the attribute or buffer ``key``."""
+        (self._buffers if key in self._buffers else self._attributes)[key] = value
+
+
+class Slots(Holder):
+    """What lies in the ``__slots__`` of an object."""
+
+    __slots__ = ("_held", "_names")
+
+    def __init__(self, label: str, held: object, names: Sequence[str]) -> None:
+        self._held, self._names = held, names
+        super().__init__(label)
+
+    @property
+    def held(self) -> object:
+        """The object."""
+        return self._held
+
+    def copy(self) -> Any:
+        """Copy what it holds now."""
+        return [getattr(self._held, name, _ABSENT) for name in self._names]
+
+    def matches(self, kept: Any) -> bool:
+        """Whether it holds the objects of this copy."""
+        return all(map(is_, self.copy(), kept))
+
+    def put(self, kept: Any) -> None:
+        """Make it hold the objects of this copy."""
+        for name, value in zip(self._names, kept, strict=True):
+            if value is not _ABSENT:
+                object.__setattr__(self._held, name, value)
+            elif hasattr(self._held, name):
+                object.__delattr__(self._held, name)
+
+    def entries(self) -> Iterable[tuple[Any, Any]]:
+        """What it holds, by slot."""
+        return [(name, value) for name, value in zip(self._names, self.copy(), strict=True) if value is not _ABSENT]
+
+    def replace(self, key: Any, value: Any) -> None:
+        """Put ``value`` into a slot."""
+        object.__setattr__(self._held, key, value)
+
+    def name(self, key: Any) -> str:
+        """The slot's name."""
+        return f"{self.label}.{key}".lstrip(".")
+
+
+class Entries(Holder):
+    """A dictionary."""
+
+    __slots__ = ("_held", "_kind")
+
+    def __init__(self, label: str, held: dict[Any, Any]) -> None:
+        self._held = held
+        # What a subclass does when it is read or written to belongs to the pass, and not to us.
+        self._kind: Any = OrderedDict if isinstance(held, OrderedDict) else dict
+        super().__init__(label)
+
+    @property
+    def held(self) -> object:
+        """The dictionary."""
+        return self._held
+
+    def copy(self) -> Any:
+        """Copy what it holds now."""
+        return list(self._kind.items(self._held))
+
+    def matches(self, kept: Any) -> bool:
+        """Whether it holds the objects of this copy."""
+        now = self._held
+        if len(now) != len(kept):
+            return False
+        if len(now) > MANY:
+            last = next(reversed(now))
+            return last is kept[-1][0] and dict.__getitem__(now, last) is kept[-1][1]
+        pairs = zip(self._kind.items(now), kept, strict=True)
+        return all(key is known and value is before for (key, value), (known, before) in pairs)
+
+    def put(self, kept: Any) -> None:
+        """Make it hold the objects of this copy, in their order."""
+        self._kind.clear(self._held)
+        for key, value in kept:
+            self._kind.__setitem__(self._held, key, value)
+
+    def entries(self) -> Iterable[tuple[Any, Any]]:
+        """What it holds, by key."""
+        return list(self._kind.items(self._held))
+
+    def at(self, key: Any) -> Any:
+        """The entry ``key``."""
+        return self._kind.__getitem__(self._held, key)
+
+    def replace(self, key: Any, value: Any) -> None:
+        """Put ``value`` in the place of the entry ``key``."""
+        self._kind.__setitem__(self._held, key, value)
+
+
+class RuleBuffers(Entries):
+    """The buffers of a learning rule's module: those that are drawn later stay."""
+
+    __slots__ = ()
+
+    def put(self, kept: Any) -> None:
+        """Put the buffers of this copy back."""
+        self._held.update(kept)
+
+
+class Items(Holder):
+    """A list or a deque."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self, label: str, held: list[Any] | deque[Any]) -> None:
+        self._held = held
+        super().__init__(label)
+
+    @property
+    def held(self) -> object:
+        """The list or deque."""
+        return self._held
+
+    def copy(self) -> Any:
+        """Copy what it holds now."""
+        return list(self._held)
+
+    def matches(self, kept: Any) -> bool:
+        """Whether it holds the objects of this copy."""
+        now = self._held
+        if len(now) != len(kept):
+            return False
+        if len(now) > MANY:
+            return now[0] is kept[0] and now[-1] is kept[-1]
+        return all(map(is_, now, kept))
+
+    def put(self, kept: Any) -> None:
+        """Make it hold the objects of this copy."""
+        if isinstance(self._held, list):
+            list.__setitem__(self._held, slice(None), kept)
+        else:
+            deque.clear(self._held)
+            deque.extend(self._held, kept)
+
+    def entries(self) -> Iterable[tuple[Any, Any]]:
+        """What it holds, by place."""
+        return list(enumerate(self._held))
+
+    def at(self, key: Any) -> Any:
+        """The entry ``key``."""
+        return self._held[key]
+
+    def replace(self, key: Any, value: Any) -> None:
+        """Put ``value`` in the place of the entry ``key``."""
+        self._held[key] = value
+
+
+class Unchanging(Holder):
+    """What does not change itself, and leads to places that do."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self, label: str, held: object) -> None:
+        self._held = held
+        super().__init__(label)
+
+    @property
+    def held(self) -> object:
+        """What leads there."""
+        return self._held
+
+    def copy(self) -> Any:
+        """Nothing."""
+
+    def matches(self, kept: Any) -> bool:
+        """Always."""
+        return True
+
+    def put(self, kept: Any) -> None:
+        """Nothing is to be put back."""
+
+
+class Collection(Unchanging):
+    """Several places."""
+
+    __slots__ = ()
+
+    def __init__(self, label: str, held: object, places: Sequence[Holder]) -> None:
+        super().__init__(label, held)
+        self.children = places
+
+
+class Arguments(Unchanging):
+    """The objects among the arguments of a pass, by the number or name of the argument."""
+
+    __slots__ = ()
+
+    def entries(self) -> Iterable[tuple[Any, Any]]:
+        """The objects."""
+        held: Any = self.held
+        return list(held.items())
+
+    def name(self, key: Any) -> str:
+        """The argument's name."""
+        return f"argument {key!r}"
+
+
+class Function(Unchanging):
+    """A function: what its closure, its defaults, what it is bound to, and globals that it names keep."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, label: str, held: object, parts: Sequence[Any]) -> None:
+        super().__init__(label, held)
+        self._parts = parts
+
+    def entries(self) -> Iterable[tuple[Any, Any]]:
+        """What it is made of."""
+        return list(enumerate(self._parts))
+
+    def name(self, key: Any) -> str:
+        """The function's name: what it is made of has none."""
+        return self.label
+
+
+class Fixed(Unchanging):
+    """A tuple: an entry is exchanged by exchanging the tuple itself where it lies."""
+
+    __slots__ = ("_above", "_key")
+
+    def __init__(self, label: str, held: tuple[Any, ...], above: Holder, key: Any) -> None:
+        super().__init__(label, held)
+        self._above, self._key = above, key
+
+    def entries(self) -> Iterable[tuple[Any, Any]]:
+        """What the tuple holds that lies there now, by place."""
+        return list(enumerate(self._above.at(self._key)))
+
+    def replace(self, key: Any, value: Any) -> None:
+        """Put another tuple in its place, with ``value`` for the entry ``key``."""
+        now = self._above.at(self._key)
+        make: Any = getattr(type(now), "_make", type(now))  # a named tuple
+        self._above.replace(self._key, make([*now[:key], value, *now[key + 1 :]]))
+
+
+class Members(Holder):
+    """A set or a bytearray."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self, label: str, held: set[Any] | bytearray) -> None:
+        self._held = held
+        super().__init__(label)
+
+    @property
+    def held(self) -> object:
+        """The set or bytearray."""
+        return self._held
+
+    def copy(self) -> Any:
+        """Copy what it holds now."""
+        return self._held.copy()
+
+    def matches(self, kept: Any) -> bool:
+        """Whether it holds what this copy holds."""
+        if len(self._held) > MANY:
+            return len(self._held) == len(kept)
+        return bool(self._held == kept)
+
+    def put(self, kept: Any) -> None:
+        """Make it hold what this copy holds."""
+        self._held.clear()
+        (self._held.update if isinstance(self._held, set) else self._held.extend)(kept)
+
+    def entries(self) -> Iterable[tuple[Any, Any]]:
+        """What a set holds; every member is its own key."""
+        return [(member, member) for member in self._held] if isinstance(self._held, set) else []
+
+    def replace(self, key: Any, value: Any) -> None:
+        """Put ``value`` in the place of a set's member ``key``."""
+        if isinstance(self._held, set):
+            self._held.remove(key)
+            self._held.add(value)
+
+    def name(self, key: Any) -> str:
+        """The name of the set: its members have none."""
+        return self.label
+
+
+class Variables(Holder):
+    """Some variables of a scope: a function's closure, its module (globals), or a class.
+
+    Args:
+        label: Its name.
+        held: What the scope belongs to.
+        names: The variables.
+        scope: Where they are looked up, set and deleted.
+    """
+
+    __slots__ = ("_held", "_names", "_scope")
+
+    def __init__(self, label: str, held: object, names: Sequence[str], scope: Scope) -> None:
+        self._held, self._names, self._scope = held, names, scope
+        super().__init__(label)
+
+    @property
+    def held(self) -> object:
+        """What the scope belongs to."""
+        return self._held
+
+    def copy(self) -> Any:
+        """Copy what they hold now."""
+        get = self._scope.get
+        return [get(name, _ABSENT) for name in self._names]
+
+    def matches(self, kept: Any) -> bool:
+        """Whether they hold the objects of this copy."""
+        return all(map(is_, self.copy(), kept))
+
+    def put(self, kept: Any) -> None:
+        """Make them hold the objects of this copy."""
+        for name, value, now in zip(self._names, kept, self.copy(), strict=True):
+            if value is _ABSENT and now is not _ABSENT:
+                del self._scope[name]
+            elif value is not now:
+                self._scope[name] = value
+
+    def entries(self) -> Iterable[tuple[Any, Any]]:
+        """What they hold, by name."""
+        return [(name, value) for name, value in zip(self._names, self.copy(), strict=True) if value is not _ABSENT]
+
+    def replace(self, key: Any, value: Any) -> None:
+        """Put ``value`` into the variable ``key``."""
+        self._scope[key] = value
+
+    def name(self, key: Any) -> str:
+        """The variable's name."""
+        return f"{self.label} {key}"
+
+
+class Scope(Protocol):
+    """Where variables are looked up, set and deleted: a dictionary, or what looks like one."""
+
+    def get(self, name: str, default: Any, /) -> Any:
+        """What the variable holds."""
+
+    def __setitem__(self, name: str, value: Any, /) -> None: ...
+
+    def __delitem__(self, name: str, /) -> None: ...
+
+
+class Closure:
+    """The variables of a closure as a scope."""
+
+    def __init__(self, function: FunctionType) -> None:
+        self._cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+
+    def get(self, name: str, default: Any, /) -> Any:
+        """What the variable holds."""
+        try:
+            return self._cells[name].cell_contents
+        except ValueError:  # it has not been assigned yet
+            return default
+
+    def __setitem__(self, name: str, value: Any, /) -> None:
+        self._cells[name].cell_contents = value
+
+    def __delitem__(self, name: str, /) -> None:
+        del self._cells[name].cell_contents
+
+
+class ClassScope:
+    """The attributes of a class as a scope."""
+
+    def __init__(self, held: type) -> None:
+        self._held = held
+
+    def get(self, name: str, default: Any, /) -> Any:
+        """What the class itself has, not what it inherits."""
+        return vars(self._held).get(name, default)
+
+    def __setitem__(self, name: str, value: Any, /) -> None:
+        setattr(self._held, name, value)
+
+    def __delitem__(self, name: str, /) -> None:
+        delattr(self._held, name)
+
+
+class Numbers(Holder):
+    """A generator of random numbers, or an array of numpy's: something with a state that is asked for and set.
+
+    Args:
+        label: Its name.
+        held: The object.
+        get: Asks for the state.
+        put: Sets it.
+    """
+
+    __slots__ = ("_get", "_held", "_set")
+
+    def __init__(self, label: str, held: object, get: Any, put: Any) -> None:
+        self._held, self._get, self._set = held, get, put
+        super().__init__(label)
+
+    @property
+    def held(self) -> object:
+        """The generator or array."""
+        return self._held
+
+    def copy(self) -> Any:
+        """Copy its state."""
+        return self._get()
+
+    def matches(self, kept: Any) -> bool:
+        """Whether it has this state."""
+        now = self._get()
+        if isinstance(now, Tensor):
+            return torch.equal(now, kept)
+        return isinstance(now, tuple | bytes) and bool(now == kept)
+
+    def put(self, kept: Any) -> None:
+        """Set this state."""
+        self._set(kept)
+
+
+def array_holder(label: str, array: Any) -> Numbers:
+    """The place of a numpy array."""
+    shape, dtype = array.shape, array.dtype
+
+    def put(kept: bytes) -> None:
+        array[...] = sys.modules["numpy"].frombuffer(kept, dtype).reshape(shape)
+
+    return Numbers(label, array, array.tobytes, put)
+
+
+def _same(now: Mapping[Any, Any], kept: Mapping[Any, Any]) -> bool:
+    return len(now) == len(kept) and (not now or all(map(is_, now.values(), kept.values())))
+
+
+def _put(now: dict[Any, Any], kept: Mapping[Any, Any]) -> None:
+    # Entry by entry: a thread that evaluates the model must never find it empty.
+    for key, value in kept.items():
+        if now.get(key, _ABSENT) is not value:
+            now[key] = value
+    for key in [key for key in now if key not in kept]:
+        del now[key]
