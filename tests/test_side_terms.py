@@ -175,7 +175,7 @@ def test_a_window_carries_no_such_loss_and_says_so():
 def test_a_stream_has_no_such_loss_and_refuses():
     model, x, _ = setting("attribute")
     bpfree.attach(model, bpfree.DFA(), streaming=True)
-    with pytest.raises(errors.StreamingError, match="'balance'.*Train without streaming"):
+    with pytest.raises(errors.StreamingError, match=r"'balance'.*Train without streaming"):
         model(x)
 
 
