@@ -608,18 +608,11 @@ def test_options_are_checked():
 
 
 def test_a_layer_without_forward_derivative_is_named():
-    class Own(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x * 2
-
-        @staticmethod
-        def backward(ctx, grad):
-            return grad * 2
-
     class Layer(nn.Module):
         def forward(self, x):
-            return Own.apply(x)
+            image = x.reshape(1, 1, *x.shape)
+            grid = F.affine_grid(torch.eye(2, 3)[None].to(x), image.shape, align_corners=False)
+            return F.grid_sample(image, grid, align_corners=False).view(x.shape)
 
     model, (x, _) = mlp(), data("mlp")
     model.insert(1, Layer())

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bpfree.errors import ErrorPlacementError, NonFiniteError
+from bpfree.grad_mode import rules_are_silent
 from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
 from bpfree.registry import MECHANISMS
@@ -96,7 +97,9 @@ class Mechanism(nn.Module):
     @property
     def active(self) -> bool:
         """Whether a forward pass started now would be the rule's."""
-        return torch.is_grad_enabled() and self._switches().pauses == 0 and not _being_exported()
+        if not torch.is_grad_enabled() or self._switches().pauses or _being_exported():
+            return False
+        return torch.compiler.is_compiling() or not rules_are_silent()
 
     @property
     def _fixed(self) -> bool:

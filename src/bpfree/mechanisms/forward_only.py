@@ -14,12 +14,13 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-import torch.autograd.forward_ad as dual
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from bpfree.draw import derived_seed
-from bpfree.errors import ForwardDerivativeError, OptionError
-from bpfree.estimate import Call, DualPass, Perturbations, differentiable_attention, join, perturbation, split
+from bpfree.errors import OptionError
+from bpfree.estimate import Perturbations, perturbation
+from bpfree.forward_mode import Call, DualPass, join, kind_of, nothing_arrives, split
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, require_finite
 from bpfree.mechanisms.direct import DirectRule
 from bpfree.mechanisms.leaving import leave
@@ -138,7 +139,8 @@ class WeightsMechanism(ForwardOnlyMechanism):
         # By parameter, or by what functional_call has put in its place.
         self._directions: dict[Tensor, Tensor] = {}
         self._places: dict[Tensor, tuple[nn.Module, str]] = {}
-        self._differentiable = False
+        # Parameters that are asked for are constants with a tangent: none of them requires a gradient.
+        self._rehearsal = DualPass(plan, freeze=False)
 
     def remove(self) -> None:
         """Take the hooks out and forget the forward pass."""
@@ -146,14 +148,13 @@ class WeightsMechanism(ForwardOnlyMechanism):
         self._directions, self._places = {}, {}
 
     def _start(self, call: Call, stack: ExitStack) -> None:
-        stack.enter_context(differentiable_attention())
-        if not self._differentiable:
-            # Once, for its named errors: one raised in the model's own pass could not be given a name.
-            DualPass(self.plan)(call, self._perturbed, Surroundings.now(self.plan, call))
-            self._differentiable = True
+        kind, mode = kind_of(self.plan, call), self._rehearsal.mode
+        if not mode.knows(kind):
+            # For its named errors, and what it learns: one raised in the model's own pass could not be given a name.
+            self._rehearsal(call, self._perturbed, Surroundings.now(self.plan, call))
         if not self.recomputing():
             self.feedback.numbers["passes"] += 1
-        stack.enter_context(dual.dual_level())
+        stack.enter_context(mode.entered(self.plan.model, kind, freeze=False))
         stack.enter_context(self._perturbed())
 
     @contextmanager
@@ -183,10 +184,14 @@ class WeightsMechanism(ForwardOnlyMechanism):
     def _number(self, module: nn.Module, name: str, parameter: Tensor) -> Tensor:
         if not parameter.requires_grad:
             return parameter
-        if parameter not in self._directions:
-            self._places[parameter] = module, name
-            self._directions[parameter] = self._drawn(parameter, len(self._directions))
-        return join(parameter, self._directions[parameter])
+        # Within torch.func's transforms a tangent would be theirs, and gone behind them.
+        with temporarily_clear_interpreter_stack():
+            if not torch._C._is_fwd_grad_enabled():  # what the model computes without gradients is a constant
+                return parameter.detach()
+            if parameter not in self._directions:
+                self._places[parameter] = module, name
+                self._directions[parameter] = self._drawn(parameter, len(self._directions))
+            return join(parameter.detach(), self._directions[parameter])
 
     def _drawn(self, parameter: Tensor, number: int) -> Tensor:
         seed, passes = self.feedback.numbers["seed"], self.feedback.numbers["passes"]
@@ -200,11 +205,8 @@ class WeightsMechanism(ForwardOnlyMechanism):
         self._directions, self._places = {}, {}
         primal, change = split(output)
         if change is None:
-            raise ForwardDerivativeError(
-                f"no change of a trainable parameter arrives at {where}: nothing below it learns, or the model takes "
-                "its values out of the graph (detach(), .data)."
-            )
-        return partial(_along, change, directions), primal
+            raise nothing_arrives(f"change of a trainable parameter arrives at {where}, or nothing below it learns")
+        return partial(_along, change.detach(), directions), primal.detach()
 
     def _in_place(self, parameter: Tensor) -> Tensor:
         module, name = self._places[parameter]

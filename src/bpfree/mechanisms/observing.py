@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from bpfree.estimate import Estimator, Observation, Perturbations
+from bpfree.estimate import Estimator, Observation, Perturbations, Response
 from bpfree.mechanisms.delivery import Pending
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule
 from bpfree.mechanisms.pass_state import PassState
+from bpfree.mechanisms.survey import error_key
 from bpfree.plan import Plan
 from bpfree.spatial import Form
 from bpfree.taps import Site
@@ -72,12 +75,34 @@ class ObservingMechanism(DirectMechanism):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _observe(self, state: PassState, call: Any) -> None:
-        (name, (pending, c)), *_ = state.pending.items()
+        groups = _grouped({name: pending for name, (pending, _) in state.pending.items()})
         with self.running(PassState(again=True)):
-            observation = self._estimator.observe(call, pending.sites, c, self._seed())
-        output = state.left[name].detach()
-        final = self._final(name, output)
-        if final is not None:
-            change = final.change_before(observation.change.view_as(output), output)
-            observation = replace(observation, change=change.reshape(-1, c))
-        self._seen(pending, observation)
+            responses = self._estimator.observe(call, [list(group.values()) for group in groups.values()], self._seed())
+        seen = dict(zip(groups, responses, strict=True))
+        for name, (pending, c) in state.pending.items():
+            response = seen[len(pending.sites[0].batch)]
+            output = state.left[name].detach()
+            observation = response.observation(self._tangent(response, name, output), pending.sites)
+            final = self._final(name, output)
+            if final is not None:
+                change = final.change_before(observation.change.view_as(output), output)
+                observation = replace(observation, change=change.reshape(-1, c))
+            sender = self.of_error(name, first=name == next(iter(state.pending)))
+            assert isinstance(sender, ObservingMechanism)
+            sender._seen(pending, observation)
+
+    def _tangent(self, response: Response, name: str, output: Tensor) -> Tensor:
+        """The tangent of the error ``name``; zero where the estimating pass did not come there."""
+        for place, tangents in zip(self.plan.errors, response.tangents, strict=True):
+            for path, tangent in tangents.items():
+                if error_key(place, path) == name:
+                    return tangent
+        return torch.zeros_like(output)
+
+
+def _grouped(pending: Mapping[str, Pending]) -> dict[int, dict[str, Site]]:
+    """The taps below any error, by how many of their dimensions number rows: errors may differ in that."""
+    groups: dict[int, dict[str, Site]] = {}
+    for left in pending.values():
+        groups.setdefault(len(left.sites[0].batch), {}).update({site.name: site for site in left.sites})
+    return groups

@@ -20,7 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from bpfree.convolution import CONVOLUTIONS
 from bpfree.draw import derived_seed, draw
 from bpfree.errors import StateError, TapShapeError, UnsupportedLayerError
-from bpfree.estimate import Call
+from bpfree.forward_mode import Call
 from bpfree.layout import batch_dims
 from bpfree.mechanisms.base import Rule
 from bpfree.mechanisms.forward_only import ForwardOnlyMechanism, Gradients

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bpfree.convolution import padded
 from bpfree.errors import ErrorPlacementError, OptionError, TapOutputError, UnsupportedLayerError
-from bpfree.estimate import Call
+from bpfree.forward_mode import Call
 from bpfree.preserve import Surroundings
 
 _WEIGHT_GRADIENTS = (

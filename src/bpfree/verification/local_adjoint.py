@@ -1,0 +1,143 @@
+"""The dot-product test of single modules, to name the one in which tangents and gradients part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from bpfree.forward_mode import split
+
+_TF32 = 2.0**-10
+
+
+@dataclass
+class _ModuleCall:
+    """One call of a module: what went in and out of it in the plain pass, and the tangents there."""
+
+    name: str
+    inputs: list[Tensor]
+    versions: list[int]
+    outputs: list[Tensor] = field(default_factory=list)
+    input_tangents: list[Tensor | None] = field(default_factory=list)
+    output_tangents: list[Tensor | None] = field(default_factory=list)
+
+    @property
+    def is_testable(self) -> bool:
+        """Whether both passes saw the same call, and it has not overwritten what it was given."""
+        same = len(self.inputs) == len(self.input_tangents) and len(self.outputs) == len(self.output_tangents)
+        return same and [tensor._version for tensor in self.inputs] == self.versions
+
+
+class ModuleCalls:
+    """The calls of a model's modules in a plain pass, and the tangents of an estimating pass there."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {module: name for name, module in model.named_modules() if name}
+        self._calls: list[_ModuleCall] = []  # in the order in which they end: inner ones first
+
+    @contextmanager
+    def graph(self) -> Generator[None]:
+        """Within this context a plain pass runs, whose graph is kept."""
+        open_calls: list[_ModuleCall] = []
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            inputs = _floating((args, kwargs))
+            open_calls.append(_ModuleCall(self._names[module], inputs, [tensor._version for tensor in inputs]))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            call = open_calls.pop()
+            call.outputs = _floating(output)
+            self._calls.append(call)
+
+        with self._hooked(enter, leave):
+            yield
+
+    @contextmanager
+    def tangents(self) -> Generator[None]:
+        """Within this context an estimating pass runs, whose tangents are kept."""
+        open_tangents: list[list[Tensor | None]] = []
+        rest = iter(self._calls)
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            open_tangents.append([split(tensor)[1] for tensor in _floating((args, kwargs))])
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            given, call = open_tangents.pop(), next(rest, None)
+            if call is not None and call.name == self._names[module]:
+                call.input_tangents = given
+                call.output_tangents = [split(tensor)[1] for tensor in _floating(output)]
+
+        with self._hooked(enter, leave):
+            yield
+
+    @contextmanager
+    def _hooked(self, enter: Callable[..., None], leave: Callable[..., None]) -> Generator[None]:
+        handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in self._names]
+        handles += [module.register_forward_hook(leave) for module in self._names]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def tolerance(self) -> float:
+        """How far apart rounding may put <u, J v> and <J^T u, v>, relative to |u| |J v| and the norm of (J^T u) o v.
+
+        It is sqrt(eps) / 4, for the coarsest precision of any module's output: 3.7e-9 in double precision, 8.6e-5 in
+        single, .008 in float16 and TF32, .022 in bfloat16. Each number on either way is rounded to a relative eps a few
+        times, by errors that are independent of each other: both sums then are off by few eps of those norms (up to 1.5
+        was measured). Norms of J^T u and v alone would excuse everything in a wide layer. The rest of the room is for
+        sums of differences. A sign that is wrong is 2 apart, a missing branch by the part of the change it carries.
+        """
+        coarsest = max((_epsilon(output) for call in self._calls for output in call.outputs), default=0.0)
+        return math.sqrt(coarsest) / 4
+
+    def suspect(self) -> str:
+        """The innermost module whose tangents do not fit its gradients, with its class; "" where all do."""
+        modules = {name: module for module, name in self._names.items()}
+        for call in self._calls:
+            if call.is_testable and not _fits(call, self.tolerance):
+                return f"{call.name!r} ({type(modules[call.name]).__name__})"
+        return ""
+
+
+def _epsilon(tensor: Tensor) -> float:
+    epsilon = torch.finfo(tensor.dtype).eps
+    # Accelerators may multiply in TF32, by a switch for every library.
+    return epsilon if tensor.device.type == "cpu" or tensor.dtype == torch.float64 else max(epsilon, _TF32)
+
+
+def _floating(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _fits(call: _ModuleCall, tolerance: float) -> bool:
+    """Whether <w, J t> = <J^T w, t>, for the tangent t of a module's inputs, and w the tangent of its outputs."""
+    moving = [(tensor, t) for tensor, t in zip(call.inputs, call.input_tangents, strict=True) if t is not None]
+    moving = [(tensor, t) for tensor, t in moving if tensor.requires_grad]
+    outputs = [
+        (tensor, t) for tensor, t in zip(call.outputs, call.output_tangents, strict=True) if tensor.requires_grad
+    ]
+    if not moving or not outputs:
+        return True
+    # Where no tangent comes out any other w will do.
+    w = [torch.ones_like(tensor) if t is None or not bool(t.any()) else t for tensor, t in outputs]
+    inputs = [tensor for tensor, _ in moving]
+    found = torch.autograd.grad([y for y, _ in outputs], inputs, w, retain_graph=True, allow_unused=True)
+    forward = sum(_sum(one, t) for one, (_, t) in zip(w, outputs, strict=True) if t is not None)
+    products = [g.double() * t.double() for g, (_, t) in zip(found, moving, strict=True) if g is not None]
+    backward = sum(float(product.sum()) for product in products)
+    scale = abs(forward) + math.sqrt(sum(float(product.square().sum()) for product in products))
+    return abs(forward - backward) <= tolerance * scale
+
+
+def _sum(left: Tensor, right: Tensor) -> float:
+    return float((left.double() * right.double()).sum())
