@@ -69,7 +69,7 @@ def observed(model, x, seed=4, perturbations="normal", modes=None, **options):
         estimator = Estimator(mechanism.plan, perturbations, rule.feedback.form)
         estimator.begin(((x,), {}), keep=True)
         (response,) = estimator.observe(((x,), {}), [mechanism.sites], seed)
-        seen = response.observation(response.tangents[0][""], mechanism.sites)
+        seen = response.observation(mechanism.sites[0].error.of(response.tangents[0][""], CLASSES), mechanism.sites)
     attachment.detach()
     return seen, mechanism.sites
 
@@ -86,12 +86,13 @@ def jacobians(model, x, sites):
         return output.clone()
 
     handles = [module.register_forward_hook(keep) for module in modules]
-    with preserved(model):
+    with preserved(model):  # which empties the list again
         output = model(x)
+        kept = list(outputs)
     for handle in handles:
         handle.remove()
-    rows = [torch.autograd.grad(number, outputs, retain_graph=True) for number in output.flatten()]
-    return [torch.stack([row[tap].flatten() for row in rows]) for tap in range(len(outputs))]
+    rows = [torch.autograd.grad(number, kept, retain_graph=True) for number in output.flatten()]
+    return [torch.stack([row[tap].flatten() for row in rows]) for tap in range(len(kept))]
 
 
 SUBJECTS = {
@@ -152,7 +153,7 @@ def estimates(model, x, draws, kind="normal", **options):
     for seed in range(draws):
         estimator.begin(((x,), {}), keep=True)
         (response,) = estimator.observe(((x,), {}), [mechanism.sites], seed)
-        seen = response.observation(response.tangents[0][""], mechanism.sites)
+        seen = response.observation(mechanism.sites[0].error.of(response.tangents[0][""], CLASSES), mechanism.sites)
         found.append([seen.change.T @ v / len(v) for v in seen.perturbations])
     attachment.detach()
     return [torch.stack(parts) for parts in zip(*found, strict=True)], mechanism.sites

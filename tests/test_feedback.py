@@ -192,9 +192,65 @@ def test_feedback_that_cannot_project_is_refused(feedback):
         {"density": 1.5},
         {"modes": 1.5},
         {"spread": 1.5},
+        {"max_bytes": 0},
     ],
     ids=str,
 )
 def test_options_that_mean_nothing_are_refused(options):
     with pytest.raises(bpfree.errors.OptionError, match=next(iter(options))):
         bpfree.Feedback(**options)
+
+
+def segmenter():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+
+
+BIG = torch.zeros(1, 3, 128, 128)  # B would have 5 x 128 x 128 times 8 x 128 x 128 numbers, 40 GiB
+
+
+@pytest.mark.parametrize("rule", [bpfree.DFA, bpfree.FDFA, bpfree.DKP], ids=lambda rule: rule.__name__)
+def test_feedback_too_large_is_refused_before_it_is_allocated(rule):
+    with pytest.raises(bpfree.errors.FeedbackSizeError, match=r"40.00 GiB.*'(all|1)' 40.00 GiB \(81920 x 131072\)"):
+        bpfree.attach(segmenter(), rule(), example_inputs=BIG)
+
+
+@pytest.mark.parametrize(
+    ("feedback", "options"),
+    [
+        (bpfree.Feedback(modes=1), {}),
+        (bpfree.Feedback(shared=False, modes=1), {}),
+        (bpfree.Feedback(), {"sample_axes": {"error": (0, 2, 3), "*": (0, 2, 3)}}),
+    ],
+    ids=["one number a channel", "own", "an error for each position"],
+)
+def test_what_the_refusal_advises_serves(feedback, options):
+    model = segmenter()
+    bpfree.attach(model, bpfree.DFA(feedback=feedback), **options)
+    F.cross_entropy(model(BIG), torch.zeros(1, 128, 128, dtype=torch.long)).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_limit_is_the_users():
+    widths = (30, 50, 20)
+    every = 10 * sum(widths) * 4
+    for feedback, size in [
+        (bpfree.Feedback(shared=False, max_bytes=every), every),
+        (bpfree.Feedback(max_bytes=10 * 50 * 4), 10 * 50 * 4),
+        (bpfree.Feedback(shared=False, max_bytes=None), every),
+        (bpfree.Feedback(stored=False, max_bytes=1), 0),
+    ]:
+        _, attachment = attached(feedback, widths)
+        assert sum(buffer.numel() * 4 for buffer in attachment.buffers()) == size
+    for feedback in (bpfree.Feedback(shared=False, max_bytes=every - 1), bpfree.Feedback(max_bytes=1999)):
+        with pytest.raises(bpfree.errors.FeedbackSizeError, match="max_bytes=None lifts"):
+            attached(feedback, widths)
+
+
+def test_a_running_average_counts_as_a_second_matrix():
+    def learns(rule):
+        bpfree.attach(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), rule, example_inputs=torch.ones(2, 4))
+
+    learns(bpfree.FDFA(feedback=bpfree.Feedback(shared=False, max_bytes=72)))
+    learns(bpfree.GrAPE(feedback=bpfree.Feedback(shared=False, max_bytes=144)))
+    with pytest.raises(bpfree.errors.FeedbackSizeError):
+        learns(bpfree.GrAPE(feedback=bpfree.Feedback(shared=False, max_bytes=143)))

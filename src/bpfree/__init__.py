@@ -41,7 +41,7 @@ from bpfree.rules import KolenPollack as KolenPollack
 from bpfree.rules import Shallow as Shallow
 from bpfree.rules import SignSymmetry as SignSymmetry
 from bpfree.rules import WeightMirror as WeightMirror
-from bpfree.taps import Site as Site
+from bpfree.sites import Site as Site
 from bpfree.taps import Tap as Tap
 
 __version__ = _version("bpfree")

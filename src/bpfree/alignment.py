@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from bpfree.layout import batch_dims
 from bpfree.mechanisms.base import Mechanism
 from bpfree.preserve import preserved
 from bpfree.projection import Projection
+from bpfree.sites import Site, product
 from bpfree.tabulate import tabulate
-from bpfree.taps import product
 
 _AFFORDABLE = 64
 """The numbers of error up to which the mean Jacobian is measured unasked."""
@@ -137,11 +138,11 @@ def alignment(
             f"layers= names {', '.join(sorted(unreached))}, which the forward pass does not reach below the error."
         )
     of_feedback = _feedback_cosines(attachment, exact)
-    columns = zip(rule.names, _dims_each(attachment, rule), rule.outputs, rule.gradients, exact.gradients, strict=True)
+    columns = zip(rule.names, _rows_each(attachment, rule), rule.outputs, rule.gradients, exact.gradients, strict=True)
     return AlignmentReport(
         tuple(
-            _compare(name, _rows(h, dims), _rows(signal, dims), _rows(gradient, dims), of_feedback.get(name, math.nan))
-            for name, dims, h, signal, gradient in columns
+            _compare(name, rows(h), rows(signal), rows(gradient), of_feedback.get(name, math.nan))
+            for name, rows, h, signal, gradient in columns
         )
     )
 
@@ -165,26 +166,52 @@ def _dims(attachment: Attachment, seen: _Pass) -> int:
     return batch_dims(seen.error.shape, [tap.shape for tap in seen.at(plan.taps).values()], plan.batch_dims)
 
 
-def _dims_each(attachment: Attachment, seen: _Pass) -> list[int]:
-    """The same for every output: other layers may have the taps' rows in another number of dimensions."""
-    dims, taps = _dims(attachment, seen), seen.at(attachment.mechanism.plan.taps)
-    counts = {product(tap.shape[:dims]) for tap in taps.values()}
-    found = []
+def _sites(attachment: Attachment) -> dict[str, Site]:
+    """The sites of the last pass by name, of rules that have some."""
+    return {site.name: site for site in getattr(attachment.mechanism, "sites", ())}
+
+
+def _rows_each(attachment: Attachment, seen: _Pass) -> list[Callable[[Tensor], Tensor]]:
+    """For every output what makes rows of it, and of its gradients.
+
+    A tap has the rows of its site; other layers may have the taps' rows in another number of dimensions.
+    """
+    dims, taps, sites = _dims(attachment, seen), seen.at(attachment.mechanism.plan.taps), _sites(attachment)
+    counts = {sites[name].rows if name in sites else product(tap.shape[:dims]) for name, tap in taps.items()}
+    found: list[Callable[[Tensor], Tensor]] = []
     for name, output in zip(seen.names, seen.outputs, strict=True):
+        if name in sites:
+            found.append(partial(_site_rows, sites[name]))
+            continue
         fitting = [n for n in range(1, output.dim() + 1) if product(output.shape[:n]) in counts]
         if name not in taps and not fitting:
             raise TapSelectionError(
                 f"layers= names {name}, whose output of shape {tuple(output.shape)} does not have the taps' "
                 f"{'/'.join(map(str, sorted(counts)))} rows before its features."
             )
-        found.append(dims if name in taps else fitting[0])
+        found.append(partial(_rows, dims if name in taps else fitting[0]))
     return found
 
 
 def _with_jacobian(attachment: Attachment, seen: _Pass, asked: bool | None) -> bool:
     if not isinstance(attachment.feedback, Projection) or seen.error is None or asked is False:
         return False
-    return bool(asked) or product(seen.error.shape[_dims(attachment, seen) :]) <= _AFFORDABLE
+    return bool(asked) or product(seen.error.shape) // _error_rows(attachment) <= _AFFORDABLE
+
+
+def _error_rows(attachment: Attachment) -> int:
+    """The number of rows of the last pass's error."""
+    return max(max((product(site.error.shape) for site in _sites(attachment).values()), default=1), 1)
+
+
+def _comparable(attachment: Attachment, seen: _Pass) -> dict[str, Tensor]:
+    """The outputs of the taps that have all rows of the error, in the leading axes of both."""
+    sites, taps = _sites(attachment), seen.at(attachment.mechanism.plan.taps)
+
+    def leads(site: Site) -> bool:
+        return site.pairing is None and site.arrangement.leads and site.error.axes == site.axes
+
+    return {name: tap for name, tap in taps.items() if name in sites and leads(sites[name])}
 
 
 def _feedback_cosines(attachment: Attachment, exact: _Pass) -> dict[str, float]:
@@ -208,9 +235,11 @@ def _observe(
     with _watching(attachment, seen, places), torch.enable_grad():
         loss = closure()
     if jacobian and seen.error is not None:
-        taps = seen.at(attachment.mechanism.plan.taps)
-        found = mean_jacobians(seen.error, list(taps.values()), _dims(attachment, seen))
-        seen.jacobians = dict(zip(taps, found, strict=True))
+        taps = _comparable(attachment, seen)
+        if taps:
+            dims = len(_sites(attachment)[next(iter(taps))].batch)
+            found = mean_jacobians(seen.error, list(taps.values()), dims)
+            seen.jacobians = dict(zip(taps, found, strict=True))
     if seen.outputs:
         pairs = zip(_arriving(attachment, loss, seen.outputs), seen.outputs, strict=True)
         seen.gradients = [torch.zeros_like(tap) if given is None else given for given, tap in pairs]
@@ -264,7 +293,11 @@ def _watching(attachment: Attachment, seen: _Pass, places: Mapping[str, nn.Modul
             handle.remove()
 
 
-def _rows(tensor: Tensor, dims: int) -> Tensor:
+def _site_rows(site: Site, tensor: Tensor) -> Tensor:
+    return site.rows_of(tensor.detach().double())
+
+
+def _rows(dims: int, tensor: Tensor) -> Tensor:
     # In double precision: a signal of 1e-30 has a direction too.
     return tensor.detach().double().reshape(product(tensor.shape[:dims]), -1)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo
 
-from bpfree.checks import check_attachable, check_options, check_within, error_modules
+from bpfree.checks import check_attachable, check_options, check_sample_axes, check_within, error_modules
 from bpfree.errors import (
     OptionError,
     StateError,
@@ -20,7 +20,7 @@ from bpfree.errors import (
 from bpfree.mechanisms.asymmetric import LayerwiseRule
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.mirror import MirrorMechanism
-from bpfree.plan import Plan
+from bpfree.plan import Plan, SampleAxes
 from bpfree.preserve import preserved
 from bpfree.projection import Matrix, Projection
 from bpfree.registry import keep, make_room
@@ -36,6 +36,7 @@ def attach(
     taps: TapChoice = None,
     error_at: str | Sequence[str] | None = None,
     batch_dims: int | None = None,
+    sample_axes: SampleAxes = None,
     window: int = 1,
     within: LayerwiseRule | None = None,
     streaming: bool = False,
@@ -63,8 +64,14 @@ def attach(
             exactly. For a transformer's vocabulary head, or a model that computes its own loss. Several names,
             ``("policy", "value")``: every tap gets the sum of its signals from those above it, each by feedback of its
             own. Default: the model's output, before a softmax, log_softmax or sigmoid that ends it; ``""`` is behind.
-        batch_dims: How many leading dimensions are samples and not features, for the error and all taps. None: all
-            dimensions of the error but the last where every tap has them too (tokens, nodes, points), else one.
+        batch_dims: How many leading dimensions are samples and not features, for the error and all taps. None: the
+            first one, and where the error has its channels last those between as far as taps have them in the same
+            place (tokens, nodes, points). A tap without them (an encoder's tokens of another length) gets the sum of
+            its sample's errors; one that is called once for each step of a loop over time gets that step's error.
+        sample_axes: The axes that number rows, for tensors with time first or classes in the middle: one, or several in
+            the order in which error and taps share them. ``{"*": 1}`` for taps ``(T, N, d)`` under an error ``(N, c)``,
+            by name or glob pattern of taps; ``{"error": (0, 2)}`` for an error ``(N, classes, T)``; ``(1, 0)`` for all
+            places. What is not named is found out.
         window: For direct rules: the parameters of a segment learn from the signal ``window`` - 1 taps further up,
             carried down by the segments between. 1 is the plain rule; a window as deep as the network is
             backpropagation. One pass of input gradients more for every step beyond 1.
@@ -91,14 +98,16 @@ def attach(
         The attachment: an ``nn.Module`` with the rule's state, and a context manager that detaches.
 
     Raises:
-        OptionError: ``rule`` or its feedback, ``seed``, ``batch_dims``, ``window``, ``within``, ``streaming`` or
-            ``threads`` means nothing.
+        OptionError: ``rule`` or its feedback, ``seed``, ``batch_dims``, ``sample_axes``, ``window``, ``within``,
+            ``streaming`` or ``threads`` means nothing.
         TapSelectionError: ``taps`` matches nothing, or is None and the model has no non-linearity module.
         ErrorPlacementError: There is no module ``error_at``. In a forward pass: it is not reached, reached twice,
             before every tap, or before one that ``taps`` names; its output is not one floating point tensor, or not
             what the rule needs there; nothing that learns lies between it and the last tap.
         TapOutputError: In a forward pass: a tap's output is not one floating point tensor.
-        TapShapeError: In a forward pass: a tap does not share the error's leading dimensions.
+        TapShapeError: In a forward pass: a tap does not share the error's samples, or sizes leave open which axes are
+            which.
+        FeedbackSizeError: In a forward pass: the matrices would be larger than ``Feedback(max_bytes=)``.
         StreamingError: In a forward pass: a path leads around a cut.
         SecondRunError: In a forward pass or its backward pass: the model runs again, and an argument or a weight is not
             what it was.
@@ -113,6 +122,8 @@ def attach(
     """
     check_options(rule, window, streaming, threads)
     check_attachable(model, seed, batch_dims)
+    chosen = select_taps(model, taps)
+    check_sample_axes(sample_axes, batch_dims, chosen)
     _let_compilers_see_hooks()
     chosen = select_taps(model, taps)
     plan = Plan(
@@ -128,6 +139,7 @@ def attach(
         placed=error_at is not None,
         verify=verify,
         tensor_keys=tensor_keys(taps, chosen),
+        sample_axes=sample_axes,
     )
     mechanism = rule.mechanism(plan)
     check_within(rule, mechanism, within)

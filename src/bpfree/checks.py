@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import fnmatch
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -10,6 +11,7 @@ from bpfree.errors import AlreadyShardedError, ErrorPlacementError, OptionError,
 from bpfree.mechanisms.asymmetric import LayerwiseRule
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule
+from bpfree.plan import SampleAxes
 from bpfree.ranks import is_sharded
 
 
@@ -67,6 +69,27 @@ def check_attachable(model: nn.Module, seed: int, batch_dims: int | None) -> Non
             "the model is sharded (fully_shard): attach the rule first and shard then, so that its hooks see whole "
             "weights."
         )
+
+
+def check_sample_axes(said: SampleAxes, batch_dims: int | None, taps: Mapping[str, nn.Module]) -> None:
+    """Raise OptionError for axes that mean nothing, are of no tap, or are said twice."""
+    if said is None:
+        return
+    if batch_dims is not None:
+        raise OptionError(
+            f"batch_dims={batch_dims} and sample_axes={said!r} say the same thing: leave one of them out."
+        )
+    of_places = said if isinstance(said, Mapping) else {"*": said}
+    for name, axes in of_places.items():
+        several = axes if isinstance(axes, tuple) else (axes,)
+        if not several or not all(type(axis) is int for axis in several):  # callers are not type-checked
+            raise OptionError(
+                f"sample_axes={said!r}: an axis (int) or several (tuple), or a mapping from the names of taps, glob "
+                "patterns of them or 'error' to these: {'*': 1, 'error': 0}."
+            )
+        known = name in ("error", "*") or any(fnmatch.fnmatchcase(tap, name) for tap in taps)
+        if not known and name not in taps:
+            raise OptionError(f"sample_axes= names {name!r}, which is no tap. {nearest(name, ['error', *taps])}")
 
 
 def check_within(rule: Rule, mechanism: Mechanism, within: LayerwiseRule | None) -> None:

@@ -34,6 +34,10 @@ class TapShapeError(BpfreeError, ValueError):
     """A tap's features changed since the feedback was drawn, or do not share the error's batch dimensions."""
 
 
+class FeedbackSizeError(BpfreeError, MemoryError):
+    """Feedback, or what estimates it, would take more memory than ``Feedback(max_bytes=)`` allows."""
+
+
 class ErrorPlacementError(BpfreeError, RuntimeError):
     """``error_at`` was not reached, was reached before a tap, or its output is not one tensor."""
 

@@ -22,9 +22,9 @@ from bpfree.draw import derived_seed
 from bpfree.forward_mode import Call, DualPass, Tangents, join, split
 from bpfree.plan import Plan
 from bpfree.preserve import Surroundings
+from bpfree.sites import Site, product
 from bpfree.spatial import Form
 from bpfree.tape import Tape
-from bpfree.taps import Site, product
 
 Perturbations: TypeAlias = Literal["normal", "rademacher"]
 
@@ -36,7 +36,7 @@ class Observation:
     """What one estimating pass saw of one error.
 
     Attributes:
-        change: odot, shape ``(N, c)``: the tangent where the error is taken, sum_l J_l v_l for every row.
+        change: odot, shape ``(N, c)``: the tangent where the error is taken, sum_l J_l v_l for every row of the error.
         perturbations: One a tap, in forward order, shape ``(N, m_l)``: the coefficients of v_l (for feedback that has
             a number for every feature, v_l itself). Behind a streaming pass each is drawn again when it is asked for.
         sites: Those taps.
@@ -45,6 +45,17 @@ class Observation:
     change: Tensor
     perturbations: Sequence[Tensor]
     sites: Sequence[Site]
+
+    def correlations(self, rows: Tensor) -> list[Tensor]:
+        """For every tap the mean of rows (x) v_l over the error's rows ``(N, c)`` that reach it, shape ``(c, m_l)``."""
+        return [_correlation(rows, v, site) for v, site in zip(self.perturbations, self.sites, strict=True)]
+
+
+def _correlation(rows: Tensor, v: Tensor, site: Site) -> Tensor:
+    pairing = site.pairing
+    if pairing is None:
+        return rows.T @ v.to(rows) / len(rows)
+    return pairing.gather(rows).T @ v.to(rows) / pairing.rows
 
 
 @dataclass(frozen=True)
@@ -62,10 +73,8 @@ class Response:
     perturbations: Sequence[Tensor]
     sites: Sequence[Site]
 
-    def observation(self, tangent: Tensor, taps: Sequence[Site]) -> Observation:
-        """What was seen of the error with this ``tangent``, of the ``taps`` below it."""
-        dims = len(taps[0].batch)
-        change = tangent.reshape(product(tangent.shape[:dims]), product(tangent.shape[dims:]))
+    def observation(self, change: Tensor, taps: Sequence[Site]) -> Observation:
+        """What was seen of the error with this ``change``, one row a row of the error, and of the ``taps`` below it."""
         numbers = {site.name: number for number, site in enumerate(self.sites)}
         if list(numbers) == [site.name for site in taps]:
             return Observation(change, self.perturbations, self.sites)
@@ -189,7 +198,7 @@ class Estimator:
 
     def direction(self, site: Site, coefficients: Tensor, like: Tensor) -> Tensor:
         """v_l, of the shape of the tap's output ``like``, of its ``(N, m_l)`` coefficients."""
-        return self._form(site).expand(coefficients).view(like.shape)
+        return site.arrangement(self._form(site).expand(coefficients)).view(like.shape)
 
     @contextmanager
     def _perturbed(
@@ -201,7 +210,7 @@ class Estimator:
             if not torch._C._is_fwd_grad_enabled():  # what the model computes without gradients is a constant
                 return None
             primal, tangent = split(output)
-            shape = (product(primal.shape[: len(site.batch)]), self._form(site).size)
+            shape = (site.rows, self._form(site).size)
             draw = Draw(shape, self._kind, derived_seed(seed, site.name), primal.dtype, primal.device)
             draws[site.name], coefficients = draw, draw.make()
             if self._keep:

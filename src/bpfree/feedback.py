@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bpfree.draw import derived_seed, draw
 from bpfree.errors import OptionError, choice
+from bpfree.sites import Site
 from bpfree.spatial import Form
-from bpfree.taps import Site
 
 Normalization: TypeAlias = Literal["launay2019", "launay2020", "launay2020-code", "none"]
 Distribution: TypeAlias = Literal["normal", "uniform"]
@@ -49,13 +49,15 @@ class Feedback:
             sqrt(density), which keeps the signal's variance (sparse feedback: Crafton et al. 2019).
         stored: False keeps no matrix and draws it again from the seed, ``4096`` columns at a time, in every
             backward pass. On a CPU the numbers are those of the stored matrix; another device draws its own.
-        modes: How many spatial modes each channel's feedback is made of, for taps of shape ``(channels,
-            *positions)``: None gives every position numbers of its own (c x C x H x W), 1 one number a channel
-            (c x C, for nets that end in a global pool), k the k lowest cosine modes (c x C x k, low rank in space).
-            n_l above is then C k.
+        modes: How many spatial modes each channel's feedback is made of, for taps with positions (images and tokens,
+            channels first or last): None gives every position of an image numbers of its own (c x C x H x W) and all
+            positions of a sequence the same ones (c x C), 1 one number a channel (c x C, for nets that end in a global
+            pool), k the k lowest cosine modes (c x C x k, low rank in space). n_l above is then C k.
         spread: For the nodes of a graph: how many steps k the error is spread over the edges before it is projected,
             d_l = (S^k e) B_l, so that nodes without a target of their own get a signal too (DFA-GNN, Zhao et al. 2024).
             S is what ``attachment.adjacency(S)`` was given. 0 projects the error as it is.
+        max_bytes: How large the stored matrices may be together, with the running averages of those that learn: more
+            is refused before the allocator is asked. 4 GiB; None for no limit.
     """
 
     normalization: Normalization = "launay2020"
@@ -65,6 +67,7 @@ class Feedback:
     stored: bool = True
     modes: int | None = None
     spread: int = 0
+    max_bytes: int | None = field(default=4 * 2**30, repr=False)
 
     def __post_init__(self) -> None:
         choice("normalization", self.normalization, _SCALES)
@@ -77,6 +80,8 @@ class Feedback:
             raise OptionError(f"modes={self.modes!r}: a whole number, at least 1; None takes every position.")
         if not isinstance(self.spread, int) or self.spread < 0:
             raise OptionError(f"spread={self.spread!r}: a number of steps over the edges of a graph, 0 for none.")
+        if self.max_bytes is not None and (not isinstance(self.max_bytes, int) or self.max_bytes < 1):
+            raise OptionError(f"max_bytes={self.max_bytes!r}: a whole number of bytes, at least 1; None for no limit.")
 
     @property
     def depends_on_widest(self) -> bool:
@@ -85,7 +90,7 @@ class Feedback:
 
     def form(self, site: Site) -> Form:
         """What the numbers of one row of B_l stand for."""
-        return Form.of(site.features, self.modes)
+        return Form.of(site.features, self.modes, site.channel, share=site.positions_share)
 
     def scale(self, width: int, widest: int, c: int) -> float:
         """The factor of a tap of ``width`` features, ``widest`` among all taps, for an error of ``c`` numbers."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bpfree.estimate import perturbation
-from bpfree.taps import product
+from bpfree.sites import product
 
 
 def mean_jacobians(output: Tensor, taps: Sequence[Tensor], dims: int) -> list[Tensor]:

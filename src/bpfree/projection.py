@@ -16,14 +16,19 @@ from torch import Tensor, nn
 from bpfree.draw import derived_seed
 from bpfree.errors import OptionError, StateError, TapShapeError
 from bpfree.feedback import BLOCK, Feedback
+from bpfree.feedback_size import require_room
 from bpfree.memory_format import as_images, channels_last
 from bpfree.signals import Signals
+from bpfree.sites import Pairing, Site
 from bpfree.spatial import Form
 from bpfree.state import LateBuffers
-from bpfree.taps import Site
 
 Projector: TypeAlias = Callable[[Tensor, Sequence[Site]], Sequence[Tensor | None]]
 """Anything that maps an error ``(N, c)`` and the taps to one signal ``(N, n_l)`` a tap (None: no signal)."""
+
+
+Key: TypeAlias = tuple[str, Form, "Pairing | None"]
+"""What taps have in common that share a signal: the matrix, its form, and the rows of the error that are theirs."""
 
 
 class Matrix(Protocol):
@@ -46,7 +51,7 @@ class Projection(LateBuffers):
         self.feedback = feedback
         self._sizes: tuple[int, int] | None = None  # c and the coefficients of the widest tap
         self._place: tuple[torch.dtype, torch.device] | None = None  # where and in which precision signals are made
-        self._known: tuple[Sequence[Site], list[tuple[str, Form]]] = ((), [])
+        self._known: tuple[Sequence[Site], list[Key]] = ((), [])
         self.adjacency: Matrix | None = None
 
     def expect(self, widest: int, c: int) -> None:
@@ -61,7 +66,7 @@ class Projection(LateBuffers):
             StateError: A loaded state does not fit the taps.
         """
         self._place = (like.dtype, like.device)
-        widest = max([form.size for _, form in self._keys(sites)])
+        widest = max([form.size for _, form, _ in self._keys(sites)])
         if self._sizes is None:
             self._sizes = (c, widest)
         elif c != self._sizes[0] or (self.feedback.depends_on_widest and widest > self._sizes[1]):
@@ -72,8 +77,24 @@ class Projection(LateBuffers):
                 "every tap a matrix of its own: bpfree.Feedback(shared=False)."
             )
         if self.feedback.stored:
-            for name, site, width in self._owners(sites):
+            owners = self._owners(sites)
+            self._require_room(owners, c, like)
+            for name, site, width in owners:
                 self._provide(name, site, c, width, like)
+
+    def _require_room(self, owners: Sequence[tuple[str, Site, int]], c: int, like: Tensor) -> None:
+        new = {name: (site.name, width) for name, site, width in owners if name not in self}
+        if new and not torch.compiler.is_compiling():
+            there = sum(self[name].numel() for name in self)
+            sizes = {
+                "all" if self.feedback.shared else tap: (c * width, f"{c} x {width}") for tap, width in new.values()
+            }
+            require_room(self.feedback, sizes, self.copies * like.element_size(), there)
+
+    @property
+    def copies(self) -> int:
+        """How many tensors of its size there are for one matrix."""
+        return 1
 
     def _owners(self, sites: Sequence[Site]) -> list[tuple[str, Site, int]]:
         assert self._sizes is not None
@@ -102,7 +123,9 @@ class Projection(LateBuffers):
             return "shared"
         # One module may be reached with several widths, and each has a matrix of its own; modes serve all resolutions.
         form = self.feedback.form(site)
-        return f"{site.module}:{form.channels}x{form.modes}" if form.modes else f"{site.module}:{form.size}"
+        # A sequence has the matrix of its tokens, whether they have errors of their own in this pass or not.
+        by_mode = form.modes and self.feedback.modes is not None
+        return f"{site.module}:{form.channels}x{form.modes}" if by_mode else f"{site.module}:{form.size}"
 
     def matrix(self, site: Site) -> Tensor:
         """B_l of one tap, shape ``(c, n_l)``. A regenerated matrix is drawn in full.
@@ -129,7 +152,7 @@ class Projection(LateBuffers):
         """How many different signals these taps get: taps with the same matrix and form share one."""
         return len(set(self._keys(sites)))
 
-    def _keys(self, sites: Sequence[Site]) -> list[tuple[str, Form]]:
+    def _keys(self, sites: Sequence[Site]) -> list[Key]:
         if torch.compiler.is_compiling():
             return self._found_keys(sites)
         # Passes of one layout have the very same sites: in nets of many small layers the keys would take longer than
@@ -138,11 +161,13 @@ class Projection(LateBuffers):
             self._known = (sites, self._found_keys(sites))
         return self._known[1]
 
-    def _found_keys(self, sites: Sequence[Site]) -> list[tuple[str, Form]]:
-        return [(self.name(site), self.feedback.form(site)) for site in sites]
+    def _found_keys(self, sites: Sequence[Site]) -> list[Key]:
+        return [(self.name(site), self.feedback.form(site), site.pairing) for site in sites]
 
     def forward(self, error: Tensor, sites: Sequence[Site]) -> Signals:
         """One signal ``(N, n_l)`` a tap from the error ``(N, c)``, each made when it is asked for.
+
+        A tap with fewer rows than the error gets what its :class:`bpfree.sites.Pairing` says of them.
 
         Raises:
             OptionError: The error is to be spread over a graph that was not given, or over another one.
@@ -177,7 +202,9 @@ class Projection(LateBuffers):
             )
         return (matrix.to(error) if isinstance(matrix, Tensor) else matrix) @ error
 
-    def _product(self, error: Tensor, name: str, form: Form) -> Tensor:
+    def _product(self, error: Tensor, name: str, form: Form, pairing: Pairing | None) -> Tensor:
+        if pairing is not None:
+            error = pairing.gather(error)
         if not self.feedback.stored:
             return form.expand(self._regenerated(error * self._scale(form), name, form))
         error, B = self._factors(error, name, form)
@@ -195,11 +222,17 @@ class Projection(LateBuffers):
             signal[:, start:stop] = error @ self.feedback.draw(block, self._seed(name), start)
         return signal
 
-    def _images(self, error: Tensor, shape: tuple[int, ...], name: str, form: Form) -> Tensor | None:
+    def _images(
+        self, error: Tensor, shape: tuple[int, ...], name: str, form: Form, pairing: Pairing | None
+    ) -> Tensor | None:
         # Channels last: a few rows of B are put in that order in place of the many of the signal.
         samples, channels, *_ = shape
+        if pairing is not None:
+            error = pairing.gather(error)
         rows = len(error)
         if not self.feedback.stored or samples != rows or (rows < error.shape[1] and not form.positions):
+            return None
+        if not form.channels_first:
             return None
         error, B = self._factors(error, name, form)
         if form.positions:
@@ -211,7 +244,8 @@ class Projection(LateBuffers):
         form = self.feedback.form(site)
         c = self._sizes[0] if self._sizes else "?"
         kind = "shared" if self.feedback.shared else "own"
-        size = f"{form.channels} x {form.modes} modes" if form.modes else str(form.size)
+        by_mode = form.modes and self.feedback.modes is not None
+        size = f"{form.channels} x {form.modes} modes" if by_mode else str(form.size)
         return f"{c} x {size} {kind if self.feedback.stored else 'regenerated'}"
 
 
@@ -241,8 +275,17 @@ class CallableProjection(nn.Module):
         """Nothing to draw: the projector brings its own matrices."""
 
     def forward(self, error: Tensor, sites: Sequence[Site]) -> Sequence[Tensor | None]:
-        """What the projector returns."""
-        return list(self.project(error, sites))
+        """What the projector returns; it is asked once for all taps that have the same rows of the error."""
+        if all(site.pairing is None for site in sites):
+            return list(self.project(error, sites))
+        signals: list[Tensor | None] = [None] * len(sites)
+        for pairing in dict.fromkeys(site.pairing for site in sites):
+            numbers = [number for number, site in enumerate(sites) if site.pairing == pairing]
+            rows = error if pairing is None else pairing.gather(error)
+            found = self.project(rows, [sites[number] for number in numbers])
+            for number, signal in zip(numbers, found, strict=True):
+                signals[number] = signal
+        return signals
 
     def describe(self, site: Site) -> str:
         """The projector's name."""

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from bpfree.taps import Site
+from bpfree.sites import Site
 
 Images: TypeAlias = Callable[..., "Tensor | None"]
 """(shape, *key) -> a signal of that shape whose numbers lie channels last; None where its rows had better be copied."""
@@ -48,17 +48,14 @@ class Signals(Sequence["Tensor | None"]):
 
     def shaped(self, sites: Sequence[Site], formats: Sequence[torch.memory_format]) -> Signals:
         """The same signals in the shapes and memory formats of their taps' outputs."""
-        keys = [
-            (*key, site.batch + site.features, format)
-            for key, site, format in zip(self._keys, sites, formats, strict=True)
-        ]
+        keys = [(*key, site.arrangement, format) for key, site, format in zip(self._keys, sites, formats, strict=True)]
         return Signals(self._make_shaped, keys)
 
     def _make_shaped(self, *key: Any) -> Tensor | None:
-        *own, shape, format = key
-        if format is not torch.contiguous_format and self._images is not None:
-            signal = self._images(shape, *own)
+        *own, arrangement, format = key
+        if format is not torch.contiguous_format and self._images is not None and arrangement.leads:
+            signal = self._images(arrangement.shape, *own)
             if signal is not None:
                 return signal
         rows = self._make(*own)
-        return None if rows is None else rows.view(shape).to(memory_format=format)
+        return None if rows is None else arrangement.like(rows, format)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -51,36 +50,6 @@ class Tap(nn.Module):
     def extra_repr(self) -> str:
         """The place, where one was named."""
         return "" if self.output is None else f"output={self.output!r}"
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place that feedback reaches in one forward pass.
-
-    Attributes:
-        name: The tap module's name in the model; from its second call on with ``#2``, ``#3``, ... behind it.
-        module: The tap module's name alone: calls of one module have one feedback.
-        batch: The leading shape that is shared with the error: ``(N,)`` or, for sequences, ``(N, T)``.
-        features: What is left, n_l numbers for each of the ``prod(batch)`` rows.
-    """
-
-    name: str
-    module: str
-    batch: tuple[int, ...]
-    features: tuple[int, ...]
-
-    @property
-    def width(self) -> int:
-        """n_l, the number of features of one row."""
-        return product(self.features)
-
-
-def product(shape: Iterable[int]) -> int:
-    """The product of the sizes in ``shape``; 1 if there are none."""
-    result = 1
-    for size in shape:
-        result *= size
-    return result
 
 
 def select_taps(model: nn.Module, taps: TapChoice, prefix: str = "") -> dict[str, nn.Module]:

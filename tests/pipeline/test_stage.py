@@ -11,6 +11,7 @@ import bpfree
 from bpfree.errors import AlreadyAttachedError, ErrorPlacementError, OptionError, StageError
 from bpfree.pipeline import StageTimes, attach_stage, measure_stage
 from bpfree.pipeline.agreement import Agreement, Survey
+from bpfree.sites import ErrorRows
 
 
 def stage(module, index=0, count=2):
@@ -24,7 +25,7 @@ def layers(*parts):
 
 
 def settle(attachment, c=3, rows=4):
-    Agreement(torch.Size((rows, c)), torch.float32, 1, c, 8).settle(attachment)
+    Agreement(torch.Size((rows, c)), torch.float32, ErrorRows((rows,), (0,)), c, 8).settle(attachment)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_stages_must_have_one_rule_and_names_of_their_own():
     attachment = attach_stage(stage(layers(nn.Linear(2, 8), nn.Tanh())), own)
     last = survey(names=["3"], error=(torch.Size((4, 3)), torch.float32))
     agreed = Agreement.of([survey(), last], attachment)
-    assert (agreed.c, agreed.widest, agreed.batch_dims) == (3, 8, 1)
+    assert (agreed.c, agreed.widest, agreed.rows.axes) == (3, 8, (0,))
     with pytest.raises(StageError, match="stage 0 learns by DFA"):
         Agreement.of([survey(), survey("DFA(), seed=1", error=last.error)], attachment)
     with pytest.raises(StageError, match="several stages have a tap '1'"):

@@ -226,6 +226,7 @@ def test_a_compiled_net_overwrites_nothing(batch):
         torch.testing.assert_close(found, attachment.feedback[name].grad)
 
 
+@pytest.mark.filterwarnings("ignore:an argument of the model")
 @pytest.mark.parametrize("rule", [bpfree.FDFA(), bpfree.DKP(), bpfree.GrAPE(calibrate=100)], ids=str)
 def test_a_reentrant_checkpoint_counts_the_run_that_has_gradients(batch, rule):
     x, y = batch

@@ -194,6 +194,16 @@ def require_finite(error: Tensor, harm: str) -> None:
         )
 
 
+def taught(error: Tensor) -> Tensor:
+    """Which rows of an error ``(N, ...)`` a loss touches, shape ``(N,)``: those that are not zero.
+
+    The error is all that shows it. A row whose loss is at its minimum, such as one beyond a hinge's margin, looks the
+    same and is not counted either.
+    """
+    touched = error != 0
+    return touched.flatten(1).any(1) if touched.dim() > 1 else touched
+
+
 def not_a_tensor(plan: Plan, output: object) -> ErrorPlacementError:
     """What is raised where the error's place gives something else than one floating point tensor."""
     found = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else f"of type {type(output).__name__}"

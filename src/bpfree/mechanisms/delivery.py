@@ -14,7 +14,7 @@ from bpfree.mechanisms.base import require_finite
 from bpfree.mechanisms.final_activation import FinalActivation
 from bpfree.projection import Projector
 from bpfree.signals import Signals
-from bpfree.taps import Site
+from bpfree.sites import ErrorRows, Site
 
 if TYPE_CHECKING:
     from bpfree.estimate import Observation
@@ -30,6 +30,7 @@ class Delivery:
         targets: What ``attachment.targets(...)`` was given for this pass, or None.
         project: Maps a vector ``(N, c)`` to one signal ``(N, n_l)`` a tap through the rule's feedback.
         observation: What the estimating pass saw, for rules that ask for one (:mod:`bpfree.estimate`).
+        error_known: Whether the error has come; segments that learn in the forward pass get zeros in its place.
     """
 
     error: Tensor
@@ -37,6 +38,7 @@ class Delivery:
     targets: Tensor | None
     project: Projector
     observation: Observation | None = None
+    error_known: bool = True
 
 
 @dataclass
@@ -65,11 +67,13 @@ class Layout:
     """What a forward pass of certain names and shapes (``key``) looks like."""
 
     key: Any
+    rows: ErrorRows
     sites: tuple[Site, ...]
     formats: tuple[torch.memory_format, ...]
     c: int
     just_in_time: bool
     like: Tensor
+    error_known: bool = True
 
 
 class Sender(Protocol):
@@ -119,9 +123,10 @@ class Dispatch:
         given = self._targets if self._targets is not None else late
         mechanism.learn(self.pending, rows)
         project, seen = mechanism.feedback, self.pending.observation
-        signals = mechanism.rule.signals(Delivery(rows, layout.sites, given, project, seen))
+        delivery = Delivery(rows, layout.sites, given, project, seen, layout.error_known)
+        signals = mechanism.rule.signals(delivery)
         if not isinstance(signals, Signals):
-            _check(signals, layout.sites, len(rows))
+            _check(signals, layout.sites)
             return _shaped(signals, layout)
         signals = signals.shaped(layout.sites, layout.formats)
         return signals if layout.just_in_time else list(signals)
@@ -139,19 +144,20 @@ class Dispatch:
         if self._behind is not None:
             final, output = self._behind
             error = final.error_before(error, output)
-        return error.reshape(-1, self._layout.c)
+        return self._layout.rows.of(error, self._layout.c)
 
 
-def _check(signals: Sequence[Tensor | None], sites: Sequence[Site], rows: int) -> None:
-    """Raise TapShapeError unless ``signals`` are one a tap, each ``(rows, n_l)``."""
+def _check(signals: Sequence[Tensor | None], sites: Sequence[Site]) -> None:
+    """Raise TapShapeError unless ``signals`` are one a tap, each ``(N, n_l)``."""
     if len(signals) != len(sites):
         raise TapShapeError(f"the rule or its projector returned {len(signals)} signals for {len(sites)} taps.")
     for signal, site in zip(signals, sites, strict=True):
         if signal is not None and not isinstance(signal, Tensor):  # callers are not type-checked
             raise TapShapeError(f"the signal for tap {site.name!r} is of type {type(signal).__name__}, not a tensor.")
-        if signal is not None and signal.shape != (rows, site.width):
+        if signal is not None and signal.shape != (site.rows, site.width):
             raise TapShapeError(
-                f"the signal for tap {site.name!r} has shape {tuple(signal.shape)}; {(rows, site.width)} is needed."
+                f"the signal for tap {site.name!r} has shape {tuple(signal.shape)}; {(site.rows, site.width)} is "
+                "needed."
             )
 
 
@@ -164,8 +170,8 @@ def _shaped(signals: Sequence[Tensor | None], layout: Layout) -> list[Tensor | N
         if signal is None:
             shaped.append(None)
             continue
-        key = (id(signal), site.batch, site.features, format)
+        key = (id(signal), site.arrangement, format)
         if key not in views:
-            views[key] = signal.view(*site.batch, *site.features).to(memory_format=format)
+            views[key] = site.arrangement.like(signal, format)
         shaped.append(views[key])
     return shaped

@@ -34,7 +34,7 @@ from bpfree.errors import (
     nearest,
 )
 from bpfree.feedback import Feedback
-from bpfree.layout import batch_dims, sites_of
+from bpfree.layout import ERROR, Place, lay_out, tapped
 from bpfree.mechanisms.backward_hooks import with_backward_hooks
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
 from bpfree.mechanisms.delivery import Delivery, Dispatch, Layout, Pending
@@ -44,7 +44,7 @@ from bpfree.mechanisms.pass_state import PassStack, PassState
 from bpfree.mechanisms.passage import Passage, Reached, Recut, Run
 from bpfree.mechanisms.side_terms import SoftTap, nodes_below, with_side_gradients
 from bpfree.mechanisms.streaming import close_interrupted
-from bpfree.mechanisms.survey import Survey, error_key, errors_of
+from bpfree.mechanisms.survey import Survey, SurveyPass, error_key, errors_of
 from bpfree.mechanisms.trial import kind_of_call
 from bpfree.mechanisms.untaught import warn_of_input_gradients
 from bpfree.mechanisms.ways import Ways
@@ -52,11 +52,14 @@ from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
 from bpfree.projection import Projection, Projector, projection
 from bpfree.segments import Segments
+from bpfree.sites import Site, product
 from bpfree.state import key_of, name_of
 from bpfree.tabulate import fold_names
 from bpfree.tap_values import put, take, tensors
-from bpfree.taps import Site, nothing_to_tap, product
+from bpfree.taps import nothing_to_tap
+from bpfree.verification.finding import Finding
 from bpfree.verification.laws import compare_outputs
+from bpfree.verification.rows import check_rows
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,9 @@ class DirectMechanism(Mechanism):
         self._shown: Segments | None = None
         self._layout: Layout | None = None
         self._surveys: dict[Any, Survey] = {}
+        # What passes have shown: the axes of channels, and the taps whose tokens are not the error's.
+        self._channels: dict[str, int] = {}
+        self._lengths: set[str] = set()
         self._calls = PerThread(PassStack)
         # How the last pass was cut; None where it was not.
         self._recut: Recut | None = None
@@ -219,7 +225,7 @@ class DirectMechanism(Mechanism):
     def opened(self, survey: Survey | None) -> Run:
         """A run for a pass that begins."""
         ready = not self.rule.needs_error and self._targets is not None
-        aside = frozenset() if survey is None else self._aside(survey)
+        aside = frozenset() if survey is None else self.left_aside(survey)
         soft = frozenset() if survey is None else survey.soft
         return self.ways.open(self._layout, self._dispatch if ready else None, aside, soft)
 
@@ -434,7 +440,7 @@ class DirectMechanism(Mechanism):
         sender = self.of_error(name, first=first)
         if first:
             self.first_error = name
-        layout = sender.laid_out(passage, output, below)
+        layout = sender.laid_out(passage, name, output, below, call.survey)
         sender.sites = layout.sites
         if call.signals is not None:
             exact = ExactDeparture([call.signals.pop(passage.places[number], None) for number in below])
@@ -480,7 +486,9 @@ class DirectMechanism(Mechanism):
                 break
         return any(not p.requires_grad for _, module in modules for p in module.parameters(recurse=False))
 
-    def laid_out(self, passage: Passage, output: Tensor, below: Sequence[int]) -> Layout:
+    def laid_out(
+        self, passage: Passage, error_name: str, output: Tensor, below: Sequence[int], survey: Survey | None
+    ) -> Layout:
         """The layout of a pass with these taps below the error at ``output``; found once for the same shapes."""
         compiling = torch.compiler.is_compiling()
         names, places = [passage.names[i] for i in below], [passage.places[i] for i in below]
@@ -489,17 +497,32 @@ class DirectMechanism(Mechanism):
         known = self._layout
         if not compiling and known is not None and key == known.key:
             return known
-        dims = batch_dims(output.shape, shapes, self.plan.batch_dims)
-        sites = sites_of(names, shapes, dims, output.shape)
-        sites = tuple(replace(site, name=place) for site, place in zip(sites, places, strict=True))
+        if survey is not None:
+            self._channels |= {call: axis for call, axis in survey.channels.items() if axis is not None}
+        error = Place(ERROR, ERROR, tuple(output.shape), self._channels.get(error_name))
+        rows, sites = lay_out(self.plan, error, tapped(names, places, shapes, self._channels), self._lengths)
         # One signal for all taps is made at once. A compiled graph cannot hold hooks on tensors inside it.
         several = isinstance(self.feedback, Projection) and self.feedback.kinds(sites) > 1
         just_in_time = not compiling and self.plan.window == 1 and (several or self.plan.streaming)
         like = _weights_like(self.plan.model, output)
-        layout = Layout(key, sites, tuple(formats), product(output.shape[dims:]), just_in_time, like)
+        c = product(size for axis, size in enumerate(output.shape) if axis not in rows.axes)
+        layout = Layout(key, rows, sites, tuple(formats), c, just_in_time, like)
         if not compiling:  # a compiled pass has a layout of its own: it delivers in another way
             self._layout = layout
         return layout
+
+    def compare_rows(
+        self, found: SurveyPass, survey: Survey, name: str, below: Sequence[int], seen: Sequence[int]
+    ) -> list[Finding]:
+        """What the graph of a survey contradicts of the layout of the taps ``below`` an error, looking at ``seen``."""
+        taps = [found.taps[number] for number in below]
+        output, plan, channels = found.errors[name], self.plan, survey.channels
+        names, places = [found.names[number] for number in below], [found.places[number] for number in below]
+        error = Place(ERROR, ERROR, tuple(output.shape), channels[name])
+        _, sites = lay_out(plan, error, tapped(names, places, [tap.shape for tap in taps], channels), set())
+        asked = plan.batch_dims is not None or plan.sample_axes is not None
+        looked_at = [sites[below.index(number)] for number in seen]
+        return check_rows([found.taps[number] for number in seen], output, looked_at, asked=asked)
 
     def _final(self, name: str, output: Tensor) -> FinalActivation | None:
         """The softmax or sigmoid before which this error is taken, unless the user has named the error's place."""
@@ -607,7 +630,7 @@ class DirectMechanism(Mechanism):
             )
         inspection.require_right()
 
-    def _aside(self, survey: Survey) -> frozenset[str]:
+    def left_aside(self, survey: Survey) -> frozenset[str]:
         """The calls of taps that are left alone."""
         return survey.unused | survey.graphless | self._flat(survey)
 

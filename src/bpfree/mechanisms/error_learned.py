@@ -30,9 +30,10 @@ class ErrorLearnedMechanism(LearnedMechanism):
         if pending.learning and len(error):
             site = pending.sites[number]
             (B,) = self.matrices([site])
-            rows = self.rule.feedback.form(site).reduce(output.detach().reshape(len(error), -1))
+            rows = self.rule.feedback.form(site).reduce(site.rows_of(output.detach()))
+            of_tap = error if site.pairing is None else site.pairing.gather(error)
             with in_own_precision(error):
-                pending.parts.append(error.to(B).T @ rows.to(B))
+                pending.parts.append(of_tap.to(B).T @ rows.to(B))
 
     def learn(self, pending: Pending, error: Tensor) -> None:
         """Gather the evidence, and let every matrix take its step."""

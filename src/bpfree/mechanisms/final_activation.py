@@ -24,7 +24,7 @@ _KINDS: dict[str, Kind] = {
 
 _RESHAPING = frozenset(
     f"{name}Backward0" for name in ("Squeeze", "Unsqueeze", "View", "UnsafeView", "ReshapeAlias", "Alias", "Clone")
-) | {"SqueezeBackward1", "SqueezeBackward2"}
+) | {"SqueezeBackward1", "SqueezeBackward2", "_MarkBackward"}
 
 
 @dataclass(frozen=True)

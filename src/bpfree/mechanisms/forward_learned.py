@@ -16,8 +16,8 @@ from bpfree.mechanisms.observing import ObservingMechanism
 from bpfree.mechanisms.pass_state import PassState
 from bpfree.plan import Plan
 from bpfree.ranks import rank
+from bpfree.sites import Site
 from bpfree.spatial import Form
-from bpfree.taps import Site
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class ForwardLearnedRule(LearnedRule):
 
     def evidence(self, seen: Observation, matrices: Sequence[Tensor]) -> list[Tensor]:
         """G_l = mean_b odot_b (x) v_b, shape ``(c, m_l)``, for every tap of ``seen``; ``matrices`` are their B_l."""
-        change = seen.change.to(matrices[0])
-        return [change.T @ v.to(change) / len(change) for v in seen.perturbations]
+        return seen.correlations(seen.change.to(matrices[0]))
 
 
 class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):

@@ -31,8 +31,8 @@ from bpfree.plan import Plan
 from bpfree.preserve import Surroundings
 from bpfree.projection import NoFeedback
 from bpfree.ranks import rank, shared_out
+from bpfree.sites import Site
 from bpfree.state import LateBuffers
-from bpfree.taps import Site
 
 Gradients: TypeAlias = Callable[[Tensor], Mapping[Tensor, Tensor]]
 """Maps dL/do, shaped as the output, to the gradients of the parameters that learn."""

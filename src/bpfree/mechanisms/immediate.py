@@ -58,10 +58,13 @@ class ImmediatePassage(Passage):
 
     def _taken(self, output: Tensor) -> Tensor:
         number = len(self.names) - 1
+        name = self.names[number]
         if number == 0:
             self._signals = self._make(output.shape)
         signal = self._signals[number]
         if signal is not None and output.requires_grad:
+            if signal.shape != output.shape:
+                raise _way_changes(f"tap {name!r} in the shape {tuple(output.shape)}", str(tuple(signal.shape)))
             with self.taught():
                 torch.autograd.backward(output, signal.to(output.dtype))
             self._left_gradients += [_LeftGradient(leaf) for leaf in self._ends[number][:1] if leaf.grad is not None]

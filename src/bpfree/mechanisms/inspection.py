@@ -57,12 +57,35 @@ class Inspection:
             del returned
             taps = sum(tap.numel() * tap.element_size() for tap in found.taps)
             weights = sum(weight.numel() * weight.element_size() for weight in plan.parameters)
+            room = _SHARE * (graph.bytes + 2 * weights)
+            with suppress(_OverwrittenError):
+                self._compare_rows(found, room)
             # A stream never holds the graph of a whole pass.
-            if not (self._thorough or (not plan.streaming and taps <= _SHARE * (graph.bytes + 2 * weights))):
+            if not (self._thorough or (not plan.streaming and taps <= room)):
                 return None
             with suppress(_OverwrittenError):
                 return ExactSignals.of(found, dict(plan.model.named_parameters()))
             return None
+
+    def _compare_rows(self, found: SurveyPass, room: float) -> None:
+        """Look whether the rows of the layout are those of the graph, at one tap at least and as many as fit."""
+        aside = self._mechanism.left_aside(self.survey)
+        for name, error in found.errors.items():
+            below = [
+                number
+                for number, place in enumerate(found.places)
+                if place in self.survey.below[name] and place not in aside
+            ]
+            if not below or not error.dim():
+                continue
+            sizes = {number: found.taps[number].numel() * error.element_size() for number in below}
+            seen: list[int] = []
+            left = room
+            for number in sorted(below, key=lambda number: sizes[number]):
+                left -= sizes[number]
+                if self._thorough or not seen or left >= 0:
+                    seen.append(number)
+            self.findings += self._mechanism.compare_rows(found, self.survey, name, below, sorted(seen))
 
     def _compare(self, exact: ExactSignals) -> None:
         """Run the model cut, and send it the exact signals."""

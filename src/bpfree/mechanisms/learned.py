@@ -22,9 +22,9 @@ from bpfree.mechanisms.passage import Passage
 from bpfree.plan import Plan
 from bpfree.projection import Projection
 from bpfree.ranks import average_over_ranks, ranks
+from bpfree.sites import Site
 from bpfree.spatial import Form
 from bpfree.state import LateBuffers, at_least_single
-from bpfree.taps import Site
 
 Stepper: TypeAlias = Literal["rule", "optimizer"]
 
@@ -138,6 +138,11 @@ class LearnedProjection(Projection):
 
     def _scale(self, form: Form) -> float:
         return 1.0
+
+    @property
+    def copies(self) -> int:
+        """Two where the evidence is averaged."""
+        return 1 if self._rule.memory(1) == self._rule.memory(2) == 1.0 else 2
 
     def describe(self, site: Site) -> str:
         """The form of a tap's feedback, for the attachment's table."""

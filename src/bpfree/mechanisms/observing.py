@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ from bpfree.mechanisms.direct import DirectMechanism, DirectRule
 from bpfree.mechanisms.pass_state import PassState
 from bpfree.mechanisms.survey import error_key
 from bpfree.plan import Plan
+from bpfree.sites import Site
 from bpfree.spatial import Form
-from bpfree.taps import Site
 
 
 class ObservingMechanism(DirectMechanism):
@@ -34,7 +33,7 @@ class ObservingMechanism(DirectMechanism):
 
     def _form(self, site: Site) -> Form:
         """What the perturbation of a tap is made of: one number a feature."""
-        return Form.of(site.features, None)
+        return Form.of(site.features, None, site.channel)
 
     def _is_wanted(self, state: PassState) -> bool:
         """Whether the pass that begins is to be observed; asked once a pass."""
@@ -75,18 +74,16 @@ class ObservingMechanism(DirectMechanism):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _observe(self, state: PassState, call: Any) -> None:
-        groups = _grouped({name: pending for name, (pending, _) in state.pending.items()})
+        groups, group_of = _grouped({name: pending for name, (pending, _) in state.pending.items()})
         with self.running(PassState(again=True)):
-            responses = self._estimator.observe(call, [list(group.values()) for group in groups.values()], self._seed())
-        seen = dict(zip(groups, responses, strict=True))
+            responses = self._estimator.observe(call, [list(group.values()) for group in groups], self._seed())
         for name, (pending, c) in state.pending.items():
-            response = seen[len(pending.sites[0].batch)]
+            response, rows = responses[group_of[name]], pending.sites[0].error
             output = state.left[name].detach()
-            observation = response.observation(self._tangent(response, name, output), pending.sites)
-            final = self._final(name, output)
+            tangent, final = self._tangent(response, name, output), self._final(name, output)
             if final is not None:
-                change = final.change_before(observation.change.view_as(output), output)
-                observation = replace(observation, change=change.reshape(-1, c))
+                tangent = final.change_before(tangent.view_as(output), output)
+            observation = response.observation(rows.of(tangent.view_as(output), c), pending.sites)
             sender = self.of_error(name, first=name == next(iter(state.pending)))
             assert isinstance(sender, ObservingMechanism)
             sender._seen(pending, observation)
@@ -100,9 +97,23 @@ class ObservingMechanism(DirectMechanism):
         return torch.zeros_like(output)
 
 
-def _grouped(pending: Mapping[str, Pending]) -> dict[int, dict[str, Site]]:
-    """The taps below any error, by how many of their dimensions number rows: errors may differ in that."""
-    groups: dict[int, dict[str, Site]] = {}
-    for left in pending.values():
-        groups.setdefault(len(left.sites[0].batch), {}).update({site.name: site for site in left.sites})
-    return groups
+def _grouped(pending: Mapping[str, Pending]) -> tuple[list[dict[str, Site]], dict[str, int]]:
+    """The taps below the errors, and by error which group of them it has.
+
+    Errors that lay out a tap in several ways are perturbed one group at a time.
+    """
+    groups: list[dict[str, Site]] = []
+    group_of: dict[str, int] = {}
+    for error, left in pending.items():
+        sites = {site.name: site for site in left.sites}
+        number = next((i for i, group in enumerate(groups) if _agree(group, sites)), len(groups))
+        if number == len(groups):
+            groups.append({})
+        groups[number].update(sites)
+        group_of[error] = number
+    return groups, group_of
+
+
+def _agree(group: Mapping[str, Site], sites: Mapping[str, Site]) -> bool:
+    shared = group.keys() & sites.keys()
+    return all(group[name].arrangement == sites[name].arrangement for name in shared)

@@ -22,14 +22,15 @@ from bpfree.draw import derived_seed, draw
 from bpfree.errors import StateError, TapShapeError, UnsupportedLayerError
 from bpfree.forward_mode import Call
 from bpfree.layout import batch_dims
-from bpfree.mechanisms.base import Rule
+from bpfree.mechanisms.base import Rule, taught
 from bpfree.mechanisms.forward_only import ForwardOnlyMechanism, Gradients
 from bpfree.mechanisms.two_passes import AtHead, First, HeadReached, LayerCall, Learners, Second
 from bpfree.plan import Plan
 from bpfree.preserve import Surroundings
+from bpfree.sites import product
 from bpfree.state import LateBuffers
 from bpfree.tabulate import others
-from bpfree.taps import nothing_to_tap, product
+from bpfree.taps import nothing_to_tap
 
 OutputError: TypeAlias = Literal["first", "second"]
 Positions: TypeAlias = Literal["mean", "sqrt", "sum"]
@@ -150,7 +151,8 @@ class ModulatedMechanism(ForwardOnlyMechanism):
 
     def _second_pass(self, first: First, learners: Learners, output: Tensor, error: Tensor) -> dict[Tensor, Tensor]:
         options, rows = self._options, error.reshape(output.shape)
-        n = max(len(rows), 1)  # an empty batch gives zeros
+        # Rows that no loss touches do not count; an empty batch gives zeros.
+        n = taught(rows).sum().clamp_min(1)
 
         def hidden(call: LayerCall, h: Tensor) -> Tensor:
             positions = product(call.shape[2:]) if isinstance(call.layer, CONVOLUTIONS) else 1

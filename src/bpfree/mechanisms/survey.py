@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bpfree.channels import channel_axis
 from bpfree.error_values import error_tensors, replace_errors
 from bpfree.errors import ErrorPlacementError
 from bpfree.mechanisms.final_activation import FinalActivation
@@ -66,6 +67,11 @@ class SurveyPass(Run):
         self.marks: dict[str, Tensor] = {}
         self.graphless: list[str] = []
 
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The taps' outputs and the errors by their names."""
+        yield from zip(self.places, self.taps, strict=True)
+        yield from self.errors.items()
+
     def cut(self, name: str, place: str, output: Tensor) -> Tensor:
         """Mark the output of a tap."""
         if not torch.is_grad_enabled():
@@ -102,6 +108,7 @@ class Survey:
         flat: The calls of taps behind which no layer follows before an error.
         graphless: Taps that were reached where no graph was built.
         outputs: The numbers at the errors.
+        channels: The axes of the channels of the taps' calls and of the errors, where the graph says so.
     """
 
     places: frozenset[str]
@@ -111,6 +118,7 @@ class Survey:
     flat: frozenset[str] = frozenset()
     graphless: frozenset[str] = frozenset()
     outputs: dict[str, Tensor] = field(default_factory=dict)
+    channels: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
     def unused(self) -> frozenset[str]:
@@ -143,6 +151,7 @@ class Survey:
             flat=frozenset().union(*(_flat(tensor, nodes) for tensor in found.errors.values())),
             graphless=frozenset(found.graphless),
             outputs={key: tensor.detach() for key, tensor in found.errors.items()},
+            channels={place: channel_axis(tensor) for place, tensor in found.tensors()},
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bpfree.convolution import padded
 from bpfree.errors import ErrorPlacementError, OptionError, TapOutputError, UnsupportedLayerError
 from bpfree.forward_mode import Call
+from bpfree.mechanisms.base import taught
 from bpfree.preserve import Surroundings
 
 _WEIGHT_GRADIENTS = (
@@ -171,7 +172,8 @@ class AtHead:
         self._error = error
         self.needs_output = output is not None
         if output is not None:
-            self._first, self._rate = output.softmax(1), scale / max(len(error), 1)
+            self._taught = taught(error)
+            self._first, self._rate = output.softmax(1), scale / self._taught.sum().clamp_min(1)
             _require_cross_entropy(self._first - error / self._rate)
 
     def __call__(self, output: Tensor | None) -> Tensor:
@@ -180,7 +182,7 @@ class AtHead:
             return self._error
         # The targets y are in the first pass's error, softmax(o) - y.
         second = output.reshape(self._error.shape).softmax(1)
-        return self._error + (second - self._first) * self._rate
+        return self._error + ((second - self._first) * self._rate).where(self._taught[:, None], 0)
 
 
 def _require_cross_entropy(targets: Tensor) -> None:

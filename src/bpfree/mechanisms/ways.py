@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bpfree.arguments import Call
+from bpfree.layout import resized
 from bpfree.mechanisms.concurrent import Choice, ConcurrentPassage
 from bpfree.mechanisms.delivery import Dispatch, Layout
 from bpfree.mechanisms.immediate import ImmediatePassage
@@ -21,7 +22,6 @@ from bpfree.mechanisms.windows import WindowedPassage
 from bpfree.plan import Plan
 from bpfree.preserve import Surroundings
 from bpfree.ranks import is_sharded, ranks
-from bpfree.taps import product
 
 
 class Ways:
@@ -135,9 +135,10 @@ class Ways:
             return None
 
         def signals(first: torch.Size) -> Sequence[Tensor | None]:
-            sites = tuple(replace(site, batch=tuple(first[: len(site.batch)])) for site in known.sites)
-            error = known.like.new_zeros(()).expand(product(sites[0].batch), known.c)
-            return dispatch(replace(known, sites=sites))(error)
+            sites = resized(known.sites, first)
+            rows = sites[0].error
+            layout = replace(known, rows=rows, sites=sites, error_known=False)
+            return dispatch(layout)(known.like.new_zeros(()).expand(*rows.shape, known.c))
 
         return ImmediatePassage(names, signals, course.ends)
 

@@ -12,13 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bpfree.channels import channel_axis
 from bpfree.errors import ErrorPlacementError, StageError
 from bpfree.feedback import Feedback
-from bpfree.layout import batch_dims, sites_of
+from bpfree.layout import ERROR, Place, lay_out, numbered, tapped
 from bpfree.pipeline.stage import StageAttachment
 from bpfree.preserve import preserved
 from bpfree.projection import Projection
-from bpfree.taps import product
+from bpfree.sites import ErrorRows, product
 
 
 @dataclass
@@ -30,12 +31,14 @@ class Survey:
         names: The tap modules that a forward pass reaches, one entry a call.
         shapes: The shapes of their outputs.
         error: The shape and dtype of the error; None in a stage before the last.
+        channels: The axes of the taps' channels, by the names of calls; ``""`` is the error's.
     """
 
     rule: str
     names: list[str] = field(default_factory=list)
     shapes: list[torch.Size] = field(default_factory=list)
     error: tuple[torch.Size, torch.dtype] | None = None
+    channels: dict[str, int | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Survey:
@@ -47,27 +50,36 @@ class Survey:
         if attachment.stage.is_last:
             handles.append(plan.error_module.register_forward_hook(survey._reach))
         try:
-            with preserved(plan.model, attachment), torch.no_grad():
+            # With graphs, cut as in a training pass: they show where the channels are.
+            with preserved(plan.model, attachment), attachment.paused(), torch.enable_grad():
                 plan.model(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
         return survey
 
-    def _tap(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        if self.error is None and isinstance(output, Tensor):
-            self.names.append(name)
-            self.shapes.append(output.shape)
-            self._last = output
+    def _tap(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        if self.error is not None or not isinstance(output, Tensor):
+            return None
+        self.names.append(name)
+        self.shapes.append(output.shape)
+        self.channels[numbered(self.names)[-1]] = channel_axis(output)
+        self._last = output.detach()
+        return self._last
 
     def _reach(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.error is not None or not isinstance(output, Tensor):
             return  # the first training pass says what is wrong
         self.error = (output.shape, output.dtype)
+        self.channels[""] = channel_axis(output)
         if self.names and output is self._last:
             # A tap where the error is taken gets the error itself, and no feedback.
             self.names.pop()
             self.shapes.pop()
+
+    def tapped(self) -> list[Place]:
+        """The calls of taps."""
+        return tapped(self.names, numbered(self.names), self.shapes, self.channels)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_last"}
@@ -80,14 +92,14 @@ class Agreement:
     Attributes:
         shape: The shape of the error of one micro-batch.
         dtype: Its dtype.
-        batch_dims: How many leading dimensions are samples.
+        rows: Which axes of it number rows.
         c: The numbers of one row of the error.
         widest: The coefficients of the widest tap of all stages.
     """
 
     shape: torch.Size
     dtype: torch.dtype
-    batch_dims: int
+    rows: ErrorRows
     c: int
     widest: int
 
@@ -119,18 +131,19 @@ class Agreement:
                 "(error_at=...), through which every pass runs."
             )
         shape, dtype = error
-        names = [name for survey in surveys for name in survey.names]
-        shapes = [tap for survey in surveys for tap in survey.shapes]
-        dims = batch_dims(shape, shapes, attachment.mechanism.plan.batch_dims)
-        sites = sites_of(names, shapes, dims, shape)
+        place = Place(ERROR, ERROR, tuple(shape), surveys[-1].channels.get(""))
+        taps = [tap for survey in surveys for tap in survey.tapped()]
+        rows, sites = lay_out(attachment.mechanism.plan, place, taps, set())
         of_rule = feedback.feedback if isinstance(feedback, Projection) else Feedback()
         widest = max((of_rule.form(site).size for site in sites), default=0)
-        return cls(shape, dtype, dims, product(shape[dims:]), widest)
+        c = product(size for axis, size in enumerate(shape) if axis not in rows.axes)
+        return cls(shape, dtype, rows, c, widest)
 
     def settle(self, attachment: StageAttachment) -> None:
         """Tell one stage."""
         mechanism = attachment.mechanism
-        mechanism.plan = replace(mechanism.plan, batch_dims=self.batch_dims)
+        if mechanism.plan.batch_dims is None:
+            mechanism.plan = replace(mechanism.plan, sample_axes={ERROR: self.rows.axes})
         if isinstance(mechanism.feedback, Projection):
             mechanism.feedback.expect(self.widest, self.c)
         attachment.expect(self.stand_in(attachment.stage.device))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpfree.errors import OptionError, TargetsError, choice
+from bpfree.mechanisms.base import taught
 from bpfree.mechanisms.delivery import Delivery
 from bpfree.mechanisms.direct import DirectRule
 
@@ -32,7 +33,8 @@ class DFA(DirectRule):
             2020): entries of at most ``threshold`` in magnitude become 0.
         reduction: ``"mean"`` takes e as autograd delivers it from a mean loss (1/N in it). ``"sum"`` multiplies it by
             the N rows of the batch for the taps, and leaves the output's as it is (Launay et al. 2019's code):
-            at batch 128, hidden layers see gradients 128 times as large relative to the head's. A quantized
+            at batch 128, hidden layers see gradients 128 times as large relative to the head's. Rows whose error is
+            zero, which no loss touches (nodes without a label, padding), are not counted in N. A quantized
             vector has 1/N in it with ``"mean"`` and not with ``"sum"``; its size does not follow the loss's, so
             it is not for a GradScaler.
         threshold: Where ``"ternary"`` begins to count, in units of one sample's error N e (for softmax and
@@ -51,12 +53,15 @@ class DFA(DirectRule):
 
     def vector(self, delivery: Delivery) -> Tensor:
         """The error as ``error`` and ``reduction`` ask for it, shape ``(N, c)``."""
-        e, n = delivery.error, len(delivery.error)
+        e = delivery.error
+        if self.error == "exact" and self.reduction == "mean":
+            return e
+        n = taught(e).sum()
         if self.error == "exact":
-            return e * n if self.reduction == "sum" else e
+            return e * n
         if self.error == "ternary":
             e = F.hardshrink(e * n, self.threshold)
-        return e.sign() if self.reduction == "sum" else e.sign() / n
+        return e.sign() if self.reduction == "sum" else e.sign() / n.clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ class DRTP(DirectRule):
     Args:
         feedback: How B is drawn, or a callable projector; see :class:`bpfree.Feedback`.
         reduction: ``"mean"`` divides the signal by the N rows of the batch, as a mean loss does; ``"sum"`` does not
-            (the published code).
+            (the published code). Rows whose error is zero are not counted and get no signal: no loss touches them.
+            (With ``streaming=True`` and targets given before the forward pass the error is not known: say -100.)
     """
 
     reduction: Reduction = "mean"
@@ -90,11 +96,15 @@ class DRTP(DirectRule):
         Raises:
             TargetsError: No targets were given, or they do not fit the output.
         """
-        y = _one_hot(delivery.targets, delivery.error)
-        return y / len(y) if self.reduction == "mean" else y
+        y, known = _one_hot(delivery.targets, delivery.error)
+        if delivery.error_known:
+            known = known & taught(delivery.error)
+        y = y.where(known[:, None], 0)
+        return y / known.sum().clamp_min(1) if self.reduction == "mean" else y
 
 
-def _one_hot(targets: Tensor | None, error: Tensor) -> Tensor:
+def _one_hot(targets: Tensor | None, error: Tensor) -> tuple[Tensor, Tensor]:
+    """The targets of all rows as vectors, and which rows have one."""
     n, c = error.shape
     if targets is None:
         raise TargetsError("DRTP learns from targets: call attachment.targets(y) before loss.backward().")
@@ -107,9 +117,9 @@ def _one_hot(targets: Tensor | None, error: Tensor) -> Tensor:
                 f"targets hold the classes {int(classes.min())} to {int(classes.max())}; the output has {c} numbers, "
                 f"so classes lie in 0 to {c - 1}."
             )
-        return F.one_hot(classes, c).to(error).masked_fill(ignored[:, None], 0)
+        return F.one_hot(classes, c).to(error), ~ignored
     if targets.numel() == n * c:
-        return targets.reshape(n, c).to(error)
+        return targets.reshape(n, c).to(error), targets.new_ones(n, dtype=torch.bool)
     raise TargetsError(
         f"targets of shape {tuple(targets.shape)} and {targets.dtype} fit neither {n} class numbers (integers) nor "
         f"an output of shape {(n, c)}."

@@ -17,6 +17,7 @@ from bpfree.mechanisms.forward_only import ActivationsMechanism, WeightsMechanis
 from bpfree.mechanisms.pepita import ModulatedMechanism, Modulation, OutputError, Positions
 from bpfree.plan import Plan
 from bpfree.signals import Signals
+from bpfree.sites import Site
 
 Of: TypeAlias = Literal["activations", "weights"]
 Per: TypeAlias = Literal["sample", "row", "batch"]
@@ -61,19 +62,24 @@ class ForwardGradient(DirectRule):
         seen = delivery.observation
         assert seen is not None
         slopes = (delivery.error.to(seen.change) * seen.change).sum(1)
-        if self.per != "row":
-            groups = seen.sites[0].batch[0] if self.per == "sample" else 1
-            rows = len(slopes) // max(groups, 1)  # an empty batch has neither
-            slopes = slopes.view(groups, rows).sum(1).repeat_interleave(rows)
         places = {site.name: place for place, site in enumerate(seen.sites)}
 
-        def along(site: str) -> Tensor | None:
-            if site not in places:
+        def along(name: str) -> Tensor | None:
+            if name not in places:
                 return None
-            v = seen.perturbations[places[site]]
-            return v * slopes[:, None].to(v)
+            v, site = seen.perturbations[places[name]], seen.sites[places[name]]
+            return v * self._of_rows(slopes, site)[:, None].to(v)
 
         return Signals(along, [(site.name,) for site in delivery.sites])
+
+    def _of_rows(self, slopes: Tensor, site: Site) -> Tensor:
+        """What e . odot of every row of the error comes to at each row of a tap."""
+        if self.per == "row":
+            return slopes if site.pairing is None else site.pairing.gather(slopes[:, None])[:, 0]
+        groups = site.error.shape[0] if self.per == "sample" else 1
+        if not len(slopes):  # an empty batch has no groups
+            return slopes
+        return slopes.view(groups, -1).sum(1).repeat_interleave(site.rows // groups)
 
 
 @dataclass(frozen=True)

@@ -168,9 +168,12 @@ class LMS(ForwardLearnedRule):
         """mean_b r_b (x) v_b, shape ``(c, m_l)``, for every tap of ``seen``."""
         residual = seen.change.to(matrices[0])
         # One at a time: behind a streaming pass each is drawn when it is asked for.
-        for v, B in zip(seen.perturbations, matrices, strict=True):
-            residual = torch.addmm(residual, v.to(B), B.T, alpha=-1)
-        return [residual.T @ v.to(residual) / len(residual) for v in seen.perturbations]
+        for v, B, site in zip(seen.perturbations, matrices, seen.sites, strict=True):
+            if site.pairing is None:
+                residual = torch.addmm(residual, v.to(B), B.T, alpha=-1)
+            else:
+                residual = residual - site.pairing.scatter(v.to(B) @ B.T)
+        return seen.correlations(residual)
 
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
         """Against the evidence, shape ``(c, m)``."""

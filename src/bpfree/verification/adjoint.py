@@ -19,7 +19,7 @@ from bpfree.estimate import Estimator, at_taps
 from bpfree.forward_mode import Call, eager, run_to
 from bpfree.grad_mode import silent_rules
 from bpfree.preserve import Surroundings
-from bpfree.taps import Site
+from bpfree.sites import Site
 from bpfree.verification.finding import Finding
 from bpfree.verification.local_adjoint import ModuleCalls
 

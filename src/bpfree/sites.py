@@ -1,0 +1,168 @@
+"""One place that feedback reaches: which numbers of a tap's output are rows, and which are features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ErrorRows:
+    """Which axes of the error number its rows.
+
+    Attributes:
+        shape: Their sizes, the samples first: ``(N,)`` or, for sequences, ``(N, T)``.
+        axes: Where they lie.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def of(self, error: Tensor, c: int) -> Tensor:
+        """A tensor of the error's shape as rows ``(prod(shape), c)``."""
+        return leading(error, self.axes).reshape(-1, c)
+
+    def restore(self, rows: Tensor, like: Tensor) -> Tensor:
+        """Rows ``(prod(shape), c)`` as a tensor of the error's shape."""
+        first = tuple(range(len(self.axes)))
+        return rows.view(leading(like, self.axes).shape).movedim(first, self.axes)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which rows of the error belong to one row of a tap that has fewer of them.
+
+    A tap without an axis of the error (a conditioning vector beside tokens, the tokens of an encoder of another length)
+    gets the *sum* over it: that is the derivative of a loss by what all tokens share. A tap that is called once
+    for each step of a loop over time gets the error of that step.
+
+    Attributes:
+        error: The sizes of the error's row axes.
+        kept: How many of them, the first ones, the tap has.
+        step: Which step of the second one this call of the tap is; None where there are no steps.
+    """
+
+    error: tuple[int, ...]
+    kept: int
+    step: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """The number of the error's rows that reach the tap."""
+        every = product(self.error)
+        return every if self.step is None else every // self.error[1]
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The sums of the rows ``(R, c)`` of an error, or of what is shaped so, that belong to the tap's rows."""
+        grid = rows.view(*self.error, -1)
+        if self.step is not None:
+            grid = grid.select(1, self.step)
+        return grid.reshape(product(self.error[: self.kept]), -1, rows.shape[1]).sum(1)
+
+    def scatter(self, rows: Tensor) -> Tensor:
+        """The transpose of :meth:`gather`: a tap's rows as the rows ``(R, c)`` of an error."""
+        c = rows.shape[1]
+        grid = rows.view(*self.error[: self.kept], *(1,) * (len(self.error) - self.kept), c)
+        if self.step is None:
+            return grid.expand(*self.error, c).reshape(-1, c)
+        found = rows.new_zeros(*self.error, c)
+        found[:, self.step] = grid.squeeze(1)
+        return found.view(-1, c)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place that feedback reaches in one forward pass.
+
+    Attributes:
+        name: The tap module's name in the model; from its second call on with ``#2``, ``#3``, ... behind it.
+        module: The tap module's name alone: calls of one module have one feedback.
+        batch: The sizes of the axes that it shares with the error, in the error's order: ``(N,)`` or, for
+            sequences, ``(N, T)``.
+        features: What is left, n_l numbers for each of the ``prod(batch)`` rows.
+        error: The rows of the error.
+        axes: Where ``batch`` lies in the tap's output.
+        channel: Which of ``features`` is the channels; the others are positions.
+        positions_share: Whether one row of B serves all positions, however many there are.
+        step: For a tap inside a loop over time, called once for each step of the error: which step this is.
+    """
+
+    name: str
+    module: str
+    batch: tuple[int, ...]
+    features: tuple[int, ...]
+    error: ErrorRows
+    axes: tuple[int, ...] = (0,)
+    channel: int = 0
+    positions_share: bool = False
+    step: int | None = None
+
+    @property
+    def width(self) -> int:
+        """n_l, the number of features of one row."""
+        return product(self.features)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return product(self.batch)
+
+    @property
+    def pairing(self) -> Pairing | None:
+        """Which rows of the error belong to the tap's rows; None where they are the same ones."""
+        if self.batch == self.error.shape:
+            return None
+        return Pairing(self.error.shape, len(self.batch), self.step)
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """How rows of features become a tensor of the tap's shape."""
+        return Arrangement((*self.batch, *self.features), self.axes)
+
+    def rows_of(self, output: Tensor) -> Tensor:
+        """The tap's output as rows ``(prod(batch), n_l)``."""
+        return leading(output, self.axes).reshape(self.rows, self.width)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How rows of features become a tensor of a tap's shape.
+
+    Attributes:
+        shape: The rows' sizes and the features'.
+        axes: Where the rows lie in the tensor.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Rows ``(prod(batch), n_l)`` as such a tensor."""
+        grid = rows.view(self.shape)
+        return grid if self.leads else grid.movedim(tuple(range(len(self.axes))), self.axes)
+
+    @property
+    def leads(self) -> bool:
+        """Whether the rows are the tensor's first axes."""
+        return self.axes == tuple(range(len(self.axes)))
+
+    def like(self, rows: Tensor, format: torch.memory_format) -> Tensor:
+        """The same, which lies in memory as the tap's output does."""
+        return self(rows).to(memory_format=format) if self.leads else self(rows).contiguous(memory_format=format)
+
+
+def leading(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The tensor with ``axes`` first, in their order."""
+    first = tuple(range(len(axes)))
+    return tensor if axes == first else tensor.movedim(axes, first)
+
+
+def product(shape: Iterable[int]) -> int:
+    """The product of the sizes in ``shape``; 1 if there are none."""
+    result = 1
+    for size in shape:
+        result *= size
+    return result
