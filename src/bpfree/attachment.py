@@ -194,6 +194,7 @@ class Attachment(nn.Module):
         # Layers are joined to their inputs before a tap cuts what they give.
         for part in self.parts():
             part.install()
+        mechanism.watch_error()
         keep(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

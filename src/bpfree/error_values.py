@@ -42,6 +42,11 @@ def error_tensors(output: Any) -> dict[Path, Tensor]:
     return found
 
 
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """Yield the floating point tensors in ``output``, once for each place where one stands."""
+    return (tensor for _, tensor in _walk(output, ""))
+
+
 def replace_errors(output: Any, replacements: Mapping[Path, Tensor]) -> Any:
     """Return ``output`` with other tensors at these paths, wherever the tensor that was there stands.
 

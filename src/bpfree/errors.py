@@ -98,6 +98,10 @@ class StateError(BpfreeError, ValueError):
     """A saved state does not fit this attachment."""
 
 
+class CheckpointError(BpfreeError, RuntimeError):
+    """A checkpoint cannot be written, or its files are damaged and there is none before it."""
+
+
 class NonFiniteError(BpfreeError, ArithmeticError):
     """The error that leaves the network holds NaN or infinity."""
 

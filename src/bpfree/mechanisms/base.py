@@ -8,7 +8,6 @@ A rule is an immutable description; what it draws and learns lives in its mechan
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bpfree.errors import ErrorPlacementError, NonFiniteError
+from bpfree.error_values import tensors_of
+from bpfree.errors import ErrorPlacementError
+from bpfree.finite import ERROR, watch
 from bpfree.grad_mode import rules_are_silent
 from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
@@ -60,7 +61,7 @@ def _being_exported() -> bool:
 class Mechanism(nn.Module):
     """Puts a rule's hooks into a model and takes them out again; owns what the rule draws and learns.
 
-    This base puts in none: the model trains by plain backpropagation.
+    This base puts in none that change anything: the model trains by plain backpropagation.
 
     Attributes:
         rule: The rule.
@@ -69,6 +70,8 @@ class Mechanism(nn.Module):
     """
 
     feedback: Any
+    is_given_error = False
+    """Whether the mechanism is given the error before anything below has a gradient, and looks at it itself."""
 
     def __init__(self, rule: Rule, plan: Plan) -> None:
         super().__init__()
@@ -113,6 +116,24 @@ class Mechanism(nn.Module):
 
     def install(self) -> None:
         """Put the hooks in."""
+
+    def watch_error(self) -> None:
+        """Let no weight learn from NaN or infinity: call it behind :meth:`install`."""
+        plan = self.plan
+        if plan.part:  # a stage's error must reach the others before anybody raises
+            return
+        errors = list(plan.errors.values())
+        places = [] if self.is_given_error else errors
+        if plan.model not in errors:
+            # What lies above the error's place gets its gradients before the error is there.
+            places = [*places, plan.model]
+        self._handles += [place.register_forward_hook(self._watch_output) for place in places]
+
+    def _watch_output(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.active and not torch.compiler.is_compiling():
+            what = ERROR if module in self.plan.errors.values() else "the gradient at the model's output"
+            for tensor in (output,) if isinstance(output, Tensor) else tensors_of(output):
+                watch(tensor, what)
 
     def remove(self) -> None:
         """Take the hooks out, and drop what a forward pass left."""
@@ -172,26 +193,6 @@ class Rule(ABC):
 def _default(option: Field[Any]) -> Any:
     """What an option is where nothing is said; MISSING where something must be."""
     return option.default if option.default_factory is MISSING else option.default_factory()
-
-
-def may_overflow(error: Tensor) -> bool:
-    """Whether NaN or infinity in dL/do, or in what came with it, is not to be reported but to be lived with.
-
-    float16 errors overflow by design: GradScaler looks for that and skips the step. On an accelerator the question
-    would stall the queue of kernels.
-    """
-    return error.dtype == torch.float16 or error.device.type != "cpu"
-
-
-def require_finite(error: Tensor, harm: str) -> None:
-    """Raise :class:`NonFiniteError`, saying ``harm``, if dL/do holds NaN or infinity."""
-    if torch.compiler.is_compiling() or may_overflow(error):
-        return
-    if not math.isfinite(error.sum().item()):
-        raise NonFiniteError(
-            f"the error dL/do holds NaN or infinity, and {harm} Look for a diverging learning rate, a logarithm of "
-            "zero, or bad input data."
-        )
 
 
 def taught(error: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bpfree.errors import TapShapeError
-from bpfree.mechanisms.base import require_finite
+from bpfree.finite import require_finite
 from bpfree.mechanisms.final_activation import FinalActivation
 from bpfree.projection import Projector
 from bpfree.signals import Signals
@@ -118,7 +118,7 @@ class Dispatch:
         """One signal a tap, which lies as its output does; :class:`bpfree.signals.Signals` are made when asked for."""
         layout, mechanism = self._layout, self._mechanism
         rows = self._rows(error)
-        require_finite(rows, "every tap would learn from it. No tap got a signal.")
+        require_finite(rows)
         late = mechanism.take_targets()
         given = self._targets if self._targets is not None else late
         mechanism.learn(self.pending, rows)

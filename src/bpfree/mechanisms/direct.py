@@ -104,6 +104,7 @@ class DirectMechanism(Mechanism):
     """
 
     rule: DirectRule
+    is_given_error = True
 
     def __init__(self, rule: DirectRule, plan: Plan) -> None:
         super().__init__(rule, plan)

@@ -20,8 +20,9 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from bpfree.draw import derived_seed
 from bpfree.errors import OptionError
 from bpfree.estimate import Perturbations, perturbation
+from bpfree.finite import require_finite
 from bpfree.forward_mode import Call, DualPass, join, kind_of, nothing_arrives, split
-from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, require_finite
+from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice
 from bpfree.mechanisms.direct import DirectRule
 from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.observing import ObservingMechanism
@@ -40,6 +41,8 @@ Gradients: TypeAlias = Callable[[Tensor], Mapping[Tensor, Tensor]]
 
 class ForwardOnlyMechanism(Mechanism):
     """Switches the graph off when the model is called and on again where the error is taken."""
+
+    is_given_error = True
 
     def __init__(self, rule: Rule, plan: Plan) -> None:
         super().__init__(rule, plan)
@@ -95,7 +98,7 @@ class ForwardOnlyMechanism(Mechanism):
         parameters = [parameter for parameter in self.plan.model.parameters() if parameter.requires_grad]
 
         def of_all(error: Tensor) -> list[Tensor | None]:
-            require_finite(error, "every parameter would learn from it. None got a gradient.")
+            require_finite(error)
             found = gradients(error)
             return [shared_out(found[parameter], parameter) if parameter in found else None for parameter in parameters]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bpfree.errors import StreamingError
+from bpfree.finite import require_finite
 from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.passage import Departure, Passage
 
@@ -65,6 +66,7 @@ class ImmediatePassage(Passage):
         if signal is not None and output.requires_grad:
             if signal.shape != output.shape:
                 raise _way_changes(f"tap {name!r} in the shape {tuple(output.shape)}", str(tuple(signal.shape)))
+            require_finite(output, f"the output of tap {self.names[number]!r}")
             with self.taught():
                 torch.autograd.backward(output, signal.to(output.dtype))
             self._left_gradients += [_LeftGradient(leaf) for leaf in self._ends[number][:1] if leaf.grad is not None]
@@ -106,7 +108,8 @@ class _LeftGradient:
 
 
 def _checked(left: Sequence[_LeftGradient], error: Tensor) -> list[Tensor]:
-    """The error, if what the forward pass has left in the parameters is still there."""
+    """The error, if it is finite and what the forward pass has left in the parameters is still there."""
+    require_finite(error)
     if any(gradient.gone() for gradient in left):
         raise StreamingError(
             "the gradients that the forward pass left have been cleared: with targets given before it, segments learn "

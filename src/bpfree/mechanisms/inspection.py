@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from bpfree.errors import VerificationError
+from bpfree.errors import StreamingError, VerificationError
+from bpfree.forward_mode import eager
 from bpfree.mechanisms.pass_state import PassState
 from bpfree.mechanisms.survey import Survey, SurveyPass
 from bpfree.mechanisms.trial import copied, without_trace
@@ -50,18 +51,21 @@ class Inspection:
         """Run the model with its graph whole."""
         plan, found = self._mechanism.plan, SurveyPass()
         with without_trace(plan, self._call):
-            with _weighed() as graph:
+            # A stream never holds the graph of a whole pass.
+            stored = self._thorough or not plan.streaming
+            with _weighed(stored=stored) as graph:
                 returned = self._run(PassState(run=found, again=True))
             kept = (tensor for holder in plan.state.holders for _, tensor in holder.tensors if tensor.requires_grad)
             self.survey = Survey.of(found, returned, kept)
             del returned
+            if not stored or found.is_overwritten:
+                return None
             taps = sum(tap.numel() * tap.element_size() for tap in found.taps)
             weights = sum(weight.numel() * weight.element_size() for weight in plan.parameters)
             room = _SHARE * (graph.bytes + 2 * weights)
             with suppress(_OverwrittenError):
                 self._compare_rows(found, room)
-            # A stream never holds the graph of a whole pass.
-            if not (self._thorough or (not plan.streaming and taps <= room)):
+            if not self._thorough and taps > room:
                 return None
             with suppress(_OverwrittenError):
                 return ExactSignals.of(found, dict(plan.model.named_parameters()))
@@ -101,7 +105,8 @@ class Inspection:
 
     def _run(self, state: PassState) -> Any:
         args, kwargs = copied(self._call)
-        with self._mechanism.running(state):
+        # What is compiled part by part has graphs of its own, in which no tap can be found.
+        with self._mechanism.running(state), eager():
             return self._mechanism.plan.model(*args, **kwargs)
 
     def require_right(self) -> None:
@@ -114,22 +119,32 @@ class Inspection:
 
 @dataclass
 class _Graph:
-    """The memory of a graph, in bytes."""
+    """A graph, and its memory in bytes.
 
+    Attributes:
+        stored: Whether it holds numbers.
+        storages: The bytes of each storage that it holds.
+    """
+
+    stored: bool
     storages: dict[int, int] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
         return sum(self.storages.values())
 
-    def pack(self, tensor: Tensor) -> tuple[Tensor, int]:
+    def pack(self, tensor: Tensor) -> tuple[Tensor, int] | None:
+        if not self.stored:
+            return None
         if tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
             self.storages[storage.data_ptr()] = storage.nbytes()
         return tensor, tensor._version
 
     @staticmethod
-    def unpack(saved: tuple[Tensor, int]) -> Tensor:
+    def unpack(saved: tuple[Tensor, int] | None) -> Tensor:
+        if saved is None:
+            raise StreamingError("the model asks for gradients in its own forward pass: train it without streaming.")
         tensor, version = saved
         if tensor._version != version:  # autograd itself does not look where there are such hooks
             raise _OverwrittenError
@@ -141,8 +156,8 @@ class _OverwrittenError(Exception):
 
 
 @contextmanager
-def _weighed() -> Generator[_Graph]:
-    graph = _Graph()
+def _weighed(*, stored: bool) -> Generator[_Graph]:
+    graph = _Graph(stored)
     with saved_tensors_hooks(graph.pack, graph.unpack):
         yield graph
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bpfree.errors import BpfreeWarning, FeedbackDivergedError, OptionError, choice
 from bpfree.feedback import Feedback
-from bpfree.mechanisms.base import may_overflow
+from bpfree.finite import may_overflow
 from bpfree.mechanisms.delivery import Layout, Pending
 from bpfree.mechanisms.direct import DirectMechanism, DirectRule
 from bpfree.mechanisms.pass_state import PassState

@@ -62,6 +62,7 @@ class SurveyPass(Run):
 
     def __init__(self) -> None:
         super().__init__()
+        self._versions: list[int] = []
         self.taps: list[Tensor] = []
         self.errors: dict[str, Tensor] = {}
         self.marks: dict[str, Tensor] = {}
@@ -83,7 +84,13 @@ class SurveyPass(Run):
         # Also where nothing below learns: what uses the tap can then be followed.
         marked = _marked(output if output.requires_grad else output.detach().requires_grad_())
         self.taps.append(marked)
+        self._versions.append(marked._version)
         return marked
+
+    @property
+    def is_overwritten(self) -> bool:
+        """Whether the output of a tap was changed in place behind it: gradients of this graph are then wrong."""
+        return [tap._version for tap in self.taps] != self._versions
 
     def leave_again(self, name: str, output: Any) -> Any:
         """Mark the errors of one place."""

@@ -27,35 +27,36 @@ class Survey:
     """What one stage looks like on one micro-batch.
 
     Attributes:
-        rule: The rule, its options and the seed.
         names: The tap modules that a forward pass reaches, one entry a call.
         shapes: The shapes of their outputs.
         error: The shape and dtype of the error; None in a stage before the last.
         channels: The axes of the taps' channels, by the names of calls; ``""`` is the error's.
+        outputs: The shapes and dtypes of what the stage gives to the next one.
     """
 
-    rule: str
     names: list[str] = field(default_factory=list)
     shapes: list[torch.Size] = field(default_factory=list)
     error: tuple[torch.Size, torch.dtype] | None = None
     channels: dict[str, int | None] = field(default_factory=dict)
+    outputs: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
 
     @classmethod
     def of(cls, attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Survey:
         """Run the stage once, without a trace."""
         plan = attachment.mechanism.plan
-        # Not the rule's text: in that of a projector of the user's is an address, of this process alone.
-        survey = cls(f"{attachment._fingerprint()}, seed={plan.seed}")
+        survey = cls()
         handles = [module.register_forward_hook(partial(survey._tap, name)) for name, module in plan.taps.items()]
         if attachment.stage.is_last:
             handles.append(plan.error_module.register_forward_hook(survey._reach))
         try:
             # With graphs, cut as in a training pass: they show where the channels are.
             with preserved(plan.model, attachment), attachment.paused(), torch.enable_grad():
-                plan.model(*args, **kwargs)
+                given = plan.model(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
+        outputs = given if isinstance(given, tuple | list) else (given,)
+        survey.outputs = [(output.shape, output.dtype) for output in outputs if isinstance(output, Tensor)]
         return survey
 
     def _tap(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
@@ -105,22 +106,32 @@ class Agreement:
 
     @classmethod
     def reach(cls, attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Agreement:
-        """Ask all stages; every process gets the same answer, or the same exception.
+        """Run all stages in turn, each on what the one before gives; every process gets the same answer.
+
+        Args:
+            attachment: This process's stage.
+            args: The first micro-batch, in the first stage.
+            kwargs: This stage's own arguments by name.
 
         Raises:
-            StageError: The stages have different rules or seeds, or two taps share a name and so a matrix.
+            StageError: A stage cannot run on what the one before gives, or two taps share a name and so a matrix.
             ErrorPlacementError: The last stage did not reach the error's place with one tensor.
             TapShapeError: A tap does not share the error's batch dimensions.
         """
-        own = Survey.of(attachment, args, kwargs)
-        surveys: list[Any] = [None] * attachment.stage.num_stages
-        dist.all_gather_object(surveys, own, group=attachment.stage.group)
+        stage, surveys = attachment.stage, list[Survey]()
+        for number, source in enumerate(dist.get_process_group_ranks(stage.group or dist.group.WORLD)):
+            told: list[Any] = [None]
+            if number == stage.stage_index:
+                told = [_tried(attachment, _stand_ins(surveys[-1], stage.device) if surveys else args, kwargs)]
+            dist.broadcast_object_list(told, src=source, group=stage.group)
+            if isinstance(told[0], str):
+                raise StageError(_cannot_run(number, surveys, told[0]))
+            surveys.append(told[0])
         return cls.of(surveys, attachment)
 
     @classmethod
     def of(cls, surveys: Sequence[Survey], attachment: StageAttachment) -> Agreement:
         """What follows from all surveys, by stage."""
-        _require_same_rule(surveys)
         feedback = attachment.mechanism.feedback
         if isinstance(feedback, Projection) and not feedback.feedback.shared:
             _require_own_names(surveys)
@@ -153,13 +164,26 @@ class Agreement:
         return torch.zeros((), dtype=self.dtype, device=device).expand(self.shape)
 
 
-def _require_same_rule(surveys: Sequence[Survey]) -> None:
-    for number, survey in enumerate(surveys):
-        if survey.rule != surveys[0].rule:
-            raise StageError(
-                f"stage 0 learns by {surveys[0].rule}, stage {number} by {survey.rule}: that is not one model's rule. "
-                "Give attach_stage the same rule and seed everywhere."
-            )
+def _tried(attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Survey | str:
+    """What the stage looks like, or what it raises."""
+    try:
+        return Survey.of(attachment, args, kwargs)
+    except Exception as failure:  # whatever it is, the others must hear of it
+        return f"{type(failure).__name__}: {failure}"
+
+
+def _stand_ins(before: Survey, device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in before.outputs)
+
+
+def _cannot_run(number: int, surveys: Sequence[Survey], failure: str) -> str:
+    if not surveys:
+        return f"stage 0 cannot run on its first micro-batch. {failure}"
+    given = ", ".join(f"a tensor of shape {tuple(shape)} and {dtype}" for shape, dtype in surveys[-1].outputs)
+    return (
+        f"stage {number} cannot run on what stage {number - 1} gives, {given or 'no tensor'}. {failure} Split the "
+        "model between layers that follow each other, and give all stages one precision."
+    )
 
 
 def _require_own_names(surveys: Sequence[Survey]) -> None:

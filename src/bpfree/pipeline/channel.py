@@ -36,7 +36,17 @@ class Channel:
         self._source = ranks[-1]
         self._agreement = agreement
         self._sending: deque[tuple[Any, Tensor]] = deque()
+        self._begun: _Number | None = None
         self.sent_bytes = 0
+
+    def begin(self, number: int) -> None:
+        """Say, ahead of its errors, which batch they belong to."""
+        told = torch.tensor([number], device=self._device)
+        work = dist.broadcast(told, src=self._source, group=self._group, async_op=True)
+        if dist.get_rank() == self._source:
+            self._sending.append((work, told))
+        else:
+            self._begun = _Number(work, told, number)
 
     def send(self, error: Tensor) -> None:
         """Start the broadcast of dL/do, in the last stage."""
@@ -55,17 +65,37 @@ class Channel:
         """Make ready for the next error, in a stage before the last."""
         agreement = self._agreement
         buffer = torch.empty(agreement.shape, dtype=agreement.dtype, device=self._device)
-        return Arrival(dist.broadcast(buffer, src=self._source, group=self._group, async_op=True), buffer)
+        begun, self._begun = self._begun, None
+        return Arrival(dist.broadcast(buffer, src=self._source, group=self._group, async_op=True), buffer, begun)
+
+
+class _Number:
+    """The number of a batch whose errors come, as the last stage counts; ``own`` is this stage's count."""
+
+    def __init__(self, work: Any, told: Tensor, own: int) -> None:
+        self._work, self._told, self._own = work, told, own
+
+    def check(self) -> None:
+        """Raise StageError unless both count alike; on an accelerator the question would stall its queue."""
+        self._work.wait()
+        if self._told.device.type == "cpu" and int(self._told) != self._own:
+            raise StageError(
+                f"the last stage sends the errors of its batch number {int(self._told)}, and this one waits for those "
+                f"of its own number {self._own}: some process has called eval() where others have called step(). Call "
+                "the same in every process, for every batch. No weight of this stage has learned from these errors."
+            )
 
 
 class Arrival:
-    """An error that is under way."""
+    """An error that is under way; the first one of a batch knows the batch's number."""
 
-    def __init__(self, work: Any, buffer: Tensor) -> None:
-        self._work, self._buffer = work, buffer
+    def __init__(self, work: Any, buffer: Tensor, begun: _Number | None) -> None:
+        self._work, self._buffer, self._begun = work, buffer, begun
 
     def wait(self) -> Tensor:
         """The error, once it is there."""
+        if self._begun is not None:
+            self._begun.check()
         self._work.wait()
         return self._buffer
 

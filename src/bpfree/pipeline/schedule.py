@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 from bpfree.errors import BpfreeError, OptionError, StageError
 from bpfree.mechanisms.direct import DirectRule
 from bpfree.pipeline.agreement import Agreement
+from bpfree.pipeline.built import built_with, require_alike
 from bpfree.pipeline.channel import Arrival, Channel
 from bpfree.pipeline.order import ahead, due
 from bpfree.pipeline.sizes import Sizes
 from bpfree.pipeline.stage import StageAttachment, mechanism_of
+from bpfree.pipeline.together import agreed, gathered
 from bpfree.pipeline.versions import Versions
 from bpfree.preserve import preserved
 
@@ -59,8 +62,9 @@ class DirectSchedule(PipelineScheduleSingle):
 
     Raises:
         OptionError: Without ``loss_fn``.
-        StageError: Several stages on one process. In a step: a batch of another size; a step before it failed, and left
-            transfers under way.
+        StageError: In the first step, in every process: the processes were not built alike, or a stage cannot run on
+            what the one before gives. In a step: a batch of another size; a step before it failed, and left transfers
+            under way; another process evaluates while this one trains.
     """
 
     def __init__(
@@ -69,15 +73,11 @@ class DirectSchedule(PipelineScheduleSingle):
         if loss_fn is None:
             raise OptionError("loss_fn=None: a schedule trains. Give the loss in every process.")
         stage = attachment.stage
-        if stage.group_size != stage.num_stages:
-            raise StageError(
-                f"{stage.num_stages} stages on {stage.group_size} processes: these schedules take one stage a process."
-            )
         super().__init__(stage, n_microbatches, loss_fn=loss_fn, **options)
         self.attachment = attachment
         self.sent_activation_bytes = 0
         self._staleness = staleness
-        self._forwarded = self._learned = 0
+        self._batches = self._forwarded = self._learned = 0
         self._waiting: deque[_Waiting] = deque()
         self._agreement: Agreement | None = None
         self._channel: Channel | None = None
@@ -107,8 +107,13 @@ class DirectSchedule(PipelineScheduleSingle):
         """Forward all micro-batches, and learn from those that are due."""
         arg_mbs, kwarg_mbs = self._check_inputs(arg_mbs, kwarg_mbs, target_mbs, losses)
         with self._whole_or_broken():
-            self._sizes.check(list(zip(arg_mbs, kwarg_mbs, strict=True)), target_mbs)
-            self._prepare(arg_mbs[0], kwarg_mbs[0])
+            check = partial(self._sizes.check, list(zip(arg_mbs, kwarg_mbs, strict=True)), target_mbs)
+            if self._agreement is None:
+                agreed(check, StageError, self._stage.group)
+                self._prepare(arg_mbs[0], kwarg_mbs[0])
+            else:
+                check()
+            self._batches += 1
             self._run_batch(arg_mbs, kwarg_mbs, target_mbs, loss_kwargs)
             if not return_outputs:
                 self._stage.output_chunks.clear()
@@ -153,6 +158,8 @@ class DirectSchedule(PipelineScheduleSingle):
         self, number: int, args: Any, kwargs: Any, targets: Sequence[Any] | None, loss_kwargs: dict[str, Any] | None
     ) -> None:
         stage, trains = self._stage, self._has_backward
+        if self._channel is not None and trains and number == 0:
+            self._channel.begin(self._batches)
         if targets is not None and trains:
             self.attachment.targets(targets[number])
         with self._forward_context() if trains else torch.no_grad():
@@ -221,18 +228,25 @@ class DirectSchedule(PipelineScheduleSingle):
 
     def _prepare(self, args: Any, kwargs: Any) -> None:
         """Find out, before the first batch, what travels between the stages and what they must agree on."""
-        if self._agreement is not None:
-            return
         stage = self._stage
+        own = built_with(
+            self.attachment,
+            schedule=type(self).__name__,
+            n_microbatches=self._n_microbatches,
+            staleness=self._staleness,
+            scale_grads=self.scale_grads,
+            call="step" if self._has_backward else "eval",
+        )
+        require_alike(gathered(own, stage.group))
+        agreement = Agreement.reach(self.attachment, args, kwargs)
         trains, self._has_backward = self._has_backward, False
         try:
             with preserved(stage.submod), torch.no_grad():
                 self._initialize_stage(args, kwargs)  # type: ignore[no-untyped-call]
         finally:
             self._has_backward = trains
-        received = [torch.zeros_like(info.buffer) for info in stage.args_recv_info[0] if info.buffer is not None]
-        self._agreement = Agreement.reach(self.attachment, args if stage.is_first else tuple(received), kwargs)
-        self._agreement.settle(self.attachment)
+        agreement.settle(self.attachment)
+        self._agreement = agreement
         if not self._blind:
             self._channel = Channel(self.attachment.stage, self._agreement)
             if stage.is_last:

@@ -84,7 +84,7 @@ def attach_stage(
     if isinstance(mechanism, ObservingMechanism):
         raise _unfit(rule, "looks back at whole forward passes, from the first layer to the output")
     make_room(plan)
-    return StageAttachment(rule, mechanism, stage, place)
+    return StageAttachment(rule, mechanism, stage, place, error_at)
 
 
 def _unfit(rule: Rule, why: str) -> OptionError:
@@ -131,14 +131,23 @@ class StageAttachment(Attachment):
 
     Attributes:
         stage: The stage.
+        error_at: What was said of the error's place in this process.
     """
 
-    def __init__(self, rule: DirectRule, mechanism: Mechanism, stage: PipelineStage, place: Elsewhere | None) -> None:
+    def __init__(
+        self,
+        rule: DirectRule,
+        mechanism: Mechanism,
+        stage: PipelineStage,
+        place: Elsewhere | None,
+        error_at: str | None,
+    ) -> None:
         self._place = (place,)  # in a tuple: it has no state to be saved
         if place is not None:  # before the mechanism's own hook says that the pass is over
             place.install(mechanism)
         super().__init__(rule, mechanism)
         self.stage = stage
+        self.error_at = error_at
         self._told: Callable[[Tensor], None] | None = None
         if place is None:  # behind the mechanism's own hook: this is what the loss's gradient arrives at
             self._hook = mechanism.plan.error_module.register_forward_hook(self._listen)

@@ -11,10 +11,10 @@ from bpfree.plan import Plan
 
 @dataclass(frozen=True)
 class BP(Rule):
-    """Plain backpropagation: the model is left as it is. The reference in every comparison."""
+    """Plain backpropagation: nothing is cut. The reference in every comparison."""
 
     def mechanism(self, plan: Plan) -> Mechanism:
-        """No hooks."""
+        """No hooks but those that look for NaN and infinity in the error."""
         return Mechanism(self, plan)
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bpfree.errors import OptionError, TargetsError, choice
+from bpfree.finite import require_finite
 from bpfree.mechanisms.base import taught
 from bpfree.mechanisms.delivery import Delivery
 from bpfree.mechanisms.direct import DirectRule
@@ -119,6 +120,7 @@ def _one_hot(targets: Tensor | None, error: Tensor) -> tuple[Tensor, Tensor]:
             )
         return F.one_hot(classes, c).to(error), ~ignored
     if targets.numel() == n * c:
+        require_finite(targets, "one of the targets")
         return targets.reshape(n, c).to(error), targets.new_ones(n, dtype=torch.bool)
     raise TargetsError(
         f"targets of shape {tuple(targets.shape)} and {targets.dtype} fit neither {n} class numbers (integers) nor "

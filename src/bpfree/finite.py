@@ -1,0 +1,94 @@
+"""The one place that looks for NaN and infinity, for every rule, before any weight learns from them.
+
+On a CPU the numbers are looked at where they arrive, before any parameter below gets a gradient. On an accelerator that
+question would stall the queue of kernels. There the largest number travels to the host while the backward pass goes on,
+and is looked at when that ends: gradients are there by then, and no optimizer has used them.
+
+float16 is left alone: errors overflow in it by design, and GradScaler looks for that and skips the step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd import Variable
+
+from bpfree.errors import NonFiniteError
+
+ERROR = "the error dL/do"
+"""What messages call the gradient at the place where the error is taken."""
+
+_LATE = ("cuda", "xpu")
+"""Accelerators that copy to pinned memory while they compute."""
+
+
+def may_overflow(error: Tensor) -> bool:
+    """Whether a rule must live with NaN or infinity in dL/do, or in what came with it: nobody has looked yet."""
+    return error.dtype == torch.float16 or not _is_at_hand(error)
+
+
+def require_finite(numbers: Tensor, what: str = ERROR) -> None:
+    """Raise :class:`NonFiniteError`, naming ``what``, if ``numbers`` hold NaN or infinity.
+
+    Call it where they are about to be learned from: in a backward pass, or on a CPU anywhere.
+    """
+    if torch.compiler.is_compiling() or numbers.dtype == torch.float16 or not numbers.numel():
+        return
+    if _is_at_hand(numbers):
+        if not _is_finite(numbers):
+            raise _not_finite(what, "None has.")
+    elif torch._C._current_graph_task_id() != -1 and not _is_captured():
+        at_end: Callable[[Callable[[], None]], None] = Variable._execution_engine.queue_callback
+        at_end(partial(_look, what, *_sent_to_host(numbers)))
+
+
+def watch(output: Tensor, what: str) -> None:
+    """Look at the gradient of ``output`` when it arrives, before anything below gets one."""
+    # In torch.func's transforms numbers have no values.
+    if output.requires_grad and torch._C._functorch.peek_interpreter_stack() is None:
+        output.register_hook(partial(require_finite, what=what))  # type: ignore[no-untyped-call]
+
+
+def _is_at_hand(numbers: Tensor) -> bool:
+    return numbers.device.type == "cpu"
+
+
+def _is_finite(numbers: Tensor) -> bool:
+    numbers = numbers.detach()
+    # The sum is cheap, and may overflow where no number is infinite.
+    return math.isfinite(numbers.sum().item()) or bool(numbers.isfinite().all())
+
+
+def _is_captured() -> bool:
+    """Whether kernels are recorded for a CUDA graph, and none of them runs."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _sent_to_host(numbers: Tensor) -> tuple[Tensor, torch.Event | None]:
+    """The largest magnitude on its way to the host, and what says that it has arrived."""
+    largest = torch.linalg.vector_norm(numbers.detach(), math.inf)
+    if largest.device.type not in _LATE:
+        return largest, None
+    host = torch.empty((), dtype=largest.dtype, pin_memory=True)
+    host.copy_(largest, non_blocking=True)
+    arrived = torch.Event(largest.device)
+    arrived.record()
+    return host, arrived
+
+
+def _look(what: str, largest: Tensor, arrived: torch.Event | None) -> None:
+    if arrived is not None:
+        arrived.synchronize()
+    if not math.isfinite(largest.item()):
+        raise _not_finite(what, "Gradients were made of it: drop them with optimizer.zero_grad().")
+
+
+def _not_finite(what: str, state: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"{what} holds NaN or infinity, and weights would learn from that. {state} Look for a diverging learning rate, "
+        "a logarithm of zero, or bad input data."
+    )

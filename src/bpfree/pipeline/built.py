@@ -1,0 +1,69 @@
+"""What the processes of a pipeline were built with: compared before the first batch, for they train one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+import bpfree
+from bpfree.errors import StageError
+from bpfree.pipeline.stage import StageAttachment
+
+Built = Mapping[str, Any]
+"""What a process was built with, by the words of a message."""
+
+_STAGE, _ERROR_AT = "stage_index", "error_at"
+
+
+def built_with(attachment: StageAttachment, **schedule: Any) -> Built:
+    """What this process was built with; ``schedule`` is what the schedule adds."""
+    plan, stage = attachment.mechanism.plan, attachment.stage
+    return {
+        "the version of torch": torch.__version__,
+        "the version of bpfree": bpfree.__version__,
+        "num_stages": stage.num_stages,
+        _STAGE: stage.stage_index,
+        **schedule,
+        # Not the rule's text: in that of a projector of the user's is an address, of this process alone.
+        "the rule": attachment._fingerprint(),
+        "seed": plan.seed,
+        "batch_dims": plan.batch_dims,
+        _ERROR_AT: attachment.error_at,
+    }
+
+
+def require_alike(processes: Sequence[Built]) -> None:
+    """Raise StageError, naming the first difference, unless all processes were built alike."""
+    for name, first in processes[0].items():
+        for number, built in enumerate(processes):
+            if name == _STAGE:
+                _require_own_stage(number, built[name])
+            elif name == _ERROR_AT:
+                _require_place_of_last(number, built[name], processes[-1][name])
+            elif built[name] != first:
+                raise StageError(
+                    f"{name} is {first} in process 0 and {built[name]} in process {number}: the stages would train "
+                    "on each other's numbers as if they were their own. Give the same in every process."
+                )
+    stages, count = processes[0]["num_stages"], len(processes)
+    if stages != count:
+        raise StageError(f"{stages} stages on {count} processes: these schedules take one stage a process.")
+
+
+def _require_own_stage(number: int, stage: int) -> None:
+    if stage != number:
+        raise StageError(
+            f"process {number} of the stages' group has stage {stage}, and stage {number} must be there. Give "
+            "PipelineStage the process's rank in that group as its stage_index."
+        )
+
+
+def _require_place_of_last(number: int, place: str | None, last: str | None) -> None:
+    # It has a meaning in the last stage alone, and may be left out in the others.
+    if place is not None and place != last:
+        raise StageError(
+            f"error_at is {place!r} in process {number} and {last!r} in the last one: the error would be another one "
+            "than was meant. Give the same in every process."
+        )
