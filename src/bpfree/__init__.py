@@ -19,8 +19,8 @@ from bpfree.attachment import attach as attach
 from bpfree.errors import BpfreeError as BpfreeError
 from bpfree.errors import BpfreeWarning as BpfreeWarning
 from bpfree.feedback import Feedback as Feedback
+from bpfree.layers import serve_layer as serve_layer
 from bpfree.mechanisms.asymmetric import LayerwiseRule as LayerwiseRule
-from bpfree.mechanisms.asymmetric import serve_layer as serve_layer
 from bpfree.mechanisms.base import Rule as Rule
 from bpfree.mechanisms.delivery import Delivery as Delivery
 from bpfree.mechanisms.direct import DirectRule as DirectRule

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -18,6 +19,7 @@ import torch.autograd.forward_ad as dual
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bpfree.dual_level import Shared, dual_level
 from bpfree.error_values import Path, error_tensors
 from bpfree.errors import BpfreeWarning, ForwardDerivativeError
 from bpfree.grad_mode import GradModeWatch, frozen, watched_gradients
@@ -61,6 +63,7 @@ def differentiable_attention(*, fused: bool = False) -> Generator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+_attention = {fused: Shared(partial(differentiable_attention, fused=fused)) for fused in (True, False)}
 _eager_lock = threading.Lock()
 _eager_passes: list[ExitStack] = []
 """One entry for each pass under way that wants no compiled code: what the last of them puts back."""
@@ -136,9 +139,9 @@ class ForwardMode:
         watch = GradModeWatch() if self._watched.get(kind, True) and not is_sharded(model) else None
         with ExitStack() as stack:
             stack.enter_context(eager())
-            stack.enter_context(differentiable_attention(fused=self.fused))
+            stack.enter_context(_attention[self.fused]())
             stack.enter_context(self.surrogates.installed())
-            stack.enter_context(dual.dual_level())
+            stack.enter_context(dual_level())
             if watch is None:
                 stack.enter_context(torch.no_grad())
             else:

@@ -102,6 +102,11 @@ class LateBuffers(nn.Module):
         else:
             self.register_buffer(key_of(name), tensor)
 
+    def __delitem__(self, name: str) -> None:
+        """Forget what is stored or reserved for ``name``, if anything is."""
+        self._buffers.pop(key_of(name), None)
+        self._parameters.pop(key_of(name), None)
+
     def __iter__(self) -> Iterator[str]:
         names = (name_of(key) for key in (*self._buffers, *self._parameters))
         return (name for name in names if name in self)

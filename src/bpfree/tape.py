@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bpfree.convolution import CONVOLUTIONS
 from bpfree.forward_mode import join, split
+from bpfree.layers import CONVOLUTIONS
+from bpfree.per_thread import PerThread
+
+
+@dataclass
+class _Recording:
+    """What was kept in one thread; None where no recording is under way."""
+
+    kept: dict[nn.Module, list[tuple[Tensor, int]]] | None = None
 
 
 class Tape:
@@ -25,7 +35,7 @@ class Tape:
         # Exactly these classes: a subclass may compute anything.
         kinds = (nn.Linear, *CONVOLUTIONS)
         self._layers = [layer for layer in model.modules() if type(layer) in kinds and "forward" not in vars(layer)]
-        self._kept: dict[nn.Module, list[tuple[Tensor, int]]] | None = None
+        self._recording = PerThread(_Recording)
 
     def install(self) -> list[Any]:
         """Hooks that keep the layers' outputs while a recording is under way."""
@@ -34,23 +44,25 @@ class Tape:
 
     def record(self) -> None:
         """Begin to keep outputs."""
-        self._kept = {}
+        self._recording().kept = {}
 
     def drop(self) -> None:
         """End the recording, and forget it."""
-        self._kept = None
+        self._recording().kept = None
 
     def _keep(self, layer: nn.Module, args: Any, output: Tensor) -> None:
-        if self._kept is not None:
-            self._kept.setdefault(layer, []).append((output.detach(), output._version))
+        kept = self._recording().kept
+        if kept is not None:
+            kept.setdefault(layer, []).append((output.detach(), output._version))
 
     @contextmanager
     def replayed(self) -> Generator[None]:
         """Within this context the layers take their outputs from the recording, which is then forgotten."""
-        kept, self._kept = self._kept or {}, None
+        recording, thread = self._recording(), threading.get_ident()
+        kept, recording.kept = recording.kept or {}, None
         try:
             for layer, outputs in kept.items():
-                layer.forward = partial(_replay, layer, layer.forward, iter(outputs))
+                layer.forward = partial(_replay, thread, layer, layer.forward, iter(outputs))
             yield
         finally:
             for layer in kept:
@@ -58,8 +70,14 @@ class Tape:
 
 
 def _replay(
-    layer: Any, forward: Callable[[Tensor], Tensor], outputs: Iterator[tuple[Tensor, int]], input: Tensor
+    thread: int,
+    layer: Any,
+    forward: Callable[[Tensor], Tensor],
+    outputs: Iterator[tuple[Tensor, int]],
+    input: Tensor,
 ) -> Tensor:
+    if threading.get_ident() != thread:  # one that evaluates the model meanwhile
+        return forward(input)
     output, version = next(outputs, (None, 0))
     # An in-place operation may have overwritten it; a model that differentiates within its forward needs the graph.
     if output is None or output._version != version or input.requires_grad:

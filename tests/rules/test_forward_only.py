@@ -213,6 +213,85 @@ def test_pepita_is_its_form_written_out(double, output_error):
     assert torch.equal(drawn, torch.rand(3)), "the second pass has moved the global random state"
 
 
+@pytest.mark.parametrize("output_error", ["first", "second"])
+@pytest.mark.parametrize("ignored", [[1], [0, 4, 5], []], ids=str)
+def test_rows_that_no_loss_touches_are_not_counted(double, output_error, ignored):
+    """A batch with rows whose targets are ignored teaches what the batch without these rows does."""
+    model, (x, y) = mlp(), data("mlp")
+    attachment = bpfree.attach(model, bpfree.PEPITA(output_error=output_error), seed=2)
+    y[ignored] = -100
+    found = gradients(model, x, y)
+    counted = y >= 0
+    masks = [torch.ones(int(counted.sum()), 5)] * 2
+    assert_same(found, pepita_mlp(model, x[counted], y[counted], attachment.feedback["F"], masks, output_error))
+
+
+def test_tokens_without_a_target_are_not_counted(double):
+    model, twin, (x, y) = nn.Sequential(mlp()), nn.Sequential(mlp()), data("tokens")
+    twin.load_state_dict(model.state_dict())
+    y[0, 1] = y[2, 0] = -100
+    for net in (model, twin):
+        bpfree.attach(net, bpfree.PEPITA(), seed=2)
+    assert_same(gradients(model, x, y), gradients(twin, x[y >= 0], y[y >= 0]))
+
+
+def test_a_batch_that_no_loss_touches_teaches_nothing(double):
+    model, (x, _) = mlp(), data("mlp")
+    bpfree.attach(model, bpfree.PEPITA())
+    (model(x) * 0).sum().backward()
+    assert all(not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["masked", "scaled", "adapted"])
+def test_a_layer_with_a_forward_of_its_own_gets_the_gradients_of_that(double, kind):
+    """The local gradient of weight and bias is that of what the layer computes, for the signal at its output."""
+
+    class Layer(nn.Linear):
+        def __init__(self):
+            super().__init__(5, 5)
+            self.mask = (torch.arange(25) % 3 > 0).view(5, 5).double()
+            self.A, self.B = nn.Parameter(torch.randn(2, 5)), nn.Parameter(torch.randn(5, 2))
+
+        def forward(self, x):
+            if kind == "adapted":
+                return super().forward(x) + x @ self.A.T @ self.B.T
+            weight = self.weight * self.mask if kind == "masked" else self.weight * 0.5
+            return F.linear(x, weight, self.bias)
+
+    torch.manual_seed(4)
+    layer = Layer()
+    model, (x, y) = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), layer, nn.Tanh(), nn.Linear(5, C)), data("mlp")
+    attachment = bpfree.attach(model, bpfree.PEPITA(), seed=2)
+    found = dict(zip([name for name, _ in model.named_parameters()], gradients(model, x, y), strict=True))
+    with torch.no_grad():
+        e = softmax_error(model(x), y) * len(x)
+        x_err = x - e @ attachment.feedback["F"].T
+        h, h_err, below = model[:4](x), model[:4](x_err), model[:2](x_err)
+        signal = (h - h_err) / len(x)
+        whole = signal.T @ below
+        expected = {"masked": whole * layer.mask, "scaled": whole * 0.5, "adapted": whole}[kind]
+        assert_same([found["2.weight"], found["2.bias"]], [expected, signal.sum(0)])
+        if kind == "adapted":
+            assert_same([found["2.A"], found["2.B"]], [layer.B.T @ whole, whole @ layer.A.T])
+
+
+def test_pepita_leaves_out_a_layer_that_is_no_linear_map():
+    class Rectified(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    model, (x, y) = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), Rectified(5, 5), nn.Tanh(), nn.Linear(5, C)), data("mlp")
+    attachment = bpfree.attach(model, bpfree.PEPITA())
+    found = gradients(model, x, y)
+    assert [gradient is None for gradient in found] == [False, False, True, True, False, False]
+    line = next(line for line in str(attachment).splitlines() if line.startswith("2 "))
+    assert "nothing: its output is not linear in its input" in line
+    headless = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), Rectified(5, C))
+    bpfree.attach(headless, bpfree.PEPITA())
+    with pytest.raises(bpfree.errors.UnsupportedLayerError, match=r"output layer '2' cannot learn by PEPITA"):
+        headless(x)
+
+
 def test_pepita_descends_where_f_is_the_transposed_weights(double):
     # h - h_err is W1 F e to first order. With F = W1^T W2^T it is W1 W1^T W2^T e, and the update has a positive inner
     # product with backpropagation's.

@@ -296,6 +296,59 @@ def test_without_an_optimizer_for_b_one_is_told_once():
         train(attachment.model, optimizer, x, y, 2)
 
 
+FUSED = {
+    "fused SGD": lambda p: torch.optim.SGD(p, lr=0.1, fused=True),
+    "fused AdamW": lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
+    "by .data": lambda p: _ByData(p),
+}
+
+
+class _ByData(torch.optim.SGD):
+    """Gives every parameter other numbers, and counts nothing."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.1)
+
+    @torch.no_grad()
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.data = parameter.data - 0.1 * parameter.grad
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_an_optimizer_that_counts_no_writes_is_told_as_well(kind):
+    x, y = batch("mlp")
+    attachment = bpfree.attach(mlp(), bpfree.KolenPollack())
+    with pytest.warns(bpfree.BpfreeWarning, match="so B does not learn"):
+        train(attachment.model, FUSED[kind](list(attachment.model.parameters())), x, y, 3)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", FUSED)
+def test_with_b_in_it_nothing_is_said(kind):
+    x, y = batch("mlp")
+    attachment = bpfree.attach(mlp(), bpfree.KolenPollack())
+    train(attachment.model, FUSED[kind](both(attachment)), x, y, 8)
+
+
+def test_a_b_that_is_dropped_later_is_told():
+    x, y = batch("mlp")
+    attachment = bpfree.attach(mlp(), bpfree.KolenPollack())
+    train(attachment.model, FUSED["fused SGD"](both(attachment)), x, y, 10)
+    optimizer = FUSED["fused SGD"](list(attachment.model.parameters()))
+    with pytest.warns(bpfree.BpfreeWarning, match="so B does not learn"):
+        train(attachment.model, optimizer, x, y, 140)
+
+
+def test_a_rate_of_zero_for_b_is_told():
+    x, y = batch("mlp")
+    attachment = bpfree.attach(mlp(), bpfree.KolenPollack())
+    groups = [{"params": attachment.model.parameters()}, {"params": attachment.parameters(), "lr": 0.0}]
+    with pytest.warns(bpfree.BpfreeWarning, match="so B does not learn"):
+        train(attachment.model, torch.optim.SGD(groups, lr=0.1, fused=True), x, y, 3)
+
+
 def test_an_optimizer_in_the_backward_pass_is_told():
     x, y = batch("mlp")
     model = mlp()

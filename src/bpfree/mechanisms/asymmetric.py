@@ -2,73 +2,37 @@
 
 A forward pre-hook detaches the layer's input, so that autograd never forms W^T delta; a forward hook joins the
 output to that input again through :class:`Join`, whose gradient uses B. Weight and bias keep their exact local
-gradients.
+gradients. Both hooks are the innermost of their layer: what other hooks make of input and output is ordinary.
 """
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-import torch.nn.grad as convolution_gradients
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from bpfree.convolution import CONVOLUTIONS, Convolution, padded
 from bpfree.draw import derived_seed
-from bpfree.errors import StateError, UnsupportedLayerError
+from bpfree.errors import BpfreeWarning, StateError, UnsupportedLayerError
+from bpfree.first_argument import first_argument, with_first
+from bpfree.layer_function import Call, Service, circumstances_of, find_service, function_gradient
+from bpfree.layers import InputGradient, input_gradient, is_computed, is_linear
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.once import once
 from bpfree.memory_format import format_of
+from bpfree.module_tree import ModuleTree, followed, newcomers
+from bpfree.passes import Passes
+from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
 from bpfree.state import LateBuffers, at_least_single, name_of
 from bpfree.tabulate import others
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-SERVED: tuple[type[nn.Module], ...] = (nn.Linear, *CONVOLUTIONS, *_TRANSPOSED)
-"""The layers of torch that a layerwise rule gives backward weights."""
-
-_LINEAR = {
-    "torch_geometric.nn.dense.linear.Linear": False,
-    "transformers.pytorch_utils.Conv1D": True,
-}
-"""Linear layers that are not torch's, by import path, so that nobody has to import them: whether W is (in, out)."""
-
-_INPUT_GRADIENTS = (
-    convolution_gradients.conv1d_input,
-    convolution_gradients.conv2d_input,
-    convolution_gradients.conv3d_input,
-)
-_FORWARDS = (F.conv1d, F.conv2d, F.conv3d)
-
-InputGradient = Callable[[Tensor, Tensor, torch.Size], Tensor]
-"""(gradient of the output, B, shape of the input) -> signal for the input."""
-
-
-def serve_layer(layer: type[nn.Module], *, transposed: bool = False) -> None:
-    """Let layerwise rules give backward weights to a kind of linear layer that is not derived from ``nn.Linear``.
-
-    Known already: the ``Linear`` of torch_geometric and the ``Conv1D`` of transformers.
-
-    Args:
-        layer: The class. Its ``forward(x)`` maps the last dimension of one tensor by its parameter ``weight``, and may
-            add a bias: ``x @ weight.T``.
-        transposed: ``x @ weight`` instead.
-    """
-    _LINEAR[_path(layer)] = transposed
-
-
-def _path(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _linear_kinds(layer: nn.Module) -> list[bool]:
-    """Of the registered kinds that ``layer`` is, whether W is (in, out); the most derived first."""
-    return [_LINEAR[_path(kind)] for kind in type(layer).__mro__ if _path(kind) in _LINEAR]
 
 
 @dataclass(frozen=True)
@@ -115,8 +79,38 @@ class Join(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient itself for the layer, B's for what lies below."""
         (grad,) = grads
-        signal = ctx.rule(grad, ctx.weight().to(grad), ctx.shape).to(memory_format=ctx.format)
+        signal = ctx.rule(grad, ctx.weight(), ctx.shape).to(memory_format=ctx.format)
         return grad, signal, None, None
+
+
+@dataclass
+class _Pass:
+    """A forward pass of the model.
+
+    Attributes:
+        awaited: The places of errors that it has not reached yet; behind all of them layers are exact.
+    """
+
+    awaited: set[str]
+
+
+@dataclass
+class _Calls:
+    """The calls of layers in one thread.
+
+    Attributes:
+        inputs: Of the layers that are running: the input before it was detached, the call, and how to serve it.
+        weights: Their weights, as a parametrization has computed them for this call.
+        outside: The layers that were called without the model since a pass began there.
+        reached: The places of errors that such a pass has reached.
+        transporting: Whether B is W, to be compared with autograd.
+    """
+
+    inputs: dict[str, tuple[Tensor, Call, Service]] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    outside: set[str] = field(default_factory=set)
+    reached: set[str] = field(default_factory=set)
+    transporting: bool = False
 
 
 class AsymmetricMechanism(Mechanism):
@@ -132,11 +126,7 @@ class AsymmetricMechanism(Mechanism):
 
     def __init__(self, rule: LayerwiseRule, plan: Plan) -> None:
         super().__init__(rule, plan)
-        self._layers = {
-            name: module
-            for name, module in plan.model.named_modules()
-            if isinstance(module, SERVED) or _linear_kinds(module)
-        }
+        self._layers = _served(plan.model)
         if not self._layers:
             raise UnsupportedLayerError(
                 f"{type(rule).__name__} gives backward weights to Linear and convolution layers, and the model has "
@@ -144,72 +134,203 @@ class AsymmetricMechanism(Mechanism):
                 "your own known."
             )
         self.feedback = LateBuffers(seed=plan.seed, passes=0)
-        self._inputs: dict[str, Tensor] = {}
+        self._tree = ModuleTree(plan.model)
+        self._hooked: dict[str, list[RemovableHandle]] = {}
+        self._error_handles: dict[str, RemovableHandle] = {}
+        # How each layer is served, and of what that was found out.
+        self._services: dict[str, tuple[Any, Service]] = {}
         self._called: set[str] = set()
-        # Layers above the error's place, which learn exactly; whether a pass is under way, and has got there.
+        # Layers above the error's place, which learn exactly, in the last training pass.
         self._exact: set[str] = set()
-        self._inside = self._above = False
+        self._passes: Passes[_Pass] = Passes()
+        self._calls: PerThread[_Calls] = PerThread(_Calls)
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
 
     def install(self) -> None:
         """Put a pair of hooks on every served layer, and mark where a pass begins, leaves its error and ends."""
         add = self._handles.append
         add(self.plan.model.register_forward_pre_hook(self._begin))
         for name, layer in self._layers.items():
-            add(layer.register_forward_pre_hook(partial(self._cut, name), with_kwargs=True))
-            add(layer.register_forward_hook(partial(self._join, name)))
-        add(self.plan.error_module.register_forward_hook(self._leave))
+            self._hook(name, layer)
+        for name, module in self.plan.errors.items():
+            self._error_handles[name] = module.register_forward_hook(partial(self._leave, name))
         add(self.plan.model.register_forward_hook(self._end, always_call=True))
 
     def remove(self) -> None:
         """Take the hooks out."""
         super().remove()
-        self._inputs.clear()
+        for name in list(self._hooked):
+            self._unhook(name)
+        for handle in self._error_handles.values():
+            handle.remove()
+        self._error_handles.clear()
+        self._calls().inputs.clear()
+        self._passes.clear()
+
+    def _hook(self, name: str, layer: nn.Module) -> None:
+        self._hooked[name] = [
+            layer.register_forward_pre_hook(partial(self._cut, name), with_kwargs=True),
+            layer.register_forward_hook(partial(self._join, name), prepend=True),
+        ]
+        if is_computed(layer):
+            computes: Any = layer.parametrizations["weight"]  # type: ignore[index]
+            self._hooked[name].append(computes.register_forward_hook(partial(self._computed, name)))
+
+    def _unhook(self, name: str) -> None:
+        for handle in self._hooked.pop(name):
+            handle.remove()
+
+    def _keep_innermost(self) -> None:
+        """Put the hooks back next to the layers' forward functions, where hooks were added since."""
+        for name, layer in self._layers.items():
+            before, behind = self._hooked[name][0].id, self._hooked[name][1].id
+            if next(reversed(layer._forward_pre_hooks)) != before and layer is not self.plan.model:
+                layer._forward_pre_hooks.move_to_end(before)  # type: ignore[attr-defined]
+            if next(iter(layer._forward_hooks)) != behind:
+                layer._forward_hooks.move_to_end(behind, last=False)  # type: ignore[attr-defined]
+
+    # -- passes --------------------------------------------------------------------------------------------------
 
     def _begin(self, module: nn.Module, args: Any) -> None:
-        self._inputs.clear()
-        self._inside, self._above = True, False
-        if not self.recomputing():  # a second run may end where the error is taken
-            self._exact = set()
-        if self.active and self.rule.redraws and not self.recomputing():
+        self._passes.begin(_Pass(set(self.plan.errors)))
+        calls = self._calls()
+        calls.outside.clear()
+        calls.reached.clear()
+        if not self.active or self.recomputing():  # a second run may end where the error is taken
+            return
+        if not torch.compiler.is_compiling():
+            self._follow_model()
+            self._keep_innermost()
+        self._exact = set()
+        if self.rule.redraws:
             self.feedback.numbers["passes"] += 1
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._above = self._inside
+    def _leave(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        run = self._passes.now()
+        if run is None:
+            self._calls().reached.add(name)
+        else:
+            run.awaited.discard(name)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._inside = self._above = False
+        self._passes.end()
 
     def _is_exact(self, name: str) -> bool:
         """Whether a layer that is called lies above the error's place."""
-        if not self._inside:  # a checkpoint's second run of a part: as in the last pass
+        run = self._passes.now()
+        if run is not None:
+            above = not run.awaited
+        elif self.recomputing():  # a checkpoint's second run of a part: as in the last pass
             return name in self._exact
-        if self._above:
+        else:
+            above = self._is_above_outside(name)
+        if above:
             self._exact.add(name)
-        return self._above
+        return above
+
+    def _is_above_outside(self, name: str) -> bool:
+        """The same where the model's own call is missing: a pass begins with a layer that was called already."""
+        calls = self._calls()
+        if not calls.outside or name in calls.outside:
+            calls.outside.clear()
+            calls.reached.clear()
+            if self.rule.redraws:
+                self.feedback.numbers["passes"] += 1
+        calls.outside.add(name)
+        return len(calls.reached) == len(self.plan.errors)
+
+    def _follow_model(self) -> None:
+        """Take in the layers that came into the model since the last training pass, and forget those that went."""
+        if not self._tree.has_changed():
+            return
+        before, plan = self.plan, followed(self.plan)
+        self.plan = plan
+        layers = _served(plan.model)
+        new, gone = newcomers(self._layers, layers), newcomers(layers, self._layers)
+        for name in list(self._hooked):
+            if self._layers[name] is not plan.model:  # it is being called
+                self._unhook(name)
+        for name in gone:
+            del self.feedback[name]
+        self._services, self._layers, self._tree = {}, layers, ModuleTree(plan.model)
+        for name, layer in layers.items():
+            if name in new:
+                self._take_in(name, layer)
+            if name not in self._hooked:
+                self._hook(name, layer)
+        for name in newcomers(before.errors, plan.errors):
+            self._error_handles[name].remove()
+            self._error_handles[name] = plan.errors[name].register_forward_hook(partial(self._leave, name))
+        if new or gone:
+            warnings.warn(self._told_of(new, gone), BpfreeWarning, stacklevel=2)
+
+    def _take_in(self, name: str, layer: nn.Module) -> None:
+        """Make ready for a layer that has come into the model."""
+
+    def _told_of(self, new: list[str], gone: list[str]) -> str:
+        names, lost = ", ".join(map(repr, new)), ", ".join(map(repr, (name for name in gone if name not in new)))
+        came = f"layer {names} came into the model after attach: {self.rule} draws backward weights for it now. "
+        return (came if new else "") + (f"Layer {lost} is not in the model any more: its B is dropped." if lost else "")
+
+    # -- one layer -----------------------------------------------------------------------------------------------
 
     def _cut(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._is_exact(name) or not self.active:
+        calls = self._calls()
+        if calls.inputs:
+            calls.inputs.pop(name, None)  # of a call that has raised
+        if not self.active or self._is_exact(name):
             return None
-        self._called.add(name)
-        key = "input" if "input" in kwargs else next(iter(kwargs), "")
-        given = args[0] if args else kwargs[key]
-        if not given.requires_grad:
+        if not calls.transporting:
+            self._called.add(name)
+        key, given = (None, args[0]) if args else first_argument(layer, args, kwargs)
+        if not isinstance(given, Tensor) or not given.requires_grad:
             return None
-        self._inputs[name] = given
-        if args:
-            return (given.detach(), *args[1:]), kwargs
-        return args, {**kwargs, key: given.detach()}
+        service = self._service(name, layer, (args, kwargs))
+        if service.way == "ordinary":
+            return None
+        calls.inputs[name] = given, (args, kwargs), service
+        return with_first((args, kwargs), key, given.detach())
 
-    def _join(self, name: str, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        given = self._inputs.pop(name, None)
-        if given is None:
+    def _service(self, name: str, layer: nn.Module, call: Call) -> Service:
+        """How to serve a layer; found out at its first call, and again when something about the layer has changed."""
+        kept = self._services.get(name)
+        if kept is not None:
+            # A class of torch's own, the usual case, or the whole of what a layer may depend on.
+            known = kept[0] is type(layer) and "forward" not in layer.__dict__
+            if known or torch.compiler.is_compiling() or kept[0] == circumstances_of(layer, call):
+                return kept[1]
+        service = find_service(layer, call)
+        self._services[name] = circumstances_of(layer, call), service
+        return service
+
+    def _computed(self, name: str, module: nn.Module, args: Any, weight: Tensor) -> None:
+        """Keep the weight that a parametrization has computed: to ask for it again may move what that one keeps."""
+        if self.active:
+            self._calls().weights[name] = weight.detach()
+
+    def _join(self, name: str, layer: nn.Module, args: Any, output: Any) -> Tensor | None:
+        calls = self._calls()
+        weight = calls.weights.pop(name, None) if calls.weights else None
+        kept = calls.inputs.pop(name, None)
+        if kept is None:
             return None
-        delivered, gradient = input_gradient(layer, given)
-        result: Tensor = Join.apply(output, delivered, self._backward_weight(name, layer), gradient)  # type: ignore[no-untyped-call]
+        given, call, service = kept
+        if not isinstance(output, Tensor):
+            raise UnsupportedLayerError(
+                f"layer {name!r} returns a {type(output).__name__} now, and returned a tensor before: {self.rule} "
+                "cannot send it a signal. Let it always return a tensor, or put what changes into a module of its own."
+            )
+        if weight is None:
+            weight = layer.weight.detach()  # type: ignore[operator]
+        delivered, gradient = (
+            input_gradient(layer, given) if service.way == "formula" else (given, function_gradient(layer, call))
+        )
+        B = (lambda: weight) if calls.transporting else self._backward_weight(name, layer, weight)
+        result: Tensor = Join.apply(output, delivered, B, gradient)  # type: ignore[no-untyped-call]
         return result
 
-    def _backward_weight(self, name: str, layer: nn.Module) -> Callable[[], Tensor]:
-        weight = cast(nn.Linear, layer).weight.detach()
+    def _backward_weight(self, name: str, layer: nn.Module, weight: Tensor) -> Callable[[], Tensor]:
         if name not in self.feedback:
             self._draw(name, weight)
         kept, passes = self.feedback[name], self.feedback.numbers["passes"]
@@ -229,7 +350,33 @@ class AsymmetricMechanism(Mechanism):
 
         return at_backward
 
+    def _draw(self, name: str, weight: Tensor) -> None:
+        # On the CPU, so that every machine draws the same; once.
+        generator = torch.Generator().manual_seed(derived_seed(self.feedback.numbers["seed"], name))
+        like = at_least_single(weight) if self.learns else weight
+        self.feedback[name] = self.rule.draw(weight, generator).to(like)
+
+    @contextmanager
+    def transporting(self) -> Generator[None]:
+        """Within this context B is W in the passes of this thread: backpropagation, if all layers are served right."""
+        calls = self._calls()
+        before, calls.transporting = calls.transporting, True
+        try:
+            yield
+        finally:
+            calls.transporting = before
+
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers of known kinds, and of classes derived from them, by name."""
+        return self._layers
+
+    def served(self) -> dict[str, nn.Module]:
+        """The layers whose inputs get signals made with B, by name, of those that were called so far."""
+        return {name: self._layers[name] for name, (_, kept) in self._services.items() if kept.way != "ordinary"}
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self._follow_model()
         start = f"{prefix}feedback."
         saved = {name_of(key.removeprefix(start)) for key in state_dict if key.startswith(start)}
         unknown = saved - self._layers.keys() - self.feedback.numbers.keys()
@@ -237,11 +384,7 @@ class AsymmetricMechanism(Mechanism):
             raise StateError(f"the state is for layers that this model does not have: {', '.join(sorted(unknown))}.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _draw(self, name: str, weight: Tensor) -> None:
-        # On the CPU, so that every machine draws the same; once.
-        generator = torch.Generator().manual_seed(derived_seed(self.feedback.numbers["seed"], name))
-        like = at_least_single(weight) if self.learns else weight
-        self.feedback[name] = self.rule.draw(weight, generator).to(like)
+    # -- what it looks like ----------------------------------------------------------------------------------------
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
         """A row for each served layer; the layers that pass ordinary gradients are remarked on."""
@@ -251,8 +394,13 @@ class AsymmetricMechanism(Mechanism):
         return ["layer", "kind", "backward weights"], rows, remarks
 
     def _state(self, name: str) -> str:
+        _, service = self._services.get(name, (None, None))
+        if service is not None and service.way == "ordinary":
+            return f"none: ordinary gradients, for {service.why}"
         if name in self.feedback:
-            return " x ".join(map(str, self.feedback[name].shape)) or "magnitude and signs of W"
+            shape = " x ".join(map(str, self.feedback[name].shape)) or "magnitude and signs of W"
+            through = ", through its own forward" if service is not None and service.way == "function" else ""
+            return shape + through
         if name in self._exact:
             return "none: it lies above the error and learns exactly"
         if name in self._called:
@@ -260,60 +408,5 @@ class AsymmetricMechanism(Mechanism):
         return "not called as a module: ordinary gradients" if self._called else "drawn in the first forward pass"
 
 
-def input_gradient(layer: nn.Module, given: Tensor) -> tuple[Tensor, InputGradient]:
-    """How ``layer``'s input gets its gradient from B: the tensor it is delivered to, and the function.
-
-    The tensor is the input itself, or the padded input where the padding is not a plain number of zeros.
-    """
-    if isinstance(layer, _TRANSPOSED):
-        return given, _transposed(layer)
-    if not isinstance(layer, CONVOLUTIONS):
-        return given, _linear_transposed if any(_linear_kinds(layer)[:1]) else _linear
-    delivered, padding = padded(layer, given)
-    return delivered, _convolution(layer, padding)
-
-
-def _linear(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-    return grad.matmul(weight)
-
-
-def _linear_transposed(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-    return grad.matmul(weight.T)
-
-
-def _convolution(layer: Convolution, padding: Any) -> InputGradient:
-    backward: Any = _INPUT_GRADIENTS[len(layer.kernel_size) - 1]
-
-    def gradient(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        if len(shape) == len(layer.kernel_size) + 1:  # no batch dimension, which the function of torch needs
-            return gradient(grad[None], weight, torch.Size((1, *shape)))[0]
-        # Torch asks the weight how the result shall lie, and is quicker where it lies as the gradient does.
-        weight = weight.to(memory_format=format_of(grad))
-        found: Tensor = backward(shape, weight, grad, layer.stride, padding, layer.dilation, layer.groups)
-        return found
-
-    return gradient
-
-
-def _transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) -> InputGradient:
-    # The gradient of a transposed convolution's input is the plain convolution.
-    forward: Any = _FORWARDS[len(layer.kernel_size) - 1]
-
-    def gradient(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        found: Tensor = forward(grad, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-        # An output_padding of a stride or more, which a dilation allows, leaves room for places that the input lacks.
-        return found[tuple(slice(size) for size in shape)]
-
-    return gradient
-
-
-def matrices(layer: nn.Module, weight: Tensor) -> Tensor:
-    """``weight``, of the shape of ``layer``'s, as the linear maps of one place: shape (groups, out, in).
-
-    A view of ``weight`` where that is contiguous. For a convolution the place is one window of its input, in =
-    channels of a group x kernel; for a transposed convolution it is one point, out = channels of a group x kernel.
-    """
-    if isinstance(layer, (*CONVOLUTIONS, *_TRANSPOSED)):
-        grouped = weight.reshape(layer.groups, -1, *weight.shape[1:]).flatten(2)
-        return grouped.mT if isinstance(layer, _TRANSPOSED) else grouped
-    return (weight.T if any(_linear_kinds(layer)[:1]) else weight).unsqueeze(0)
+def _served(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if is_linear(module)}

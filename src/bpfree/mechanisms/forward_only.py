@@ -7,15 +7,18 @@ above is ordinary.
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.utils.hooks import RemovableHandle
 
 from bpfree.draw import derived_seed
 from bpfree.errors import OptionError
@@ -27,7 +30,9 @@ from bpfree.mechanisms.direct import DirectRule
 from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.observing import ObservingMechanism
 from bpfree.mechanisms.pass_state import PassState
-from bpfree.mechanisms.untaught import warn_of_arguments, warn_of_results
+from bpfree.mechanisms.untaught import warn_of_a_call, warn_of_arguments, warn_of_results
+from bpfree.module_tree import ModuleTree, followed
+from bpfree.passes import Passes
 from bpfree.plan import Plan
 from bpfree.preserve import Surroundings
 from bpfree.projection import NoFeedback
@@ -39,6 +44,27 @@ Gradients: TypeAlias = Callable[[Tensor], Mapping[Tensor, Tensor]]
 """Maps dL/do, shaped as the output, to the gradients of the parameters that learn."""
 
 
+@dataclass(eq=False)
+class GraphlessPass:
+    """A forward pass of the model.
+
+    Attributes:
+        changes: What it has changed, until its output leaves; None where it is not of the rule.
+        left: Whether its output has left through the rule's function.
+        seen: What the mechanism keeps of it.
+    """
+
+    changes: ExitStack | None = None
+    left: bool = False
+    seen: Any = None
+
+    def close(self) -> None:
+        """Put back what it has changed."""
+        changes, self.changes = self.changes, None
+        if changes is not None:
+            changes.close()
+
+
 class ForwardOnlyMechanism(Mechanism):
     """Switches the graph off when the model is called and on again where the error is taken."""
 
@@ -46,9 +72,10 @@ class ForwardOnlyMechanism(Mechanism):
 
     def __init__(self, rule: Rule, plan: Plan) -> None:
         super().__init__(rule, plan)
-        # What the pass under way has changed; None when there is none, or its output has left.
-        self._open: ExitStack | None = None
-        self._left = False
+        self._passes: Passes[GraphlessPass] = Passes()
+        self._tree = ModuleTree(plan.model)
+        self._parts_handles: list[RemovableHandle] = []
+        self._told = False
 
     @abstractmethod
     def _start(self, call: Call, stack: ExitStack) -> None:
@@ -58,42 +85,97 @@ class ForwardOnlyMechanism(Mechanism):
     def _gradients(self, output: Tensor, where: str) -> tuple[Gradients, Tensor]:
         """What makes the gradients of this pass, and its output as a plain tensor."""
 
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
     def install(self) -> None:
         """Put hooks on the model and on the module where the error is taken."""
         plan, add = self.plan, self._handles.append
         add(plan.model.register_forward_pre_hook(self._begin, with_kwargs=True))
-        add(plan.error_module.register_forward_hook(self._leave))
+        if plan.error_module is plan.model:
+            add(plan.model.register_forward_hook(self._leave))
         add(plan.model.register_forward_hook(self._end, with_kwargs=True, always_call=True))
+        # What the model's __call__ calls. Torch calls no hook where KeyboardInterrupt ends a forward pass.
+        vars(plan.model)["_call_impl"] = self._call
+        self._hook_parts()
 
     def remove(self) -> None:
         """Take the hooks out."""
         super().remove()
-        self._close()
+        self._unhook_parts()
+        vars(self.plan.model).pop("_call_impl", None)
+        for run in self._passes.clear():
+            run.close()
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model, and put right behind it what it has not put right itself."""
+        model = self.plan.model
+        try:
+            return type(model)._call_impl(model, *args, **kwargs)  # type: ignore[no-untyped-call]
+        finally:
+            self.put_right()
+
+    def _hook_parts(self) -> None:
+        """Put hooks on the modules in the model."""
+        plan, add = self.plan, self._parts_handles.append
+        for name, module in plan.model.named_modules():
+            if module._parameters and module is not plan.model and not self._hooks(name):
+                add(module.register_forward_pre_hook(partial(self._reached, name)))
+        if plan.error_module is not plan.model:
+            add(plan.error_module.register_forward_hook(self._leave))
+
+    def _hooks(self, name: str) -> bool:
+        """Whether a hook of the rule's own is on a layer, and tells :meth:`_reached` of it."""
+        return False
+
+    def _unhook_parts(self) -> None:
+        for handle in self._parts_handles:
+            handle.remove()
+        self._parts_handles.clear()
+
+    def _follow_model(self) -> None:
+        """Hook the modules that came into the model since the last training pass."""
+        if self._tree.has_changed():
+            self._unhook_parts()
+            self.plan, self._tree = followed(self.plan), ModuleTree(self.plan.model)
+            self._hook_parts()
+
+    def _reached(self, name: str, module: nn.Module, args: Any) -> None:
+        """Notice a layer that runs without a call of the model."""
+        if self._told or self._passes.now() is not None or not self.active or self.recomputing():
+            return
+        self._told = True
+        warn_of_a_call(self.plan.model, name, self.rule)
+
+    # -- passes --------------------------------------------------------------------------------------------------
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        # A pass that was interrupted from the keyboard has not been ended.
-        self._close()
-        self._left = False
+        run = GraphlessPass()
+        for interrupted in self._passes.begin(run):
+            interrupted.close()
         if not self.active:
             return
+        self._follow_model()
         warn_of_arguments((args, kwargs), self.rule)
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             self._start((args, kwargs), stack)
-            self._open = stack.pop_all()
+            run.changes = stack.pop_all()
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        if self._left:
+        run = self._passes.now()
+        if run is None:
+            return None
+        if run.left:
             raise reached_twice(self.plan.error_name)
-        if self._open is None:
+        if run.changes is None:
             return None
         try:
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 raise not_a_tensor(self.plan, output)
             gradients, plain = self._gradients(output, self.plan.where)
         finally:
-            self._close()
-        self._left = True
+            run.close()
+        run.left = True
         # All that are trainable, for DDP waits for all of them; those that do not learn get None.
         parameters = [parameter for parameter in self.plan.model.parameters() if parameter.requires_grad]
 
@@ -105,18 +187,39 @@ class ForwardOnlyMechanism(Mechanism):
         return leave(of_all, plain, parameters)
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        missed, left, self._left = self._open is not None, self._left, False
-        self._close()
+        run = self._passes.end()
+        if run is None:
+            return
+        missed = run.changes is not None
+        run.close()
         # `output` is None when the forward pass raised: that error goes to the user, not ours.
         if missed and output is not None:
             raise not_reached(self.plan.error_name)
-        if left and self.plan.error_name:
+        if run.left and self.plan.error_name:
             warn_of_results(output, (args, kwargs), self.plan.error_name, self.rule)
 
-    def _close(self) -> None:
-        stack, self._open = self._open, None
-        if stack is not None:
-            stack.close()
+    def put_right(self) -> None:
+        """Put back what passes of this thread have changed that were interrupted from the keyboard."""
+        for run in self._passes.drop_interrupted():
+            run.close()
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Within this context a forward pass is plain autograd."""
+        self.put_right()
+        with super().paused():
+            yield
+
+
+@dataclass
+class _Directions:
+    """The directions of one pass, by parameter, or by what functional_call has put in its place; and the places."""
+
+    of: dict[Tensor, Tensor] = field(default_factory=dict)
+    places: dict[Tensor, tuple[nn.Module, str]] = field(default_factory=dict)
+
+
+_EXCHANGING = threading.Lock()
 
 
 class WeightsMechanism(ForwardOnlyMechanism):
@@ -139,16 +242,11 @@ class WeightsMechanism(ForwardOnlyMechanism):
             raise OptionError(f"streaming=True and threads= are for segments, and {rule} has none. Leave them out.")
         self.feedback = LateBuffers(seed=plan.seed, passes=0)
         self._kind: Perturbations = kind
-        # By parameter, or by what functional_call has put in its place.
-        self._directions: dict[Tensor, Tensor] = {}
-        self._places: dict[Tensor, tuple[nn.Module, str]] = {}
         # Parameters that are asked for are constants with a tangent: none of them requires a gradient.
         self._rehearsal = DualPass(plan, freeze=False)
-
-    def remove(self) -> None:
-        """Take the hooks out and forget the forward pass."""
-        super().remove()
-        self._directions, self._places = {}, {}
+        # How many passes have the parameters exchanged; what is then put back.
+        self._exchanges = 0
+        self._plain: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
 
     def _start(self, call: Call, stack: ExitStack) -> None:
         kind, mode = kind_of(self.plan, call), self._rehearsal.mode
@@ -162,39 +260,50 @@ class WeightsMechanism(ForwardOnlyMechanism):
 
     @contextmanager
     def _perturbed(self) -> Generator[None]:
-        """Within this context every parameter that the model asks for is a dual number, its tangent V."""
-        self._directions, self._places = {}, {}
-        owners = [module for module in self.plan.model.modules() if module._parameters]
-        plain = [module._parameters for module in owners]
-        flat = [(module, module._flat_weights) for module in owners if isinstance(module, nn.RNNBase)]
-        handles = [module.register_forward_pre_hook(self._flatten) for module, _ in flat]
+        """Within this context every parameter that the model asks for is a dual number, its tangent V.
+
+        In this thread: one that evaluates the model meanwhile gets the parameters themselves.
+        """
+        run = self._passes.now()
+        assert run is not None
+        run.seen = _Directions()
+        with _EXCHANGING:
+            self._exchanges += 1
+            if self._exchanges == 1:
+                self._exchange()
         try:
-            for module, parameters in zip(owners, plain, strict=True):
-                module._parameters = _Asked(parameters, partial(self._number, module))
             yield
         finally:
-            for module, parameters in zip(owners, plain, strict=True):
-                module._parameters = parameters
-            for recurrent, weights in flat:
-                recurrent._flat_weights = weights
-            for handle in handles:
-                handle.remove()
+            with _EXCHANGING:
+                self._exchanges -= 1
+                if not self._exchanges:
+                    self._put_back()
 
-    def _flatten(self, module: nn.RNNBase, args: Any) -> None:
-        # Recurrent modules have a second way to their parameters.
-        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+    def _exchange(self) -> None:
+        for module in self.plan.model.modules():
+            if module._parameters:
+                self._plain.append((module, module._parameters, _without_flat_weights(module)))
+                module._parameters = _Asked(module, module._parameters, partial(self._number, module))
+
+    def _put_back(self) -> None:
+        for module, parameters, flat in self._plain:
+            module._parameters = parameters
+            vars(module).update(flat)
+        self._plain = []
 
     def _number(self, module: nn.Module, name: str, parameter: Tensor) -> Tensor:
-        if not parameter.requires_grad:
+        run = self._passes.now()
+        if run is None or not isinstance(run.seen, _Directions) or not parameter.requires_grad:
             return parameter
+        directions = run.seen.of
         # Within torch.func's transforms a tangent would be theirs, and gone behind them.
         with temporarily_clear_interpreter_stack():
             if not torch._C._is_fwd_grad_enabled():  # what the model computes without gradients is a constant
                 return parameter.detach()
-            if parameter not in self._directions:
-                self._places[parameter] = module, name
-                self._directions[parameter] = self._drawn(parameter, len(self._directions))
-            return join(parameter.detach(), self._directions[parameter])
+            if parameter not in directions:
+                run.seen.places[parameter] = module, name
+                directions[parameter] = self._drawn(parameter, len(directions))
+            return join(parameter.detach(), directions[parameter])
 
     def _drawn(self, parameter: Tensor, number: int) -> Tensor:
         seed, passes = self.feedback.numbers["seed"], self.feedback.numbers["passes"]
@@ -204,24 +313,37 @@ class WeightsMechanism(ForwardOnlyMechanism):
 
     def _gradients(self, output: Tensor, where: str) -> tuple[Gradients, Tensor]:
         # FSDP2 gives a layer its whole parameters for as long as it runs: those that learn are the ones in their place.
-        directions = {self._in_place(parameter): V for parameter, V in self._directions.items()}
-        self._directions, self._places = {}, {}
+        run = self._passes.now()
+        assert run is not None
+        seen, run.seen = run.seen, None
+        directions = {_in_place(*seen.places[parameter]): V for parameter, V in seen.of.items()}
         primal, change = split(output)
         if change is None:
             raise nothing_arrives(f"change of a trainable parameter arrives at {where}, or nothing below it learns")
         return partial(_along, change.detach(), directions), primal.detach()
-
-    def _in_place(self, parameter: Tensor) -> Tensor:
-        module, name = self._places[parameter]
-        found: Any = dict.__getitem__(module._parameters, name)
-        assert isinstance(found, Tensor)
-        return found
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
         """What every parameter gets."""
         where = f"below {self.plan.error_name!r}" if self.plan.error_name else "of the model"
         remark = f"Every trainable parameter {where} gets (dL/dV) V, V random and drawn anew in every pass."
         return [], [], [remark, "No graph is stored and nothing runs backward. Taps have no signals."]
+
+
+def _without_flat_weights(module: nn.Module) -> dict[str, Any]:
+    """Take away a recurrent module's list of its parameters, so that it asks `_parameters` for it; return what was."""
+    if not isinstance(module, nn.RNNBase):
+        return {}
+    kept = {name: vars(module)[name] for name in ("_flat_weights", "_flat_weight_refs")}
+    del module._flat_weights
+    # By these it finds out whether to make the list anew.
+    module._flat_weight_refs = [None] * len(module._flat_weights_names)
+    return kept
+
+
+def _in_place(module: nn.Module, name: str) -> Tensor:
+    found: Any = dict.__getitem__(module._parameters, name)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def _along(change: Tensor, directions: dict[Tensor, Tensor], error: Tensor) -> dict[Tensor, Tensor]:
@@ -236,11 +358,16 @@ class _Asked(dict[str, Any]):
     So a parameter that a forward pass does not use is not perturbed, and gets no noise for a gradient.
     """
 
-    def __init__(self, parameters: dict[str, Any], number: Callable[[str, Tensor], Tensor]) -> None:
+    def __init__(self, module: nn.Module, parameters: dict[str, Any], number: Callable[[str, Tensor], Tensor]) -> None:
         super().__init__(parameters)
-        self._number = number
+        self._module, self._number = module, number
 
-    def __getitem__(self, name: str) -> Tensor | None:
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (name == "_flat_weights" and isinstance(self._module, nn.RNNBase))
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "_flat_weights" and isinstance(self._module, nn.RNNBase):
+            return [getattr(self._module, weight) for weight in self._module._flat_weights_names]
         parameter = super().__getitem__(name)
         return None if parameter is None else self._number(name, parameter)
 

@@ -9,15 +9,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
 from bpfree.errors import BpfreeWarning, UnsupportedLayerError
+from bpfree.layers import is_computed
 from bpfree.mechanisms.asymmetric import AsymmetricMechanism, LayerwiseRule
 from bpfree.plan import Plan
 from bpfree.ranks import whole
 from bpfree.state import at_least_single
+
+_AT_FIRST, _LATER = 4, 64
+"""In how many first steps numbers are compared, and every how many behind them."""
 
 
 @dataclass
@@ -28,11 +33,52 @@ class _Watch:
         weight: W.
         handle: Takes its hook out.
         versions: How often W and B had been written to when B last got a gradient.
+        seen: The place where a gradient was largest, and the numbers that W and B had there.
+        looks: How often that was looked at.
+        wait: How many gradients from now the numbers are compared.
     """
 
     weight: Tensor
     handle: RemovableHandle
     versions: tuple[int, int] | None = None
+    seen: tuple[Tensor, Tensor, Tensor] | None = None
+    looks: int = 0
+    wait: int = 0
+
+    def only_w_moved(self, weight: Tensor, B: Tensor) -> bool:
+        """Whether an optimizer has stepped W and not B since B last got a gradient.
+
+        Fused optimizers write without counting it, so that numbers are compared as well.
+        """
+        if self.versions is None:
+            return False
+        w, b = weight._version != self.versions[0], B._version != self.versions[1]
+        if self.seen is not None and not b and (w or not self.wait):
+            place, was_w, was_b = self.seen
+            w, b = w or not _same(weight, place, was_w), not _same(B, place, was_b)
+        return w and not b
+
+    def look(self, weight: Tensor, B: Tensor) -> None:
+        """Keep what :meth:`only_w_moved` compares with."""
+        self.versions = weight._version, B._version
+        if self.wait:
+            self.wait -= 1
+            return
+        self.looks += 1
+        self.wait = 0 if self.looks < _AT_FIRST else _LATER
+        # Of a sharded weight each process holds a part.
+        if weight.shape == B.shape and not hasattr(weight, "full_tensor") and weight.numel():
+            assert weight.grad is not None
+            place = weight.grad.abs().argmax()
+            self.seen = place, _at(weight, place).clone(), _at(B, place).clone()
+
+
+def _at(tensor: Tensor, place: Tensor) -> Tensor:
+    return tensor.detach().take(place)
+
+
+def _same(tensor: Tensor, place: Tensor, was: Tensor) -> bool:
+    return tensor.device == was.device and bool(_at(tensor, place) == was.to(tensor.dtype))
 
 
 class KolenPollackMechanism(AsymmetricMechanism):
@@ -52,12 +98,7 @@ class KolenPollackMechanism(AsymmetricMechanism):
     def __init__(self, rule: LayerwiseRule, plan: Plan) -> None:
         super().__init__(rule, plan)
         for name, layer in self._layers.items():
-            if not isinstance(layer.weight, nn.Parameter):
-                raise UnsupportedLayerError(
-                    f"{type(rule).__name__} gives B the gradient of W, and the weight of layer {name!r} is no "
-                    "parameter: it is computed from others (a parametrization). Use bpfree.FA or bpfree.WeightMirror."
-                )
-            self.feedback.reserve(name, at_least_single(layer.weight))
+            self._take_in(name, layer)
         self._watched: dict[str, _Watch] = {}
         self._passed_down: set[str] = set()
         self._warned = False
@@ -73,14 +114,37 @@ class KolenPollackMechanism(AsymmetricMechanism):
             watch.handle.remove()
         self._watched.clear()
 
+    def _take_in(self, name: str, layer: nn.Module) -> None:
+        if is_computed(layer) or not isinstance(layer.weight, nn.Parameter):
+            raise UnsupportedLayerError(
+                f"{type(self.rule).__name__} gives B the gradient of W, and the weight of layer {name!r} is no "
+                "parameter: it is computed from others (a parametrization). Use bpfree.FA or bpfree.WeightMirror."
+            )
+        self.feedback.reserve(name, at_least_single(layer.weight))
+
+    def _told_of(self, new: list[str], gone: list[str]) -> str:
+        told = super()._told_of(new, gone)
+        return (
+            told + "B is a new parameter: make the optimizer anew, of [*model.parameters(), "
+            "*attachment.parameters()], or it does not learn."
+            if new
+            else told
+        )
+
     def _begin(self, module: nn.Module, args: Any) -> None:
         super()._begin(module, args)
-        if not self.recomputing():
+        # Not while another thread evaluates: a backward pass may be under way here.
+        if torch.is_grad_enabled() and not self.recomputing():
             # What a torch.autograd.grad() left, which accumulates nothing.
             self._passed_down.clear()
 
-    def _backward_weight(self, name: str, layer: nn.Module) -> Callable[[], Tensor]:
-        found = super()._backward_weight(name, layer)
+    def _follow_model(self) -> None:
+        super()._follow_model()
+        for name in self._watched.keys() - self._layers.keys():
+            self._watched.pop(name).handle.remove()
+
+    def _backward_weight(self, name: str, layer: nn.Module, weight: Tensor) -> Callable[[], Tensor]:
+        found = super()._backward_weight(name, layer, weight)
         self._watch(name, layer)
 
         def at_backward() -> Tensor:
@@ -115,7 +179,7 @@ class KolenPollackMechanism(AsymmetricMechanism):
             at_end(partial(at_end, partial(self._copy, name)))
 
     def _copy(self, name: str) -> None:
-        watch, weight = self._watched.get(name), self._layers[name].weight
+        watch, weight = self._watched.get(name), getattr(self._layers.get(name), "weight", None)
         # Not the weight that was watched: FSDP2 gives the layer a whole one for as long as it runs.
         if watch is None or not isinstance(weight, Tensor):
             return
@@ -127,14 +191,13 @@ class KolenPollackMechanism(AsymmetricMechanism):
             )
             return
         B = self.feedback[name]
-        versions = (weight._version, B._version)
-        if watch.versions is not None and versions[0] != watch.versions[0] and versions[1] == watch.versions[1]:
+        if watch.only_w_moved(weight, B):
             self._warn(
                 f"the weight of layer {name!r} was changed, its backward weights have a gradient and were not: no "
                 "optimizer has them, so B does not learn. Give it both, torch.optim.SGD([*model.parameters(), "
                 "*attachment.parameters()], lr=.1, weight_decay=1e-3)."
             )
-        watch.versions = versions
+        watch.look(weight, B)
         # A copy: what scales or clips both gradients would act on one tensor twice.
         B.grad = whole(weight.grad.detach()).to(B, copy=True)
 

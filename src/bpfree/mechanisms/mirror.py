@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from bpfree.draw import derived_seed, draw
 from bpfree.errors import OptionError, StateError
-from bpfree.mechanisms.asymmetric import AsymmetricMechanism, LayerwiseRule, matrices
+from bpfree.layer_function import current_weight
+from bpfree.layers import matrices
+from bpfree.mechanisms.asymmetric import AsymmetricMechanism, LayerwiseRule
 from bpfree.plan import Plan
 from bpfree.ranks import whole
 
@@ -71,8 +73,9 @@ class MirrorMechanism(AsymmetricMechanism):
                 self._step(name, self._layers[name])
 
     def _step(self, name: str, layer: nn.Module) -> None:
-        assert isinstance(layer.weight, Tensor)
-        weight = whole(layer.weight)
+        there = current_weight(layer)
+        assert there is not None
+        weight = whole(there)
         kept = self.feedback[name]
         written = kept.contiguous()
         W, B = matrices(layer, weight), matrices(layer, written)

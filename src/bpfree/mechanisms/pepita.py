@@ -7,6 +7,7 @@ runs once more, on x - F e, with the same dropout masks; each layer's gradient i
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,14 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from bpfree.convolution import CONVOLUTIONS
 from bpfree.draw import derived_seed, draw
-from bpfree.errors import StateError, TapShapeError, UnsupportedLayerError
+from bpfree.errors import BpfreeWarning, StateError, TapShapeError, UnsupportedLayerError
+from bpfree.first_argument import first_argument, with_first
 from bpfree.forward_mode import Call
+from bpfree.layer_function import Service, circumstances_of, find_service
+from bpfree.layers import CONVOLUTIONS
 from bpfree.layout import batch_dims
 from bpfree.mechanisms.base import Rule, taught
-from bpfree.mechanisms.forward_only import ForwardOnlyMechanism, Gradients
+from bpfree.mechanisms.forward_only import ForwardOnlyMechanism, Gradients, GraphlessPass
 from bpfree.mechanisms.two_passes import AtHead, First, HeadReached, LayerCall, Learners, Second
+from bpfree.module_tree import newcomers
 from bpfree.plan import Plan
 from bpfree.preserve import Surroundings
 from bpfree.sites import product
@@ -57,7 +61,7 @@ class ModulatedMechanism(ForwardOnlyMechanism):
     def __init__(self, rule: Rule, plan: Plan, options: Modulation) -> None:
         super().__init__(rule, plan)
         self._options = options
-        self._layers = {name: module for name, module in plan.model.named_modules() if isinstance(module, _SERVED)}
+        self._layers = _served(plan.model)
         if not self._layers:
             raise UnsupportedLayerError(
                 f"{type(rule).__name__} trains Linear and convolution layers, and the model has none. Use a direct "
@@ -66,55 +70,90 @@ class ModulatedMechanism(ForwardOnlyMechanism):
         if not plan.taps:
             raise nothing_to_tap(plan.model)
         self.feedback = LateBuffers()
-        self._pass: First | Second | None = None
         self._roles: dict[str, str] = {}
+        # How each layer's parameters get gradients, and of what that was found out.
+        self._services: dict[str, tuple[Any, Service]] = {}
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
-    def install(self) -> None:
+    def _hook_parts(self) -> None:
         """Also watch the layers that learn, their non-linearities, and dropout."""
-        add = self._handles.append
+        add = self._parts_handles.append
         for name, layer in self._layers.items():
             add(layer.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
-            add(layer.register_forward_hook(partial(self._leave_layer, name)))
+            add(layer.register_forward_hook(partial(self._leave_layer, name), prepend=True))
         dropouts = {name: module for name, module in self.plan.model.named_modules() if isinstance(module, _DropoutNd)}
         for name, module in {**dropouts, **self.plan.taps}.items():
             add(module.register_forward_hook(partial(self._activated, name, again=name not in self.plan.taps)))
-        super().install()
+        super()._hook_parts()
 
-    def remove(self) -> None:
-        """Take the hooks out and forget the forward pass."""
-        super().remove()
-        self._pass = None
+    def _hooks(self, name: str) -> bool:
+        return name in self._layers
+
+    def _follow_model(self) -> None:
+        if not self._tree.has_changed():
+            return
+        before, self._layers = self._layers, _served(self.plan.model)
+        self._services, self._roles = {}, {}
+        super()._follow_model()
+        new, gone = newcomers(before, self._layers), newcomers(self._layers, before)
+        if new or gone:
+            names = ", ".join(map(repr, new or gone))
+            done = "came into the model after attach" if new else "is not in the model any more"
+            warnings.warn(
+                f"layer {names} {done}: {self.rule} trains what is there now. The table shows what each layer learns "
+                "from.",
+                BpfreeWarning,
+                stacklevel=2,
+            )
+
+    def _seen(self) -> First | Second | None:
+        run = self._passes.now()
+        return None if run is None else run.seen
 
     def _enter(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if self._pass is not None:
-            self._pass.enter(name, layer, args[0] if args else kwargs["input"])
+        seen = self._seen()
+        if seen is None:
+            self._reached(name, layer, args)
+        else:
+            seen.enter(name, layer, (args, kwargs), self._service(name, layer, (args, kwargs)))
 
-    def _leave_layer(self, name: str, layer: nn.Module, args: Any, output: Tensor) -> None:
-        if self._pass is not None:
-            self._pass.leave(name, layer, output)
+    def _service(self, name: str, layer: nn.Module, call: Call) -> Service:
+        kept = self._services.get(name)
+        if kept is not None and kept[0] is type(layer) and "forward" not in layer.__dict__:
+            return kept[1]
+        circumstances = circumstances_of(layer, call)
+        if kept is None or kept[0] != circumstances:
+            with self._passes.aside():  # a layer inside this one is not called by the pass
+                self._services[name] = kept = circumstances, find_service(layer, call)
+        return kept[1]
+
+    def _leave_layer(self, name: str, layer: nn.Module, args: Any, output: Any) -> None:
+        seen = self._seen()
+        if seen is not None:
+            seen.leave(name, layer, output)
 
     def _activated(self, tap: str, module: nn.Module, args: Any, output: Any, *, again: bool) -> None:
-        if self._pass is not None and isinstance(output, Tensor):
-            self._pass.activated(tap, output, again=again)
+        seen = self._seen()
+        if seen is not None and isinstance(output, Tensor):
+            seen.activated(tap, output, again=again)
 
     # -- the first pass --------------------------------------------------------------------------------------------
 
     def _start(self, call: Call, stack: ExitStack) -> None:
-        self._pass = First(call, Surroundings.now(self.plan, call))
-        stack.callback(self._forget)
-
-    def _forget(self) -> None:
-        self._pass = None
+        run = self._passes.now()
+        assert run is not None
+        run.seen = First(call, Surroundings.now(self.plan, call))
 
     def _gradients(self, output: Tensor, where: str) -> tuple[Gradients, Tensor]:
-        first = self._pass
+        run = self._passes.now()
+        assert run is not None
+        first, run.seen = run.seen, None
         assert isinstance(first, First)
         head = first.head(output, where)
         first.check()
         self._note(first, head)
-        _, x = _input(first.call)
+        _, x = _input(self.plan.model, first.call)
         dims = batch_dims(output.shape, [x.shape], self.plan.batch_dims)
         if x.shape[:dims] != output.shape[:dims]:
             raise TapShapeError(
@@ -151,8 +190,10 @@ class ModulatedMechanism(ForwardOnlyMechanism):
 
     def _second_pass(self, first: First, learners: Learners, output: Tensor, error: Tensor) -> dict[Tensor, Tensor]:
         options, rows = self._options, error.reshape(output.shape)
-        # Rows that no loss touches do not count; an empty batch gives zeros.
-        n = taught(rows).sum().clamp_min(1)
+        # N: the rows that a loss touches. An empty batch gives zeros.
+        n: Any = taught(rows).sum().clamp(min=1)
+        if rows.device.type == "cpu":  # elsewhere the question would stall the queue of kernels
+            n = n.item()
 
         def hidden(call: LayerCall, h: Tensor) -> Tensor:
             positions = product(call.shape[2:]) if isinstance(call.layer, CONVOLUTIONS) else 1
@@ -162,9 +203,9 @@ class ModulatedMechanism(ForwardOnlyMechanism):
             call.h = None
             return signal
 
-        at_head = AtHead(rows, output if options.output_error == "second" else None, options.scale)
+        at_head = AtHead(rows, output if options.output_error == "second" else None, options.scale / n)
         second = Second(first.calls, learners, hidden, at_head)
-        self._pass = second
+        self._passes.begin(GraphlessPass(seen=second))
         try:
             args, kwargs = self._modulated(first.call, rows * (n / options.scale))
             # The masks and statistics of the first pass; no random number and no statistic moves.
@@ -174,15 +215,13 @@ class ModulatedMechanism(ForwardOnlyMechanism):
         except HeadReached:
             pass
         finally:
-            self._pass = None
+            self._passes.end()
         return second.gradients
 
     def _modulated(self, call: Call, error: Tensor) -> Call:
         """The arguments with x - F e in the place of x."""
-        name, x = _input(call)
-        args, kwargs = call
-        changed = x - (error @ self.feedback["F"].T.to(error)).reshape(x.shape).to(x)
-        return ((changed, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: changed})
+        name, x = _input(self.plan.model, call)
+        return with_first(call, name, x - (error @ self.feedback["F"].T.to(error)).reshape(x.shape).to(x))
 
     # -- what it looks like ----------------------------------------------------------------------------------------
 
@@ -196,17 +235,27 @@ class ModulatedMechanism(ForwardOnlyMechanism):
     def _role(self, name: str) -> str:
         if not self._roles:
             return "known after the first forward pass"
+        _, service = self._services.get(name, (None, None))
+        if service is not None and service.why:
+            return f"nothing: {service.why}"
         if name not in self._roles:
             return "nothing: no tap of its output's shape follows before the next layer"
         tap = self._roles[name]
         return f"the two passes' difference at {tap}" if tap else "the error"
 
 
-def _input(call: Call) -> tuple[str | None, Tensor]:
+def _served(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, _SERVED)}
+
+
+def _input(model: nn.Module, call: Call) -> tuple[str | None, Tensor]:
     """The model's first argument: its name if it was given by name, and the tensor."""
-    args, kwargs = call
-    name = None if args else next(iter(kwargs), None)
-    given = args[0] if args else kwargs.get(name or "")
+    name, given = first_argument(model, *call)
+    if name is None and not call[0]:
+        raise UnsupportedLayerError(
+            "PEPITA adds the error to the model's input, and the model takes its arguments as **kwargs: which of them "
+            "is the input cannot be told. Give it by position, or name it in the signature of forward."
+        )
     if not isinstance(given, Tensor) or not given.is_floating_point():
         found = f"a tensor of {given.dtype}" if isinstance(given, Tensor) else f"of type {type(given).__name__}"
         raise UnsupportedLayerError(

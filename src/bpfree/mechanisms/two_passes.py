@@ -6,21 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import torch
-import torch.nn.grad as convolution_gradients
 from torch import Tensor, nn
 
-from bpfree.convolution import padded
 from bpfree.errors import ErrorPlacementError, OptionError, TapOutputError, UnsupportedLayerError
+from bpfree.first_argument import first_argument
 from bpfree.forward_mode import Call
+from bpfree.layer_function import Service
+from bpfree.layer_function import parameter_gradients as function_parameter_gradients
+from bpfree.layers import parameter_gradients
 from bpfree.mechanisms.base import taught
 from bpfree.preserve import Surroundings
 
-_WEIGHT_GRADIENTS = (
-    convolution_gradients.conv1d_weight,
-    convolution_gradients.conv2d_weight,
-    convolution_gradients.conv3d_weight,
-)
 _TOLERANCE = 1e-3
 """How far softmax(o) - e may lie from a distribution over the classes."""
 
@@ -31,8 +27,9 @@ class LayerCall:
 
     name: str
     layer: nn.Module
-    output: Tensor | None
-    shape: torch.Size
+    service: Service
+    output: Tensor | None = None
+    shape: tuple[int, ...] = ()
     h: Tensor | None = None
     version: int = 0
     tap: str = ""
@@ -51,20 +48,25 @@ class First:
     def __init__(self, call: Call, surroundings: Surroundings) -> None:
         self.call, self.surroundings = call, surroundings
         self.calls: list[LayerCall] = []
+        self._entered = Service("formula")
 
-    def enter(self, name: str, layer: nn.Module, input: Tensor) -> None:
+    def enter(self, name: str, layer: nn.Module, call: Call, service: Service) -> None:
         """A layer is called."""
         if self.calls:
             self.calls[-1].output = None
+        self._entered = service
 
-    def leave(self, name: str, layer: nn.Module, output: Tensor) -> None:
+    def leave(self, name: str, layer: nn.Module, output: Any) -> None:
         """A layer returns."""
-        self.calls.append(LayerCall(name, layer, output, output.shape))
+        call = LayerCall(name, layer, self._entered)
+        if isinstance(output, Tensor):
+            call.output, call.shape = output, output.shape
+        self.calls.append(call)
 
     def activated(self, tap: str, output: Tensor, *, again: bool) -> None:
         """A non-linearity returns, or a dropout (``again``), which changes an activation that is there."""
         call = self.calls[-1] if self.calls else None
-        if call is None or call.shape != output.shape or again != (call.h is not None):
+        if call is None or call.service.why or call.shape != output.shape or again != (call.h is not None):
             return
         call.h, call.version, call.tap = output, output._version, call.tap or tap
 
@@ -77,6 +79,11 @@ class First:
                 f"the error is taken at {where}, which is not the output of a Linear or convolution layer as it is. "
                 "PEPITA gives its output layer the error itself: name that layer, error_at='head' for example, and "
                 "leave what follows (a softmax, a pool) to the part above."
+            )
+        if head.service.why:
+            raise UnsupportedLayerError(
+                f"the output layer {head.name!r} cannot learn by PEPITA, for {head.service.why}. Name a Linear or "
+                "convolution layer below it, error_at='head' for example, or use another rule (bpfree.DFA)."
             )
         head.output = None
         return head
@@ -112,7 +119,7 @@ class Second:
     ) -> None:
         self._calls, self._learners, self._hidden, self._at_head = calls, learners, hidden, at_head
         self._at = -1
-        self._input: Tensor | None = None
+        self._given: Call = ((), {})
         self._h: Tensor | None = None
         self.gradients: dict[Tensor, Tensor] = {}
 
@@ -120,11 +127,11 @@ class Second:
     def _call(self) -> LayerCall:
         return self._calls[self._at]
 
-    def enter(self, name: str, layer: nn.Module, input: Tensor) -> None:
+    def enter(self, name: str, layer: nn.Module, call: Call, service: Service) -> None:
         """The layer before is done with."""
         if self._h is not None:
             self._add(self._hidden(self._call, self._h))
-        self._at, self._input, self._h = self._at + 1, input, None
+        self._at, self._given, self._h = self._at + 1, call, None
         if self._at >= len(self._calls) or self._call.layer is not layer:
             raise UnsupportedLayerError(
                 f"the second pass called layer {name!r} where the first did not: PEPITA compares two passes through "
@@ -149,9 +156,13 @@ class Second:
             self._h = output
 
     def _add(self, signal: Tensor) -> None:
-        layer: Any = self._call.layer
-        assert self._input is not None
-        for name, gradient in _local_gradients(layer, self._input, signal):
+        layer, service = self._call.layer, self._call.service
+        if service.way == "formula":
+            _, input = first_argument(layer, *self._given)
+            found = parameter_gradients(layer, input, signal)
+        else:
+            found = function_parameter_gradients(layer, self._given, signal)
+        for name, gradient in found:
             parameter = self._learners.get((layer, name))
             if parameter is None:  # it is computed from others (a parametrization)
                 continue
@@ -165,16 +176,16 @@ class AtHead:
     Args:
         error: That of the first pass, dL/do, ``(N, c)``.
         output: The first pass's output, where the error is to be that of the second; else None.
-        scale: What the mean loss was multiplied by.
+        rate: What a sample's own error is multiplied by in it: 1/N of the rows that the loss touches, times the scale.
     """
 
-    def __init__(self, error: Tensor, output: Tensor | None, scale: float) -> None:
+    def __init__(self, error: Tensor, output: Tensor | None, rate: Any) -> None:
         self._error = error
         self.needs_output = output is not None
         if output is not None:
             self._taught = taught(error)
-            self._first, self._rate = output.softmax(1), scale / self._taught.sum().clamp_min(1)
-            _require_cross_entropy(self._first - error / self._rate)
+            self._first, self._rate = output.softmax(1), rate
+            _require_cross_entropy(self._first - error / rate)
 
     def __call__(self, output: Tensor | None) -> Tensor:
         """dL/do, ``(N, c)``, for an output of the second pass."""
@@ -182,7 +193,8 @@ class AtHead:
             return self._error
         # The targets y are in the first pass's error, softmax(o) - y.
         second = output.reshape(self._error.shape).softmax(1)
-        return self._error + ((second - self._first) * self._rate).where(self._taught[:, None], 0)
+        changed: Tensor = self._error + ((second - self._first) * self._rate).where(self._taught[:, None], 0)
+        return changed
 
 
 def _require_cross_entropy(targets: Tensor) -> None:
@@ -192,27 +204,7 @@ def _require_cross_entropy(targets: Tensor) -> None:
     if off > _TOLERANCE:
         raise OptionError(
             "output_error='second' finds the targets in the error, softmax(o) - e, and they are no distribution over "
-            f"the classes (off by {off:.1e}): it is for the mean softmax cross-entropy of all rows. If the loss is "
-            "multiplied by a number, say so (scale=...); for another loss use output_error='first'."
+            f"the classes (off by {off:.1e}): it is for the mean softmax cross-entropy of the rows that have "
+            "targets. If the loss is multiplied by a number, say so (scale=...); for another loss use "
+            "output_error='first'."
         )
-
-
-def _local_gradients(layer: Any, input: Tensor, signal: Tensor) -> list[tuple[str, Tensor]]:
-    """The gradients of a layer's weight and bias, by name, for a given gradient of its output."""
-    found: list[tuple[str, Tensor]] = []
-    signal = signal.to(layer.weight.dtype)
-    if layer.weight.requires_grad:
-        found.append(("weight", _weight_gradient(layer, input.to(layer.weight.dtype), signal)))
-    if layer.bias is not None and layer.bias.requires_grad:
-        channel = signal.dim() - 1 if isinstance(layer, nn.Linear) else 1
-        found.append(("bias", signal.sum([d for d in range(signal.dim()) if d != channel])))
-    return found
-
-
-def _weight_gradient(layer: Any, input: Tensor, signal: Tensor) -> Tensor:
-    if isinstance(layer, nn.Linear):
-        return signal.reshape(-1, layer.out_features).T @ input.reshape(-1, layer.in_features)
-    input, padding = padded(layer, input)
-    backward: Any = _WEIGHT_GRADIENTS[len(layer.kernel_size) - 1]
-    gradient: Tensor = backward(input, layer.weight.shape, signal, layer.stride, padding, layer.dilation, layer.groups)
-    return gradient

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from bpfree.errors import BpfreeWarning
@@ -69,3 +71,21 @@ def warn_of_input_gradients(given: Iterable[Any], tell_once: Callable[[str, str]
                 "loss with respect to the input, as saliency maps and adversarial examples need it. Compute that "
                 "within attachment.paused(), by backpropagation.",
             )
+
+
+def warn_of_a_call(model: nn.Module, layer: str, rule: object) -> None:
+    """Warn that ``layer`` runs without a call of the model, which ``rule`` is attached to; say what was called."""
+    frame: FrameType | None = sys._getframe(1)
+    outermost = ""
+    while frame is not None:
+        if frame.f_locals.get("self") is model:
+            outermost = frame.f_code.co_name
+        frame = frame.f_back
+    what = f"{type(model).__name__}.{outermost}(...)" if outermost else "a part of the model"
+    warnings.warn(
+        f"layer {layer!r} was reached by a call of {what}, and not of the model itself: {rule} does not see that, and "
+        "it trains by plain backpropagation. Call the model, model(...) and within it self(...) in place of "
+        "self.forward(...); attach the rule to the part that is called; or say attachment.paused() where it is meant.",
+        BpfreeWarning,
+        stacklevel=2,
+    )

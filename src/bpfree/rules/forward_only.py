@@ -87,7 +87,8 @@ class PEPITA(Rule):
     """PEPITA: a second forward pass on x - F e; a layer learns from how its activation differs between the passes.
 
     dL/dW_l is taken to be (1/N) sum_b (h_l - h_l^err) (x) h_(l-1)^err, for the bias likewise; no derivative of the
-    non-linearity enters. The output layer's is (1/N) sum_b e (x) h_(L-1)^err. e is the error of one sample, N dL/do. F,
+    non-linearity enters. The output layer's is (1/N) sum_b e (x) h_(L-1)^err. e is the error of one sample, N dL/do, N
+    the number of rows that the loss touches: those whose error is not zero throughout. F,
     ``attachment.feedback["F"]``, is fixed, of shape ``(n_in, c)``, uniform on +-``amplitude`` sqrt(6 / n_in). Sources:
     Dellaferrera and Kreiman 2022, Srinivasan et al. 2023.
 

@@ -1,0 +1,57 @@
+"""The modules of a model as they were seen last, and whether others are there now."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from torch import nn
+
+from bpfree.errors import ErrorPlacementError
+from bpfree.plan import Plan
+from bpfree.taps import select_taps
+
+
+class ModuleTree:
+    """Says at the begin of a pass whether modules of a model came, went or were replaced.
+
+    A look costs a fraction of a microsecond for each module that holds others.
+
+    Args:
+        model: The model, with the modules that are known.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        self._holders = [(module, dict(module._modules)) for module in modules if module._modules]
+        self._leaves = [module for module in modules if not module._modules]
+
+    def has_changed(self) -> bool:
+        """Whether a module holds others than were seen. Modules are compared by identity."""
+        for module, seen in self._holders:
+            if module._modules != seen:
+                return True
+        return any(module._modules for module in self._leaves)
+
+
+def newcomers(before: Mapping[str, nn.Module], now: Mapping[str, nn.Module]) -> list[str]:
+    """The names in ``now`` whose module is not that of ``before``; the other way round, those that are gone."""
+    return [name for name, module in now.items() if before.get(name) is not module]
+
+
+def followed(plan: Plan) -> Plan:
+    """The plan for the model as it is now: default taps are looked for again, named ones are taken by their names.
+
+    Raises:
+        ErrorPlacementError: A module where an error is taken is gone.
+    """
+    modules = dict(plan.model.named_modules())
+    lost = next((name for name in plan.errors if name not in modules), None)
+    if lost is not None:
+        raise ErrorPlacementError(
+            f"error_at={lost!r}: the model has no such module any more. Call attachment.detach() and attach again, "
+            "with another error_at."
+        )
+    named = {name: modules[name] for name in plan.taps if name in modules}
+    taps = named if plan.explicit else select_taps(plan.model, None)
+    return dataclasses.replace(plan, errors={name: modules[name] for name in plan.errors}, taps=taps)
