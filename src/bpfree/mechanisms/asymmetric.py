@@ -26,6 +26,7 @@ from bpfree.layer_function import Call, Service, circumstances_of, find_service,
 from bpfree.layers import InputGradient, input_gradient, is_computed, is_linear
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.once import once
+from bpfree.mechanisms.untaught import warn_of_input_gradients
 from bpfree.memory_format import format_of
 from bpfree.module_tree import ModuleTree, followed, newcomers
 from bpfree.passes import Passes
@@ -200,6 +201,7 @@ class AsymmetricMechanism(Mechanism):
         if not self.active or self.recomputing():  # a second run may end where the error is taken
             return
         if not torch.compiler.is_compiling():
+            warn_of_input_gradients(args, self._tell_once, self.rule)
             self._follow_model()
             self._keep_innermost()
         self._exact = set()

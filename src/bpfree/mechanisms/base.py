@@ -8,6 +8,7 @@ A rule is an immutable description; what it draws and learns lives in its mechan
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bpfree.error_values import tensors_of
-from bpfree.errors import ErrorPlacementError
+from bpfree.errors import BpfreeWarning, ErrorPlacementError
 from bpfree.finite import ERROR, watch
 from bpfree.grad_mode import rules_are_silent
 from bpfree.per_thread import PerThread
@@ -80,6 +81,7 @@ class Mechanism(nn.Module):
         # In a tuple, so that the model does not become a submodule of its attachment.
         self._held = (plan,)
         self._switches = PerThread(Switches)
+        self._said: set[str] = set()
         self._handles: list[RemovableHandle] = []
         self.kept: tuple[type[Attachment], dict[str, Any]] | None = None
         MECHANISMS.add(self)
@@ -103,6 +105,11 @@ class Mechanism(nn.Module):
         if not torch.is_grad_enabled() or self._switches().pauses or _being_exported():
             return False
         return torch.compiler.is_compiling() or not rules_are_silent()
+
+    def _tell_once(self, about: str, what: str) -> None:
+        if about not in self._said:
+            self._said.add(about)
+            warnings.warn(what, BpfreeWarning, stacklevel=2)
 
     @property
     def _fixed(self) -> bool:

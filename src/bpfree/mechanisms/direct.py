@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -48,6 +48,7 @@ from bpfree.mechanisms.survey import Survey, SurveyPass, error_key, errors_of
 from bpfree.mechanisms.trial import kind_of_call
 from bpfree.mechanisms.untaught import warn_of_input_gradients
 from bpfree.mechanisms.ways import Ways
+from bpfree.module_tree import ModuleTree, followed, newcomers
 from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
 from bpfree.projection import Projection, Projector, projection
@@ -128,15 +129,15 @@ class DirectMechanism(Mechanism):
         # Of a place with several errors its first one, when a pass has shown it.
         self.first_error = plan.error_name
         self._finals: dict[str, FinalActivation | None] = {}
-        self._told: set[str] = set()
         self._left_alone: list[str] = []
         self._targets: Tensor | None = None
+        self._note_modules()
         for name in list(plan.errors)[1:]:
             self.of_error(name, first=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy, or a pickle, has of it: not what passes have left or shown, which it finds again."""
-        return {**self.__dict__, "_surveys": {}, "_layout": None, "_recut": None}
+        return {**self.__dict__, "_surveys": {}, "_layout": None, "_recut": None, "_tree": None, "_known": {}}
 
     def of_error(self, name: str, *, first: bool) -> DirectMechanism:
         """The mechanism with the feedback for the error of this name: this one for the first, one of its own else."""
@@ -212,6 +213,10 @@ class DirectMechanism(Mechanism):
             stack.ungraded = not active
         if active:
             if not compiling:
+                if self._tree is None:  # a copy
+                    self._note_modules()
+                elif not self.plan.part and self._tree.has_changed():
+                    self._follow_model()
                 self._let_cuts_be_last()
                 warn_of_input_gradients((*args, *kwargs.values()), self._tell_once, self.rule)
                 self._survey(call, *stack.heard)
@@ -229,6 +234,37 @@ class DirectMechanism(Mechanism):
         aside = frozenset() if survey is None else self.left_aside(survey)
         soft = frozenset() if survey is None else survey.soft
         return self.ways.open(self._layout, self._dispatch if ready else None, aside, soft)
+
+    def _follow_model(self) -> None:
+        """Put the hooks where they belong in a model whose modules have changed, and say so."""
+        before, plan = self._known, followed(self.plan)
+        now = dict(plan.model.named_modules())
+        came, gone = newcomers(before, now), newcomers(now, before)
+        self.replan(plan)
+        taps = f"Taps are now {', '.join(fold_names(plan.taps))}."
+        warnings.warn(
+            f"the model has changed since {self.rule} was attached: {_some(came)} came"
+            f"{f', {_some(gone)} went' if set(gone) - set(came) else ''}. {taps} To tap other modules, or where an "
+            "optimizer steps the feedback, detach and attach again.",
+            BpfreeWarning,
+            stacklevel=2,
+        )
+
+    def replan(self, plan: Plan) -> None:
+        """Serve the model as ``plan`` has it, with the feedback that is there."""
+        Mechanism.remove(self)
+        self._cuts.clear()
+        self.plan = plan
+        self.ways.replan(plan)
+        self._layout, self._shown = None, None
+        for known in (self._segments, self._surveys, self._finals):
+            known.clear()
+        self._note_modules()
+        self.install()
+
+    def _note_modules(self) -> None:
+        self._tree: ModuleTree | None = ModuleTree(self.plan.model)
+        self._known = dict(self.plan.model.named_modules())
 
     def _let_cuts_be_last(self) -> None:
         """Let hooks that came after this rule see a tap's output with its graph: losses of theirs reach its segment."""
@@ -329,11 +365,6 @@ class DirectMechanism(Mechanism):
             "itself, attach the rule to that part, or say attachment.paused() where this is meant.",
         )
         return None
-
-    def _tell_once(self, about: str, what: str) -> None:
-        if about not in self._told:
-            self._told.add(about)
-            warnings.warn(what, BpfreeWarning, stacklevel=2)
 
     def _above_error(self, name: str) -> None:
         # Default taps above error_at are left alone: what lies there is exact.
@@ -703,7 +734,7 @@ def _close(call: PassState) -> None:
         call.run.close()
 
 
-def _some(names: frozenset[str]) -> str:
+def _some(names: Collection[str]) -> str:
     """A few of these names, for a message."""
     first = sorted(names)[:3]
     return ", ".join(map(repr, first)) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

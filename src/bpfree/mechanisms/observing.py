@@ -29,7 +29,13 @@ class ObservingMechanism(DirectMechanism):
 
     def __init__(self, rule: DirectRule, plan: Plan, kind: Perturbations) -> None:
         super().__init__(rule, plan)
+        self._kind: Perturbations = kind
         self._estimator = Estimator(plan, kind, self._form)
+
+    def replan(self, plan: Plan) -> None:
+        """Serve the model as ``plan`` has it, with the feedback that is there."""
+        self._estimator = Estimator(plan, self._kind, self._form)
+        super().replan(plan)
 
     def _form(self, site: Site) -> Form:
         """What the perturbation of a tap is made of: one number a feature."""

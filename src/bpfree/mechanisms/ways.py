@@ -46,6 +46,12 @@ class Ways:
         self._storing = 0
         self.carried: list[Tensor | None] = []
 
+    def replan(self, plan: Plan) -> None:
+        """Serve a model whose modules have changed."""
+        self._plan = plan
+        self._courses.clear()
+        self._compared.clear()
+
     @property
     def attentive(self) -> bool:
         """Whether the arguments of a pass must be known."""
