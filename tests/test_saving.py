@@ -72,7 +72,9 @@ def saved(thing):
 
 @each
 @pytest.mark.parametrize(
-    ("way", "when"), [(saved, "before"), (saved, "after"), (copy.deepcopy, "between forward and backward")], ids=str
+    ("way", "when"),
+    [(saved, "before"), (saved, "after"), (copy.deepcopy, "between forward and backward")],
+    ids=["saved before", "saved after", "copied between"],
 )
 def test_a_saved_or_copied_model_trains_on_as_the_first(rule, options, way, when):
     model = network()
