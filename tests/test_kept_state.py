@@ -381,6 +381,7 @@ def keeps(where):
     return forward
 
 
+@pytest.mark.filterwarnings("ignore:the model returns, or keeps on itself")
 @pytest.mark.parametrize(
     ("where", "name"),
     [
@@ -401,6 +402,7 @@ def test_streaming_refuses_graphs_that_are_kept_below_the_error(where, name):
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.filterwarnings("ignore:the model returns, or keeps on itself")
 def test_streaming_refuses_graphs_that_a_hook_keeps():
     model, kept = Net(), []
     model.tap.register_forward_hook(lambda module, args, output: kept.append(output))
@@ -486,6 +488,35 @@ def test_tensors_that_argument_objects_hold_get_their_gradient(options, wrap):
     assert (held if isinstance(held, torch.Tensor) else held[0]) is z
 
 
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.FDFA()], ids=str)
+@pytest.mark.parametrize("collect", [dict, Graph], ids=["dictionary", "object"])
+def test_loss_terms_that_a_model_leaves_in_its_arguments_are_exact(rule, collect):
+    """A penalty on the first tap: the layer below gets the rule's gradient and, exact, the penalty's."""
+
+    class Collecting(Net):
+        def forward(self, x, losses):
+            h = self.tap(self.below(x))
+            if isinstance(losses, dict):
+                losses["penalty"] = h.square().sum()
+            else:
+                losses.cache = h.square().sum()
+            return self.head(self.top(self.above(h)))
+
+    (xs, y), found = batches(), []
+    for terms in ("error", "penalty", "both"):
+        model, losses = Collecting(), collect() if collect is dict else Graph(xs[0])
+        bpfree.attach(model, rule, seed=1)
+        error = F.cross_entropy(model(xs[0], losses), y)
+        penalty = losses["penalty"] if collect is dict else losses.cache
+        ({"error": error, "penalty": penalty, "both": error + penalty}[terms]).backward()
+        found.append(model.below.weight.grad)
+    plain = Net()
+    h = plain.tap(plain.below(xs[0]))
+    (exact,) = torch.autograd.grad(h.square().sum(), plain.below.weight)
+    assert_same([found[1], found[2] - found[0]], [exact, exact])
+
+
+@pytest.mark.filterwarnings("ignore:the model returns, or keeps on itself")
 def test_streaming_refuses_a_cache_that_keeps_a_graph():
     class Caching(Net):
         def forward(self, x, cache):
@@ -608,6 +639,36 @@ def test_an_interrupted_stream_does_not_leave_gradients_off(then):
 
 
 # -- the interface -----------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_stays_a_stream_when_its_model_calls_itself():
+    """In a hook below the error: what comes behind still has no graph, and the gradients are the stored graph's."""
+    (xs, y), found, graphs = batches(), [], []
+    for options in ({"streaming": True}, {}):
+        model, inside = Net(), []
+
+        def look(module, args, output, model=model, inside=inside):
+            if not inside:
+                inside.append(1)
+                with torch.no_grad():
+                    model(xs[1])
+                inside.pop()
+            graphs.append(torch.is_grad_enabled())
+
+        attachment = bpfree.attach(model, bpfree.DFA(), seed=1, example_inputs=xs[0], **options)
+        model.below.register_forward_hook(look)
+        if options:
+            F.cross_entropy(model(xs[0]), y).backward()  # the first pass looks at the model with its whole graph
+            graphs.clear()
+            model.zero_grad()
+            output = model(xs[0])
+            assert not any(graphs)
+        else:
+            output = model(xs[0])
+        F.cross_entropy(output, y).backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+        attachment.detach()
+    assert_same(*found)
 
 
 def test_holders_name_and_replace_what_they_hold():

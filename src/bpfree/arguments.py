@@ -72,6 +72,12 @@ class Call:
         return flat, [flat[place] for place in self.outside]
 
 
+def holders_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[Holder]:
+    """The places in the objects among the arguments, where a model may leave its loss terms too."""
+    objects = objects_among(args, kwargs)
+    return State(objects).holders if objects else ()
+
+
 def _hidden(objects: Mapping[Any, Any], flat: Sequence[Any]) -> dict[int, list[tuple[Holder, Any, Tensor]]]:
     """The places of tensors that want a gradient and are not in ``flat``, by the tensor."""
     seen = {id(entry) for entry in flat if isinstance(entry, Tensor)}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
+from bpfree.arguments import holders_in
 from bpfree.draw import derived_seed
 from bpfree.error_values import replace_errors
 from bpfree.errors import (
@@ -34,6 +35,7 @@ from bpfree.errors import (
     nearest,
 )
 from bpfree.feedback import Feedback
+from bpfree.holders import Holder
 from bpfree.layout import ERROR, Place, lay_out, tapped
 from bpfree.mechanisms.backward_hooks import with_backward_hooks
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
@@ -43,7 +45,6 @@ from bpfree.mechanisms.inspection import ExactDeparture, Inspection
 from bpfree.mechanisms.pass_state import PassStack, PassState
 from bpfree.mechanisms.passage import Passage, Reached, Recut, Run
 from bpfree.mechanisms.side_terms import SoftTap, nodes_below, with_side_gradients
-from bpfree.mechanisms.streaming import close_interrupted
 from bpfree.mechanisms.survey import Survey, SurveyPass, error_key, errors_of
 from bpfree.mechanisms.trial import kind_of_call
 from bpfree.mechanisms.untaught import warn_of_input_gradients
@@ -174,7 +175,6 @@ class DirectMechanism(Mechanism):
         """Take the hooks out and forget the forward pass and its targets."""
         super().remove()
         self._cuts.clear()
-        close_interrupted(self.plan.model)
         for call in self._calls().calls:
             _close(call)
         self._calls().calls.clear()
@@ -185,7 +185,7 @@ class DirectMechanism(Mechanism):
         stack = self._calls()
         if stack.top is not None and stack.top.again and not stack.top.entered:
             return
-        close_interrupted(self.plan.model)
+        self._drop_interrupted()
         if self.active:
             stack.heard = args, kwargs
             self.ways.hear(args, kwargs)
@@ -193,9 +193,14 @@ class DirectMechanism(Mechanism):
     @contextmanager
     def paused(self) -> Generator[None]:
         """Within this context a forward pass is plain autograd."""
-        close_interrupted(self.plan.model)
+        self._drop_interrupted()
         with super().paused():
             yield
+
+    def _drop_interrupted(self) -> None:
+        """End the calls that Ctrl-C has ended: behind a stream's, nothing would have a graph."""
+        for lost in self._calls().drop_interrupted():
+            _close(lost)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         stack = self._calls()
@@ -203,8 +208,6 @@ class DirectMechanism(Mechanism):
         if top is not None and top.again and not top.entered:
             top.entered = True
             return None
-        for lost in stack.drop_interrupted():
-            _close(lost)
         compiling, active, again = torch.compiler.is_compiling(), self.active, self.recomputing()
         call = PassState(frame=None if compiling else sys._getframe(1))
         # The second run of a checkpoint is no training pass of its own, unless the first one had no gradients.
@@ -437,7 +440,7 @@ class DirectMechanism(Mechanism):
             raise not_reached(self.plan.error_name)
         passage.ended(output)
         if passage.soft_taps:
-            output = self._with_side_gradients(call, passage, output)
+            output = self._with_side_gradients(call, passage, output, holders_in(args, kwargs))
         self._note_segments(call, passage)
         if call.first and call.survey is not None:
             self._compare_outputs(call, call.survey)
@@ -617,8 +620,10 @@ class DirectMechanism(Mechanism):
 
     # -- other losses ----------------------------------------------------------------------------------------------
 
-    def _with_side_gradients(self, call: PassState, passage: Passage, output: Any) -> Any:
-        """Give the side terms that the model returns, or keeps on itself, their gradients for the taps' segments."""
+    def _with_side_gradients(
+        self, call: PassState, passage: Passage, output: Any, in_arguments: Sequence[Holder]
+    ) -> Any:
+        """Give the side terms that the model returns or keeps, also in its arguments, their gradients for the taps."""
         stops: dict[Any, SoftTap | None] = {tap.edge.node: tap for tap in passage.soft_taps}
         stops.update(dict.fromkeys(left.grad_fn for left in call.exits.values()))
 
@@ -629,7 +634,7 @@ class DirectMechanism(Mechanism):
         for path, term in list(tensors(output)):
             found = joined(term) if term.requires_grad else None
             output = output if found is None else put(output, path, found)
-        for holder in self.plan.state.holders:
+        for holder in (*self.plan.state.holders, *in_arguments):
             for key, term in list(holder.tensors):
                 found = joined(term) if term.requires_grad else None
                 if found is not None:

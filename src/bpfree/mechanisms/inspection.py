@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from bpfree.arguments import holders_in
 from bpfree.errors import StreamingError, VerificationError
 from bpfree.forward_mode import eager
 from bpfree.mechanisms.pass_state import PassState
@@ -52,10 +53,11 @@ class Inspection:
         plan, found = self._mechanism.plan, SurveyPass()
         with without_trace(plan, self._call):
             # A stream never holds the graph of a whole pass.
-            stored = self._thorough or not plan.streaming
+            stored, given = self._thorough or not plan.streaming, copied(self._call)
             with _weighed(stored=stored) as graph:
-                returned = self._run(PassState(run=found, again=True))
-            kept = (tensor for holder in plan.state.holders for _, tensor in holder.tensors if tensor.requires_grad)
+                returned = self._run(PassState(run=found, again=True), given)
+            places = [*plan.state.holders, *holders_in(*given)]
+            kept = (tensor for holder in places for _, tensor in holder.tensors if tensor.requires_grad)
             self.survey = Survey.of(found, returned, kept)
             del returned
             if not stored or found.is_overwritten:
@@ -98,13 +100,13 @@ class Inspection:
         with without_trace(plan, self._call), mechanism.stored():
             state.run = mechanism.opened(self.survey)
             with mechanism.recutting(state.run):
-                self._run(state)
+                self._run(state, copied(self._call))
                 found = exact.gradients_of(state.exits, dict(plan.model.named_parameters()))
         if found is not None:
             self.findings += found.compare(exact.gradients, exact.dtype)
 
-    def _run(self, state: PassState) -> Any:
-        args, kwargs = copied(self._call)
+    def _run(self, state: PassState, given: tuple[tuple[Any, ...], Mapping[str, Any]]) -> Any:
+        args, kwargs = given
         # What is compiled part by part has graphs of its own, in which no tap can be found.
         with self._mechanism.running(state), eager():
             return self._mechanism.plan.model(*args, **kwargs)

@@ -80,5 +80,5 @@ class PassStack:
             alive.add(id(frame))
             frame = frame.f_back
         lost = [call for call in self.calls if call.frame is not None and id(call.frame) not in alive]
-        self.calls = [call for call in self.calls if call not in lost]
+        self.calls[:] = [call for call in self.calls if call not in lost]
         return lost

@@ -23,7 +23,6 @@ from bpfree.fingerprint import Fingerprint
 from bpfree.mechanisms.once import once
 from bpfree.mechanisms.passage import Departure, Passage, Run
 from bpfree.mechanisms.untaught import warn_of_results
-from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
 from bpfree.preserve import Autocast, Surroundings
 from bpfree.segments import Reach
@@ -103,6 +102,7 @@ class Streamed(Passage):
         surroundings: What it found when it began.
         courses: What earlier passes have found out about their segments.
         compare: Whether later runs are compared with this one.
+        keeps: Whether the model keeps or returns what it has made of taps' outputs.
     """
 
     def __init__(
@@ -114,27 +114,25 @@ class Streamed(Passage):
         courses: dict[Any, Course],
         *,
         compare: bool,
+        keeps: bool,
     ) -> None:
         super().__init__()
         self._plan, self._run, self._call = plan, run, call
         self._surroundings, self._courses = surroundings, courses
         self._seen: list[Fingerprint] | None = [] if compare else None
         self._course: Course | None = None
-        self._graph = torch.is_grad_enabled()
-        # First: whoever interrupts what follows from the keyboard leaves it for `close_interrupted` to find.
-        _UNDER_WAY().append(self)
-        torch.set_grad_enabled(False)
+        self._keeps, self._is_off = keeps, False
 
-    @property
-    def model(self) -> nn.Module:
-        """What runs."""
-        return self._plan.model
+    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let what follows have no graph. Not before: whoever opened the pass must know of it, to close it."""
+        self._is_off = True
+        torch.set_grad_enabled(False)
 
     def close(self) -> None:
         """Let what follows have a graph again."""
-        if self in _UNDER_WAY():
-            _UNDER_WAY().remove(self)
-            torch.set_grad_enabled(self._graph)
+        if self._is_off:
+            self._is_off = False
+            torch.set_grad_enabled(True)
 
     def ended(self, output: Any) -> None:
         """Warn of what the model returns besides the output that its error comes through."""
@@ -179,7 +177,7 @@ class Streamed(Passage):
 
     def _explored(self) -> Course:
         """Run once more with graphs that hold no numbers, to see what the segments end in."""
-        walk = DryRun(tuple(self.names), self._seen)
+        walk = (DryRun if self._keeps else Walk)(tuple(self.names), self._seen)
         flat, outside = self._call.again()
         with self._surroundings.restored(self._plan.model), saved_tensors_hooks(_drop, _refuse):
             before = {id(tensor) for tensor in self._surroundings.graphs().values()}
@@ -191,7 +189,8 @@ class Streamed(Passage):
             left = [name for name, kept in self._surroundings.graphs().items() if id(kept) not in lent]
         if left:
             raise _keeps_graphs(left)
-        return Course.of(self.names, [reach.without(walk.entries) for reach in walk.reaches], outside, self._plan.model)
+        entries = walk.entries if isinstance(walk, DryRun) else []
+        return Course.of(self.names, [reach.without(entries) for reach in walk.reaches], outside, self._plan.model)
 
     def leave(self, output: Tensor, deliver: Departure, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
         """The output as it is; in its backward pass the model runs again and its segments learn."""
@@ -206,21 +205,6 @@ class Streamed(Passage):
             second, self._call, output, anchor, *outside, *second.course.shared
         )
         return result
-
-
-_UNDER_WAY: PerThread[list[Streamed]] = PerThread(list)
-"""The streaming passes of each thread that have not reached the error's place."""
-
-
-def close_interrupted(model: nn.Module) -> None:
-    """End what streaming passes of ``model`` have left in this thread that were interrupted from the keyboard.
-
-    No hook of a module is called then, and what follows would have no graph.
-    """
-    under_way = _UNDER_WAY()
-    first = next((number for number, passage in enumerate(under_way) if passage.model is model), len(under_way))
-    for passage in reversed(under_way[first:]):
-        passage.close()
 
 
 def _keeps_graphs(names: Sequence[str]) -> StreamingError:
@@ -370,6 +354,8 @@ _MAY_DEPEND = (
 
 class DryRun(Walk):
     """A second run whose graphs lead on behind every tap: what is kept of a tap's output is seen to have one.
+
+    For models that keep such things alone: rules within segments would take what begins behind a tap for no beginning.
 
     Attributes:
         entries: The leaves that segments begin with.

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
+from bpfree.arguments import Call
 from bpfree.find_holders import objects_among
 from bpfree.module_state import State
 from bpfree.plan import Plan
@@ -66,13 +66,15 @@ def _without_backward_hooks(model: nn.Module) -> Generator[None]:
 
 
 def copied(call: tuple[tuple[Any, ...], Mapping[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a pass, their tensors copied, for a run that may write to them."""
+    """The arguments of a pass, their tensors copied, for a run that may write to them and that leaves no trace."""
+    given = Call.of(*call)
+    flat = [_copy(entry) if isinstance(entry, Tensor) else entry for entry in given.flat]
+    given.lend(flat)
+    return given.put_together(flat)
 
-    def copy(tensor: Tensor) -> Tensor:
-        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
-    args, kwargs = tree_map_only(Tensor, copy, (call[0], dict(call[1])))
-    return args, kwargs
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def kind_of_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:

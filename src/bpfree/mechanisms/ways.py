@@ -116,7 +116,9 @@ class Ways:
             surroundings, self._surroundings = self._surroundings, None
             assert surroundings is not None
             rerun, compare = partial(self._rerun, aside), self._plan.verify and self._is_new(call)
-            return now or Streamed(self._plan, rerun, call, surroundings, self._courses, compare=compare)
+            return now or Streamed(
+                self._plan, rerun, call, surroundings, self._courses, compare=compare, keeps=bool(soft)
+            )
         # A segment that leads out of the model has to wait for what else comes from there.
         if self._choice is None or call.outside or soft or self._ordered():
             return Cut(soft)
