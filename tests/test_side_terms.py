@@ -164,14 +164,26 @@ def test_a_side_head_learns_from_its_own_loss():
     assert "Left alone, 'side.1'" in str(attachment)
 
 
-def test_a_window_carries_no_such_loss_and_says_so():
-    model, x, _ = setting("attribute")
-    bpfree.attach(model, bpfree.DFA(), window=2)
-    with pytest.warns(bpfree.BpfreeWarning, match="keeps on itself.*Leave these options out"):
-        model(x)
+@pytest.mark.parametrize("keep", ["attribute", "list", "returned"])
+def test_a_window_carries_no_such_loss_and_refuses_it(keep):
+    model, x, y = setting(keep)
+    bpfree.attach(model, bpfree.DFA(), window=2, **({"error_at": "experts"} if keep == "returned" else {}))
+    output = model(x)
+    with pytest.raises(errors.OptionError, match="Leave the window out"):
+        (F.cross_entropy(output[0] if keep == "returned" else output, y) + model.term(output)).backward()
 
 
-@pytest.mark.filterwarnings("ignore:the model returns, or keeps on itself")
+def test_a_window_serves_where_such_a_term_is_only_looked_at():
+    found = []
+    for keep in ("attribute", "nowhere"):
+        model, x, y = setting(keep)
+        bpfree.attach(model, bpfree.DFA(), window=2)
+        F.cross_entropy(model(x), y).backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_stream_has_no_such_loss_and_refuses():
     model, x, _ = setting("attribute")
     bpfree.attach(model, bpfree.DFA(), streaming=True)

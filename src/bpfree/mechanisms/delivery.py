@@ -147,6 +147,24 @@ class Dispatch:
         return self._layout.rows.of(error, self._layout.c)
 
 
+class ErrorAlone:
+    """What a pass of a rule without signals leaves: the error is looked at, and no tap hears of it."""
+
+    def __init__(self, dispatch: Dispatch) -> None:
+        self._dispatch = dispatch
+
+    def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
+        """No signal."""
+        self._dispatch(error)
+        return ()
+
+    def passed(self, number: int, output: Tensor, error: Tensor) -> None:
+        """Nothing learns from it."""
+
+    def end(self, error: Tensor) -> None:
+        """Nothing learns from it."""
+
+
 def _check(signals: Sequence[Tensor | None], sites: Sequence[Site]) -> None:
     """Raise TapShapeError unless ``signals`` are one a tap, each ``(N, n_l)``."""
     if len(signals) != len(sites):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,16 +35,15 @@ from bpfree.errors import (
     nearest,
 )
 from bpfree.feedback import Feedback
-from bpfree.holders import Holder
 from bpfree.layout import ERROR, Place, lay_out, tapped
 from bpfree.mechanisms.backward_hooks import with_backward_hooks
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
-from bpfree.mechanisms.delivery import Delivery, Dispatch, Layout, Pending
+from bpfree.mechanisms.delivery import Delivery, Dispatch, ErrorAlone, Layout, Pending
 from bpfree.mechanisms.final_activation import FinalActivation
 from bpfree.mechanisms.inspection import ExactDeparture, Inspection
 from bpfree.mechanisms.pass_state import PassStack, PassState
-from bpfree.mechanisms.passage import Passage, Reached, Recut, Run
-from bpfree.mechanisms.side_terms import SoftTap, nodes_below, with_side_gradients
+from bpfree.mechanisms.passage import Cut, Passage, Reached, Recut, Run, modules_of
+from bpfree.mechanisms.side_terms import has_nodes_in, joined_to_taps, refused
 from bpfree.mechanisms.survey import Survey, SurveyPass, error_key, errors_of
 from bpfree.mechanisms.trial import kind_of_call
 from bpfree.mechanisms.untaught import warn_of_input_gradients
@@ -52,8 +51,8 @@ from bpfree.mechanisms.ways import Ways
 from bpfree.module_tree import ModuleTree, followed, newcomers
 from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
-from bpfree.projection import Projection, Projector, projection
-from bpfree.segments import Segments
+from bpfree.projection import NoFeedback, Projection, Projector, projection
+from bpfree.segments import Reach, Segments
 from bpfree.sites import Site, product
 from bpfree.state import key_of, name_of
 from bpfree.tabulate import fold_names
@@ -235,8 +234,8 @@ class DirectMechanism(Mechanism):
         """A run for a pass that begins."""
         ready = not self.rule.needs_error and self._targets is not None
         aside = frozenset() if survey is None else self.left_aside(survey)
-        soft = frozenset() if survey is None else survey.soft
-        return self.ways.open(self._layout, self._dispatch if ready else None, aside, soft)
+        dispatch = self._dispatch if ready else None
+        return self.ways.open(self._layout, dispatch, aside, survey or Survey(frozenset(), {}))
 
     def _follow_model(self) -> None:
         """Put the hooks where they belong in a model whose modules have changed, and say so."""
@@ -439,8 +438,9 @@ class DirectMechanism(Mechanism):
         if not passage.left:
             raise not_reached(self.plan.error_name)
         passage.ended(output)
-        if passage.soft_taps:
-            output = self._with_side_gradients(call, passage, output, holders_in(args, kwargs))
+        exchanged = self._exchanged_term(call, passage)
+        if exchanged is not None:
+            output = self._exchange_terms(output, exchanged, (args, kwargs))
         self._note_segments(call, passage)
         if call.first and call.survey is not None:
             self._compare_outputs(call, call.survey)
@@ -485,6 +485,9 @@ class DirectMechanism(Mechanism):
         behind = None if final is None else (final, output.detach())
         dispatch = sender._dispatch(layout, outputs, call, behind)
         call.pending[name] = (dispatch.pending, layout.c)
+        if self._sends_nothing and type(passage) is Cut:
+            # A gradient of nothing would still call the hooks of everything below.
+            return passage.leave(output, ErrorAlone(dispatch), (), just_in_time=False)
         return passage.leave(output, dispatch, below, just_in_time=layout.just_in_time)
 
     def _no_tap_below(self, call: PassState) -> ErrorPlacementError:
@@ -497,6 +500,10 @@ class DirectMechanism(Mechanism):
             "the model takes it out of the graph, or differentiates within its own forward pass, as for forces. Tap "
             "other modules (taps=...), or train it by bpfree.BP()."
         )
+
+    @property
+    def _sends_nothing(self) -> bool:
+        return type(self.feedback) is NoFeedback and type(self.rule).signals is DirectRule.signals
 
     def _below(self, call: PassState, passage: Passage, name: str, *, alone: bool) -> Sequence[int]:
         """The numbers of the taps below an error: those that the survey saw there, and those that it did not see."""
@@ -620,23 +627,24 @@ class DirectMechanism(Mechanism):
 
     # -- other losses ----------------------------------------------------------------------------------------------
 
-    def _with_side_gradients(
-        self, call: PassState, passage: Passage, output: Any, in_arguments: Sequence[Holder]
-    ) -> Any:
-        """Give the side terms that the model returns or keeps, also in its arguments, their gradients for the taps."""
-        stops: dict[Any, SoftTap | None] = {tap.edge.node: tap for tap in passage.soft_taps}
-        stops.update(dict.fromkeys(left.grad_fn for left in call.exits.values()))
+    def _exchanged_term(self, call: PassState, passage: Passage) -> Callable[[Tensor], Tensor | None] | None:
+        """What stands in the place of a side term when the pass has ended; None where all of them may stay."""
+        exits = {left.grad_fn for left in call.exits.values()}
+        if passage.soft_taps:
+            return partial(joined_to_taps, passage.soft_taps, exits, passage.fetching)
+        if self.plan.window > 1 and call.survey is not None and call.survey.sides:
+            inner = Reach.of(*passage.outputs, *call.left.values()).inner
+            return lambda term: refused(term) if has_nodes_in(term, inner, exits) else None
+        return None
 
-        def joined(term: Tensor) -> Tensor | None:
-            taps = [tap for node in nodes_below(term, stops) if (tap := stops[node]) is not None]
-            return with_side_gradients(term, taps, passage.fetching) if taps else None
-
+    def _exchange_terms(self, output: Any, exchanged: Callable[[Tensor], Tensor | None], given: Any) -> Any:
+        """Exchange the side terms that the model returns, or keeps on itself or in its arguments."""
         for path, term in list(tensors(output)):
-            found = joined(term) if term.requires_grad else None
+            found = exchanged(term) if term.requires_grad else None
             output = output if found is None else put(output, path, found)
-        for holder in (*self.plan.state.holders, *in_arguments):
+        for holder in (*self.plan.state.holders, *holders_in(*given)):
             for key, term in list(holder.tensors):
-                found = joined(term) if term.requires_grad else None
+                found = exchanged(term) if term.requires_grad else None
                 if found is not None:
                     holder.replace(key, found)
         return output
@@ -658,12 +666,12 @@ class DirectMechanism(Mechanism):
         inspection = Inspection(self, call)
         survey = self._surveys[kind] = inspection.survey
         self._finals.update(survey.finals)
-        if survey.soft and (self.plan.window > 1 or self.plan.streaming):
+        if inspection.unheard:
             self._tell_once(
-                "soft",
-                f"the model returns, or keeps on itself, tensors that were made of the output of {_some(survey.soft)}, "
-                "besides its output: with streaming=True or window= a loss of them does not reach the layers below. "
-                "Leave these options out, or detach() what is only looked at.",
+                "backward hooks",
+                f"full backward hooks on {_some(inspection.unheard)} do not see what they would under backpropagation: "
+                "no gradient passes a tap, and with window= one comes for every step. Put the hooks on taps, or on "
+                "modules between a tap and a layer with weights.",
             )
         inspection.require_right()
 
@@ -675,7 +683,10 @@ class DirectMechanism(Mechanism):
         """Those of them that only the output's own non-linearity is behind; a tap there must be asked for."""
         if self.plan.explicit:
             return frozenset()
-        return frozenset(tap for tap in survey.flat if not self._is_frozen_behind(tap))
+        # A checkpoint's second run knows a tap's module, and not which of its calls it is.
+        elsewhere = modules_of(survey.places - survey.flat)
+        flat = {tap for tap in survey.flat if tap.partition("#")[0] not in elsewhere}
+        return frozenset(tap for tap in flat if not self._is_frozen_behind(tap))
 
     def _describe_left_alone(self, survey: Survey) -> list[str]:
         reasons = {

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bpfree.arguments import holders_in
 from bpfree.errors import StreamingError, VerificationError
 from bpfree.forward_mode import eager
+from bpfree.grad_mode import silent_rules
 from bpfree.mechanisms.pass_state import PassState
 from bpfree.mechanisms.survey import Survey, SurveyPass
 from bpfree.mechanisms.trial import copied, without_trace
+from bpfree.tap_values import tensors
 from bpfree.verification.finding import Finding
 from bpfree.verification.laws import Gradients
 
@@ -38,11 +41,20 @@ class Inspection:
     Attributes:
         survey: What the whole graph shows.
         findings: The laws that do not hold.
+        unheard: The modules whose full backward hooks do not see what they would under backpropagation.
     """
 
     def __init__(self, mechanism: DirectMechanism, call: Any, *, thorough: bool = False) -> None:
         self._mechanism, self._call, self._thorough = mechanism, call, thorough
         self.findings: list[Finding] = []
+        self.unheard: set[str] = set()
+        plan = mechanism.plan
+        taps = set() if plan.window > 1 else set(plan.taps.values())
+        self._hooked = {
+            name: module
+            for name, module in plan.model.named_modules()
+            if (module._backward_hooks or module._backward_pre_hooks) and name and module not in taps
+        }
         with mechanism.recutting(None):
             exact = self._look()
         if exact is not None:
@@ -54,7 +66,7 @@ class Inspection:
         with without_trace(plan, self._call):
             # A stream never holds the graph of a whole pass.
             stored, given = self._thorough or not plan.streaming, copied(self._call)
-            with _weighed(stored=stored) as graph:
+            with _weighed(stored=stored) as graph, self._listening() as self.unheard:
                 returned = self._run(PassState(run=found, again=True), given)
             places = [*plan.state.holders, *holders_in(*given)]
             kept = (tensor for holder in places for _, tensor in holder.tensors if tensor.requires_grad)
@@ -99,16 +111,45 @@ class Inspection:
         state = PassState(again=True, survey=self.survey, signals=dict(exact.signals))
         with without_trace(plan, self._call), mechanism.stored():
             state.run = mechanism.opened(self.survey)
-            with mechanism.recutting(state.run):
-                self._run(state, copied(self._call))
+            with mechanism.recutting(state.run), self._listening() as heard:
+                self._run_cut(state)
                 found = exact.gradients_of(state.exits, dict(plan.model.named_parameters()))
+        # The segments of a window run once for every step.
+        self.unheard -= set() if plan.window > 1 else heard
         if found is not None:
             self.findings += found.compare(exact.gradients, exact.dtype)
+
+    @contextmanager
+    def _listening(self) -> Generator[set[str]]:
+        """Within this context the modules with backward hooks are noted whose outputs have a graph."""
+        heard: set[str] = set()
+
+        def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
+            if any(tensor.requires_grad for _, tensor in tensors(output)):
+                heard.add(name)
+
+        handles = [module.register_forward_hook(partial(note, name)) for name, module in self._hooked.items()]
+        try:
+            yield heard
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _run_cut(self, state: PassState) -> None:
+        try:
+            self._run(state, copied(self._call))
+        except RuntimeError as error:
+            raise VerificationError(
+                f"with the rule the model's own forward pass fails, and without it does not ({error}). It may "
+                "differentiate within its forward pass, as for forces: tap other modules (taps=...), or train it by "
+                "bpfree.BP()."
+            ) from error
 
     def _run(self, state: PassState, given: tuple[tuple[Any, ...], Mapping[str, Any]]) -> Any:
         args, kwargs = given
         # What is compiled part by part has graphs of its own, in which no tap can be found.
-        with self._mechanism.running(state), eager():
+        # No layerwise rule within the segments takes part: backpropagation's signals are the measure.
+        with self._mechanism.running(state), eager(), silent_rules():
             return self._mechanism.plan.model(*args, **kwargs)
 
     def require_right(self) -> None:

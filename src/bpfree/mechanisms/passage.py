@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, TypeAlias
@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from bpfree.errors import TapOutputError
 from bpfree.mechanisms.broadcast import broadcast
 from bpfree.mechanisms.side_terms import Fetching, SoftTap, gated
 from bpfree.memory_format import format_of
@@ -34,8 +35,15 @@ Recut: TypeAlias = Callable[[str, Tensor], Tensor]
 """Maps a tap's name and output to what it hands on. It must hold no pass: it lasts longer, and is copied."""
 
 
-def _recut(name: str, output: Tensor, soft: frozenset[str] = frozenset()) -> Tensor:
-    return gated(output) if name in soft and output.requires_grad else output.detach()
+def _recut(name: str, output: Tensor, soft: frozenset[str], aside: frozenset[str]) -> Tensor:
+    if name in aside:
+        return output
+    return gated(output) if name in soft else output.detach()
+
+
+def modules_of(places: Iterable[str]) -> frozenset[str]:
+    """The tap modules whose calls these are."""
+    return frozenset(place.partition("#")[0] for place in places)
 
 
 class Reached(Exception):  # noqa: N818 - not an error: what lies above the error need not run again
@@ -149,7 +157,7 @@ class Passage(Run):
 
         Autograd must save the same tensors behind it as in the first run.
         """
-        return _recut
+        return partial(_recut, soft=frozenset(), aside=modules_of(self.aside))
 
     def ends_in_tap(self, output: Tensor) -> int | None:
         """The number of the tap that handed ``output`` on, if the error is taken right there."""
@@ -217,7 +225,7 @@ class Cut(Passage):
 
     def _taken(self, output: Tensor) -> Tensor:
         self._outputs.append(output)
-        if not self._soft or not output.requires_grad or self.places[-1] not in self._soft:
+        if self.places[-1] not in self._soft:
             return output.detach()
         handed_on = gated(output)
         self._soft_taps.append(SoftTap.of(handed_on, output))
@@ -225,7 +233,19 @@ class Cut(Passage):
 
     def recut(self) -> Recut:
         """A tap that side terms use wants a gradient behind it."""
-        return partial(_recut, soft=frozenset(call.partition("#")[0] for call in self._soft))
+        return partial(_recut, soft=modules_of(self._soft), aside=modules_of(self.aside))
+
+    def _require_graphs(self) -> None:
+        """Raise TapOutputError for a tap's output that is a view and was written to: torch then loses its graph."""
+        if torch.compiler.is_compiling():
+            return
+        for name, output, version in zip(self.places, self._outputs, self.versions, strict=True):
+            if output._version != version and output._is_view():
+                raise TapOutputError(
+                    f"the output of tap {name!r} is a view, as linear layers make of tokens, and was changed in place "
+                    "behind it: its graph is lost then. Write the operation without '_' or inplace=True, or tap the "
+                    "module that it is in."
+                )
 
     def _given_back(self) -> Tensor:
         output = self._outputs.pop()
@@ -238,5 +258,6 @@ class Cut(Passage):
 
     def leave(self, output: Tensor, deliver: Departure, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
         """See :func:`bpfree.mechanisms.broadcast.broadcast`."""
+        self._require_graphs()
         below = [self._outputs[number] for number in taps]
         return broadcast(deliver, output, below, just_in_time=just_in_time, fetching=self.fetching)

@@ -9,7 +9,7 @@ output.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from bpfree.errors import OptionError
 from bpfree.mechanisms.once import once
 
 
@@ -95,6 +96,58 @@ def with_side_gradients(term: Tensor, taps: Sequence[SoftTap], fetching: Fetchin
     """``term`` as it is; its gradient also reaches the segments of ``taps``, which it was made from."""
     result: Tensor = SideTerm.apply(term, taps, fetching, term, *(tap.output for tap in taps))  # type: ignore[no-untyped-call]
     return result
+
+
+class RefusedTerm(torch.autograd.Function):
+    """Identity on a side term that the way of the pass has no gradient for: a loss of it is refused by name."""
+
+    @staticmethod
+    def forward(ctx: Any, term: Tensor) -> Tensor:
+        """Return the same numbers."""
+        return term.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        """Raise OptionError."""
+        raise OptionError(
+            "a loss was made of a tensor that the model returns, or keeps on itself, besides its output, and window= "
+            "has no gradient for it. Leave the window out: the plain rule teaches the layers below it exactly."
+        )
+
+
+def refused(term: Tensor) -> Tensor:
+    """``term``, of which no loss may be made."""
+    result: Tensor = RefusedTerm.apply(term)  # type: ignore[no-untyped-call]
+    return result
+
+
+def joined_to_taps(taps: Sequence[SoftTap], exits: Collection[Any], fetching: Fetching, term: Tensor) -> Tensor | None:
+    """``term`` with its gradients for the segments of those ``taps`` that it was made of; None where there are none.
+
+    Args:
+        taps: The taps that side terms may use.
+        exits: The nodes through which errors arrive: what lies below them is not the term's.
+        fetching: The pass's.
+        term: A tensor with a graph.
+    """
+    stops: dict[Any, SoftTap | None] = {**{tap.edge.node: tap for tap in taps}, **dict.fromkeys(exits)}
+    used = [tap for node in nodes_below(term, stops) if (tap := stops[node]) is not None]
+    return with_side_gradients(term, used, fetching) if used else None
+
+
+def has_nodes_in(tensor: Tensor, inner: Collection[Any], exits: Collection[Any]) -> bool:
+    """Whether the graph of ``tensor`` has a node in ``inner`` that is not behind one of ``exits``."""
+    seen: set[Any] = set()
+    open_nodes: list[Any] = [tensor.grad_fn]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen or node in exits:
+            continue
+        if node in inner:
+            return True
+        seen.add(node)
+        open_nodes.extend(following for following, _ in node.next_functions)
+    return False
 
 
 def nodes_below(tensor: Tensor, stops: Mapping[Any, Any]) -> Iterator[Any]:

@@ -14,7 +14,8 @@ from bpfree.error_values import error_tensors, replace_errors
 from bpfree.errors import ErrorPlacementError
 from bpfree.mechanisms.final_activation import FinalActivation
 from bpfree.mechanisms.passage import Run
-from bpfree.mechanisms.side_terms import nodes_below
+from bpfree.mechanisms.side_terms import has_nodes_in, nodes_below
+from bpfree.segments import Reach
 from bpfree.tap_values import tensors
 
 
@@ -111,6 +112,7 @@ class Survey:
         places: The calls of taps.
         below: For every error those below it.
         soft: The calls of taps whose numbers a side term uses, without passing an error.
+        sides: Whether there are side terms at all: tensors that are returned or kept, and have a graph below an error.
         finals: The errors before which a softmax or sigmoid is left above.
         flat: The calls of taps behind which no layer follows before an error.
         graphless: Taps that were reached where no graph was built.
@@ -121,6 +123,7 @@ class Survey:
     places: frozenset[str]
     below: Mapping[str, frozenset[str]]
     soft: frozenset[str] = frozenset()
+    sides: bool = False
     finals: Mapping[str, FinalActivation] = field(default_factory=dict)
     flat: frozenset[str] = frozenset()
     graphless: frozenset[str] = frozenset()
@@ -148,12 +151,17 @@ class Survey:
         sides = [tensor for _, tensor in tensors(returned) if tensor.requires_grad and id(tensor) not in marks]
         _require_no_loss(sides, found.errors, stops)
         soft: set[str | None] = set()
+        inner = Reach.of(*found.errors.values()).inner
+        exits = {mark.grad_fn: None for mark in found.marks.values()}
+        there = False
         for tensor in (*sides, *kept):
             soft.update(stops[node] for node in nodes_below(tensor, stops))
+            there = there or has_nodes_in(tensor, inner, exits)
         return cls(
             places=frozenset(found.places),
             below=below,
             soft=frozenset(call for call in soft if call is not None),
+            sides=there,
             finals={key: final for key, tensor in found.errors.items() if (final := FinalActivation.of(tensor))},
             flat=frozenset().union(*(_flat(tensor, nodes) for tensor in found.errors.values())),
             graphless=frozenset(found.graphless),

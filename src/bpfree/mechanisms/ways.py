@@ -18,6 +18,7 @@ from bpfree.mechanisms.delivery import Dispatch, Layout
 from bpfree.mechanisms.immediate import ImmediatePassage
 from bpfree.mechanisms.passage import Cut, Passage, Run
 from bpfree.mechanisms.streaming import Course, Streamed, kind_of_pass
+from bpfree.mechanisms.survey import Survey
 from bpfree.mechanisms.windows import WindowedPassage
 from bpfree.plan import Plan
 from bpfree.preserve import Surroundings
@@ -83,7 +84,7 @@ class Ways:
         known: Layout | None,
         dispatch: Callable[[Layout], Dispatch] | None,
         aside: frozenset[str],
-        soft: frozenset[str],
+        survey: Survey,
     ) -> Passage:
         """A passage for the pass that begins.
 
@@ -91,9 +92,9 @@ class Ways:
             known: The layout of an earlier pass.
             dispatch: What sends signals that need no error; None where they need it, or their targets are not there.
             aside: The calls of taps that are left alone.
-            soft: The calls of taps whose numbers side terms use.
+            survey: What a whole graph of such a pass has shown.
         """
-        passage = self._chosen(known, dispatch, aside, soft)
+        passage = self._chosen(known, dispatch, aside, survey)
         passage.aside = aside
         return passage
 
@@ -102,26 +103,26 @@ class Ways:
         known: Layout | None,
         dispatch: Callable[[Layout], Dispatch] | None,
         aside: frozenset[str],
-        soft: frozenset[str],
+        survey: Survey,
     ) -> Passage:
         if self._plan.window > 1:
             return WindowedPassage(self._plan.window, self._arrived)
         if self._storing:
-            return Cut(soft)
+            return Cut(survey.soft)
         call, self._call = self._call, None
         if call is None or torch.compiler.is_compiling():
-            return Cut(soft)
+            return Cut(survey.soft)
         if self._plan.streaming:
             now = None if known is None or dispatch is None else self._immediate(call, known, dispatch)
             surroundings, self._surroundings = self._surroundings, None
             assert surroundings is not None
             rerun, compare = partial(self._rerun, aside), self._plan.verify and self._is_new(call)
             return now or Streamed(
-                self._plan, rerun, call, surroundings, self._courses, compare=compare, keeps=bool(soft)
+                self._plan, rerun, call, surroundings, self._courses, compare=compare, keeps=bool(survey.soft)
             )
         # A segment that leads out of the model has to wait for what else comes from there.
-        if self._choice is None or call.outside or soft or self._ordered():
-            return Cut(soft)
+        if self._choice is None or call.outside or survey.sides or self._ordered():
+            return Cut(survey.soft)
         return ConcurrentPassage(self._choice, self._plan.learning)
 
     def _is_new(self, call: Call) -> bool:

@@ -9,6 +9,7 @@ network is backpropagation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from bpfree.arguments import Call
 from bpfree.mechanisms.broadcast import Deliver
 from bpfree.mechanisms.leaving import leave
-from bpfree.mechanisms.passage import Cut, Departure, Recut
+from bpfree.mechanisms.passage import Cut, Departure, Recut, modules_of
 from bpfree.segments import Reach
 
 
@@ -68,7 +69,7 @@ class WindowedPassage(Cut):
 
     def recut(self) -> Recut:
         """A leaf that wants a gradient, as in the first run."""
-        return _leaf
+        return partial(_leaf, aside=modules_of(self.aside))
 
     def _given_back(self) -> Tensor:
         self._entries.pop()
@@ -84,7 +85,9 @@ class WindowedPassage(Cut):
         return leave(record.gradients, output, [self._outside.get(leaf, leaf) for leaf in learners])
 
 
-def _leaf(name: str, output: Tensor) -> Tensor:
+def _leaf(name: str, output: Tensor, aside: frozenset[str]) -> Tensor:
+    if name in aside:
+        return output
     return output.detach().requires_grad_(output.requires_grad)
 
 

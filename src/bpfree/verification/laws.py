@@ -99,5 +99,6 @@ def _projected(gradient: Tensor) -> float:
     # Drawn anew each time: the same numbers for the same shape.
     generator = torch.Generator(gradient.device).manual_seed(gradient.numel())
     dense = gradient.to_dense() if gradient.is_sparse else gradient
+    dense = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
     direction = torch.randn(dense.shape, generator=generator, device=dense.device, dtype=torch.float32)
     return float((dense * direction.to(dense.dtype)).sum())
