@@ -43,7 +43,9 @@ class ImmediatePassage(Passage):
             return output
         if name != self._expected[number]:
             raise _way_changes(f"tap {name!r}", repr(self._expected[number]))
-        return super().cut(name, place, output)
+        handed_on = super().cut(name, place, output)
+        self.handed_on.clear()  # no activation is to stay in memory
+        return handed_on
 
     def ends_in_tap(self, output: Tensor) -> None:
         """None: a tap that ends the model is not cut.

@@ -92,6 +92,9 @@ def _tied(model: nn.Module) -> set[nn.Parameter]:
     return tied
 
 
+_GONE = torch.empty(0)
+
+
 class Streamed(Passage):
     """The first run: without a graph below the error's place.
 
@@ -136,8 +139,15 @@ class Streamed(Passage):
 
     def ended(self, output: Any) -> None:
         """Warn of what the model returns besides the output that its error comes through."""
+        self.handed_on.clear()
         if self._plan.error_name:
             warn_of_results(output, self._call.flat, self._plan.error_name, "streaming=True")
+
+    def cut(self, name: str, place: str, output: Tensor) -> Tensor:
+        """Take the output of a tap's call; of all that taps hand on the last alone stays, for the error may be there."""
+        handed_on = super().cut(name, place, output)
+        self.handed_on[:-1] = [_GONE] * (len(self.handed_on) - 1)
+        return handed_on
 
     def _taken(self, output: Tensor) -> Tensor:
         if self._seen is not None:
