@@ -144,7 +144,7 @@ class Streamed(Passage):
             warn_of_results(output, self._call.flat, self._plan.error_name, "streaming=True")
 
     def cut(self, name: str, place: str, output: Tensor) -> Tensor:
-        """Take the output of a tap's call; of all that taps hand on the last alone stays, for the error may be there."""
+        """Take the output of a tap's call; of all that taps hand on only the last stays: the error may be there."""
         handed_on = super().cut(name, place, output)
         self.handed_on[:-1] = [_GONE] * (len(self.handed_on) - 1)
         return handed_on
