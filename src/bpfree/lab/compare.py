@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -14,8 +13,9 @@ from rich.console import Console
 
 from bpfree.lab import environment
 from bpfree.lab.data import Data, load
-from bpfree.lab.errors import DataError, RunError, WriteError
+from bpfree.lab.errors import DamageError, DataError, RunError, WriteError
 from bpfree.lab.files import write_json
+from bpfree.lab.leftovers import sweep, temporary_folder
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import CompareOptions, command_line
 from bpfree.lab.runs import Places, run
@@ -55,6 +55,7 @@ def compare(options: CompareOptions, console: Console | None = None) -> dict[str
     splits = load(options.data, options.data_dir, **options.reading)
     ModelSettings(**plan[0].model).build(splits.shape, splits.classes)  # its mistakes would be every run's
     directory = options.directory()
+    sweep(directory / "runs", below=True)
     records, failed = _run_all(plan, splits, directory / "runs", console)
     if not records:
         raise _failure(plan, failed)
@@ -92,7 +93,7 @@ def _run_all(
                     cold = False
             try:
                 record = run(settings, splits, directory, display=display)
-            except (DataError, WriteError):
+            except (DamageError, DataError, WriteError):
                 raise
             except Exception as error:  # diverging, out of memory: the other runs of a night are still wanted
                 failed.append(_reason(settings, error))
@@ -117,8 +118,8 @@ def _failure(plan: Sequence[RunSettings], failed: Sequence[str]) -> RunError:
 def warm_up(settings: RunSettings, splits: Data) -> None:
     """Train a few steps and forget them: what a process does for the first time must not count against one rule."""
     few = splits.first(_WARM_STEPS * settings.batch_size)
-    with tempfile.TemporaryDirectory() as folder:
-        run(replace(settings, epochs=1, steps=None, details=False), few, Path(folder))
+    with temporary_folder() as folder:
+        run(replace(settings, epochs=1, steps=None, details=False), few, folder)
 
 
 def assemble(

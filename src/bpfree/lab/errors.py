@@ -17,6 +17,14 @@ class RunError(BpfreeError, RuntimeError):
     """A run cannot be started or continued from what lies in its folder."""
 
 
+class DamageError(BpfreeError, ValueError):
+    """A file of results or settings is not as it was written."""
+
+
+class TrustError(BpfreeError, RuntimeError):
+    """A file that nobody has vouched for names code to run."""
+
+
 class WriteError(BpfreeError, OSError):
     """A result could not be written, for instance because the disk is full."""
 

@@ -1,17 +1,19 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and JSON that says whether it is as it was written."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bpfree.lab.errors import WriteError
+from bpfree.lab.bounded import parse_json
+from bpfree.lab.checksums import is_sealed, is_whole, sealed
+from bpfree.lab.errors import DamageError, WriteError
+from bpfree.lab.leftovers import sweep, temporary_file
 
 
 @contextmanager
@@ -23,25 +25,31 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: The file could not be written.
     """
-    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder: only within one file system does os.replace swap files in one step.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner may read.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        sweep(path.parent)
+        # In the same folder: only within one file system does a replacement swap files in one step.
+        with temporary_file(path.parent) as temporary:
+            yield temporary
+            _store(temporary)
+            # Temporary files may be read by their owner alone.
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+            _store(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise WriteError(f"{path} could not be written ({reason}). Free some space or name another folder.") from error
+
+
+def _store(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if os.name != "posix" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def make_folder(path: Path) -> None:
@@ -63,6 +71,11 @@ def _umask() -> int:
     return mask
 
 
+def file_name(text: str) -> str:
+    """Make a file's name of any text; what is no letter, digit, dot, hyphen or underscore becomes a hyphen."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in text)
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write ``text`` to ``path`` in one step, see :func:`replacing`; return the path."""
     with replacing(path) as temporary:
@@ -70,29 +83,42 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def write_json(path: Path, value: object) -> Path:
-    """Write ``value`` as JSON in one step; NaN and infinity, which JSON does not have, become null."""
-    return write_text(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, values: dict[str, Any]) -> Path:
+    """Write ``values`` as JSON in one step, a checksum behind them; see :func:`storable`."""
+    return write_text(path, json.dumps(sealed(storable(values)), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file that :func:`write_json` has written.
 
     Raises:
-        WriteError: The file is no JSON: it was not written by this program, or was changed since.
+        DamageError: The file is no JSON, or not as it was written.
     """
+    remedy = "Delete it and repeat the command."
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes())
+    except OSError as error:
+        raise DamageError(f"{path} cannot be read ({error.strerror}). {remedy}") from error
     except ValueError as error:
-        raise WriteError(f"{path} is not readable as JSON ({error}). Delete it and repeat the command.") from error
+        raise DamageError(f"{path} is not readable as JSON ({error}). {remedy}") from error
+    if not is_sealed(values):
+        raise DamageError(f"{path} has no checksum: it is damaged, or of a version that wrote none. {remedy}")
+    if not is_whole(values):
+        raise DamageError(f"{path} is damaged: its checksum is not that of what stands in it. {remedy}")
+    return values
 
 
-def finite(value: Any) -> Any:
-    """``value`` with None for every number that JSON does not have."""
+def storable(value: Any) -> Any:
+    """Return ``value`` as a JSON file can hold it: None for NaN and infinity, and question marks for half letters.
+
+    Half letters, which are no text, come from names of files that are no UTF-8.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {storable(str(key)): storable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [storable(item) for item in value]
     return value

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -18,6 +16,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from bpfree.lab.errors import SettingsError, WriteError
+from bpfree.lab.leftovers import temporary_folder
 
 Batch = TypeVar("Batch")
 
@@ -78,8 +77,8 @@ def _cuda_peak(step: Callable[[], object], device: str | torch.device) -> int:
 def _allocations(step: Callable[[], object]) -> list[tuple[int, int]]:
     """Address and bytes of every allocation (positive) and release (negative) on the CPU, in the order of time."""
     profiler = _profiled(step)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
+    with temporary_folder() as folder:
+        path = folder / "trace.json"
         # The exported trace is the documented place where single allocations are listed.
         profiler.export_chrome_trace(str(path))
         if not path.is_file():  # the profiler says nothing of a full disk

@@ -15,6 +15,7 @@ import bpfree
 from bpfree.lab.data import GraphSettings, ImageSettings, TextSettings
 from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.files import file_name
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.settings import (
     RuleOverrides,
@@ -265,7 +266,7 @@ class TrainOptions(Options):
 
     def default_name(self) -> str:
         """One folder a data set, rule and seed."""
-        return f"train-{self.data}-{self.rule.replace(' ', '-')}-seed{self.seed}"
+        return f"train-{self.data}-{file_name(self.rule)}-seed{self.seed}"
 
 
 def command_line(command: str, options: Options) -> str:

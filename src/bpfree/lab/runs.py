@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import statistics
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -18,10 +17,11 @@ from lightning.pytorch.loggers import CSVLogger
 
 from bpfree.errors import BpfreeError
 from bpfree.lab import environment
+from bpfree.lab.checkpoints import WholeFiles, choose, previous
 from bpfree.lab.data.samples import Data
 from bpfree.lab.environment import device
-from bpfree.lab.errors import DataError, RunError, WriteError
-from bpfree.lab.files import make_folder, read_json, replacing, write_json
+from bpfree.lab.errors import DamageError, DataError, RunError, WriteError
+from bpfree.lab.files import make_folder, read_json, write_json
 from bpfree.lab.heap import keep_freed_memory
 from bpfree.lab.measure import peak_bytes, stored_bytes
 from bpfree.lab.models.build import ModelSettings
@@ -45,7 +45,7 @@ class Places:
 
     Attributes:
         record: The result; it is there when the run has finished, and never before.
-        checkpoint: The state after the last complete epoch.
+        checkpoint: The state after the last complete epoch; that of the one before it is kept beside it.
         folder: The run's logs, and its checkpoint.
     """
 
@@ -59,6 +59,10 @@ class Places:
         name = settings.name(splits.describe())
         folder = directory / name
         return cls(directory / f"{name}.json", folder / "last.ckpt", folder)
+
+    def checkpoints(self) -> list[Path]:
+        """What an interrupted run has left to continue from, the latest first."""
+        return [path for path in (self.checkpoint, previous(self.checkpoint)) if path.is_file()]
 
 
 def run(
@@ -84,6 +88,7 @@ def run(
     Raises:
         RunError: The rule cannot be trained on the model, or the run diverged.
         WriteError: The result could not be written.
+        DamageError: The result of a run that has finished before is damaged, or every checkpoint of one that has not.
     """
     places = Places.of(settings, splits, directory)
     if places.record.is_file():
@@ -93,14 +98,14 @@ def run(
     try:
         with quiet():
             record = _train(settings, splits, places, display or Display(None))
-    except (DataError, WriteError):  # not this run's fault: the next one would meet the same
+    except (DamageError, DataError, WriteError):  # not this run's fault: the next one would meet the same
         raise
     except BpfreeError as error:
         raise RunError(f"{settings.label}, seed {settings.seed}: {error}") from error
     write_json(places.record, record)
-    if not keep_checkpoint:
-        # The record says it all; the weights and optimizer states of many runs would fill the disk.
-        places.checkpoint.unlink(missing_ok=True)
+    # The record says it all; the weights and optimizer states of many runs would fill the disk.
+    for path in places.checkpoints()[1 if keep_checkpoint else 0 :]:
+        path.unlink()
     return record
 
 
@@ -189,38 +194,24 @@ def _trainer(settings: RunSettings, places: Places, callbacks: list[Callback]) -
 
 
 def _fit(trainer: Trainer, task: Learner, loaders: tuple[Any, Any], places: Places) -> None:
-    """Train from the beginning, or from the checkpoint that an interrupted run has left.
+    """Train from the beginning, or from the latest whole checkpoint that an interrupted run has left.
 
     Raises:
-        RunError: The checkpoint cannot be read.
+        DamageError: No checkpoint is whole.
+        WriteError: The log cannot be written.
     """
-    if not places.checkpoint.is_file():
-        trainer.fit(task, *loaders)
-        return
-    damage = _damage(places.checkpoint)
-    if damage:
-        raise RunError(f"{places.checkpoint} is damaged ({damage}). Delete it to start this run anew.")
-    # A checkpoint comes from a folder that others may write to: only tensors and plain values are read.
-    trainer.fit(task, *loaders, ckpt_path=str(places.checkpoint), weights_only=True)
-
-
-def _damage(checkpoint: Path) -> str:
-    """What is wrong with the file; nothing if it is as it was written."""
+    found = choose(places.checkpoints())
     try:
-        with zipfile.ZipFile(checkpoint) as packed:  # which is what torch writes, with a checksum for every part
-            part = packed.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
-        return str(error)
-    return f"{part} is altered" if part else ""
+        # A checkpoint comes from a folder that others may write to: only tensors and plain values are read.
+        trainer.fit(task, *loaders, ckpt_path=None if found is None else str(found), weights_only=True)
+    except (WriteError, DataError):
+        raise
+    except OSError as error:
+        if error.filename is None and error.errno not in _DISK:
+            raise
+        place = error.filename or places.folder
+        reason = error.strerror or str(error)
+        raise WriteError(f"{place} could not be written ({reason}). Free some space or name another --out.") from error
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Checkpoints that are there whole or not at all, whenever the process is killed."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write to a file beside ``path``, then put it in its place."""
-        with replacing(Path(path)) as temporary:
-            try:
-                torch.save(checkpoint, temporary)
-            except RuntimeError as error:  # what torch says of a full disk
-                raise OSError("torch could not write all of it") from error
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a full or broken disk answers

@@ -16,6 +16,7 @@ from bpfree.errors import nearest
 from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.environment import device
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.files import file_name
 from bpfree.lab.identity import identity
 from bpfree.lab.length import Length
 from bpfree.lab.own_code import own_codes
@@ -287,5 +288,4 @@ class RunSettings:
         if self.rule.within is not None:
             facts["within"] = import_path(type(self.rule.within))
         text = json.dumps(facts, sort_keys=True)
-        label = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in self.label)
-        return f"{label}-seed{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+        return f"{file_name(self.label)}-seed{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"

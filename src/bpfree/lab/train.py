@@ -9,6 +9,7 @@ from rich.console import Console
 
 from bpfree.lab.data import load
 from bpfree.lab.errors import RunError
+from bpfree.lab.leftovers import sweep
 from bpfree.lab.options import TrainOptions
 from bpfree.lab.runs import Places, run
 from bpfree.lab.terminal import Display
@@ -33,6 +34,7 @@ def train(options: TrainOptions, console: Console | None = None) -> dict[str, An
     settings = options.run(options.rule, options.seed, details=True)
     splits = load(options.data, options.data_dir, **options.reading)
     directory = options.directory()
+    sweep(directory, below=True)
     places = Places.of(settings, splits, directory)
     known = places.record.is_file()
     if not known:
@@ -47,7 +49,7 @@ def train(options: TrainOptions, console: Console | None = None) -> dict[str, An
 
 
 def _check(places: Places, directory: Path, *, resume: bool) -> None:
-    unfinished = places.checkpoint.is_file()
+    unfinished = bool(places.checkpoints())
     if unfinished and not resume:
         raise RunError(
             f"{places.folder} holds an interrupted run of these settings: add --resume, or name another --out."

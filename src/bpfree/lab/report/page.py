@@ -11,6 +11,7 @@ from typing import Any
 import vl_convert
 from markupsafe import Markup
 
+from bpfree.lab.files import write_text
 from bpfree.lab.length import Length
 from bpfree.lab.report import charts, panels, series, tables
 from bpfree.lab.report.filters import filters
@@ -32,10 +33,7 @@ def write(comparison: Mapping[str, Any], path: Path) -> Path:
         ReportError: if `comparison` is not of the format "bpfree-comparison/1".
     """
     series.check(comparison)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html(comparison), encoding="utf-8")
-    return path
+    return write_text(Path(path), html(comparison))
 
 
 def html(comparison: Mapping[str, Any]) -> str:

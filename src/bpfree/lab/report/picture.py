@@ -9,6 +9,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
+from bpfree.lab.files import replacing
 from bpfree.lab.length import Length
 from bpfree.lab.report import charts, panels, series
 from bpfree.lab.report.style import Style, marks, on_paper
@@ -36,8 +37,8 @@ def picture(comparison: Mapping[str, Any], path: Path) -> Path:
     chart = charts.finish(chart, style).properties(background=style.paper, padding=16)
     png = vl_convert.vegalite_to_png(chart.to_dict(), vl_version=vega_lite(), scale=2)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png)
+    with replacing(path) as temporary:
+        temporary.write_bytes(png)
     return path
 
 

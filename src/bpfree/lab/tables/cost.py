@@ -253,11 +253,10 @@ def known(recipe: Recipe, folder: Path) -> dict[str, Any]:
     path = place(recipe, folder)
     if not path.is_file():
         return {}
-    content = of_format(path, COST_FORMAT)
+    content = of_format(path, COST_FORMAT, own=True)
     if content is None:
         raise WriteError(
-            f"{path} is damaged, or no cost of bpfree's, and that of {recipe.path} has its name. Move it, or name "
-            "another --out."
+            f"{path} is no cost of bpfree's, and that of {recipe.path} has its name. Move it, or name another --out."
         )
     return content["scales"]
 

@@ -1,4 +1,7 @@
-"""A record as attributes of a trial, none of them large: MySQL takes 64 KB in each, and no more."""
+"""A record as attributes of a trial, none of them large: MySQL takes 64 KB in each, and no more.
+
+A record carries its checksum, in a database as in a file.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bpfree.lab.files import finite
+from bpfree.lab.checksums import is_sealed, is_whole, sealed
+from bpfree.lab.errors import DamageError
+from bpfree.lab.files import storable
 
 RECORD = "record"
 """The attribute that holds a record without its epochs and large parts."""
@@ -17,7 +22,7 @@ _LARGEST = 30_000  # characters; as JSON within JSON they may be twice as many
 
 def split(record: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of a record: each epoch is one; its largest parts, such as pictures, are others if it is large."""
-    plain = finite(dict(record))
+    plain = sealed(storable(dict(record)))
     found = {f"{_EPOCH}{number}": epoch for number, epoch in enumerate(plain.pop("epochs", []), start=1)}
     texts = {name: json.dumps(value) for name, value in plain.items()}
     while len(json.dumps(plain)) > _LARGEST:
@@ -29,7 +34,22 @@ def split(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def joined(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a trial's attributes."""
+    """The record of a trial's attributes.
+
+    Raises:
+        DamageError: They are not those that :func:`split` made.
+    """
+    try:
+        record = _joined(attributes)
+    except (ValueError, LookupError, TypeError) as error:
+        raise DamageError(f"a part of it is missing or altered ({error})") from error
+    # Records of before there were checksums have none.
+    if is_sealed(record) and not is_whole(record):
+        raise DamageError("its checksum is not that of what stands in it")
+    return record
+
+
+def _joined(attributes: Mapping[str, Any]) -> dict[str, Any]:
     epochs = [attributes[name] for name in _ordered(attributes, _EPOCH)]
     large: dict[str, str] = {}
     for name in _ordered(attributes, _PART):

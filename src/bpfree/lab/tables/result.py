@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bpfree.lab.bounded import parse_json
+from bpfree.lab.checksums import CHECKSUM, checksum, is_whole, sealed
 from bpfree.lab.data.samples import PUBLISHED
-from bpfree.lab.errors import SettingsError, WriteError
-from bpfree.lab.files import finite, read_json, write_text
+from bpfree.lab.errors import DamageError, SettingsError, WriteError
+from bpfree.lab.files import storable, write_text
 from bpfree.lab.summary import deviation
 from bpfree.lab.tables.ledger import State
 from bpfree.lab.tables.metrics import value
@@ -169,11 +172,20 @@ def _ended(entry: Mapping[str, Any]) -> bool:
 
 
 def write(document: Mapping[str, Any], folder: Path) -> Path:
-    """Write a document as ``NAME.json``, each record in one line: there are hundreds of them."""
-    words = json.dumps({**finite(dict(document)), "records": []}, indent=1, ensure_ascii=False, allow_nan=False)
-    lines = ",\n  ".join(json.dumps(record, ensure_ascii=False, allow_nan=False) for record in document["records"])
-    text = f"{words.removesuffix('[]' + chr(10) + '}')}[\n  {lines}\n ]\n}}\n"
+    """Write a document as ``NAME.json``, each record in one line: there are hundreds of them.
+
+    Every record has its checksum, and the document has one of all that stands beside the records, and of theirs.
+    """
+    records = [sealed(record) for record in storable(document["records"])]
+    content = storable({name: value for name, value in document.items() if name not in ("records", CHECKSUM)})
+    head = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
+    lines = ",\n  ".join(json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records)
+    text = f'{head},\n "records": [\n  {lines}\n ],\n "{CHECKSUM}": "{_checksum(content, records)}"\n}}\n'
     return write_text(folder / f"{document['name']}.json", text)
+
+
+def _checksum(content: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+    return checksum({**content, "records": [record[CHECKSUM] for record in records]})
 
 
 def place(recipe: Recipe, folder: Path) -> Path:
@@ -182,7 +194,11 @@ def place(recipe: Recipe, folder: Path) -> Path:
 
 
 def records(path: Path) -> dict[str, dict[str, Any]]:
-    """The records of a document by key; none if the file is another's."""
+    """The records of a document by key; none if the file is another's.
+
+    Raises:
+        DamageError: It is bpfree's, and damaged.
+    """
     return {record["key"]: record for record in (of_format(path, FORMAT) or {}).get("records", [])}
 
 
@@ -190,34 +206,82 @@ def own_records(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
     """The records of a recipe's own document by key; none if there is no such file.
 
     Raises:
-        WriteError: The file is damaged, or somebody else's.
+        DamageError: The file is damaged.
+        WriteError: It is somebody else's.
     """
     path = place(recipe, folder)
     if not path.is_file():
         return {}
-    try:
-        content = read_json(path)
-    except WriteError as error:
-        raise WriteError(
-            f"{path} holds finished runs and is not readable as JSON ({error.__cause__}). Mend it, or move it away to "
-            "measure anew what the ledger does not have."
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    content = of_format(path, FORMAT, own=True)
+    if content is None:
         raise WriteError(
             f"{path} is no table of bpfree's, and that of {recipe.path} has its name. Move it, or name another --out."
         )
     if not recipe.is_run_by(content["command"]):
         raise WriteError(
             f"{path} is the table of `{content['command']}`, and that of {recipe.path} has its name. Rename the "
-            "recipe, or name another --out; if it is the same and has moved, correct the command in the table."
+            "recipe, or name another --out; if it is the same and has moved, move the table away too: the ledger has "
+            "its runs."
         )
     return {record["key"]: record for record in content["records"]}
 
 
-def of_format(path: Path, name: str) -> dict[str, Any] | None:
-    """A file of bpfree's in the folder of results; None for one that is somebody else's, or none of this format."""
+def of_format(path: Path, name: str, *, own: bool = False) -> dict[str, Any] | None:
+    """Read a file of bpfree's in the folder of results; None for one that is somebody else's, or of another format.
+
+    Args:
+        path: The file.
+        name: The format.
+        own: Whether a file of this name must be JSON.
+
+    Raises:
+        DamageError: It is bpfree's, and not as it was written.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        text = path.read_bytes()
+    except OSError as error:  # such as a link to nowhere
+        raise DamageError(f"{path} cannot be read ({error.strerror}). Mend or delete it.") from error
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        if own or _is_ours(text):
+            raise DamageError(f"{path} holds finished runs and is not readable as JSON ({error}). {_REMEDY}") from error
         return None
-    return content if isinstance(content, dict) and content.get("format") == name else None
+    if not isinstance(content, dict) or (content.get("format") != name and not _is_ours(text)):
+        return None
+    _check(path, content)
+    return content if content.get("format") == name else None
+
+
+_OURS = (FORMAT, COST_FORMAT)
+_END = re.compile(rb'"checksum": "[0-9a-f]{16}"\s*}\s*$')
+_REMEDY = "Take it from a backup, or move it away to measure anew what the ledger does not have."
+
+
+def _is_ours(text: bytes) -> bool:
+    """Whether a file is bpfree's, be it damaged: it says so at its beginning, and a checksum stands at its end."""
+    return any(f'"{name}"'.encode() in text[:200] for name in _OURS) or bool(_END.search(text, len(text) - 100))
+
+
+def _check(path: Path, content: dict[str, Any]) -> None:
+    """Find out whether a document or a cost is as it was written.
+
+    Raises:
+        DamageError: It is not.
+    """
+    if CHECKSUM not in content:
+        raise DamageError(
+            f"{path} has no checksum: it is damaged, or of a version that wrote none. If it is whole, "
+            f"`python -m bpfree.lab.tables.seal {path}` gives it one."
+        )
+    if content.get("format") == FORMAT:
+        found = content.get("records")
+        for number, record in enumerate(found if isinstance(found, list) else [None], start=1):
+            if not is_whole(record):
+                raise DamageError(f"{path} is damaged: record {number} is not as it was written. {_REMEDY}")
+        rest = {name: value for name, value in content.items() if name not in ("records", CHECKSUM)}
+        whole = _checksum(rest, found) == content[CHECKSUM]
+    else:
+        whole = is_whole(content)
+    if not whole:
+        raise DamageError(f"{path} is damaged: its checksum is not that of what stands in it. {_REMEDY}")

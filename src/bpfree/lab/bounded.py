@@ -1,0 +1,70 @@
+"""Reading files that may be damaged or a stranger's: none takes more memory than its size accounts for.
+
+A file of n bytes may take 4 n bytes and a fixed amount; what declares more is refused before it is made.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bpfree.lab.errors import DataError
+
+FIXED = 2**28
+"""Bytes that any file may take, however small it is: 256 MiB."""
+_FACTOR = 4
+_CHUNK = 2**20
+_UNPACKED = 32  # bytes that one byte of a packed file may become; text becomes 3 or 4, a file of one letter 1,030
+_COSTS = {b"{": 240, b"[": 90, b",": 64, b":": 64}  # bytes of memory for what such a character of JSON announces
+
+
+def allowed(size: int) -> int:
+    """Return the bytes of memory that a file of so many bytes may take."""
+    return _FACTOR * size + FIXED
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse JSON whose values take no more memory than is allowed.
+
+    Raises:
+        ValueError: It is no JSON, or holds too many values for its size.
+    """
+    if sum(cost * content.count(mark) for mark, cost in _COSTS.items()) > allowed(len(content)):
+        raise ValueError("it holds more values than any result of its size")
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def unpacked(path: Path, look: Callable[[bytes], object] = len, limit: int | None = None) -> bytes:
+    """Unpack a ``.gz`` file. It is looked through once, piece by piece, before anything of it is kept.
+
+    Args:
+        path: The file.
+        look: Is shown every piece in the first pass. What it raises ends the reading.
+        limit: The most bytes that it may become; by default 32 times its own, and the fixed amount.
+
+    Raises:
+        DataError: It is truncated, altered or no such file, or becomes more than that.
+    """
+    most = _UNPACKED * path.stat().st_size + FIXED if limit is None else limit
+    try:
+        size = 0
+        with gzip.open(path) as stream:
+            while piece := stream.read(_CHUNK):
+                size += len(piece)
+                if size > most:
+                    raise DataError(
+                        f"{path} becomes more than {most:,} bytes, which no such file does. Fetch the original file "
+                        "again; a text of your own that is so repetitive can be read unpacked."
+                    )
+                look(piece)
+        with gzip.open(path) as stream:
+            return stream.read(size)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be unpacked ({error}). Fetch the file again.") from error
