@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 import browser
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_marks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes that tests write are the user's own; what is imported for one test is not looked for by the next."""
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "bpfree").mkdir(exist_ok=True)
+    (folder / "bpfree" / "trusted-folders").write_text(f"{folder}\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 @pytest.fixture(scope="session")

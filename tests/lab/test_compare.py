@@ -17,6 +17,7 @@ from bpfree.lab import data, report, runs
 from bpfree.lab.cli import main, make_parser
 from bpfree.lab.compare import compare, plan_runs
 from bpfree.lab.errors import RunError, SettingsError
+from bpfree.lab.files import read_json
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import CompareOptions, TrainOptions, command_line
 from bpfree.lab.parser import read_options
@@ -44,7 +45,7 @@ def test_compare_from_end_to_end() -> None:
     text = io.StringIO()
     returned = compare(options(), Console(file=text, width=160))
     folder = Path("runs/compare-tiny")
-    written = json.loads((folder / "comparison.json").read_text())
+    written = read_json(folder / "comparison.json")
     assert written == json.loads(json.dumps(returned).replace("NaN", "null"))
     assert written["format"] == "bpfree-comparison/1"
     assert [(run["label"], run["seed"]) for run in written["runs"]] == [

@@ -20,8 +20,9 @@ import torch
 
 import bpfree
 from bpfree.lab import runs
+from bpfree.lab.checkpoints import WholeFiles
 from bpfree.lab.errors import RunError, SettingsError, WriteError
-from bpfree.lab.files import write_json
+from bpfree.lab.files import read_json, write_json
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.runs import Places, run
 from bpfree.lab.settings import RuleSettings, RunSettings, Schedule, rule_settings
@@ -99,7 +100,7 @@ def test_the_duration_of_a_resumed_run_is_that_of_all_its_pieces(tmp_path: Path)
     (records,) = [kept for kept in checkpoint["callbacks"].values() if "epochs" in kept]
     assert 0 < records["duration"] < first
     records["duration"] = 1000.0  # as if it had been a slow machine
-    torch.save(checkpoint, Places.of(settings, tiny.splits(), tmp_path).checkpoint)
+    WholeFiles().save_checkpoint(checkpoint, Places.of(settings, tiny.splits(), tmp_path).checkpoint)
     began = time.perf_counter()
     record = run(settings, tiny.splits(), tmp_path)
     assert 1000 < record["duration"] < 1000 + time.perf_counter() - began
@@ -320,7 +321,7 @@ def test_a_full_disk_is_told_once_and_costs_no_checkpoint(tmp_path: Path, monkey
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(WriteError, match=r"last\.ckpt could not be written .*Free some space"):
-        runs.WholeFiles().save_checkpoint({}, path)
+        WholeFiles().save_checkpoint({}, path)
     assert path.read_bytes() == before
     # Other runs would meet the same: this is not a run that failed.
     with pytest.raises(WriteError):
@@ -366,7 +367,8 @@ def test_what_is_wrong_with_the_arguments_of_a_model_is_said_in_one_line(argumen
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_json(tmp_path / "a.json", {"x": float("nan"), "y": [1.5]})
-    assert json.loads(path.read_text()) == {"x": None, "y": [1.5]}
+    assert json.loads(path.read_text()) | {"checksum": ""} == {"x": None, "y": [1.5], "checksum": ""}
+    assert read_json(path) == {"x": None, "y": [1.5]}
 
     def full(self: Path, *_: object, **__: object) -> int:
         raise OSError(28, "No space left on device")

@@ -26,7 +26,7 @@ from test_runs import Interrupting
 from bpfree.lab import data
 from bpfree.lab.cli import main
 from bpfree.lab.data.samples import PUBLISHED
-from bpfree.lab.errors import DataError, LedgerError, RunError, SettingsError, WriteError
+from bpfree.lab.errors import DamageError, DataError, LedgerError, RunError, SettingsError, WriteError
 from bpfree.lab.tables import inputs, markdown, page, provenance, result, storage, team, workers
 from bpfree.lab.tables.attempts import GIVEN_BACK
 from bpfree.lab.tables.ledger import Claim, Ledger
@@ -505,7 +505,7 @@ def test_files_of_others_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('<<<<<<< HEAD\n{"format": "bpfree-table/1"}', "is not readable as JSON .*Mend it"),
+        ('<<<<<<< HEAD\n{"format": "bpfree-table/1"}', "is a result of bpfree and not readable as JSON .*Mend it"),
         ('{"format": "mine"}', "is no table of bpfree's, and that of tiny.yaml has its name"),
         ("[1]", "is no table of bpfree's, and that of tiny.yaml has its name"),
     ],
@@ -515,7 +515,7 @@ def test_a_damaged_file_of_the_tables_own_name_is_left_as_it_is(content: str, me
     path = Path("results/tiny.json")
     path.write_text(content)
     for command, chosen in ((table, options(seeds=1)), (page.report, ReportOptions(name="tiny.yaml"))):
-        with pytest.raises(WriteError, match=f"results/tiny.json .*{message}"):
+        with pytest.raises((DamageError, WriteError), match=f"results/tiny.json .*{message}"):
             command(chosen)
     assert path.read_text() == content
     assert not Path("runs").exists()

@@ -19,8 +19,13 @@ def checksum(value: Any) -> str:
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries with their checksum behind them; one that they have is made anew."""
-    content = {name: value for name, value in values.items() if name != CHECKSUM}
+    content = unsealed(values)
     return {**content, CHECKSUM: checksum(content)}
+
+
+def unsealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries without their checksum."""
+    return {name: value for name, value in values.items() if name != CHECKSUM}
 
 
 def is_sealed(values: Any) -> bool:

@@ -13,6 +13,7 @@ from bpfree.errors import BpfreeError
 from bpfree.lab.options import CompareOptions, TrainOptions
 from bpfree.lab.parser import Parser, add_options, read_options, summary, with_model
 from bpfree.lab.tables.options import ReportOptions, TableOptions, TuneOptions
+from bpfree.lab.trust import FLAG, names_code, search_current_folder
 
 _DESCRIPTION = """Train neural networks without backpropagation, and see what that costs and buys.
 
@@ -26,27 +27,36 @@ _INTERRUPTED = 130  # what a shell reports of a program ended by Ctrl-C
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is 0, 1 for an error that is explained, 130 after Ctrl-C."""
-    # A console script does not look for modules in the current folder; people's own models and rules lie there.
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     # A terminal or pipe that knows ASCII alone gets question marks and no exception.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    parser, commands = make_parser()
-    parsed = parser.parse_args(with_model(sys.argv[1:] if arguments is None else arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Other modules of the current folder would be imported in place of installed ones.
+    if names_code(words):
+        search_current_folder()
+    parser, commands = make_parser(trust=f"--{FLAG}" in words)
+    name = next(iter(words), "")
+    try:
+        parsed = parser.parse_args(with_model(words))
+    except BpfreeError as error:
+        return _explained(name, error)
     name = parsed.command
     try:
         options = read_options(commands[name], parsed[name], _COMMANDS[name])
         _run(name, options)
     except BpfreeError as error:
-        print(f"bpfree {name}: {error}", file=sys.stderr)
-        return 1
+        return _explained(name, error)
     except (KeyboardInterrupt, SystemExit):
         # Lightning turns Ctrl-C into SystemExit.
         print("Interrupted. Finished runs are kept; the same command continues" + _hint(name), file=sys.stderr)
         return _INTERRUPTED
     return 0
+
+
+def _explained(name: str, error: BpfreeError) -> int:
+    print(f"bpfree {name}: {error}", file=sys.stderr)
+    return 1
 
 
 _COMMANDS: dict[str, type[Any]] = {
@@ -78,14 +88,19 @@ def _run(name: str, options: Any) -> None:
     command(options, make_console())
 
 
-def make_parser() -> tuple[Parser, dict[str, Parser]]:
-    """The parser, and those of the commands by name."""
+def make_parser(*, trust: bool = False) -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of the commands by name.
+
+    Args:
+        trust: Whether configuration files may name code wherever they lie.
+    """
     parser = Parser(prog="bpfree", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"bpfree {bpfree.__version__}")
     subcommands = parser.add_subcommands(dest="command")
     commands: dict[str, Parser] = {}
     for name, kind in _COMMANDS.items():
         commands[name] = Parser(description=summary(kind))
+        commands[name].trust = trust
         add_options(commands[name], kind)
         subcommands.add_subcommand(name, commands[name], help=summary(kind))
     return parser, commands

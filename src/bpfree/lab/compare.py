@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bpfree.lab import environment
 from bpfree.lab.data import Data, load
-from bpfree.lab.errors import DamageError, DataError, RunError, WriteError
+from bpfree.lab.errors import DataError, RunError, WriteError
 from bpfree.lab.files import write_json
 from bpfree.lab.leftovers import sweep, temporary_folder
 from bpfree.lab.models.build import ModelSettings
@@ -93,7 +93,7 @@ def _run_all(
                     cold = False
             try:
                 record = run(settings, splits, directory, display=display)
-            except (DamageError, DataError, WriteError):
+            except (DataError, WriteError):
                 raise
             except Exception as error:  # diverging, out of memory: the other runs of a night are still wanted
                 failed.append(_reason(settings, error))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfree.lab.bounded import parse_json
-from bpfree.lab.checksums import is_sealed, is_whole, sealed
+from bpfree.lab.checksums import is_sealed, is_whole, sealed, unsealed
 from bpfree.lab.errors import DamageError, WriteError
 from bpfree.lab.leftovers import sweep, temporary_file
 
@@ -105,7 +105,7 @@ def read_json(path: Path) -> Any:
         raise DamageError(f"{path} has no checksum: it is damaged, or of a version that wrote none. {remedy}")
     if not is_whole(values):
         raise DamageError(f"{path} is damaged: its checksum is not that of what stands in it. {remedy}")
-    return values
+    return unsealed(values)
 
 
 def storable(value: Any) -> Any:

@@ -24,6 +24,7 @@ from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import Options
 from bpfree.lab.settings import default
 from bpfree.lab.tasks import task_of
+from bpfree.lab.trust import FLAG, vouched
 
 _MODE = "bpfree"
 _WORDS = {"rules": "LABEL", "taps": "NAME", "cell": "ROW/COLUMN"}
@@ -55,11 +56,23 @@ class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(ArgumentParser):
-    """A parser whose errors are one line and a hint."""
+    """A parser whose errors are one line and a hint.
+
+    Attributes:
+        trust: Whether configuration files may name code wherever they lie.
+    """
+
+    trust = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         # A shortened option would mean something else as soon as another one begins like it.
         super().__init__(*args, **{"formatter_class": _Help, "allow_abbrev": False, "parser_mode": _MODE} | options)
+
+    def parse_path(self, cfg_path: Any, *args: Any, **options: Any) -> Namespace:
+        """Parse a configuration file, if it names no code, or the user has vouched for it."""
+        path = Path(str(cfg_path))
+        vouched(path, _configured(str(path)), trust=self.trust)
+        return super().parse_path(cfg_path, *args, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and end the program with status 2."""
@@ -91,12 +104,17 @@ def _quoted(text: str) -> list[str]:
     return re.findall(r"'?([\w.-]+)'?", text)
 
 
+_TRUST = "Let a configuration file run the code that it names. Read it first: what it names is imported."
+
+
 def add_options(parser: Parser, kind: type[Any]) -> None:
     """One option a field of the dataclass ``kind``; help texts are its documentation. And ``--config`` for YAML.
 
     A field that is called ``name`` is an argument without a name.
     """
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
+    if FLAG not in {entry.name for entry in fields(kind)}:
+        parser.add_argument(f"--{FLAG}", action="store_true", help=_TRUST)
     hints, texts = get_type_hints(kind), _texts(kind)
     for entry in sorted(fields(kind), key=lambda entry: entry.name not in ("rules", "rule", "seeds", "seed")):
         flag, text = f"--{entry.name.replace('_', '-')}", texts[entry.name]

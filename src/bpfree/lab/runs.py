@@ -20,7 +20,7 @@ from bpfree.lab import environment
 from bpfree.lab.checkpoints import WholeFiles, choose, previous
 from bpfree.lab.data.samples import Data
 from bpfree.lab.environment import device
-from bpfree.lab.errors import DamageError, DataError, RunError, WriteError
+from bpfree.lab.errors import DataError, RunError, WriteError
 from bpfree.lab.files import make_folder, read_json, write_json
 from bpfree.lab.heap import keep_freed_memory
 from bpfree.lab.measure import peak_bytes, stored_bytes
@@ -86,9 +86,9 @@ def run(
         The run's record, one element of ``runs`` in ``comparison.json``, and its ``settings`` and ``data``.
 
     Raises:
-        RunError: The rule cannot be trained on the model, or the run diverged.
+        RunError: The rule cannot be trained on the model, the run diverged, or no checkpoint that it left is whole.
         WriteError: The result could not be written.
-        DamageError: The result of a run that has finished before is damaged, or every checkpoint of one that has not.
+        DamageError: The result of a run that has finished before is damaged.
     """
     places = Places.of(settings, splits, directory)
     if places.record.is_file():
@@ -98,7 +98,7 @@ def run(
     try:
         with quiet():
             record = _train(settings, splits, places, display or Display(None))
-    except (DamageError, DataError, WriteError):  # not this run's fault: the next one would meet the same
+    except (DataError, WriteError):  # not this run's fault: the next one would meet the same
         raise
     except BpfreeError as error:
         raise RunError(f"{settings.label}, seed {settings.seed}: {error}") from error

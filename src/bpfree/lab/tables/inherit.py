@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-CLASSES = ("rule", "model", "within")
-"""Settings that are a class with arguments: ``DFA``, or ``{class_path: DFA, init_args: {...}}``."""
+from bpfree.lab.trust import CLASSES
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class ChosenOptions:
         data_dir: The folder of the data, or one in which each data set has a folder of its name.
         ledger: The database of finished runs: a file (SQLite), or a URL such as postgresql://USER@HOST/NAME, through
             which several machines share the work.
+        trust: Let a recipe of your own run the code that it names. Read it first: what it names is imported.
     """
 
     name: str | None = None
@@ -32,16 +33,18 @@ class ChosenOptions:
     cell: list[str] | None = None
     data_dir: str | None = None
     ledger: str = "runs/ledger.db"
+    trust: bool = False
 
     def recipe(self) -> Recipe:
         """The recipe.
 
         Raises:
             SettingsError: None is named, or there is no such recipe.
+            TrustError: It names code, and nobody has vouched for it.
         """
         if self.name is None:
             raise SettingsError(f"Name a recipe: {', '.join(names())}, or a YAML file of your own.")
-        return read(find(self.name))
+        return read(find(self.name), trust=self.trust)
 
     def order(self, *, again: bool = False) -> Order:
         """What workers need to know of it."""
@@ -57,6 +60,7 @@ class ChosenOptions:
             data_dir=self.data_dir,
             scratch=Path("runs") / "tables",
             again=again,
+            trust=self.trust,
         )
 
 

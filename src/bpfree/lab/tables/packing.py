@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bpfree.lab.checksums import is_sealed, is_whole, sealed
+from bpfree.lab.checksums import is_sealed, is_whole, sealed, unsealed
 from bpfree.lab.errors import DamageError
 from bpfree.lab.files import storable
 
@@ -46,7 +46,7 @@ def joined(attributes: Mapping[str, Any]) -> dict[str, Any]:
     # Records of before there were checksums have none.
     if is_sealed(record) and not is_whole(record):
         raise DamageError("its checksum is not that of what stands in it")
-    return record
+    return unsealed(record)
 
 
 def _joined(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,37 +15,48 @@ from bpfree.lab.report.style import LIGHT
 from bpfree.lab.report.text import is_number
 from bpfree.lab.tables import keys
 from bpfree.lab.tables.extending import extended
-from bpfree.lab.tables.inherit import CLASSES
 from bpfree.lab.tables.recipe import SETTINGS, Chart, Column, Expected, Recipe, Scale, find, known
+from bpfree.lab.trust import CLASSES, vouched
 
 
-def read(path: Path) -> Recipe:
+def read(path: Path, *, trust: bool = True) -> Recipe:
     """Read a recipe.
+
+    Args:
+        path: Its file.
+        trust: Whether it may name code wherever it lies; see :mod:`bpfree.lab.trust`.
 
     Raises:
         SettingsError: The file is no recipe, or has a key that is not known.
+        TrustError: It names code, and nobody has vouched for it.
     """
-    return _Reader(path.stem, path).recipe(content_of(path))
+    return _Reader(path.stem, path).recipe(content_of(path, trust=trust))
 
 
-def content_of(path: Path) -> Any:
+def content_of(path: Path, *, trust: bool = True) -> Any:
     """What a recipe's file says, over what the recipe says that it extends.
 
+    Args:
+        path: The file.
+        trust: Whether it may name code wherever it lies.
+
     Raises:
+        TrustError: It names code, and nobody has vouched for it.
         SettingsError: A file cannot be read as YAML, or has a key twice, or one that is no name; or what it extends is
             no recipe.
     """
-    return _content(path, ())
+    return _content(path, (), trust)
 
 
-def _content(path: Path, below: tuple[Path, ...]) -> Any:
+def _content(path: Path, below: tuple[Path, ...], trust: bool) -> Any:
     own = _said(path)
+    vouched(path, own, trust=trust)
     if not isinstance(own, Mapping) or EXTENDS not in own:
         return own
     other, chain = _other(own[EXTENDS], path), (*below, path.resolve())
     if other.resolve() in chain:
         raise SettingsError(f"{path.stem}: {EXTENDS}: {own[EXTENDS]} extends this file, in one step or several.")
-    theirs = _content(other, chain)
+    theirs = _content(other, chain, trust)
     _Reader(other.stem, other).recipe(theirs)  # for its mistakes
     return extended(theirs, {name: value for name, value in own.items() if name != EXTENDS})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfree.lab.bounded import parse_json
-from bpfree.lab.checksums import CHECKSUM, checksum, is_whole, sealed
+from bpfree.lab.checksums import CHECKSUM, checksum, is_whole, sealed, unsealed
 from bpfree.lab.data.samples import PUBLISHED
 from bpfree.lab.errors import DamageError, SettingsError, WriteError
 from bpfree.lab.files import storable, write_text
@@ -177,7 +177,7 @@ def write(document: Mapping[str, Any], folder: Path) -> Path:
     Every record has its checksum, and the document has one of all that stands beside the records, and of theirs.
     """
     records = [sealed(record) for record in storable(document["records"])]
-    content = storable({name: value for name, value in document.items() if name not in ("records", CHECKSUM)})
+    content = storable({name: value for name, value in document.items() if name != "records"})
     head = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
     lines = ",\n  ".join(json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records)
     text = f'{head},\n "records": [\n  {lines}\n ],\n "{CHECKSUM}": "{_checksum(content, records)}"\n}}\n'
@@ -245,17 +245,23 @@ def of_format(path: Path, name: str, *, own: bool = False) -> dict[str, Any] | N
         content = parse_json(text)
     except ValueError as error:
         if own or _is_ours(text):
-            raise DamageError(f"{path} holds finished runs and is not readable as JSON ({error}). {_REMEDY}") from error
+            raise DamageError(f"{path} is a result of bpfree and not readable as JSON ({error}). {_REMEDY}") from error
         return None
     if not isinstance(content, dict) or (content.get("format") != name and not _is_ours(text)):
         return None
     _check(path, content)
-    return content if content.get("format") == name else None
+    return _opened(content) if content.get("format") == name else None
+
+
+def _opened(content: dict[str, Any]) -> dict[str, Any]:
+    """A document or a cost without checksums."""
+    found = unsealed(content)
+    return {**found, "records": [unsealed(record) for record in found["records"]]} if "records" in found else found
 
 
 _OURS = (FORMAT, COST_FORMAT)
 _END = re.compile(rb'"checksum": "[0-9a-f]{16}"\s*}\s*$')
-_REMEDY = "Take it from a backup, or move it away to measure anew what the ledger does not have."
+_REMEDY = "Mend it from a backup, or move it away to measure anew what the ledger does not have."
 
 
 def _is_ours(text: bytes) -> bool:
@@ -279,7 +285,7 @@ def _check(path: Path, content: dict[str, Any]) -> None:
         for number, record in enumerate(found if isinstance(found, list) else [None], start=1):
             if not is_whole(record):
                 raise DamageError(f"{path} is damaged: record {number} is not as it was written. {_REMEDY}")
-        rest = {name: value for name, value in content.items() if name not in ("records", CHECKSUM)}
+        rest = {name: value for name, value in unsealed(content).items() if name != "records"}
         whole = _checksum(rest, found) == content[CHECKSUM]
     else:
         whole = is_whole(content)

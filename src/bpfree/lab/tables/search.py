@@ -10,8 +10,9 @@ from optuna.trial import Trial
 
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.report.text import is_number
-from bpfree.lab.tables.inherit import CLASSES, merged
+from bpfree.lab.tables.inherit import merged
 from bpfree.lab.tables.recipe import SETTINGS, Recipe, known
+from bpfree.lab.trust import CLASSES
 
 _RANGE = ("low", "high", "log", "step")
 

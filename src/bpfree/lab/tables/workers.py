@@ -43,6 +43,7 @@ class Order:
         data_dir: The folder of the data.
         scratch: Where logs and checkpoints of unfinished runs lie.
         again: Only records of this state of the code count.
+        trust: Whether the recipe may name code wherever it lies.
         source: The state of the code of the command that starts workers; None if it starts none.
         keys: Those of the runs that it waits for.
     """
@@ -55,12 +56,13 @@ class Order:
     data_dir: str | None
     scratch: Path
     again: bool = False
+    trust: bool = False
     source: str | None = None
     keys: tuple[str, ...] = ()
 
     def works(self) -> list[Work]:
         """All runs of the chosen cells."""
-        recipe = read(self.recipe)
+        recipe = read(self.recipe, trust=self.trust)
         return works(plan(recipe, recipe.scale(self.scale), self.seeds, self.cells, self.data_dir))
 
     def folder(self) -> Path:
