@@ -19,9 +19,11 @@ import optuna
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from bpfree.lab.errors import LedgerError
+from bpfree.errors import BpfreeWarning
+from bpfree.lab.errors import DamageError, LedgerError
 from bpfree.lab.tables import attempts, packing
-from bpfree.lab.tables.storage import open_storage, patient
+from bpfree.lab.tables.pulses import Pulses
+from bpfree.lab.tables.storage import FAILURES, open_storage, patient
 from bpfree.lab.tables.work import Work
 
 _KEY = "key"
@@ -45,7 +47,8 @@ class State:
 class Ledger:
     """The runs of one recipe.
 
-    A database that does not answer for some seconds is asked again; for longer, every method raises LedgerError.
+    A database that does not answer for some seconds is asked again; for longer, every method raises LedgerError. A
+    record that is not as it was written is named, and does not count.
 
     Args:
         place: The database: a URL, or the path of an SQLite file.
@@ -58,6 +61,8 @@ class Ledger:
 
     def __init__(self, place: str, name: str, *, source: str | None = None) -> None:
         self._storage, self._source = open_storage(place), source
+        self._records: dict[int, dict[str, Any] | None] = {}  # of finished trials, which never change, by number
+        self._pulses = Pulses()
         self._study, self._id = self._opened(f"table {name}")
 
     @patient
@@ -101,7 +106,7 @@ class Ledger:
             known = trials.get(key, [])
             trial, reason = attempts.counting(known), attempts.reason(known)
             if trial is not None and trial.state == TrialState.COMPLETE:
-                state.records[key] = packing.joined(trial.user_attrs)
+                state.records[key] = self._record(trial) or {}
             elif trial is None and reason is not None:
                 state.wrong[key] = reason
             elif known:
@@ -119,7 +124,8 @@ class Ledger:
     def adopt(self, records: Mapping[str, Mapping[str, Any]]) -> None:
         """Enter records by key that another ledger has given out, unless this one has them."""
         # Of any code: what is here already is not entered again because other code is asked for.
-        here = {trial.user_attrs[_KEY] for trial in self._study.get_trials(False, (TrialState.COMPLETE,))}
+        finished = self._study.get_trials(False, (TrialState.COMPLETE,))
+        here = {trial.user_attrs[_KEY] for trial in finished if self._record(trial) is not None}
         for key, record in records.items():
             if key not in here:
                 told = {_KEY: key, "label": record["label"], "seed": record["seed"], **packing.split(record)}
@@ -167,6 +173,9 @@ class Ledger:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             fail_stale_trials(self._study)
+        for number in self._pulses.stopped(self._storage, self._id):
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                self._storage.set_trial_state_values(number, TrialState.FAIL)
         self._ask(works, again=False)
 
     def _start(self, number: int) -> bool:
@@ -186,9 +195,32 @@ class Ledger:
     def _counts(self, trial: FrozenTrial) -> bool:
         if attempts.WITHDRAWN in trial.user_attrs:
             return False
-        if self._source is None or trial.state != TrialState.COMPLETE:
+        if trial.state != TrialState.COMPLETE:
             return True
-        return trial.user_attrs[packing.RECORD]["code"]["source"] == self._source
+        record = self._record(trial)
+        return record is not None and self._source in (None, record.get("code", {}).get("source"))
+
+    def _record(self, trial: FrozenTrial) -> dict[str, Any] | None:
+        """The record of a finished trial; None if it is damaged, which is told once."""
+        if trial.number not in self._records:
+            try:
+                found = packing.joined(trial.user_attrs)
+                if found.get(_KEY, key := trial.user_attrs.get(_KEY)) != key:
+                    raise DamageError("it stands under another run's key")
+            except DamageError as error:
+                warnings.warn(_broken(trial, error), BpfreeWarning, 2)
+                self._records[trial.number] = None
+            else:
+                self._records[trial.number] = found
+        return self._records[trial.number]
+
+
+def _broken(trial: FrozenTrial, error: Exception) -> str:
+    name = f"{trial.user_attrs.get('label', 'a run')}, seed {trial.user_attrs.get('seed', '?')}"
+    return (
+        f"the ledger's record {trial.number} ({name}) is damaged: {error}. It does not count; what the folder of "
+        "results has of this run does, or it is measured anew."
+    )
 
 
 def _died(work: Work) -> str:
@@ -211,7 +243,11 @@ class Claim:
         self._pulse = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Claim:
-        self._pulse.start()
+        try:
+            self._pulse.start()
+        except BaseException:  # such as Ctrl-C: nobody would end the thread
+            self._ended.set()
+            raise
         return self
 
     def __exit__(
@@ -241,5 +277,5 @@ class Claim:
     def _beat(self) -> None:
         while not self._ended.wait(self._storage.get_heartbeat_interval()):
             # A database that does not answer now may do so at the next beat.
-            with suppress(optuna.exceptions.StorageInternalError):
+            with suppress(*FAILURES):
                 self._storage.record_heartbeat(self._number)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import random
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import optuna
 from optuna.storages import RDBStorage
-from sqlalchemy import event, exc
+from sqlalchemy import create_engine, event, exc
 
+from bpfree.errors import BpfreeError
 from bpfree.lab.errors import LedgerError
+from bpfree.lab.tables.address import Address
 from bpfree.lab.tables.shield import shielded
 
 HEARTBEAT = 15
@@ -26,6 +28,8 @@ _SQLITE_SECONDS = 60  # to wait for another process's transaction
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before a database that did not answer is asked again
 FAILURES = (optuna.exceptions.StorageInternalError, exc.SQLAlchemyError)
 """What Optuna's storage raises when its database does not do what it is asked."""
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError)
+"""What arises where a database holds something else than was written."""
 _P, _T = ParamSpec("_P"), TypeVar("_T")
 
 
@@ -36,47 +40,77 @@ def open_storage(place: str) -> RDBStorage:
         place: A database URL as SQLAlchemy takes it, or the path of an SQLite file.
 
     Raises:
-        LedgerError: The database cannot be opened.
+        LedgerError: The database cannot be opened, or is damaged.
     """
-    url = place if "://" in place else _of_file(Path(place).expanduser())
-    # The names of studies are the ledger's business, and heartbeats are what it is made for.
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    pauses = _until_open(url)
+    address = Address.of(place)
+    # The names of studies are the ledger's business, and heartbeats are what it is made for. Of a database that is away
+    # the ledger itself says what is to be said.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    pauses = _until_open(address)
     while True:
         try:
-            return _open(url)
-        except (exc.SQLAlchemyError, RuntimeError, ImportError, ValueError) as error:
-            pause = next(pauses, None) if isinstance(error, exc.DBAPIError) else None
+            return _open(address)
+        except (*FAILURES, RuntimeError, ImportError, ValueError) as error:
+            pause = next(pauses, None) if isinstance(error, FAILURES) and _passes(error) else None
             if pause is None:
-                raise LedgerError(f"--ledger {place} cannot be opened ({error}).") from error
+                raise _unopened(address, error) from None
             time.sleep(pause)
 
 
-def _until_open(url: str) -> Iterator[float]:
+def _unopened(address: Address, error: Exception) -> LedgerError:
+    """What is said of a database that cannot be opened; its error may hold the password, so it is no cause."""
+    if _is_damage(error):
+        return _damaged(address, error)
+    if isinstance(error, ImportError) and address.driver:
+        return LedgerError(f"--ledger {address.shown} needs a driver that is not installed: {address.driver}.")
+    return LedgerError(f"--ledger {address.shown} cannot be opened ({address.without_secrets(error)}).")
+
+
+def _until_open(address: Address) -> Iterator[float]:
     """The pauses before a database is tried again: short ones for another process's tables, long ones for servers."""
     yield from (random.random() * attempt / 4 for attempt in range(1, _ATTEMPTS))
-    if not url.startswith("sqlite"):  # a file does not restart
+    if not address.is_file:  # a file does not restart
         yield from _PAUSES
 
 
-def _of_file(path: Path) -> str:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LedgerError(f"--ledger {path}: its folder cannot be made ({error.strerror}).") from error
-    return f"sqlite:///{path}"
-
-
-def _open(url: str) -> RDBStorage:
-    lite = url.startswith("sqlite")
+def _open(address: Address) -> RDBStorage:
+    lite = address.is_file
     # A server closes connections that are idle for hours, as they are during a long run.
     options: dict[str, Any] = {"connect_args": {"timeout": _SQLITE_SECONDS}} if lite else {"pool_pre_ping": True}
+    if lite:
+        _check_file(address, options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = RDBStorage(url, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+        storage = RDBStorage(address.url, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+    _name_errors(storage.engine, address)
     if lite:
         _serialize(storage.engine)
     return storage
+
+
+def _check_file(address: Address, options: dict[str, Any]) -> None:
+    """Find out whether SQLite's file is whole: what it is made of, and its names beside their indices.
+
+    Raises:
+        DatabaseError: It is not.
+    """
+    engine = create_engine(address.url, **options)
+    try:
+        with engine.connect() as connection:
+            said = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
+    finally:
+        engine.dispose()
+    if said != "ok":
+        raise exc.DatabaseError("PRAGMA integrity_check", None, sqlite3.DatabaseError(str(said)))
+
+
+def _name_errors(engine: Any, address: Address) -> None:
+    """Let what the database raises say which one it is."""
+
+    @event.listens_for(engine, "handle_error")
+    def named(context: Any) -> None:
+        if context.sqlalchemy_exception is not None:
+            context.sqlalchemy_exception.address = address
 
 
 def patient(call: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -94,7 +128,9 @@ def patient(call: Callable[_P, _T]) -> Callable[_P, _T]:
         for pause in _PAUSES:
             try:
                 return attempt(*args, **kwargs)
-            except FAILURES as error:
+            except (*FAILURES, *UNREADABLE) as error:
+                if isinstance(error, BpfreeError):
+                    raise
                 if not _passes(error):
                     raise told(error) from error
                 time.sleep(pause)
@@ -107,25 +143,63 @@ def patient(call: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def told(error: Exception) -> LedgerError:
-    """One of FAILURES as the user is told of it."""
-    why = str(error.__cause__ or error).partition("\n")[0]
+    """What the user is told of one of FAILURES, or of what the ledger holds and nobody can read."""
+    cause = _cause(error)
+    address = getattr(cause, "address", _UNNAMED)
+    if _is_damage(error):
+        return _damaged(address, cause)
+    why = address.without_secrets(str(cause).partition("\n")[0])
+    if isinstance(cause, exc.OperationalError) and _FULL in why:
+        return LedgerError(
+            f"{address.shown} could not be written ({why}). What has finished is kept: free some space, and repeat the "
+            "command."
+        )
     if _passes(error):
         return LedgerError(
-            f"the ledger's database does not answer ({why}). What has finished is kept: see that the database runs, "
-            "and repeat the command."
+            f"the ledger's database does not answer: {address.shown} ({why}). What has finished is kept: see that the "
+            "database runs, and repeat the command."
         )
     return LedgerError(
-        f"the ledger's database refuses what it is asked ({why}). What has finished is kept: see that its user may "
-        "read and write all tables and that it takes texts of 64 KB, or begin another --ledger."
+        f"the ledger's database refuses what it is asked: {address.shown} ({why}). What has finished is kept: see that "
+        "its user may read and write all tables and that it takes texts of 64 KB, or begin another --ledger."
     )
 
 
+_UNNAMED = Address("", "the ledger's database")
+_FULL = "disk is full"  # SQLite's words
+
+
+def _damaged(address: Address, error: Exception) -> LedgerError:
+    why = address.without_secrets(str(error).partition("\n")[0])
+    return LedgerError(
+        f"{address.shown} is damaged ({type(error).__name__}: {why}). Move it away, or name another --ledger: records in "
+        "the folder of results count as finished, and the others are measured anew."
+    )
+
+
+def _cause(error: Exception) -> Exception:
+    """What the database said, where Optuna has wrapped it."""
+    inner = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else None
+    return inner if isinstance(inner, Exception) else error
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the database holds what it cannot: SQLite says so, or what was read is no record."""
+    cause = _cause(error)
+    if isinstance(cause, exc.DatabaseError) and isinstance(cause.orig, sqlite3.DatabaseError):
+        return type(cause.orig) is sqlite3.DatabaseError
+    return isinstance(cause, UNREADABLE)
+
+
 def _passes(error: Exception) -> bool:
-    """Whether the same may succeed a little later: the database is away or busy, or another wrote the same first."""
-    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-    if isinstance(cause, exc.OperationalError | exc.InterfaceError | exc.IntegrityError | exc.TimeoutError):
-        return True
-    return isinstance(cause, exc.DBAPIError) and cause.connection_invalidated
+    """Whether the same may succeed a little later: the database is away or busy, or another wrote the same first.
+
+    A connection that breaks in the middle of a query shows itself in many ways, some of them by what is asked next.
+    What a database refuses for good it says in one of three.
+    """
+    return not isinstance(
+        _cause(error), exc.ProgrammingError | exc.DataError | exc.NotSupportedError
+    ) and not _is_damage(error)
 
 
 def _serialize(engine: Any) -> None:
