@@ -82,10 +82,12 @@ def _hint(name: str) -> str:
 
 def _run(name: str, options: Any) -> None:
     # Imported here, so that --help and mistakes in the command line are answered at once.
+    from bpfree.lab.quiet import quiet
     from bpfree.lab.terminal import make_console
 
     command = getattr(importlib.import_module(_MODULES[name]), name)
-    command(options, make_console())
+    with quiet():
+        command(options, make_console())
 
 
 def make_parser(*, trust: bool = False) -> tuple[Parser, dict[str, Parser]]:

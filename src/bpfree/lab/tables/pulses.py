@@ -10,7 +10,8 @@ from sqlalchemy import text
 from bpfree.lab.tables.storage import GRACE
 
 _LAST = text(
-    "SELECT trials.trial_id, heartbeat FROM trials JOIN trial_heartbeats ON trials.trial_id = trial_heartbeats.trial_id "
+    "SELECT trials.trial_id, heartbeat FROM trials "
+    "JOIN trial_heartbeats ON trials.trial_id = trial_heartbeats.trial_id "
     "WHERE trials.study_id = :study AND trials.state = 'RUNNING'"
 )
 

@@ -113,33 +113,36 @@ def _name_errors(engine: Any, address: Address) -> None:
             context.sqlalchemy_exception.address = address
 
 
-def patient(call: Callable[_P, _T]) -> Callable[_P, _T]:
+def persistent(call: Callable[_P, _T]) -> Callable[_P, _T]:
     """Let a call that asks the database wait for it: one that restarts must not end a campaign of days.
 
-    A signal that asks this process to end waits for the call, but for no pause between two of its attempts.
-
     Raises:
-        LedgerError: It has not answered several times, over half a minute, or refuses what it is asked.
+        LedgerError: It has not answered several times, over half a minute, or refuses what it is asked, or is damaged.
     """
-    attempt = shielded()(call)
 
     @functools.wraps(call)
     def tried(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        for pause in _PAUSES:
+        pauses = iter(_PAUSES)
+        while True:
             try:
-                return attempt(*args, **kwargs)
+                return call(*args, **kwargs)
+            except BpfreeError:  # some of which are ValueErrors too
+                raise
             except (*FAILURES, *UNREADABLE) as error:
-                if isinstance(error, BpfreeError):
-                    raise
-                if not _passes(error):
+                pause = next(pauses, None)
+                if pause is None or not _passes(error):
                     raise told(error) from error
                 time.sleep(pause)
-        try:
-            return attempt(*args, **kwargs)
-        except FAILURES as error:
-            raise told(error) from error
 
     return tried
+
+
+def patient(call: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let a short call wait for the database, see :func:`persistent`.
+
+    A signal that asks this process to end waits for the call, but for no pause between two of its attempts.
+    """
+    return persistent(shielded()(call))
 
 
 def told(error: Exception) -> LedgerError:
@@ -172,8 +175,8 @@ _FULL = "disk is full"  # SQLite's words
 def _damaged(address: Address, error: Exception) -> LedgerError:
     why = address.without_secrets(str(error).partition("\n")[0])
     return LedgerError(
-        f"{address.shown} is damaged ({type(error).__name__}: {why}). Move it away, or name another --ledger: records in "
-        "the folder of results count as finished, and the others are measured anew."
+        f"{address.shown} is damaged ({type(error).__name__}: {why}). Move it away, or name another --ledger: records "
+        "in the folder of results count as finished, and the others are measured anew."
     )
 
 
@@ -197,9 +200,8 @@ def _passes(error: Exception) -> bool:
     A connection that breaks in the middle of a query shows itself in many ways, some of them by what is asked next.
     What a database refuses for good it says in one of three.
     """
-    return not isinstance(
-        _cause(error), exc.ProgrammingError | exc.DataError | exc.NotSupportedError
-    ) and not _is_damage(error)
+    final = isinstance(_cause(error), exc.ProgrammingError | exc.DataError | exc.NotSupportedError)
+    return not final and not _is_damage(error)
 
 
 def _serialize(engine: Any) -> None:

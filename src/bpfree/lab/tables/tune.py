@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from bpfree.errors import BpfreeWarning
 from bpfree.lab import environment
+from bpfree.lab.checksums import checksum
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.files import write_text
 from bpfree.lab.settings import plain
@@ -27,7 +30,7 @@ from bpfree.lab.tables.provenance import code, source
 from bpfree.lab.tables.reading import content_of
 from bpfree.lab.tables.recipe import Recipe
 from bpfree.lab.tables.result import cautions
-from bpfree.lab.tables.storage import FAILURES, open_storage, patient, told
+from bpfree.lab.tables.storage import open_storage, patient, persistent
 from bpfree.lab.tables.subject import Subject, subjects
 from bpfree.lab.tables.workers import work_on
 from bpfree.lab.terminal import Display
@@ -35,6 +38,7 @@ from bpfree.lab.terminal import Display
 _TRIALS = 20  # of tpe, unless told otherwise
 _WRONG = "wrong"  # why a try failed; one whose worker died has none, and is no try
 _MADE = "made"  # with which code, on which machine and data
+_CHECKSUM = "checksum"  # of values and score
 
 
 @dataclass(frozen=True)
@@ -135,19 +139,12 @@ def _tpe(
             objective = functools.partial(_score, subject=subject, folder=folder, display=display)
             while len(ended := _ended(study)) < wanted:
                 study.sampler = optuna.samplers.TPESampler(seed=_draws(study))
-                _attempt(study, objective)
+                persistent(study.optimize)(objective, n_trials=1, catch=(_FailedError,))
             tries[subject.name] = [
                 Try(trial.params, trial.value, trial.user_attrs.get(_WRONG), trial.user_attrs.get(_MADE))
                 for trial in ended[:wanted]
             ]
     return tries
-
-
-def _attempt(study: optuna.Study, objective: Callable[[optuna.Trial], float]) -> None:
-    try:
-        study.optimize(objective, n_trials=1, catch=(_FailedError,))
-    except FAILURES as error:
-        raise told(error) from error
 
 
 def _hash(subject: Subject) -> str:
@@ -166,14 +163,28 @@ def _score(trial: optuna.Trial, subject: Subject, folder: Path, display: Display
         raise _FailedError from error
     made = {"code": code(), "environment": record.get("environment") or environment.describe()}
     trial.set_user_attr(_MADE, made | ({"data": record["data"]} if "data" in record else {}))
-    return record[work.metric]
+    score = record[work.metric]
+    trial.set_user_attr(_CHECKSUM, checksum([trial.params, float(score)]))
+    return score
 
 
 @patient
 def _ended(study: optuna.Study) -> list[FrozenTrial]:
     """The tries that count: those of dead workers do not."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-    return [trial for trial in trials if trial.state == TrialState.COMPLETE or _WRONG in trial.user_attrs]
+    return [trial for trial in trials if _is_whole(trial) or _WRONG in trial.user_attrs]
+
+
+def _is_whole(trial: FrozenTrial) -> bool:
+    """Whether a finished try is as it was written; one that is not is named, and another takes its place."""
+    if trial.state != TrialState.COMPLETE:
+        return False
+    # Tries of before there were checksums have none.
+    whole = trial.user_attrs.get(_CHECKSUM) in (None, checksum([trial.params, trial.value]))
+    if not whole:
+        said = f"try {trial.number} of {trial.params} is damaged in the ledger, and does not count."
+        warnings.warn(said, BpfreeWarning, 2)
+    return whole
 
 
 @patient
