@@ -41,6 +41,18 @@ def parse_json(content: bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def contents(path: Path) -> bytes:
+    """Read a data file.
+
+    Raises:
+        DataError: It is missing, or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Check the file and who may read it.") from error
+
+
 def unpacked(path: Path, look: Callable[[bytes], object] = len, limit: int | None = None) -> bytes:
     """Unpack a ``.gz`` file. It is looked through once, piece by piece, before anything of it is kept.
 
@@ -52,8 +64,8 @@ def unpacked(path: Path, look: Callable[[bytes], object] = len, limit: int | Non
     Raises:
         DataError: It is truncated, altered or no such file, or becomes more than that.
     """
-    most = _UNPACKED * path.stat().st_size + FIXED if limit is None else limit
     try:
+        most = _UNPACKED * path.stat().st_size + FIXED if limit is None else limit
         size = 0
         with gzip.open(path) as stream:
             while piece := stream.read(_CHUNK):

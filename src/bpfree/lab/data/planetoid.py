@@ -178,14 +178,20 @@ def _part(path: Path, content: bytes, kind: str) -> Any:
 def _neighbours(graph: dict[Any, Any]) -> bool:
     """Whether this is, of every node, the list of its neighbours, and anybody has one."""
     lists = list(graph.values())
-    whole = all(isinstance(found, list) and all(type(node) is int for node in found) for found in lists)
-    return whole and any(lists) and all(type(node) is int for node in graph)
+    if len({id(found) for found in lists}) < len(lists):  # more edges than the file has bytes
+        return False
+    whole = all(isinstance(found, list) and all(map(_is_node, found)) for found in lists)
+    return whole and any(lists) and all(map(_is_node, graph))
+
+
+def _is_node(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _indices(path: Path, content: bytes) -> Tensor:
     try:
         found = torch.tensor([int(line) for line in content.split()], dtype=torch.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError, RuntimeError) as error:  # the last two of numbers that are too large
         raise DataError(f"{path} is no list of node numbers ({error}). Fetch the original file again.") from error
     if not len(found):
         raise DataError(f"{path} is empty. Fetch the original file again.")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
+import array
 import hashlib
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,9 +12,12 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from bpfree.lab.bounded import contents, unpacked
 from bpfree.lab.data.samples import Samples
 from bpfree.lab.errors import DataError, SettingsError
+from bpfree.lab.files import storable
 
+_LINES = 1000
 _SMALLEST = 257  # the 256 bytes, with which any text can be written, and the end of a line
 
 MeasuredOn: TypeAlias = Literal["validation", "test"]
@@ -81,8 +83,12 @@ class Vocabulary:
 
     def encode(self, lines: Sequence[str]) -> Tensor:
         """The lines as one stream of tokens, int64 ``(n,)``: the end of a line stands behind each."""
-        encoded = self._pairs.encode_batch(lines)
-        return torch.tensor([token for line in encoded for token in (*line.ids, self.end_of_line)])
+        stream = array.array("q")
+        for first in range(0, len(lines), _LINES):  # the tokenizer keeps far more of a line than its tokens
+            for line in self._pairs.encode_batch(lines[first : first + _LINES]):
+                stream.extend(line.ids)
+                stream.append(self.end_of_line)
+        return torch.frombuffer(stream, dtype=torch.int64)
 
     def decode(self, stream: Tensor) -> list[str]:
         """The lines of a stream of tokens; the last one need not have an end."""
@@ -172,7 +178,8 @@ def load_text(data_dir: Path | None, settings: TextSettings | None = None) -> Te
     )
     tokens = hashlib.sha256(torch.cat(streams).numpy().tobytes()).hexdigest()
     known = checksums(data_dir, settings) | {"tokens": tokens}
-    return Text(data_dir.resolve().name, train, evaluation, vocabulary, settings.measured_on, known)
+    name = storable(data_dir.resolve().name)  # which may be no text
+    return Text(name, train, evaluation, vocabulary, settings.measured_on, known)
 
 
 def checksums(data_dir: Path, settings: TextSettings | None = None) -> dict[str, str]:
@@ -186,7 +193,7 @@ def checksums(data_dir: Path, settings: TextSettings | None = None) -> dict[str,
         DataError: A file is missing, or cannot be read.
     """
     files = _files(data_dir, settings or TextSettings())
-    return {path.name: hashlib.sha256(_content(path)).hexdigest() for path in files}
+    return {path.name: hashlib.sha256(contents(path)).hexdigest() for path in files}
 
 
 def _files(folder: Path, settings: TextSettings) -> list[Path]:
@@ -206,19 +213,10 @@ def _find(folder: Path, part: str) -> Path:
     )
 
 
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}). Check the file and who may read it.") from error
-
-
 def _lines(path: Path) -> list[str]:
-    content = _content(path)
+    content = unpacked(path) if path.suffix == ".gz" else contents(path)
     try:
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}). Fetch the file again.") from error
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no UTF-8 text ({error}). Convert it first.") from error
     if not text.strip():

@@ -12,6 +12,26 @@ _WORDS = {f"{_TAG}bool": "true or false", f"{_TAG}null": "nothing"}
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+def check_size(text: str) -> None:
+    """Find out what aliases (``*name``) make of a file, before a loader does.
+
+    Raises:
+        ValueError: It becomes more than a file of its size holds.
+    """
+    root = yaml.compose(text, Loader=_LOADER)
+    if root is not None and _size(root, {}) > 2 * len(text):
+        raise ValueError("its aliases (*name) make more of it than a file of its size holds")
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """The nodes of which a node is made, as often as they are repeated; ``known`` are those of others."""
+    if id(node) not in known:
+        known[id(node)] = 10**9  # of one that holds itself
+        inside = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 if isinstance(inside, str) else 1 + sum(_size(part, known) for part in inside)
+    return known[id(node)]
+
+
 def check(text: str, recipe: str) -> None:
     """Find out whether every key is a name, and given once.
 

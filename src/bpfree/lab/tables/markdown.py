@@ -40,8 +40,8 @@ def taken(costs: Sequence[Mapping[str, Any]]) -> str:
     said = {}
     for document in costs:
         for name, scale in document["scales"].items():
-            told = f"{name} ({scale['cut']})" if scale["cut"] else name
-            lines.append([document["name"], told, f"{scale['runs']:,}", *show.hours(scale)])
+            told = _in_cell(f"{name} ({scale['cut']})" if scale["cut"] else name)
+            lines.append([_in_cell(document["name"]), told, f"{scale['runs']:,}", *show.hours(scale)])
             said[show.assumption(scale)] = None
     head = [
         "## What they take",
@@ -54,7 +54,8 @@ def taken(costs: Sequence[Mapping[str, Any]]) -> str:
 def section(document: Mapping[str, Any]) -> str:
     """One table's part of the page."""
     source = ", ".join(str(value) for value in document["source"].values())
-    lines = [f"## {document['title']}", "", f"`{document['command']}` · {source}", ""]
+    command = document["command"].replace("`", "'")
+    lines = [f"## {_plain(document['title'])}", "", f"`{command}` · {_plain(source)}", ""]
     shown: list[Any] = []
     for name, entries in document["tables"].items():
         told = [{key: value for key, value in entry.items() if key != "scale"} for entry in entries]
@@ -62,11 +63,11 @@ def section(document: Mapping[str, Any]) -> str:
             continue  # a scale of fewer seeds alone, and more have been run
         shown.append(told)
         cut = document["scales"][name]["cut"]
-        lines += [f"Scale: {name}{f' ({cut})' if cut else ''}", "", *_table(entries), ""]
+        lines += [f"Scale: {_plain(name)}{f' ({_plain(cut)})' if cut else ''}", "", *_table(entries), ""]
     cautious = cautions(document["records"])
     words = (("Deviations", document["deviations"]), ("Remarks", document["remarks"]), ("Caution", cautious))
     for heading, texts in words:
-        lines += [f"{heading}:", "", *(f"- {text}" for text in texts), ""] if texts else []
+        lines += [f"{heading}:", "", *(f"- {_plain(text)}" for text in texts), ""] if texts else []
     return "\n".join([*lines, _effort(document["records"]), ""])
 
 
@@ -75,17 +76,23 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     cells = {(entry["row"], entry["column"]): entry for entry in entries}
     seeds = seeds_of_rows(entries)
     allowed = tolerances(entries)
-    headings = [_plain(column) + (f"<br>{allowed[column]}" if column in allowed else "") for column in columns]
+    headings = [_in_cell(column) + (f"<br>{allowed[column]}" if column in allowed else "") for column in columns]
     lines = [["", *headings, "seeds"], ["---", *["---:"] * (len(columns) + 1)]]
     for row in seeds:
         found = [cells.get((row, column)) for column in columns]
-        lines.append([_plain(row), *(_cell(entry, seeds[row]) for entry in found), str(seeds[row])])
+        lines.append([_in_cell(row), *(_cell(entry, seeds[row]) for entry in found), str(seeds[row])])
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _plain(name: str) -> str:
+def _plain(text: str) -> str:
+    """Words of a recipe in one line, in which nothing is HTML, a link or a picture: they may be a stranger's."""
+    line = " ".join(str(text).split())
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
+
+
+def _in_cell(name: str) -> str:
     """A name in a cell of a table, which would end at its strokes."""
-    return name.replace("|", "\\|")
+    return _plain(name).replace("|", "\\|")
 
 
 def _cell(entry: Mapping[str, Any] | None, seeds: int) -> str:
@@ -110,4 +117,4 @@ def _effort(records: Sequence[Mapping[str, Any]]) -> str:
 def _machine(environment: Mapping[str, Any]) -> str:
     threads = count(environment["threads"], "thread")
     computed = environment.get("gpu") or f"{environment['processor'] or DASH}, {threads}"
-    return f"{computed}, torch {environment['torch']}"
+    return _plain(f"{computed}, torch {environment['torch']}")

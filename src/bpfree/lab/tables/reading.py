@@ -11,6 +11,7 @@ from typing import Any
 from jsonargparse import get_loader
 
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.files import storable
 from bpfree.lab.report.style import LIGHT
 from bpfree.lab.report.text import is_number
 from bpfree.lab.tables import keys
@@ -70,10 +71,16 @@ def _other(name: Any, path: Path) -> Path:
         raise SettingsError(f"{path.stem}: {EXTENDS}: {error}") from error
 
 
+_LARGEST = 2**18  # bytes of a recipe; the largest of the package has 10,000
+
+
 def _said(path: Path) -> Any:
     """What stands in a file; names of rows and the like are text, be they written as numbers."""
     try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError(f"it is larger than {_LARGEST:,} bytes")
         text = path.read_text(encoding="utf-8")
+        keys.check_size(text)
         content = _named(get_loader("yaml")(text))
     except Exception as error:  # the loader's errors have no public base
         raise SettingsError(f"{path} cannot be read as YAML ({error}).") from error
@@ -83,7 +90,9 @@ def _said(path: Path) -> Any:
 
 def _named(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(name): _named(entry) for name, entry in value.items()}
+        return {str(_named(name)): _named(entry) for name, entry in value.items()}
+    if isinstance(value, str) and storable(value) != value:
+        raise ValueError(f"{storable(value)!r} holds half a letter (\\ud800 to \\udfff)")
     return [_named(entry) for entry in value] if isinstance(value, list) else value
 
 

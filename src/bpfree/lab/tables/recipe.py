@@ -11,6 +11,7 @@ from typing import Any
 
 from bpfree.errors import nearest
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.files import storable
 from bpfree.lab.options import TrainOptions
 from bpfree.lab.settings import RuleOverrides
 from bpfree.lab.tables.inherit import merged
@@ -201,6 +202,8 @@ def find(name: str, folder: Path = Path()) -> Path:
         SettingsError: There is none.
     """
     path = folder / Path(name).expanduser()
+    if storable(path.stem) != path.stem:
+        raise SettingsError(f"recipe {storable(name)}: its name is no UTF-8; rename the file.")
     if path.suffix in _ENDINGS:
         if not path.is_file():
             raise SettingsError(f"recipe {name}: there is no such file.")

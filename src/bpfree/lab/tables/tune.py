@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -164,6 +165,9 @@ def _score(trial: optuna.Trial, subject: Subject, folder: Path, display: Display
     made = {"code": code(), "environment": record.get("environment") or environment.describe()}
     trial.set_user_attr(_MADE, made | ({"data": record["data"]} if "data" in record else {}))
     score = record[work.metric]
+    if score is None or not math.isfinite(score):
+        trial.set_user_attr(_WRONG, f"its {work.metric} is not finite; the run has diverged.")
+        raise _FailedError
     trial.set_user_attr(_CHECKSUM, checksum([trial.params, float(score)]))
     return score
 
