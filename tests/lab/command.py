@@ -1,6 +1,6 @@
 """A command line, as the program reads it."""
 
-from bpfree.lab.cli import make_parser
+from bpfree.lab.commands import make_parser
 from bpfree.lab.options import CompareOptions
 from bpfree.lab.parser import read_options, with_model
 

@@ -14,7 +14,7 @@ from rich.console import Console
 import bpfree
 from bpfree.lab import compare as comparing
 from bpfree.lab import data, report, runs
-from bpfree.lab.cli import main, make_parser
+from bpfree.lab.commands import main, make_parser
 from bpfree.lab.compare import compare, plan_runs
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.files import read_json

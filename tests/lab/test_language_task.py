@@ -21,7 +21,7 @@ from torch import nn
 
 import bpfree
 from bpfree.lab import report, runs
-from bpfree.lab.cli import main, make_parser
+from bpfree.lab.commands import main, make_parser
 from bpfree.lab.compare import compare, plan_runs
 from bpfree.lab.data.text import Text
 from bpfree.lab.errors import RunError, SettingsError

@@ -39,7 +39,7 @@ def test_a_networks_name_means_ours(tmp_path: Path) -> None:
 def test_a_network_on_graphs_is_found_in_a_new_process() -> None:
     pytest.importorskip("torch_geometric")
     code = (
-        "from bpfree.lab.cli import make_parser; from bpfree.lab.parser import with_model\n"
+        "from bpfree.lab.commands import make_parser; from bpfree.lab.parser import with_model\n"
         "words = with_model(['train', '--data', 'cora', '--model', 'GAT'])\n"
         "print(make_parser()[0].parse_args(words).train.model.class_path)"
     )

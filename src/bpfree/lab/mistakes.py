@@ -47,8 +47,14 @@ def in_one_line(message: str, outer: str) -> str:
 def mistake(message: str) -> Mistake | None:
     """What a message of jsonargparse is about; None if it is about something else than a value or an argument."""
     place = re.findall(r'Parser key "([^"]+)":', message)
-    found = (_unknown_argument(message), _unknown_class(message), _wrong_type(message))
+    found = (_missing(message), _unknown_argument(message), _unknown_class(message), _wrong_type(message))
     return next((Mistake(tuple(place), said) for said in found if place and said), None)
+
+
+def _missing(message: str) -> str:
+    """What a class needs that is not installed."""
+    found = re.search(r"- (\w+ needs \w+: pip install [^\n]+)", message)
+    return found[1] if found else ""
 
 
 def _unknown_argument(message: str) -> str:

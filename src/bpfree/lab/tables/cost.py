@@ -32,7 +32,7 @@ from bpfree.lab.tables.work import Training, Work
 from bpfree.lab.tasks import TASKS
 from bpfree.lab.tasks.feed import Feed
 from bpfree.lab.tasks.learner import Learner
-from bpfree.lab.tasks.whole_graph import One
+from bpfree.lab.tasks.source import One
 
 GPU_FLOPS = 10e12
 """Operations a second that a GPU is assumed to sustain in single precision: half of what an A100 has at most."""

@@ -11,7 +11,19 @@ import bpfree
 
 _PACKAGE = Path(bpfree.__file__).parent
 _SHOWS = ("lab/report", "lab/tables", "pipeline")  # code that shows numbers or plans runs, and changes none
-_SHOW_FILES = ("lab/cli.py", "lab/parser.py", "lab/table.py", "lab/terminal.py", "lab/compare.py", "lab/train.py")
+_SHOW_FILES = tuple(
+    f"lab/{name}.py"
+    for name in ("cli", "commands", "extras", "parser", "trust", "table", "terminal", "compare", "train")
+)
+    "lab/cli.py",
+    "lab/commands.py",
+    "lab/extras.py",
+    "lab/parser.py",
+    "lab/table.py",
+    "lab/terminal.py",
+    "lab/compare.py",
+    "lab/train.py",
+)
 
 
 def code() -> dict[str, str | None]:

@@ -20,8 +20,9 @@ from bpfree.lab.tasks.feed import Feed
 from bpfree.lab.tasks.neighbors import Parts
 from bpfree.lab.tasks.pictures import embedding_of_nodes
 from bpfree.lab.tasks.published import alignment
+from bpfree.lab.tasks.source import One
 from bpfree.lab.tasks.task import Task
-from bpfree.lab.tasks.whole_graph import One, Whole, WholeGraph
+from bpfree.lab.tasks.whole_graph import Whole, WholeGraph
 from bpfree.rules.direct import IGNORED
 
 

@@ -10,8 +10,9 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 from bpfree.lab.data.graphs import Graph, unlinked
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.feed import Feed
+from bpfree.lab.tasks.source import One
 from bpfree.lab.tasks.task import Task
-from bpfree.lab.tasks.whole_graph import One, Whole, WholeGraph
+from bpfree.lab.tasks.whole_graph import Whole, WholeGraph
 
 
 class LinkPrediction(WholeGraph):

@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -16,21 +16,7 @@ from bpfree import Feedback
 from bpfree.lab.models.graphs.layers import normalized
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.learner import Learner
-
-
-class Source(Protocol):
-    """Where the steps of a run come from, batches ``((features, edges), targets)``."""
-
-    graph: tuple[Tensor, Tensor]
-    """Features and edges of all nodes, which are evaluated."""
-    every_step: bool
-    """Whether that is done behind every step, and not only behind each part of the run."""
-
-    def steps(self, n: int) -> Iterator[Any]:
-        """The batches of the next ``n`` steps."""
-
-    def to(self, device: torch.device) -> Source:
-        """The same on a device."""
+from bpfree.lab.tasks.source import Source
 
 
 @dataclass(frozen=True)
@@ -52,19 +38,6 @@ class Whole:
     def to(self, device: torch.device) -> Whole:
         """The same on a device."""
         return Whole(move_data_to_device(self.batch, device))
-
-
-@dataclass(frozen=True)
-class One:
-    """What Lightning takes for the batches of an epoch: one, where all steps come from."""
-
-    source: Source
-
-    def __iter__(self) -> Iterator[Source]:
-        yield self.source
-
-    def __len__(self) -> int:
-        return 1
 
 
 class WholeGraph(Learner):

@@ -1,0 +1,26 @@
+"""Packages that come with an extra of bpfree, and what is said where one is missing."""
+
+from __future__ import annotations
+
+from importlib.metadata import requires
+from re import match
+
+_GRAPHS = "torch_geometric"
+_INSIDE = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "docstring_parser": "docstring-parser"}
+"""Module -> the package that it is in, where the two are not called alike."""
+
+
+def missing(error: ModuleNotFoundError) -> str | None:
+    """Say what installs the module that was not found; None if it is no part of an extra."""
+    module = (error.name or "").partition(".")[0]
+    if module == _GRAPHS:
+        return f"{module} is not installed: pip install 'bpfree[graphs]'."
+    if _INSIDE.get(module, module).replace("_", "-") in _of_the_lab():
+        return f"{module} is not installed: pip install 'bpfree[lab]'."
+    return None
+
+
+def _of_the_lab() -> set[str]:
+    """The packages that the commands need."""
+    found = (match(r"[\w.-]+", entry) for entry in requires("bpfree") or [] if 'extra == "lab"' in entry)
+    return {name[0].replace("_", "-").removesuffix("-python") for name in found if name}
