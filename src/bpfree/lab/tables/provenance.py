@@ -15,15 +15,6 @@ _SHOW_FILES = tuple(
     f"lab/{name}.py"
     for name in ("cli", "commands", "extras", "parser", "trust", "table", "terminal", "compare", "train")
 )
-    "lab/cli.py",
-    "lab/commands.py",
-    "lab/extras.py",
-    "lab/parser.py",
-    "lab/table.py",
-    "lab/terminal.py",
-    "lab/compare.py",
-    "lab/train.py",
-)
 
 
 def code() -> dict[str, str | None]:
