@@ -63,8 +63,8 @@ def test_pictures_are_decoded_when_they_are_asked_for_and_no_others(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    decode = folder._picture
-    monkeypatch.setattr(folder, "_picture", lambda path, size: asked.append(path.parent.name) or decode(path, size))
+    decode = folder.picture
+    monkeypatch.setattr(folder, "picture", lambda path, size: asked.append(path.parent.name) or decode(path, size))
     splits = load("folder", made)
     assert splits.shape == (3, 224, 224)
     held = hold_out(splits, 3, seed=0)

@@ -10,12 +10,14 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy import create_engine
 from sqlalchemy.exc import DataError, OperationalError
 
 from bpfree.lab.errors import LedgerError
@@ -191,8 +193,8 @@ def test_a_statement_that_is_refused_is_not_repeated(ledger: Ledger, monkeypatch
 
 
 def test_connections_to_a_server_are_tried_before_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    monkeypatch.setattr(storage, "RDBStorage", lambda url, options, **_: made.append((url, options)))
+    made, opened = [], SimpleNamespace(engine=create_engine("sqlite://"))
+    monkeypatch.setattr(storage, "RDBStorage", lambda url, options, **_: made.append((url, options)) or opened)
     storage.open_storage("postgresql://host/name")
     assert made == [("postgresql://host/name", {"pool_pre_ping": True})]
 

@@ -105,8 +105,8 @@ def test_a_file_that_is_there_packed_and_not_is_ambiguous(tmp_path: Path) -> Non
         ("train.txt.gz", None, r"train\.txt .* is missing"),
         ("valid.txt", b"", r"valid\.txt is empty"),
         ("valid.txt", b"\n \n", r"valid\.txt is empty"),
-        ("train.txt.gz", gzip.compress(b"some text", mtime=0)[:-4], r"train\.txt\.gz cannot be read"),
-        ("train.txt.gz", b"no gzip", r"train\.txt\.gz cannot be read"),
+        ("train.txt.gz", gzip.compress(b"some text", mtime=0)[:-4], r"train\.txt\.gz cannot be unpacked"),
+        ("train.txt.gz", b"no gzip", r"train\.txt\.gz cannot be unpacked"),
         ("valid.txt", b"caf\xe9", r"valid\.txt is no UTF-8"),
         ("valid.txt", b"a b c", r"valid\.txt has \d+ tokens: too few .* --text\.context 16"),
         (

@@ -48,7 +48,11 @@ def write(folder: Path, text: str = RECIPE, name: str = "tiny") -> Path:
 
 def timeless(record: dict[str, Any]) -> str:
     """A record without what differs between two runs of one computation: when it was, and how long it took."""
-    kept = {name: value for name, value in record.items() if name not in ("finished", "duration", "seconds_per_epoch")}
+    kept = {
+        name: value
+        for name, value in record.items()
+        if name not in ("finished", "duration", "seconds_per_epoch", "checksum")
+    }
     kept["epochs"] = [{name: value for name, value in epoch.items() if name != "seconds"} for epoch in kept["epochs"]]
     return json.dumps(kept, sort_keys=True)
 

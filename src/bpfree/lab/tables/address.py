@@ -65,6 +65,11 @@ class Address:
         return said
 
     @property
+    def named(self) -> str:
+        """How it is shown, to stand behind a noun; nothing where it is not known."""
+        return f" {self.shown}" if self.shown else ""
+
+    @property
     def is_file(self) -> bool:
         """Whether it is SQLite's."""
         return self.url.startswith("sqlite")

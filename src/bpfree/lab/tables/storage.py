@@ -154,28 +154,28 @@ def told(error: Exception) -> LedgerError:
     why = address.without_secrets(str(cause).partition("\n")[0])
     if isinstance(cause, exc.OperationalError) and _FULL in why:
         return LedgerError(
-            f"{address.shown} could not be written ({why}). What has finished is kept: free some space, and repeat the "
+            f"the ledger{address.named} could not be written ({why}). What has finished is kept: free some space, and repeat the "
             "command."
         )
     if _passes(error):
         return LedgerError(
-            f"the ledger's database does not answer: {address.shown} ({why}). What has finished is kept: see that the "
+            f"the ledger's database{address.named} does not answer ({why}). What has finished is kept: see that the "
             "database runs, and repeat the command."
         )
     return LedgerError(
-        f"the ledger's database refuses what it is asked: {address.shown} ({why}). What has finished is kept: see that "
+        f"the ledger's database{address.named} refuses what it is asked ({why}). What has finished is kept: see that "
         "its user may read and write all tables and that it takes texts of 64 KB, or begin another --ledger."
     )
 
 
-_UNNAMED = Address("", "the ledger's database")
+_UNNAMED = Address("", "")
 _FULL = "disk is full"  # SQLite's words
 
 
 def _damaged(address: Address, error: Exception) -> LedgerError:
     why = address.without_secrets(str(error).partition("\n")[0])
     return LedgerError(
-        f"{address.shown} is damaged ({type(error).__name__}: {why}). Move it away, or name another --ledger: records "
+        f"the ledger{address.named} is damaged ({type(error).__name__}: {why}). Move it away, or name another --ledger: records "
         "in the folder of results count as finished, and the others are measured anew."
     )
 
