@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from damage.alter import flipped
 from damage.kinds import KINDS, RUNS, document, ledger, read_ledger, records
+from damage.search import outcome
 
 from bpfree.errors import BpfreeWarning
 from bpfree.lab import checksums, files
@@ -58,7 +59,7 @@ def test_a_table_with_another_number_is_refused_and_says_which_record(place: str
     text = path.read_text()
     at = text.rindex(place) + len(place) - 2
     path.write_text(text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1 :])
-    with pytest.raises(DamageError, match=r"made-up\.json is damaged: (record 1 is not|its checksum is not).*backup"):
+    with pytest.raises(DamageError, match=r"made-up\.json is damaged: (record \d is not|its checksum is not).*backup"):
         result.of_format(path, result.FORMAT)
 
 
@@ -95,7 +96,7 @@ def test_files_of_before_are_sealed_once_and_their_numbers_stay(
 
 
 def test_the_committed_results_are_whole() -> None:
-    found = [path for path in sorted((ROOT / "results").rglob("*.json"))]
+    found = sorted((ROOT / "results").rglob("*.json"))
     assert len(found) > 30
     for path in found:
         files.read_json(path) if path.name == "comparison.json" else result.of_format(path, result.FORMAT)
@@ -177,9 +178,7 @@ def test_a_ledger_that_is_no_database_any_more_is_named(how: str, tmp_path: Path
         change(path, "UPDATE trials SET state = 'COMPLEUE'")
     else:
         path.write_bytes(changed[how])
-    with pytest.raises(
-        LedgerError, match=r"ledger\.db is damaged .*Move it away.*measured anew|the ledger.*is damaged"
-    ):
+    with pytest.raises(LedgerError, match=r"the ledger.* is damaged .*Move it away.*measured anew"):
         read_ledger(path)
 
 
@@ -190,7 +189,5 @@ def test_a_bit_that_is_another_is_noticed(name: str, tmp_path: Path) -> None:
     whole, content = kind.read(path), path.read_bytes()
     for number in range(40):
         path.write_bytes(flipped(content, random.Random(number)))
-        try:
-            assert kind.read(path) == whole  # such as 1e5 and 1E5
-        except DamageError as error:
-            assert path.name in str(error)
+        # As before it is where 1e5 becomes 1E5.
+        assert outcome(kind, path, whole) in ("named", "as before")
