@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 from importlib.metadata import requires
 from typing import Any
@@ -45,10 +46,14 @@ def test_a_command_that_lacks_something_says_so(
 def test_what_every_command_needs_is_named_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "bpfree.lab.commands")
-    monkeypatch.setitem(sys.modules, "jsonargparse", None)
-    for name in [name for name in sys.modules if name.startswith("bpfree.lab.parser")]:
-        monkeypatch.delitem(sys.modules, name)
+    known = builtins.__import__
+
+    def without(name: str, *args: Any, **options: Any) -> Any:
+        if name == "bpfree.lab" and "commands" in (args[2] or ()):
+            raise ModuleNotFoundError("No module named 'jsonargparse'", name="jsonargparse")
+        return known(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
     assert main(["compare"]) == 1
     assert "jsonargparse is not installed: pip install 'bpfree[lab]'" in capsys.readouterr().err
 

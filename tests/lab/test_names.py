@@ -55,12 +55,14 @@ def document(title: str) -> dict:
 )  # fmt: skip
 def test_words_of_a_recipe_are_words_on_the_page(words: str) -> None:
     page = markdown.section(document(words))
-    code = page.split("`")[1]
-    rest = page.replace(f"`{code}`", "")
-    assert "<" not in rest.replace("<br>", "")
-    assert "](" not in rest
-    assert "\n# A heading" not in page
-    assert rest.count("&lt;b") == 0 or "&amp;lt;b" in rest or words != "&lt;b"
+    command, *rest = (line for line in page.splitlines()[2:])
+    assert command.startswith("`bpfree table ")
+    assert command.count("`") == 2 + words.count("`")
+    for line in [page.splitlines()[0], command.rpartition("`")[2], *rest]:
+        assert "<" not in line.replace("<br>", "")
+        assert "](" not in line
+        assert not line.startswith("# ")
+        assert "&lt;b" not in line or "&amp;lt;b" in line or "<b>" in words
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in rows} == {4}
 

@@ -122,6 +122,11 @@ def test_what_declares_more_than_it_holds_is_refused(size: tuple[int, int], said
         picture.picture(tmp_path / "a.png", 4)
 
 
+def together_read(together: threading.Barrier, path: Path) -> None:
+    together.wait()
+    picture.picture(path, 8)
+
+
 def test_large_pictures_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(tmp_path / "a.png")
     most, now, lock, colours = [0], [0], threading.Lock(), picture._colours
@@ -141,9 +146,8 @@ def test_large_pictures_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(picture, "_LARGE", large)
         most[0] = 0
         together = threading.Barrier(4)
-        readers = [
-            threading.Thread(target=lambda: (together.wait(), picture.picture(tmp_path / "a.png", 8))) for _ in range(4)
-        ]
+        ways = (together, tmp_path / "a.png")
+        readers = [threading.Thread(target=together_read, args=ways) for _ in range(4)]
         for reader in readers:
             reader.start()
         for reader in readers:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -157,10 +155,10 @@ def test_the_current_folder_is_searched_for_what_a_command_line_names(words: lis
     assert trust.names_code(words) == named
 
 
-def test_modules_of_the_current_folder_do_not_stand_in_for_installed_ones(strangers: Path) -> None:
-    program = "import sys; from bpfree.lab.cli import main; sys.exit(main(['table', '--list']))"
-    packages = [entry for entry in sys.path if entry]
-    start = f"import sys; sys.path[:] = {packages!r}; "
-    done: Any = subprocess.run([sys.executable, "-c", start + program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert not (strangers / "ran").exists()
+def test_modules_of_the_current_folder_do_not_stand_in_for_installed_ones() -> None:
+    Path("r.yaml").write_text(RECIPE.format(base="rule: DFA"))
+    for words in (["table", "--list"], ["table", "nosuch"], ["report", "r.yaml", "--cell", "nosuch"]):
+        main(words)
+        assert "" not in sys.path
+        assert str(Path.cwd()) not in sys.path
+    assert not Path("ran").exists()

@@ -28,6 +28,7 @@ from bpfree.lab.data.pickled import NUMBERS, parse_pickle, unpickled
 from bpfree.lab.data.picture import picture
 from bpfree.lab.data.planetoid import CORA, _indices, _neighbours
 from bpfree.lab.data.text import _lines
+from bpfree.lab.errors import WriteError
 from bpfree.lab.files import read_json, write_json
 from bpfree.lab.tables import result
 from bpfree.lab.tables.ledger import Ledger
@@ -102,8 +103,12 @@ def cost(folder: Path) -> Path:
     return write_json(folder / "made-up-cost.json", {"format": result.COST_FORMAT, "name": "made-up", "scales": scales})
 
 
-def own_document(path: Path) -> Any:
-    return result.of_format(path, result.FORMAT, own=True)
+def own(path: Path, name: str) -> Any:
+    """What is read of a recipe's own file; every caller refuses one that is somebody else's, by name."""
+    found = result.of_format(path, name, own=True)
+    if found is None:
+        raise WriteError(f"{path} is no such file of bpfree's.")
+    return found
 
 
 def ledger(folder: Path) -> Path:
@@ -214,8 +219,8 @@ def read_recipe(path: Path) -> Any:
 
 KINDS: dict[str, Kind] = {
     "checkpoint": Kind(checkpoint, load_checkpoint),
-    "results": Kind(document, own_document),
-    "cost": Kind(cost, lambda path: result.of_format(path, result.COST_FORMAT, own=True)),
+    "results": Kind(document, lambda path: own(path, result.FORMAT)),
+    "cost": Kind(cost, lambda path: own(path, result.COST_FORMAT)),
     "record of a run": Kind(lambda folder: write_json(folder / "DFA-seed0.json", records()[0]), read_json),
     "ledger": Kind(ledger, read_ledger, partly=True),
     "checkpoint, checksum made anew": Kind(checkpoint, sealed_anew, sealed=False),

@@ -54,7 +54,7 @@ def taken(costs: Sequence[Mapping[str, Any]]) -> str:
 def section(document: Mapping[str, Any]) -> str:
     """One table's part of the page."""
     source = ", ".join(str(value) for value in document["source"].values())
-    command = document["command"].replace("`", "'")
+    command = " ".join(document["command"].replace("`", "'").split())
     lines = [f"## {_plain(document['title'])}", "", f"`{command}` · {_plain(source)}", ""]
     shown: list[Any] = []
     for name, entries in document["tables"].items():

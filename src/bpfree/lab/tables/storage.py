@@ -61,7 +61,7 @@ def _unopened(address: Address, error: Exception) -> LedgerError:
     """What is said of a database that cannot be opened; its error may hold the password, so it is no cause."""
     if _is_damage(error):
         return _damaged(address, error)
-    if isinstance(error, ImportError) and address.driver:
+    if isinstance(error, ImportError | exc.NoSuchModuleError) and address.driver:
         return LedgerError(f"--ledger {address.shown} needs a driver that is not installed: {address.driver}.")
     return LedgerError(f"--ledger {address.shown} cannot be opened ({address.without_secrets(error)}).")
 
@@ -154,8 +154,8 @@ def told(error: Exception) -> LedgerError:
     why = address.without_secrets(str(cause).partition("\n")[0])
     if isinstance(cause, exc.OperationalError) and _FULL in why:
         return LedgerError(
-            f"the ledger{address.named} could not be written ({why}). What has finished is kept: free some space, and repeat the "
-            "command."
+            f"the ledger{address.named} could not be written ({why}). What has finished is kept: free some "
+            "space, and repeat the command."
         )
     if _passes(error):
         return LedgerError(
@@ -175,8 +175,8 @@ _FULL = "disk is full"  # SQLite's words
 def _damaged(address: Address, error: Exception) -> LedgerError:
     why = address.without_secrets(str(error).partition("\n")[0])
     return LedgerError(
-        f"the ledger{address.named} is damaged ({type(error).__name__}: {why}). Move it away, or name another --ledger: records "
-        "in the folder of results count as finished, and the others are measured anew."
+        f"the ledger{address.named} is damaged ({type(error).__name__}: {why}). Move it away, or name another "
+        "--ledger: records in the folder of results count as finished, and the others are measured anew."
     )
 
 
