@@ -167,7 +167,10 @@ def test_a_ledger_is_opened_while_its_database_restarts(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("place", "seconds"), [("postgresql://host/name", (31, 40)), ("ledger.db", (0, 9))])
-def test_a_server_is_waited_for_and_a_file_is_not(place: str, seconds: tuple[int, int], monkeypatch: Any) -> None:
+def test_a_server_is_waited_for_and_a_file_is_not(
+    place: str, seconds: tuple[int, int], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
     pauses: list[float] = []
 
     def refused(*_: Any, **__: Any) -> None:

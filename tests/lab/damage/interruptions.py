@@ -1,4 +1,4 @@
-"""``python -m damage.interruptions``: Ctrl-C at random moments of runs in a process that lives on, as a notebook does."""
+"""``python -m damage.interruptions``: Ctrl-C at random moments of runs in a process that lives on, as a notebook."""
 
 from __future__ import annotations
 

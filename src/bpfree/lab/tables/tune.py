@@ -22,6 +22,7 @@ from bpfree.lab import environment
 from bpfree.lab.checksums import checksum
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.files import write_text
+from bpfree.lab.leftovers import sweep
 from bpfree.lab.settings import plain
 from bpfree.lab.tables import search
 from bpfree.lab.tables.inherit import merged
@@ -90,6 +91,7 @@ def tune(options: TuneOptions, console: Console | None = None) -> Path:
     if options.trials is not None and options.trials < 1:
         raise SettingsError(f"--trials {options.trials} must be at least 1.")
     found = subjects(recipe, options)
+    sweep(options.order().scratch, below=True)
     tries = (_grid if options.sampler == "grid" else _tpe)(recipe, found, options, console)
     best = {subject.name: _best(subject, tries[subject.name]) for subject in found}
     path = Path(options.to or f"{recipe.name}-tuned.yaml")

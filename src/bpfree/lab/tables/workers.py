@@ -19,6 +19,7 @@ from rich.console import Console
 from bpfree.errors import BpfreeError
 from bpfree.lab import environment
 from bpfree.lab.errors import RunError
+from bpfree.lab.leftovers import sweep
 from bpfree.lab.tables.ledger import Claim, Ledger
 from bpfree.lab.tables.plan import plan, works
 from bpfree.lab.tables.provenance import code, source
@@ -81,6 +82,7 @@ def run_all(order: Order, ledger: Ledger, workers: int, console: Console | None)
         RunError: All workers ended before the work did.
         LedgerError: The ledger's database does not answer.
     """
+    sweep(order.scratch, below=True)
     found = order.works()
     ledger.ask(found, again=True)
     missing = ledger.state(found).unfinished
