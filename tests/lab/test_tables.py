@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import multiprocessing
@@ -88,7 +89,7 @@ def test_a_table_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "`bpfree table tiny.yaml`" in page
     assert "|  | accuracy<br>± 100 | training | cosine 1<br>± 0 | cosine 2 | seeds |" in page
     assert "accuracy (± 100)" in text.getvalue()
-    for shown in (text.getvalue(), page):
+    for shown in (text.getvalue(), html.unescape(page)):
         assert "50.00 ± 1.50" in shown
         assert "The pictures are <made up>." in shown
     # Asked again it costs nothing; at another scale it is another table.
