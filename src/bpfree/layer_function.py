@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parametrize
 
 from bpfree.first_argument import first_argument, with_first
@@ -71,7 +72,9 @@ def find_service(layer: nn.Module, call: Call) -> Service:
         return Service("formula")
     random = RandomState.now(layer)
     try:
-        return _Trial(layer, call, weight).service()
+        # A checkpoint around the layer counts what is saved in it, and would find less in its second run.
+        with saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
+            return _Trial(layer, call, weight).service()
     except Exception as error:  # a forward of somebody else's, on inputs that it was not made for
         said = str(error).partition("\n")[0]
         return Service("ordinary", f"its forward could not be tried ({type(error).__name__}: {said})")

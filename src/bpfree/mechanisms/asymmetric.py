@@ -205,6 +205,10 @@ class AsymmetricMechanism(Mechanism):
             self._follow_model()
             self._keep_innermost()
         self._exact = set()
+        self._count_pass()
+
+    def _count_pass(self) -> None:
+        """Count a training pass that begins, for rules whose B differs from pass to pass."""
         if self.rule.redraws:
             self.feedback.numbers["passes"] += 1
 
@@ -237,8 +241,8 @@ class AsymmetricMechanism(Mechanism):
         if not calls.outside or name in calls.outside:
             calls.outside.clear()
             calls.reached.clear()
-            if self.rule.redraws:
-                self.feedback.numbers["passes"] += 1
+            if self.active:
+                self._count_pass()
         calls.outside.add(name)
         return len(calls.reached) == len(self.plan.errors)
 

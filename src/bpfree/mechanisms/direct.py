@@ -644,7 +644,8 @@ class DirectMechanism(Mechanism):
             output = output if found is None else put(output, path, found)
         for holder in (*self.plan.state.holders, *holders_in(*given)):
             for key, term in list(holder.tensors):
-                found = exchanged(term) if term.requires_grad else None
+                # One that keeps its gradient is to be looked at: another tensor in its place would have none.
+                found = exchanged(term) if term.requires_grad and not term.retains_grad else None
                 if found is not None:
                     holder.replace(key, found)
         return output

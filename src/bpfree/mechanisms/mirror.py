@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -56,9 +54,8 @@ class MirrorMechanism(AsymmetricMechanism):
             )
         self._mirror(steps)
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
-        super()._begin(module, args)
-        if self.active and not self._fixed and not self.recomputing():
+    def _count_pass(self) -> None:
+        if not self._fixed:
             self.feedback.numbers["passes"] += 1
             # The first pass may be the one that draws B.
             if self.feedback.numbers["passes"] > 1:

@@ -13,7 +13,7 @@ from bpfree.channels import channel_axis
 from bpfree.error_values import error_tensors, replace_errors
 from bpfree.errors import ErrorPlacementError
 from bpfree.mechanisms.final_activation import FinalActivation
-from bpfree.mechanisms.passage import Run
+from bpfree.mechanisms.passage import Run, modules_of
 from bpfree.mechanisms.side_terms import has_nodes_in, nodes_below
 from bpfree.segments import Reach
 from bpfree.tap_values import tensors
@@ -160,7 +160,8 @@ class Survey:
         return cls(
             places=frozenset(found.places),
             below=below,
-            soft=frozenset(call for call in soft if call is not None),
+            # A checkpoint's second run knows a tap's module, and not which of its calls it is.
+            soft=frozenset(place for place in used if modules_of((place,)) <= modules_of(filter(None, soft))),
             sides=there,
             finals={key: final for key, tensor in found.errors.items() if (final := FinalActivation.of(tensor))},
             flat=frozenset().union(*(_flat(tensor, nodes) for tensor in found.errors.values())),
