@@ -125,6 +125,8 @@ class DirectMechanism(Mechanism):
         self._calls = PerThread(PassStack)
         # How the last pass was cut; None where it was not.
         self._recut: Recut | None = None
+        # Whether an inspection's cut pass is under way, in which no rule is active.
+        self._inspected = False
         self._cuts: dict[str, RemovableHandle] = {}
         # Of a place with several errors its first one, when a pass has shown it.
         self.first_error = plan.error_name
@@ -304,11 +306,12 @@ class DirectMechanism(Mechanism):
     @contextmanager
     def recutting(self, run: Run | None) -> Generator[None]:
         """Within this context a checkpoint's second run is cut as ``run`` is."""
-        before, self._recut = self._recut, run.recut() if isinstance(run, Passage) else None
+        before = self._recut, self._inspected
+        self._recut, self._inspected = (run.recut(), True) if isinstance(run, Passage) else (None, False)
         try:
             yield
         finally:
-            self._recut = before
+            self._recut, self._inspected = before
 
     def _again(self, aside: frozenset[str], run: Run, call: Any) -> Tensor:
         """Run the model on (args, kwargs) as far as the error's place, cut as ``run`` says; return the output there."""
@@ -352,7 +355,7 @@ class DirectMechanism(Mechanism):
         return put(output, key, run.cut(name, place, tensor))
 
     def _outside_a_pass(self, name: str, output: Any) -> Any:
-        if not self.active:
+        if not self.active and not self._inspected:
             return None
         if self.recomputing():
             # A checkpointed segment must be cut again, or it would save other tensors than the first time.
@@ -667,6 +670,13 @@ class DirectMechanism(Mechanism):
         inspection = Inspection(self, call)
         survey = self._surveys[kind] = inspection.survey
         self._finals.update(survey.finals)
+        if survey.sides and self.plan.streaming:
+            self._tell_once(
+                "sides",
+                f"besides what comes of {self.plan.where} the model returns, or keeps on itself, tensors that were "
+                "made below it: with streaming=True no graph is stored there, and a loss of them teaches nothing "
+                "below. Train without streaming; if they are only looked at, all is well.",
+            )
         if inspection.unheard:
             self._tell_once(
                 "backward hooks",

@@ -55,10 +55,12 @@ class Inspection:
             for name, module in plan.model.named_modules()
             if (module._backward_hooks or module._backward_pre_hooks) and name and module not in taps
         }
-        with mechanism.recutting(None):
-            exact = self._look()
-        if exact is not None:
-            self._compare(exact)
+        # No layerwise rule within the segments takes part: backpropagation's signals are the measure.
+        with silent_rules():
+            with mechanism.recutting(None):
+                exact = self._look()
+            if exact is not None:
+                self._compare(exact)
 
     def _look(self) -> ExactSignals | None:
         """Run the model with its graph whole."""
@@ -148,8 +150,7 @@ class Inspection:
     def _run(self, state: PassState, given: tuple[tuple[Any, ...], Mapping[str, Any]]) -> Any:
         args, kwargs = given
         # What is compiled part by part has graphs of its own, in which no tap can be found.
-        # No layerwise rule within the segments takes part: backpropagation's signals are the measure.
-        with self._mechanism.running(state), eager(), silent_rules():
+        with self._mechanism.running(state), eager():
             return self._mechanism.plan.model(*args, **kwargs)
 
     def require_right(self) -> None:
