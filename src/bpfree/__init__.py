@@ -43,5 +43,7 @@ from bpfree.rules import SignSymmetry as SignSymmetry
 from bpfree.rules import WeightMirror as WeightMirror
 from bpfree.sites import Site as Site
 from bpfree.taps import Tap as Tap
+from bpfree.verifying import Verification as Verification
+from bpfree.verifying import verify as verify
 
 __version__ = _version("bpfree")

@@ -60,7 +60,6 @@ from bpfree.tap_values import put, take, tensors
 from bpfree.taps import nothing_to_tap
 from bpfree.verification.finding import Finding
 from bpfree.verification.laws import compare_outputs
-from bpfree.verification.rows import check_rows
 
 
 @dataclass(frozen=True)
@@ -556,18 +555,17 @@ class DirectMechanism(Mechanism):
             self._layout = layout
         return layout
 
-    def compare_rows(
-        self, found: SurveyPass, survey: Survey, name: str, below: Sequence[int], seen: Sequence[int]
-    ) -> list[Finding]:
-        """What the graph of a survey contradicts of the layout of the taps ``below`` an error, looking at ``seen``."""
-        taps = [found.taps[number] for number in below]
-        output, plan, channels = found.errors[name], self.plan, survey.channels
+    def sites_below(self, found: SurveyPass, survey: Survey, name: str, below: Sequence[int]) -> Sequence[Site]:
+        """The sites of the taps of these numbers, below an error, as the passes behind a survey will lay them out."""
+        shapes, channels = [found.taps[number].shape for number in below], survey.channels
         names, places = [found.names[number] for number in below], [found.places[number] for number in below]
-        error = Place(ERROR, ERROR, tuple(output.shape), channels[name])
-        _, sites = lay_out(plan, error, tapped(names, places, [tap.shape for tap in taps], channels), set())
-        asked = plan.batch_dims is not None or plan.sample_axes is not None
-        looked_at = [sites[below.index(number)] for number in seen]
-        return check_rows([found.taps[number] for number in seen], output, looked_at, asked=asked)
+        error = Place(ERROR, ERROR, tuple(found.errors[name].shape), channels[name])
+        _, sites = lay_out(self.plan, error, tapped(names, places, shapes, channels), set())
+        return sites
+
+    def check_estimates(self, call: Any, sites: Sequence[Site]) -> list[Finding]:
+        """Try what an estimating pass relies on, for a rule that has one."""
+        return []
 
     def _final(self, name: str, output: Tensor) -> FinalActivation | None:
         """The softmax or sigmoid before which this error is taken, unless the user has named the error's place."""

@@ -22,9 +22,11 @@ from bpfree.mechanisms.trial import copied, without_trace
 from bpfree.tap_values import tensors
 from bpfree.verification.finding import Finding
 from bpfree.verification.laws import Gradients
+from bpfree.verification.rows import check_rows
 
 if TYPE_CHECKING:
     from bpfree.mechanisms.direct import DirectMechanism
+    from bpfree.sites import Site
 
 _SHARE = 0.25
 """The largest share of a step's memory that the exact signals of all taps may take, to be tried unasked."""
@@ -41,12 +43,14 @@ class Inspection:
     Attributes:
         survey: What the whole graph shows.
         findings: The laws that do not hold.
+        sites: The taps below any error, by call.
         unheard: The modules whose full backward hooks do not see what they would under backpropagation.
     """
 
     def __init__(self, mechanism: DirectMechanism, call: Any, *, thorough: bool = False) -> None:
         self._mechanism, self._call, self._thorough = mechanism, call, thorough
         self.findings: list[Finding] = []
+        self.sites: dict[str, Site] = {}
         self.unheard: set[str] = set()
         plan = mechanism.plan
         taps = set() if plan.window > 1 else set(plan.taps.values())
@@ -61,6 +65,7 @@ class Inspection:
                 exact = self._look()
             if exact is not None:
                 self._compare(exact)
+                self.findings += mechanism.check_estimates(call, list(self.sites.values()))
 
     def _look(self) -> ExactSignals | None:
         """Run the model with its graph whole."""
@@ -89,23 +94,22 @@ class Inspection:
 
     def _compare_rows(self, found: SurveyPass, room: float) -> None:
         """Look whether the rows of the layout are those of the graph, at one tap at least and as many as fit."""
-        aside = self._mechanism.left_aside(self.survey)
+        mechanism, survey = self._mechanism, self.survey
+        aside, plan = mechanism.left_aside(survey), mechanism.plan
         for name, error in found.errors.items():
             below = [
                 number
                 for number, place in enumerate(found.places)
-                if place in self.survey.below[name] and place not in aside
+                if place in survey.below[name] and place not in aside
             ]
             if not below or not error.dim():
                 continue
-            sizes = {number: found.taps[number].numel() * error.element_size() for number in below}
-            seen: list[int] = []
-            left = room
-            for number in sorted(below, key=lambda number: sizes[number]):
-                left -= sizes[number]
-                if self._thorough or not seen or left >= 0:
-                    seen.append(number)
-            self.findings += self._mechanism.compare_rows(found, self.survey, name, below, sorted(seen))
+            sites = mechanism.sites_below(found, survey, name, below)
+            self.sites.update({site.name: site for site in sites})
+            taps = [found.taps[number] for number in below]
+            seen = _fitting([tap.numel() * tap.element_size() for tap in taps], room, every=self._thorough)
+            asked = plan.batch_dims is not None or plan.sample_axes is not None
+            self.findings += check_rows([taps[i] for i in seen], error, [sites[i] for i in seen], asked=asked)
 
     def _compare(self, exact: ExactSignals) -> None:
         """Run the model cut, and send it the exact signals."""
@@ -159,6 +163,16 @@ class Inspection:
         if wrong:
             more = f" {len(wrong) - 1} more: bpfree.verify(attachment, *inputs) lists them." if wrong[1:] else ""
             raise VerificationError(f"{wrong[0]}{more} No weight has learned. attach(..., verify=False) goes on.")
+
+
+def _fitting(sizes: Sequence[int], room: float, *, every: bool) -> list[int]:
+    """The numbers of the smallest entries that fit into ``room`` together, at least one; all if asked for."""
+    seen: list[int] = []
+    for number in sorted(range(len(sizes)), key=lambda number: sizes[number]):
+        room -= sizes[number]
+        if every or not seen or room >= 0:
+            seen.append(number)
+    return sorted(seen)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,12 @@ from bpfree.mechanisms.direct import DirectMechanism, DirectRule
 from bpfree.mechanisms.pass_state import PassState
 from bpfree.mechanisms.survey import error_key
 from bpfree.plan import Plan
+from bpfree.preserve import Surroundings
 from bpfree.sites import Site
 from bpfree.spatial import Form
+from bpfree.verification.adjoint import check_adjoint
+from bpfree.verification.finding import Finding
+from bpfree.verification.second_run import check_second_run
 
 
 class ObservingMechanism(DirectMechanism):
@@ -52,6 +56,13 @@ class ObservingMechanism(DirectMechanism):
     def _seen(self, pending: Pending, observation: Observation) -> None:
         """Hear what the estimating pass saw of the forward pass behind ``pending``."""
         pending.observation = observation
+
+    def check_estimates(self, call: Any, sites: Sequence[Site]) -> list[Finding]:
+        """Try whether the model runs a second time as it did the first, and whether its tangents fit its gradients."""
+        found = check_second_run(self.plan, call)
+        if found or not sites:
+            return found
+        return check_adjoint(self._estimator, call, Surroundings.now(self.plan, call), sites)
 
     def install(self) -> None:
         """Also keep what costly layers give, and look back when the forward pass has ended."""
