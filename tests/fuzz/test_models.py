@@ -1,0 +1,59 @@
+"""A fixed sample of made-up models under every rule and every law. A long search: fuzz/search.py."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from fuzz.descriptions import Model
+from fuzz.hunt import Tally, hunt, judge, sample, shrink
+from fuzz.laws import LAWS
+from fuzz.variants import EXACT, VARIANTS
+
+MODELS = 300
+LEAST_ACCEPTED = 0.5
+"""Of the models a rule must take more than this: laws that hold because all is refused say nothing."""
+
+OPEN: dict[str, str] = {}
+"""Laws that do not hold yet, and why."""
+
+pytestmark = pytest.mark.xdist_group("fuzz")  # the sample is made once
+
+
+@cache
+def models() -> list[Model]:
+    return sample(MODELS, number=1)
+
+
+@cache
+def tally_of(law: str) -> Tally:
+    found = models()[:: LAWS[law].every]
+    return hunt([LAWS[law]], found, rules=1, number=1)
+
+
+def test_the_sample_has_as_many_models_as_it_says():
+    assert len(set(models())) == MODELS
+
+
+@pytest.mark.parametrize(
+    "law",
+    [pytest.param(law, marks=pytest.mark.xfail(reason=OPEN[law], strict=True) if law in OPEN else ()) for law in LAWS],
+)
+def test_law_holds(law):
+    tally = tally_of(law)
+    assert tally.tries
+    for (_, rule, family), cases in tally.violations.items():
+        model, variant, _ = min(cases, key=lambda case: len(repr(case[0])))
+        smallest = shrink(LAWS[law], model, variant, family)
+        text = judge(LAWS[law], smallest, variant).text
+        pytest.fail(f"{rule} breaks the law {law!r} on\n    {smallest!r}\n{text}\nFound on\n    {model!r}")
+
+
+@pytest.mark.parametrize("rule", [*VARIANTS, *EXACT])
+def test_a_rule_takes_most_models(rule):
+    tallies = [tally_of(name) for name, law in LAWS.items() if rule in law.variants]
+    tries = sum(count for tally in tallies for (name, _), count in tally.kinds.items() if name == rule)
+    refused = sum(tally.kinds[rule, "refused"] for tally in tallies)
+    assert tries >= 20
+    assert refused < (1 - LEAST_ACCEPTED) * tries
