@@ -14,7 +14,7 @@ import bpfree
 from fuzz.descriptions import Activation, Dense, Model, Part, is_sound, reductions, walk
 from fuzz.grammar import models
 from fuzz.laws import Law
-from fuzz.passes import listening
+from fuzz.passes import listening, runs
 from fuzz.variants import Variant
 
 _USUAL = ("is in no optimizer", "fused attention")
@@ -67,7 +67,8 @@ def sample(count: int, number: int) -> list[Model]:
     for further in range(100):
         if len(found) >= count:
             break
-        found |= dict.fromkeys(_drawn(count - len(found), 1000 * number + further))
+        drawn = _drawn(count - len(found), 1000 * number + further)
+        found |= dict.fromkeys(model for model in drawn if runs(model))
     return list(found)[:count]
 
 
@@ -152,7 +153,7 @@ def shrink(law: Law, model: Model, variant: Variant, family: str, tries: int = 2
             if smaller in seen or not tries:
                 continue
             seen.add(smaller)
-            if not is_sound(smaller) or not law.needs(smaller):
+            if not is_sound(smaller) or not law.needs(smaller) or not runs(smaller):
                 continue
             tries -= 1
             verdict = judge(law, smaller, variant)

@@ -113,6 +113,17 @@ def twin(model: Model) -> Learner:
     return Learner(make(model))
 
 
+def runs(model: Model) -> bool:
+    """Whether the model trains without a rule."""
+    with listening():
+        theirs = twin(model)
+        try:
+            theirs.step(0), theirs.step(1)
+        except RuntimeError:  # an in-place operation that autograd refuses, for example
+            return False
+    return True
+
+
 def learner(model: Model, variant: Variant, **options: Any) -> Learner:
     """The model with a rule on it."""
     subject = make(model)
