@@ -47,16 +47,17 @@ def _print_summary(tally: Tally, seconds: float) -> None:
 def _print_violations(tally: Tally, most: int) -> None:
     """Make the violations smaller, ``most`` of every kind, and print them by what their models have in common."""
     print(f"{sum(map(len, tally.violations.values()))} violations in {len(tally.violations)} families")
-    groups: dict[tuple[str, str, str], list[tuple[Model, str, str]]] = {}
+    groups: dict[tuple[str, str], list[tuple[Model, str, str, str]]] = {}
     for (law, rule, family), cases in tally.violations.items():
         for model, variant, _ in sorted(cases, key=lambda case: len(repr(case[0])))[:most]:
             smallest = shrink(LAWS[law], model, variant, family)
             text = judge(LAWS[law], smallest, variant).text
-            groups.setdefault((law, family, features(smallest)), []).append((smallest, rule, text))
-    for (law, family, common), found in sorted(groups.items()):
-        print(f"\n[{law}] {family} | {common}\n  rules: {', '.join(sorted({rule for _, rule, _ in found}))}")
-        model, rule, text = min(found, key=lambda case: len(repr(case[0])))
-        print(f"  {rule}: {model!r}\n  {text[:300]}")
+            groups.setdefault((features(smallest), family), []).append((smallest, rule, law, text))
+    for (common, family), found in sorted(groups.items()):
+        rules, laws = sorted({rule for _, rule, _, _ in found}), sorted({law for _, _, law, _ in found})
+        print(f"\n{common}: {family}\n  laws: {', '.join(laws)}\n  rules: {'; '.join(rules)}")
+        model, rule, law, text = min(found, key=lambda case: len(repr(case[0])))
+        print(f"  {law}, {rule}: {model!r}\n  {text[:300]}")
 
 
 if __name__ == "__main__":
