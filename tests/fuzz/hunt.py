@@ -17,7 +17,7 @@ from fuzz.laws import Law
 from fuzz.passes import listening, runs
 from fuzz.variants import Variant
 
-_USUAL = ("is in no optimizer", "fused attention")
+_USUAL = ("is in no optimizer", "fused attention", "the model ends in a")
 """Warnings that excuse no wrong number."""
 
 

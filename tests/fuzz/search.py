@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections import Counter
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
 from fuzz.descriptions import Model
+from fuzz.found import FOUND
 from fuzz.hunt import Tally, features, hunt, judge, sample, shrink
 from fuzz.laws import LAWS
 
@@ -23,13 +25,31 @@ def main() -> None:
     parser.add_argument("--rules", type=int, default=3, help="how many rules are tried on each model, for each law")
     parser.add_argument("--laws", nargs="*", default=list(LAWS))
     parser.add_argument("--most", type=int, default=2, help="how many violations of each kind are made smaller")
+    parser.add_argument("--found", action="store_true", help="try again what was found before, and search for nothing")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.found:
+        _print_found()
+        return
     start = time.perf_counter()
     found = sample(given.models, given.seed)
     tally = hunt([LAWS[name] for name in given.laws], found, rules=given.rules, number=given.seed)
     _print_summary(tally, time.perf_counter() - start)
     _print_violations(tally, given.most)
+
+
+def _print_found() -> None:
+    """Say of every violation that was ever found what comes of it now."""
+    counts: Counter[str] = Counter()
+    for kind, cases in FOUND.items():
+        print(f"\n## {kind}\n")
+        for law, rule, model in cases:
+            verdict = judge(LAWS[law], model, LAWS[law].variants[rule])
+            counts[verdict.kind] += 1
+            print(f"- {verdict.kind.upper()} `{law}`, {rule}: `{model!r}`")
+            if verdict.text:
+                print(f"  {verdict.text.splitlines()[0][:260]}")
+    print(f"\n{counts.total()} tries: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
 
 
 def _print_summary(tally: Tally, seconds: float) -> None:

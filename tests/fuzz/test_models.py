@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 
 from fuzz.descriptions import Model
+from fuzz.found import FOUND
 from fuzz.hunt import Tally, hunt, judge, sample, shrink
 from fuzz.laws import LAWS
 from fuzz.variants import EXACT, VARIANTS
@@ -49,6 +50,13 @@ def test_law_holds(law):
         smallest = shrink(LAWS[law], model, variant, family)
         text = judge(LAWS[law], smallest, variant).text
         pytest.fail(f"{rule} breaks the law {law!r} on\n    {smallest!r}\n{text}\nFound on\n    {model!r}")
+
+
+@pytest.mark.parametrize("kind", FOUND)
+def test_what_was_found_does_not_come_back(kind):
+    for law, rule, model in FOUND[kind]:
+        verdict = judge(LAWS[law], model, LAWS[law].variants[rule])
+        assert verdict.kind != "violated", f"{rule} breaks the law {law!r} on {model!r}: {verdict.text}"
 
 
 @pytest.mark.parametrize("rule", [*VARIANTS, *EXACT])

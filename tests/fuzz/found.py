@@ -1,0 +1,149 @@
+"""Violations that the search has found, each by the smallest model: none of them may come back.
+
+By kind: what was wrong; then the law, the rule, and the model.
+"""
+
+from __future__ import annotations
+
+from fuzz.descriptions import (
+    Activation,
+    Bend,
+    Checkpoint,
+    Dense,
+    Extra,
+    Force,
+    Hooked,
+    Model,
+    Noise,
+    Norm,
+    Recurrent,
+    State,
+    Tied,
+)
+
+HIDDEN = (Dense(), Activation())
+"""A layer and its non-linearity: what is tapped by default."""
+
+Case = tuple[str, str, Model]
+"""A law, a rule, and the model on which it was broken."""
+
+FOUND: dict[str, list[Case]] = {
+    "A: a second run moves counters, lists and other attributes": [
+        ("outputs", "GrAPE", Model(parts=(*HIDDEN, State()))),
+        ("outputs", "PEPITA", Model(parts=(*HIDDEN, State()))),
+        ("outputs", "DFA, streaming", Model(parts=(*HIDDEN, State("list")))),
+        ("streaming", "DFA", Model(parts=(*HIDDEN, State("counter")))),
+        ("streaming", "DFA", Model(parts=(*HIDDEN, State("memory")))),
+        ("streaming", "DFA", Model(parts=(State("membrane"), *HIDDEN))),
+        ("streaming", "DKP", Model(parts=(*HIDDEN, State("dictionary")))),
+        ("streaming", "FDFA", Model(parts=(State("logged"), *HIDDEN))),
+        ("transport", "B = J, streaming", Model(parts=(State(), *HIDDEN))),
+        ("detach", "LMS", Model(parts=(*HIDDEN, State("counter")))),
+        ("backpropagation", "full window, GrAPE", Model(parts=(State(), *HIDDEN))),
+    ],
+    "A: a second run moves the model's own generators, numpy's and Python's random numbers": [
+        ("outputs", "FDFA", Model(parts=(*HIDDEN, Noise("numpy")))),
+        ("outputs", "GrAPE", Model(parts=(Noise("python"), *HIDDEN))),
+        ("outputs", "LMS", Model(parts=(*HIDDEN, Noise("generator")))),
+        ("outputs", "PEPITA", Model(parts=(*HIDDEN, Noise("numpy")))),
+        ("streaming", "DFA", Model(parts=(*HIDDEN, Noise("numpy")))),
+        ("streaming", "DFA, ternary", Model(parts=(*HIDDEN, Noise("python")))),
+        ("streaming", "DRTP", Model(parts=(*HIDDEN, Noise("generator")))),
+    ],
+    "A: a second run calls the user's hooks again": [
+        ("outputs", "FDFA", Model(parts=(Hooked(HIDDEN, "count"),))),
+        ("streaming", "DFA", Model(parts=(Hooked(HIDDEN, "count"),))),
+        ("detach", "GrAPE, streaming", Model(parts=(Hooked(HIDDEN, "count"),))),
+        ("detach", "PEPITA", Model(parts=(Hooked(HIDDEN, "count"),))),
+    ],
+    "A: reading the weight of a parametrized layer moves its power iteration": [
+        ("outputs", "FA", Model(parts=(Dense(), Dense(kind="spectral")))),
+        ("detach", "WeightMirror", Model(parts=(Dense(), Dense(kind="spectral")))),
+    ],
+    "B: a tensor hook is called with None below the last tap": [
+        ("outputs", "Shallow", Model(parts=(Dense(), Bend("hook"), Activation()))),
+        ("streaming", "Shallow", Model(parts=(Dense(), Bend("hook"), Activation()))),
+        ("threads", "Shallow", Model(parts=(Dense(), Bend("hook"), Activation()))),
+    ],
+    "C: a loss term kept on the module loses its graph": [
+        ("outputs", "DFA", Model(parts=(*HIDDEN, Extra()))),
+        ("outputs", "Shallow", Model(parts=(*HIDDEN, Extra()))),
+        ("outputs", "GrAPE", Model(parts=(*HIDDEN, Extra()))),
+        ("outputs", "FDFA, every second pass", Model(parts=(Extra("side_head"), *HIDDEN))),
+        ("outputs", "ForwardGradient, activations", Model(parts=(*HIDDEN, Extra("router")))),
+        ("untaught", "LMS, stepped by an optimizer", Model(parts=(*HIDDEN, Extra("side_head")), error_at=True)),
+        ("backpropagation", "full window", Model(parts=(*HIDDEN, Extra()))),
+        ("streaming", "FDFA", Model(parts=(*HIDDEN, Dense(), Extra()))),
+    ],
+    "C: a loss term kept on the module under windows and threads: torch's 'second time' error": [
+        ("backpropagation", "full window", Model(parts=(*HIDDEN, Dense(), Extra()))),
+        ("backpropagation", "full window, DKP", Model(parts=(*HIDDEN, Extra("router")))),
+        ("outputs", "DFA, window 2", Model(parts=(*HIDDEN, Dense(), Extra()))),
+        ("outputs", "DFA, 2 threads", Model(parts=(*HIDDEN, Extra("hook")))),
+    ],
+    "C: a second output's loss goes around the error's place": [
+        ("backpropagation", "full window", Model(parts=HIDDEN, output="two", error_at=True)),
+        ("backpropagation", "full window, DKP", Model(parts=(*HIDDEN, *HIDDEN), output="two", error_at=True)),
+        ("backpropagation", "full window, B = W within", Model(parts=(*HIDDEN, *HIDDEN), output="two", error_at=True)),
+        ("streaming", "FDFA, every second pass", Model(parts=(*HIDDEN, Norm()), output="two", error_at=True)),
+        ("outputs", "GrAPE", Model(parts=HIDDEN, output="two")),
+        ("outputs", "ForwardGradient, weights", Model(parts=HIDDEN, output="object")),
+        ("detach", "GrAPE, calibrated", Model(parts=HIDDEN, output="two")),
+    ],
+    "E: a subclass or hooked layer is taken for its plain map": [
+        ("backpropagation", "B = W", Model(parts=(Dense(), Dense(kind="activated")))),
+        ("backpropagation", "B = W", Model(parts=(Dense(), Dense(kind="extended")))),
+        ("backpropagation", "B = W", Model(parts=(Norm(), Dense(kind="masked")))),
+        ("backpropagation", "B = W", Model(parts=(Dense(), Dense(kind="hooked")))),
+        ("backpropagation", "B = W", Model(parts=(Dense(), Dense(kind="prehooked")))),
+        ("backpropagation", "B = W", Model(parts=(Dense(), Dense(kind="squashed")))),
+        ("backpropagation", "B = W", Model(parts=(Dense(), Dense(kind="gated")))),
+        ("backpropagation", "B = W", Model(parts=(Dense(), Dense(kind="complex")))),
+        ("backpropagation", "B = W", Model(parts=(Dense(), Dense(kind="standardized")), input="image")),
+        ("transport", "B = J, B = W within", Model(parts=(Dense(), Dense(kind="extended"), Activation()))),
+    ],
+    "E: complex weights have no sign": [
+        ("outputs", "SignSymmetry, uniform", Model(parts=(Dense(), Dense(kind="complex")))),
+        ("outputs", "SignSymmetry, batch", Model(parts=(Dense(), Dense(kind="complex")))),
+    ],
+    "F: another way to call the model is no pass of the rule": [
+        ("calls", "PEPITA", Model(parts=HIDDEN, call="method")),
+        ("calls", "PEPITA", Model(parts=HIDDEN, call="forward")),
+        ("calls", "WeightMirror", Model(parts=(Dense(),), call="forward")),
+        ("calls", "SignSymmetry, batch", Model(parts=(Dense(), Dense()), call="forward")),
+    ],
+    "F: a replaced module trains by backpropagation": [
+        ("replacing", "DFA", Model(parts=(*HIDDEN, *HIDDEN))),
+        ("replacing", "FA", Model(parts=(Dense(), Dense()))),
+        ("replacing", "KolenPollack", Model(parts=(Dense(), Dense()))),
+        ("replacing", "SignSymmetry, fixed", Model(parts=(Dense(), Dense()))),
+        ("replacing", "WeightMirror", Model(parts=(Recurrent(),))),
+        ("replacing", "PEPITA", Model(parts=HIDDEN)),
+    ],
+    "H: full backward hooks on taps do not fire, or fire once a window": [
+        ("outputs", "DFA", Model(parts=(Dense(), Hooked((Activation(),), "backward")))),
+        ("outputs", "DKP, streaming", Model(parts=(*HIDDEN, Hooked((), "backward")))),
+        ("transport", "B = J", Model(parts=(Hooked(HIDDEN, "backward"),))),
+        ("backpropagation", "full window", Model(parts=(*HIDDEN, Hooked((), "backward")))),
+        ("streaming", "LMS", Model(parts=(Hooked((Tied("parameter"),), "backward"),))),
+    ],
+    "I: crashes where a model differentiates in its own forward pass": [
+        ("outputs", "DFA", Model(parts=(Force(),))),
+        ("outputs", "DFA, streaming", Model(parts=(Force(),))),
+        ("outputs", "Shallow", Model(parts=(Force(),))),
+        ("backpropagation", "full window", Model(parts=(Force(),))),
+        ("transport", "B = J, window 2", Model(parts=(Force(),))),
+    ],
+    "I: copies behind a pass": [
+        ("copies", "DFA", Model(parts=HIDDEN)),
+        ("copies", "DFA, window 2", Model(parts=HIDDEN)),
+        ("copies", "DRTP, streaming", Model(parts=HIDDEN)),
+        ("copies", "DRTP", Model(parts=HIDDEN, output="object", error_at=True)),
+        ("copies", "WeightMirror", Model(parts=(Dense(), Checkpoint((Dense(),))))),
+        ("copies", "SignSymmetry, fixed", Model(parts=(Checkpoint((Tied("parameter"),)),))),
+    ],
+    "I: streaming through a checkpoint that holds a tap: torch's CheckpointError": [
+        ("streaming", "LMS, stepped by an optimizer", Model(parts=(Checkpoint((Tied(),)),))),
+        ("transport", "B = J, streaming", Model(parts=(Checkpoint((Tied(),)),))),
+    ],
+}
