@@ -16,6 +16,7 @@ from fuzz.descriptions import (
     Model,
     Noise,
     Norm,
+    Offset,
     Recurrent,
     State,
     Tied,
@@ -74,12 +75,15 @@ FOUND: dict[str, list[Case]] = {
         ("untaught", "LMS, stepped by an optimizer", Model(parts=(*HIDDEN, Extra("side_head")), error_at=True)),
         ("backpropagation", "full window", Model(parts=(*HIDDEN, Extra()))),
         ("streaming", "FDFA", Model(parts=(*HIDDEN, Dense(), Extra()))),
+        ("backpropagation", "full window, GrAPE", Model(parts=(Extra("side_head"), *HIDDEN))),
+        ("outputs", "DFA, one matrix a tap", Model(parts=(Bend(), *HIDDEN, Extra()), taps=(2, 1))),
     ],
     "C: a loss term kept on the module under windows and threads: torch's 'second time' error": [
         ("backpropagation", "full window", Model(parts=(*HIDDEN, Dense(), Extra()))),
         ("backpropagation", "full window, DKP", Model(parts=(*HIDDEN, Extra("router")))),
         ("outputs", "DFA, window 2", Model(parts=(*HIDDEN, Dense(), Extra()))),
         ("outputs", "DFA, 2 threads", Model(parts=(*HIDDEN, Extra("hook")))),
+        ("threads", "DFA, ternary", Model(parts=(Norm(), Extra(), Activation()))),
     ],
     "C: a second output's loss goes around the error's place": [
         ("backpropagation", "full window", Model(parts=HIDDEN, output="two", error_at=True)),
@@ -88,6 +92,8 @@ FOUND: dict[str, list[Case]] = {
         ("streaming", "FDFA, every second pass", Model(parts=(*HIDDEN, Norm()), output="two", error_at=True)),
         ("outputs", "GrAPE", Model(parts=HIDDEN, output="two")),
         ("outputs", "ForwardGradient, weights", Model(parts=HIDDEN, output="object")),
+        ("outputs", "FDFA", Model(parts=HIDDEN, output="dict", taps=(5,))),
+        ("backpropagation", "full window", Model(parts=(Tied(),), output="two", error_at=True)),
         ("detach", "GrAPE, calibrated", Model(parts=HIDDEN, output="two")),
     ],
     "E: a subclass or hooked layer is taken for its plain map": [
@@ -106,6 +112,12 @@ FOUND: dict[str, list[Case]] = {
         ("outputs", "SignSymmetry, uniform", Model(parts=(Dense(), Dense(kind="complex")))),
         ("outputs", "SignSymmetry, batch", Model(parts=(Dense(), Dense(kind="complex")))),
     ],
+    "E: complex weights crash the inspection of the first pass": [
+        ("outputs", "DKP", Model(parts=(Dense(kind="complex"), Activation()))),
+        ("outputs", "LMS", Model(parts=(Force(), Dense(kind="complex")))),
+        ("transport", "B = J", Model(parts=(Dense(kind="complex"), *HIDDEN))),
+        ("backpropagation", "full window", Model(parts=(Dense(kind="complex"), *HIDDEN))),
+    ],
     "F: another way to call the model is no pass of the rule": [
         ("calls", "PEPITA", Model(parts=HIDDEN, call="method")),
         ("calls", "PEPITA", Model(parts=HIDDEN, call="forward")),
@@ -119,6 +131,8 @@ FOUND: dict[str, list[Case]] = {
         ("replacing", "SignSymmetry, fixed", Model(parts=(Dense(), Dense()))),
         ("replacing", "WeightMirror", Model(parts=(Recurrent(),))),
         ("replacing", "PEPITA", Model(parts=HIDDEN)),
+        ("replacing", "Shallow", Model(parts=(Activation("prelu"),), output="dict", taps=(5,))),
+        ("replacing", "DFA", Model(parts=HIDDEN, output="dict", taps=(5,))),
     ],
     "H: full backward hooks on taps do not fire, or fire once a window": [
         ("outputs", "DFA", Model(parts=(Dense(), Hooked((Activation(),), "backward")))),
@@ -126,6 +140,18 @@ FOUND: dict[str, list[Case]] = {
         ("transport", "B = J", Model(parts=(Hooked(HIDDEN, "backward"),))),
         ("backpropagation", "full window", Model(parts=(*HIDDEN, Hooked((), "backward")))),
         ("streaming", "LMS", Model(parts=(Hooked((Tied("parameter"),), "backward"),))),
+    ],
+    "H: a full backward hook that changes gradients does so in plain training and not in a full window": [
+        (
+            "backpropagation",
+            "full window, Shallow",
+            Model(parts=(Offset(), *HIDDEN, Hooked((), "backward_scaled")), taps=(3,)),
+        ),
+        (
+            "backpropagation",
+            "full window, B = W within",
+            Model(parts=(*HIDDEN, *HIDDEN, Hooked((), "backward_scaled")), taps=(4,)),
+        ),
     ],
     "I: crashes where a model differentiates in its own forward pass": [
         ("outputs", "DFA", Model(parts=(Force(),))),
