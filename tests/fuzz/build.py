@@ -359,41 +359,42 @@ class Subject:
         args, kwargs = batch.given()
         way = {"forward": self.net.forward, "method": self.net.predict}.get(self.description.call, self.net)
         result = way(*args, **kwargs)
-        return result, self._loss(result, batch)
+        first, *others = self.losses(result, number)
+        return result, sum(others, first)
 
-    def _loss(self, result: Any, batch: Batch) -> Tensor:
-        loss = main_loss(self.description, result, batch.classes)
-        for module in self.net.modules():
-            penalty = getattr(module, "penalty", None)
-            if isinstance(penalty, Tensor):
-                loss = loss + 0.5 * penalty
-        return loss
+    def losses(self, result: Any, number: int) -> list[Tensor]:
+        """The terms of the loss: of what the model returns, and of what it keeps on itself."""
+        kept = [getattr(module, "penalty", None) for module in self.net.modules()]
+        returned = losses_of(self.description, result, self.batches[number % len(self.batches)].classes)
+        return returned + [0.5 * penalty for penalty in kept if isinstance(penalty, Tensor)]
 
 
-def main_loss(model: Model, result: Any, classes: Tensor) -> Tensor:
-    """The loss of what the model returns, without what is kept inside it."""
+def losses_of(model: Model, result: Any, classes: Tensor) -> list[Tensor]:
+    """The losses of what the model returns, without what is kept inside it."""
     if model.output == "loss":
-        loss: Tensor = result["loss"]
-        return loss
-    extra = torch.zeros(())
+        return [result["loss"]]
     if model.output == "two":
-        result, value = result
-        extra = value.square().mean()
-    elif isinstance(result, tuple):
+        logits, value = result
+        return [_loss_of(model, logits, classes), value.square().mean()]
+    if isinstance(result, tuple):
         result = result[0]
     elif isinstance(result, dict):
         result = result["logits"]
     elif isinstance(result, Answer):
         result = result.logits
-    rows, flat = result.reshape(-1, CLASSES), classes.reshape(-1)
+    return [_loss_of(model, result, classes)]
+
+
+def _loss_of(model: Model, output: Tensor, classes: Tensor) -> Tensor:
+    rows, flat = output.reshape(-1, CLASSES), classes.reshape(-1)
     if model.output == "log_softmax":
-        return F.nll_loss(rows, flat) + extra
+        return F.nll_loss(rows, flat)
     onehot = F.one_hot(flat.clamp_min(0), CLASSES).to(rows)
     if model.output == "sigmoid":
-        return F.binary_cross_entropy(rows, onehot) + extra
+        return F.binary_cross_entropy(rows, onehot)
     if model.output == "softmax" or model.loss == "mse":
-        return F.mse_loss(rows, onehot) + extra
-    return F.cross_entropy(rows, flat) + extra
+        return F.mse_loss(rows, onehot)
+    return F.cross_entropy(rows, flat)
 
 
 def make(description: Model, *, seed: int = 0) -> Subject:

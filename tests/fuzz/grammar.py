@@ -38,8 +38,8 @@ def _kinds(part: type[Part], *kinds: str) -> SearchStrategy[Part]:
 LAYERS = st.builds(
     Dense,
     st.integers(3, 6),
-    # Every second layer is a plain one: of a rare kind two at once say no more than one.
-    st.one_of(st.just("plain"), st.sampled_from(sorted({*LINEAR, *CONVOLUTION}))),
+    # Many layers are plain ones: of a rare kind two at once say no more than one.
+    st.sampled_from(["plain"] * 8 + sorted({*LINEAR, *CONVOLUTION})),
 )
 ACTIVATIONS = st.builds(
     Activation,
@@ -54,8 +54,7 @@ SIMPLE = st.one_of(
     _kinds(State, "counter", "list", "memory", "membrane", "dictionary", "buffer", "logged"),
     _kinds(Bend, "detached", "no_grad", "straight", "data", "reversed", "contradicted", "hook"),
     _kinds(Extra, "penalty", "side_head", "hook", "router"),
-    st.just(Force()),
-    _kinds(Offset, "added", "multiplied"),
+    st.sampled_from([Offset("added"), Offset("multiplied"), Force()]),
     _kinds(Tied, "transposed", "parameter"),
     _kinds(Recurrent, "loop", "cells", "gru", "rnn", "lstm"),
     _kinds(Attention, "softmax", "fused", "module", "encoder"),
@@ -87,7 +86,8 @@ def _structures(inner: SearchStrategy[tuple[Part, ...]]) -> SearchStrategy[tuple
 PIECES = st.recursive(st.one_of(BLOCK, SIMPLE.map(lambda part: (part,))), _structures, max_leaves=4)
 
 
-CALLS = ["keyword", "reversed", "nested", "outside", "forward", "method"]
+OUTPUTS = ["tensor"] * 4 + ["two", "two", "log_softmax", "softmax", "sigmoid", "tuple", "dict", "object", "loss"]
+CALLS = ["positional"] * 5 + ["keyword", "reversed", "nested", "outside", "forward", "method"]
 TAPS = st.one_of(
     st.none(),
     st.none(),
@@ -103,22 +103,17 @@ def models(draw: st.DrawFn) -> Model:
     before = draw(_several(PIECES, 0, 1))
     block = draw(st.tuples(LAYERS, st.builds(Activation, st.sampled_from(list(MODULES)))))
     behind = draw(_several(PIECES, 0, 2))
-    output = draw(
-        st.one_of(
-            st.just("tensor"),
-            st.sampled_from(["log_softmax", "softmax", "sigmoid", "tuple", "dict", "object", "two", "loss"]),
-        )
-    )
+    output = draw(st.sampled_from(OUTPUTS))
     whole = output in ("tensor", "log_softmax", "softmax", "sigmoid")
     model = Model(
         parts=(*before, *block, *behind),
-        input=draw(st.one_of(st.just("flat"), st.sampled_from(["tokens", "integers", "image", "time"]))),
+        input=draw(st.sampled_from(["flat", "flat", "image", "tokens", "tokens", "integers", "time"])),
         samples=draw(st.sampled_from([5, 4, 3])),
         steps=draw(st.sampled_from([3, 4])),
         read=draw(st.sampled_from(["mean", "last", "each"])),
         output=output,
         loss=draw(st.sampled_from(["ce", "mse", "masked"])),
-        call=draw(st.one_of(st.just("positional"), st.sampled_from(CALLS))),
+        call=draw(st.sampled_from(CALLS)),
         taps=draw(TAPS),
         # Models that return several things mostly say where the error is.
         error_at=draw(st.booleans() if whole else st.sampled_from([True, True, True, False])),

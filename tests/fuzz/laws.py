@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -303,21 +304,32 @@ def evaluate(model: Model, variant: Variant, told: Told) -> None:
 
 
 def copies(model: Model, variant: Variant, told: Told) -> None:
-    """A deep copy of model and attachment, made before or behind the first pass, trains as they do."""
-    ours = learner(model, variant)
-    _compare(ours, _copy(ours, model), 0)
+    """A copy of model and attachment, made before or behind the first pass, trains as they do."""
+    _compare_copies(copy.deepcopy, model, variant)
+
+
+def pickles(model: Model, variant: Variant, told: Told) -> None:
+    """Model and attachment, pickled before or behind the first pass, train as they do."""
+    _compare_copies(lambda held: pickle.loads(pickle.dumps(held)), model, variant)
+
+
+def _compare_copies(make_copy: Callable[[Any], Any], model: Model, variant: Variant) -> None:
+    ours, theirs = learner(model, variant), twin(model)
+    for number in range(2):
+        if not _can_be_copied(make_copy, theirs):
+            return
+        subject, attachment = make_copy((ours.subject, ours.attachment))
+        _compare(ours, Learner(subject, attachment, ours.numbered), number)
+        theirs.step(number)
+
+
+def _can_be_copied(make_copy: Callable[[Any], Any], theirs: Learner) -> bool:
+    """Whether the model itself can be: not where it keeps tensors with a graph, or functions without a name."""
     try:
-        theirs = twin(model)
-        theirs.step(0)
-        copy.deepcopy(theirs.net)
-    except RuntimeError:  # the model itself keeps tensors that cannot be copied
-        return
-    _compare(ours, _copy(ours, model), 1)
-
-
-def _copy(ours: Learner, model: Model) -> Learner:
-    subject, attachment = copy.deepcopy((ours.subject, ours.attachment))
-    return Learner(subject, attachment, ours.numbered)
+        make_copy(theirs.subject)
+    except (RuntimeError, AttributeError, pickle.PicklingError):
+        return False
+    return True
 
 
 def _compare(ours: Learner, copied: Learner, number: int) -> None:
@@ -325,6 +337,15 @@ def _compare(ours: Learner, copied: Learner, number: int) -> None:
     assert_outputs(found.outputs, expected.outputs)
     assert_gradients(found.gradients, expected.gradients, "of a copy, ")
     assert_left(found.left, expected.left, "of a copy, ")
+
+
+def take_losses_apart(model: Model, variant: Variant, told: Told) -> None:
+    """Two losses give the same gradients whether they are added up or sent back one after another."""
+    ours, together = learner(model, variant), learner(model, variant)
+    for one in (ours, together):
+        one.step(0)  # feedback that begins at zero has numbers behind it
+    expected = together.step(1).gradients
+    assert_gradients(ours.step_apart(1).gradients, expected, "losses apart, ")
 
 
 # -- other ways to call it, and modules that are replaced ------------------------------------------------------------
@@ -472,6 +493,14 @@ STREAMS = {name: variant for name, variant in DIRECT.items() if getattr(variant.
 THREADED = {name: variant for name, variant in STREAMS.items() if "within" not in variant.options}
 
 
+LINEAR = {
+    name: variant
+    for name, variant in VARIANTS.items()
+    if not isinstance(variant.rule, bpfree.PEPITA | bpfree.DRTP) and getattr(variant.rule, "error", "exact") == "exact"
+}
+"""Rules whose gradients follow the loss."""
+
+
 def has_hidden_state(model: Model) -> bool:
     """Whether something stays on the model that is no buffer."""
     return any(_is_hidden(part) for part in walk(model))
@@ -511,6 +540,8 @@ LAWS = {
         Law("accumulation", accumulate, VARIANTS, every=3),
         Law("evaluation", evaluate, VARIANTS, lambda model: not has_hidden_state(model), every=3),
         Law("copies", copies, VARIANTS, every=3),
+        Law("pickles", pickles, VARIANTS, every=4),
+        Law("losses", take_losses_apart, LINEAR, lambda model: model.output == "two"),
         Law("calls", call_it_otherwise, VARIANTS, lambda model: model.call in CANONICAL),
         Law("replacing", replace_modules, VARIANTS, lambda model: not has_moving_state(model), every=2),
         Law("rows", keep_rows_apart, DIRECT, is_separable, every=3),

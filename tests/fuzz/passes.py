@@ -90,6 +90,18 @@ class Learner:
         self._give_numbers()
         return found
 
+    def step_apart(self, number: int) -> Seen:
+        """A training pass whose losses are sent back one after another."""
+        for parameter in self.subject.parameters().values():
+            parameter.grad = None
+        result, loss = self.forward(number)
+        first, *others = self.subject.losses(result, number)
+        with doubles():
+            for other in others:
+                other.backward(retain_graph=True)
+            first.backward()
+        return self.look(result, loss)
+
     def _give_numbers(self) -> None:
         """Put numbers into feedback that an optimizer steps, once: where it begins at zero, no signal would be seen."""
         if self.attachment is None or self.numbered:
