@@ -401,6 +401,7 @@ def _two_targets(make_one: Callable[[], Learner], names: Sequence[str]) -> list[
         if change:
             place = _first_sample(one.subject.description, classes)
             place.copy_((place + 1) % 3)
+        one.step(1)  # in its first pass an attachment looks at itself
         # Before the rule's hooks, which cut.
         found.append(_signals(one, names, 0, prepend=True))
     return found
