@@ -18,6 +18,7 @@ from fuzz.descriptions import (
     Norm,
     Offset,
     Recurrent,
+    Shared,
     State,
     Tied,
 )
@@ -93,6 +94,7 @@ FOUND: dict[str, list[Case]] = {
         ("outputs", "GrAPE", Model(parts=HIDDEN, output="two")),
         ("outputs", "ForwardGradient, weights", Model(parts=HIDDEN, output="object")),
         ("outputs", "FDFA", Model(parts=HIDDEN, output="dict", taps=(5,))),
+        ("accumulation", "ForwardGradient, weights", Model(parts=(Norm(), *HIDDEN), output="loss")),
         ("backpropagation", "full window", Model(parts=(Tied(),), output="two", error_at=True)),
         ("detach", "GrAPE, calibrated", Model(parts=HIDDEN, output="two")),
     ],
@@ -122,6 +124,7 @@ FOUND: dict[str, list[Case]] = {
         ("calls", "PEPITA", Model(parts=HIDDEN, call="method")),
         ("calls", "PEPITA", Model(parts=HIDDEN, call="forward")),
         ("calls", "WeightMirror", Model(parts=(Dense(),), call="forward")),
+        ("calls", "ForwardGradient, weights", Model(parts=(Recurrent(),), call="forward")),
         ("calls", "SignSymmetry, batch", Model(parts=(Dense(), Dense()), call="forward")),
     ],
     "F: a replaced module trains by backpropagation": [
@@ -138,6 +141,7 @@ FOUND: dict[str, list[Case]] = {
         ("outputs", "DFA", Model(parts=(Dense(), Hooked((Activation(),), "backward")))),
         ("outputs", "DKP, streaming", Model(parts=(*HIDDEN, Hooked((), "backward")))),
         ("transport", "B = J", Model(parts=(Hooked(HIDDEN, "backward"),))),
+        ("transport", "B = J", Model(parts=(Hooked((Activation(),), "backward_scaled"),), input="integers")),
         ("backpropagation", "full window", Model(parts=(*HIDDEN, Hooked((), "backward")))),
         ("streaming", "LMS", Model(parts=(Hooked((Tied("parameter"),), "backward"),))),
     ],
@@ -168,7 +172,13 @@ FOUND: dict[str, list[Case]] = {
         ("copies", "WeightMirror", Model(parts=(Dense(), Checkpoint((Dense(),))))),
         ("copies", "SignSymmetry, fixed", Model(parts=(Checkpoint((Tied("parameter"),)),))),
     ],
-    "I: streaming through a checkpoint that holds a tap: torch's CheckpointError": [
+    "I: a checkpoint that holds a tap: torch's CheckpointError": [
+        (
+            "transport",
+            "B = J, 2 threads",
+            Model(parts=(Checkpoint((Shared(HIDDEN),)),), output="dict", error_at=True),
+        ),
+        ("untaught", "GrAPE", Model(parts=(Checkpoint((Shared(HIDDEN),)),), output="dict", error_at=True)),
         ("streaming", "LMS, stepped by an optimizer", Model(parts=(Checkpoint((Tied(),)),))),
         ("transport", "B = J, streaming", Model(parts=(Checkpoint((Tied(),)),))),
     ],
