@@ -16,8 +16,13 @@ MODELS = 300
 LEAST_ACCEPTED = 0.5
 """Of the models a rule must take more than this: laws that hold because all is refused say nothing."""
 
-OPEN: dict[str, str] = {}
-"""Laws that do not hold yet, and why."""
+OPEN: set[str] = set()
+"""Laws, and kinds of what was found, that do not hold yet: tests that fail, and must until they do."""
+
+
+def _each(names):
+    return [pytest.param(n, marks=pytest.mark.xfail(strict=True, reason="open")) if n in OPEN else n for n in names]
+
 
 pytestmark = pytest.mark.xdist_group("fuzz")  # the sample is made once
 
@@ -38,10 +43,7 @@ def test_the_sample_has_as_many_models_as_it_says():
     assert len(set(models())) == MODELS
 
 
-@pytest.mark.parametrize(
-    "law",
-    [pytest.param(law, marks=pytest.mark.xfail(reason=OPEN[law], strict=True) if law in OPEN else ()) for law in LAWS],
-)
+@pytest.mark.parametrize("law", _each(LAWS))
 def test_law_holds(law):
     tally = tally_of(law)
     assert tally.tries
@@ -52,7 +54,7 @@ def test_law_holds(law):
         pytest.fail(f"{rule} breaks the law {law!r} on\n    {smallest!r}\n{text}\nFound on\n    {model!r}")
 
 
-@pytest.mark.parametrize("kind", FOUND)
+@pytest.mark.parametrize("kind", _each(FOUND))
 def test_what_was_found_does_not_come_back(kind):
     for law, rule, model in FOUND[kind]:
         verdict = judge(LAWS[law], model, LAWS[law].variants[rule])
@@ -64,5 +66,5 @@ def test_a_rule_takes_most_models(rule):
     tallies = [tally_of(name) for name, law in LAWS.items() if rule in law.variants]
     tries = sum(count for tally in tallies for (name, _), count in tally.kinds.items() if name == rule)
     refused = sum(tally.kinds[rule, "refused"] for tally in tallies)
-    assert tries >= 20
+    assert tries >= 10
     assert refused < (1 - LEAST_ACCEPTED) * tries
