@@ -98,7 +98,8 @@ class Learner:
         first, *others = self.subject.losses(result, number)
         with doubles():
             for other in others:
-                other.backward(retain_graph=True)
+                if other.requires_grad:  # a term that lost its graph is another law's matter
+                    other.backward(retain_graph=True)
             first.backward()
         return self.look(result, loss)
 
