@@ -172,12 +172,13 @@ FOUND: dict[str, list[Case]] = {
         ("copies", "WeightMirror", Model(parts=(Dense(), Checkpoint((Dense(),))))),
         ("copies", "SignSymmetry, fixed", Model(parts=(Checkpoint((Tied("parameter"),)),))),
     ],
-    "I: a checkpoint that holds a tap: torch's CheckpointError": [
+    "I: a checkpoint that holds a tap or a served subclass: torch's CheckpointError": [
         (
             "transport",
             "B = J, 2 threads",
             Model(parts=(Checkpoint((Shared(HIDDEN),)),), output="dict", error_at=True),
         ),
+        ("pickles", "SignSymmetry, uniform", Model(parts=(Checkpoint((Dense(kind="masked"),)),), input="integers")),
         ("untaught", "GrAPE", Model(parts=(Checkpoint((Shared(HIDDEN),)),), output="dict", error_at=True)),
         ("streaming", "LMS, stepped by an optimizer", Model(parts=(Checkpoint((Tied(),)),))),
         ("transport", "B = J, streaming", Model(parts=(Checkpoint((Tied(),)),))),

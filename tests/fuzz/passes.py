@@ -177,7 +177,7 @@ def left(net: nn.Module) -> dict[str, Any]:
 
 
 def _is_torchs(key: str) -> bool:
-    return key in ("training", "_parameters", "_buffers", "_modules") or key.endswith(
+    return key in ("training", "_parameters", "_buffers", "_modules", "_call_impl") or key.endswith(
         ("_hooks", "_with_kwargs", "_called", "_hook")
     )
 
