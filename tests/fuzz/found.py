@@ -77,6 +77,7 @@ FOUND: dict[str, list[Case]] = {
         ("backpropagation", "full window", Model(parts=(*HIDDEN, Extra()))),
         ("streaming", "FDFA", Model(parts=(*HIDDEN, Dense(), Extra()))),
         ("backpropagation", "full window, GrAPE", Model(parts=(Extra("side_head"), *HIDDEN))),
+        ("outputs", "ForwardGradient, weights", Model(parts=(Dense(), Extra()))),
         ("outputs", "DFA, one matrix a tap", Model(parts=(Bend(), *HIDDEN, Extra()), taps=(2, 1))),
     ],
     "C: a loss term kept on the module under windows and threads: torch's 'second time' error": [
@@ -91,6 +92,7 @@ FOUND: dict[str, list[Case]] = {
         ("backpropagation", "full window, DKP", Model(parts=(*HIDDEN, *HIDDEN), output="two", error_at=True)),
         ("backpropagation", "full window, B = W within", Model(parts=(*HIDDEN, *HIDDEN), output="two", error_at=True)),
         ("streaming", "FDFA, every second pass", Model(parts=(*HIDDEN, Norm()), output="two", error_at=True)),
+        ("streaming", "DFA, FA within", Model(parts=(Dense(),), output="two", taps=(0, 5), error_at=True)),
         ("outputs", "GrAPE", Model(parts=HIDDEN, output="two")),
         ("outputs", "ForwardGradient, weights", Model(parts=HIDDEN, output="object")),
         ("outputs", "FDFA", Model(parts=HIDDEN, output="dict", taps=(5,))),
@@ -163,14 +165,39 @@ FOUND: dict[str, list[Case]] = {
         ("outputs", "Shallow", Model(parts=(Force(),))),
         ("backpropagation", "full window", Model(parts=(Force(),))),
         ("transport", "B = J, window 2", Model(parts=(Force(),))),
+        ("detach", "LMS", Model(parts=(Checkpoint((Force(),)),))),
+    ],
+    "I: a tap's output that is a view, changed in place behind it: the interpreter died": [
+        (
+            "outputs",
+            "DFA, one matrix a tap",
+            Model(
+                parts=(Dense(), Activation("relu", "in_place"), Dense(kind="activated")),
+                input="tokens",
+                taps="linear",
+                error_at=True,
+            ),
+        ),
     ],
     "I: copies behind a pass": [
         ("copies", "DFA", Model(parts=HIDDEN)),
         ("copies", "DFA, window 2", Model(parts=HIDDEN)),
         ("copies", "DRTP, streaming", Model(parts=HIDDEN)),
         ("copies", "DRTP", Model(parts=HIDDEN, output="object", error_at=True)),
+        (
+            "copies",
+            "SignSymmetry, uniform",
+            Model(parts=(Tied(), Shared((Tied(),))), input="integers", call="method", error_at=True),
+        ),
         ("copies", "WeightMirror", Model(parts=(Dense(), Checkpoint((Dense(),))))),
         ("copies", "SignSymmetry, fixed", Model(parts=(Checkpoint((Tied("parameter"),)),))),
+    ],
+    "I: a checkpoint whose parts are joined, or whose tap ends the model: torch's CheckpointError": [
+        ("untaught", "DFA, FA within", Model(parts=(Activation(), Checkpoint((Dense(),))))),
+        ("replacing", "DFA, FA within", Model(parts=(Checkpoint(HIDDEN),), call="outside")),
+        ("transport", "B = J, B = W within", Model(parts=(Activation(), Checkpoint((Tied(),))))),
+        ("backpropagation", "full window, B = W within", Model(parts=(Checkpoint((Shared((Activation(),)),)),))),
+        ("calls", "DRTP", Model(parts=(Checkpoint((Activation(), Activation())),), call="forward")),
     ],
     "I: a checkpoint that holds a tap or a served subclass: torch's CheckpointError": [
         (
