@@ -48,22 +48,30 @@ def join(primal: Tensor, tangent: Tensor) -> Tensor:
 
 
 @contextmanager
+def _without_fast_path() -> Generator[None]:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+_no_fast_path = Shared(_without_fast_path)
+_math_kernels = Shared(partial(sdpa_kernel, SDPBackend.MATH))
+
+
+@contextmanager
 def differentiable_attention(*, fused: bool = False) -> Generator[None]:
     """Within this context attention goes by ways that have a forward-mode derivative.
 
     Args:
         fused: Whether fused kernels stay allowed all the same: attention does not always take one.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with _no_fast_path(), nullcontext() if fused else _math_kernels():
+        yield
 
 
-_attention = {fused: Shared(partial(differentiable_attention, fused=fused)) for fused in (True, False)}
 _eager_lock = threading.Lock()
 _eager_passes: list[ExitStack] = []
 """One entry for each pass under way that wants no compiled code: what the last of them puts back."""
@@ -139,7 +147,7 @@ class ForwardMode:
         watch = GradModeWatch() if self._watched.get(kind, True) and not is_sharded(model) else None
         with ExitStack() as stack:
             stack.enter_context(eager())
-            stack.enter_context(_attention[self.fused]())
+            stack.enter_context(differentiable_attention(fused=self.fused))
             stack.enter_context(self.surrogates.installed())
             stack.enter_context(dual_level())
             if watch is None:

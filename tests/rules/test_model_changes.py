@@ -178,6 +178,8 @@ def test_the_error_s_place_of_a_pass_without_a_graph_is_followed(rule):
         warnings.simplefilter("ignore", bpfree.BpfreeWarning)
         found = gradients(model, x, y)
     assert all(gradient is not None for gradient in found)
+    # A batch of another size is looked at anew.
+    assert all(gradient is not None for gradient in gradients(model, x[:7], y[:7]))
 
 
 # -- calls of the model that are none ----------------------------------------------------------------------------------

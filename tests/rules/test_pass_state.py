@@ -11,6 +11,7 @@ from torch import nn
 
 import bpfree
 from bpfree.dual_level import dual_level
+from bpfree.forward_mode import differentiable_attention
 from bpfree.passes import Passes
 from contract import assert_equal
 from small import batch
@@ -172,6 +173,20 @@ def test_the_level_is_closed_by_the_last_to_leave():
         in_a_thread(other)
         assert float(forward_mode.unpack_dual(x * x).tangent.sum()) == 12
     assert forward_mode._current_level == -1
+
+
+def test_switches_of_attention_are_put_back_by_the_last_to_leave():
+    """Two threads leave in the order in which they came; one of them lets attention take fused kernels."""
+    first, second = differentiable_attention(fused=True), differentiable_attention()
+    flash = torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.mha.get_fastpath_enabled()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.mha.get_fastpath_enabled()
+    second.__exit__(None, None, None)
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled() == flash
 
 
 # -- interrupts --------------------------------------------------------------------------------------------------------

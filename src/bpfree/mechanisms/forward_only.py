@@ -258,6 +258,12 @@ class WeightsMechanism(ForwardOnlyMechanism):
         stack.enter_context(mode.entered(self.plan.model, kind, freeze=False))
         stack.enter_context(self._perturbed())
 
+    def _follow_model(self) -> None:
+        before = self.plan
+        super()._follow_model()
+        if self.plan is not before:
+            self._rehearsal = DualPass(self.plan, freeze=False)
+
     @contextmanager
     def _perturbed(self) -> Generator[None]:
         """Within this context every parameter that the model asks for is a dual number, its tangent V.
