@@ -362,6 +362,7 @@ class DirectMechanism(Mechanism):
                 return None
             key = self.plan.tensor_keys.get(name)
             return put(output, key, self._recut(name, take(output, key, name)))
+        self._recut = None  # nothing is cut here, and so nothing in a checkpoint's second run
         self._tell_once(
             "outside",
             f"tap {name!r} was reached without the model that {self.rule} is attached to: a part of the model was "

@@ -25,11 +25,13 @@ from bpfree.errors import OptionError
 from bpfree.estimate import Perturbations, perturbation
 from bpfree.finite import require_finite
 from bpfree.forward_mode import Call, DualPass, join, kind_of, nothing_arrives, split
+from bpfree.grad_mode import silent_rules
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice
 from bpfree.mechanisms.direct import DirectRule
 from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.observing import ObservingMechanism
 from bpfree.mechanisms.pass_state import PassState
+from bpfree.mechanisms.trial import copied, without_trace
 from bpfree.mechanisms.untaught import warn_of_a_call, warn_of_arguments, warn_of_results
 from bpfree.module_tree import ModuleTree, followed
 from bpfree.passes import Passes
@@ -75,7 +77,7 @@ class ForwardOnlyMechanism(Mechanism):
         self._passes: Passes[GraphlessPass] = Passes()
         self._tree = ModuleTree(plan.model)
         self._parts_handles: list[RemovableHandle] = []
-        self._told = False
+        self._told = self._looked = False
 
     @abstractmethod
     def _start(self, call: Call, stack: ExitStack) -> None:
@@ -148,7 +150,25 @@ class ForwardOnlyMechanism(Mechanism):
 
     # -- passes --------------------------------------------------------------------------------------------------
 
+    def _tell_of_kept(self, call: Call) -> None:
+        """Tell of what a plain pass leaves in the model with a graph: a pass of this rule leaves it without."""
+        args, kwargs = copied(call)
+        with without_trace(self.plan, call), silent_rules():
+            type(self.plan.model)._call_impl(self.plan.model, *args, **kwargs)  # type: ignore[no-untyped-call]
+            places = [(holder, key, kept) for holder in self.plan.state.holders for key, kept in holder.tensors]
+            names = [holder.name(key) for holder, key, kept in places if kept.grad_fn is not None]
+        if names:
+            self._tell_once(
+                "kept",
+                f"the model keeps tensors on itself, {', '.join(map(repr, names[:3]))}, that have no graph under "
+                f"{self.rule}: a loss of them teaches nothing. Use another rule (bpfree.DFA) where it is to; if they "
+                "are only looked at, all is well.",
+            )
+
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.plan.verify and not self._looked and self.active and not torch.compiler.is_compiling():
+            self._looked = True
+            self._tell_of_kept((args, kwargs))
         run = GraphlessPass()
         for interrupted in self._passes.begin(run):
             interrupted.close()

@@ -118,8 +118,7 @@ class Inspection:
         with without_trace(plan, self._call), mechanism.stored():
             state.run = mechanism.opened(self.survey)
             with mechanism.recutting(state.run), self._listening() as heard:
-                self._run_cut(state)
-                found = exact.gradients_of(state.exits, dict(plan.model.named_parameters()))
+                found = self._gradients_of_cut(state, exact)
         # The segments of a window run once for every step.
         self.unheard -= set() if plan.window > 1 else heard
         if found is not None:
@@ -141,12 +140,13 @@ class Inspection:
             for handle in handles:
                 handle.remove()
 
-    def _run_cut(self, state: PassState) -> None:
+    def _gradients_of_cut(self, state: PassState, exact: ExactSignals) -> Gradients | None:
         try:
             self._run(state, copied(self._call))
+            return exact.gradients_of(state.exits, dict(self._mechanism.plan.model.named_parameters()))
         except RuntimeError as error:
             raise VerificationError(
-                f"with the rule the model's own forward pass fails, and without it does not ({error}). It may "
+                f"with the rule the model's own pass fails, and without it does not ({error}). It may "
                 "differentiate within its forward pass, as for forces: tap other modules (taps=...), or train it by "
                 "bpfree.BP()."
             ) from error
