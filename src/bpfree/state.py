@@ -106,6 +106,7 @@ class LateBuffers(nn.Module):
         """Forget what is stored or reserved for ``name``, if anything is."""
         self._buffers.pop(key_of(name), None)
         self._parameters.pop(key_of(name), None)
+        self._grown.discard(name)
 
     def __iter__(self) -> Iterator[str]:
         names = (name_of(key) for key in (*self._buffers, *self._parameters))

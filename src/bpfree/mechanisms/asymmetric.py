@@ -100,6 +100,7 @@ class _Calls:
     """The calls of layers in one thread.
 
     Attributes:
+        run: The pass that the thread is in.
         inputs: Of the layers that are running: the input before it was detached, the call, and how to serve it.
         weights: Their weights, as a parametrization has computed them for this call.
         outside: The layers that were called without the model since a pass began there.
@@ -107,6 +108,7 @@ class _Calls:
         transporting: Whether B is W, to be compared with autograd.
     """
 
+    run: _Pass | None = None
     inputs: dict[str, tuple[Tensor, Call, Service]] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     outside: set[str] = field(default_factory=set)
@@ -166,7 +168,9 @@ class AsymmetricMechanism(Mechanism):
         for handle in self._error_handles.values():
             handle.remove()
         self._error_handles.clear()
-        self._calls().inputs.clear()
+        calls = self._calls()
+        calls.inputs.clear()
+        calls.run = None
         self._passes.clear()
 
     def _hook(self, name: str, layer: nn.Module) -> None:
@@ -194,8 +198,9 @@ class AsymmetricMechanism(Mechanism):
     # -- passes --------------------------------------------------------------------------------------------------
 
     def _begin(self, module: nn.Module, args: Any) -> None:
-        self._passes.begin(_Pass(set(self.plan.errors)))
-        calls = self._calls()
+        run, calls = _Pass(set(self.plan.errors)), self._calls()
+        self._passes.begin(run)
+        calls.run = run
         calls.outside.clear()
         calls.reached.clear()
         if not self.active or self.recomputing():  # a second run may end where the error is taken
@@ -213,31 +218,27 @@ class AsymmetricMechanism(Mechanism):
             self.feedback.numbers["passes"] += 1
 
     def _leave(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        run = self._passes.now()
-        if run is None:
-            self._calls().reached.add(name)
-        else:
-            run.awaited.discard(name)
+        calls = self._calls()
+        (calls.reached.add if calls.run is None else calls.run.awaited.discard)(name)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         self._passes.end()
+        self._calls().run = self._passes.now()
 
-    def _is_exact(self, name: str) -> bool:
+    def _is_exact(self, name: str, calls: _Calls) -> bool:
         """Whether a layer that is called lies above the error's place."""
-        run = self._passes.now()
-        if run is not None:
-            above = not run.awaited
+        if calls.run is not None:
+            above = not calls.run.awaited
         elif self.recomputing():  # a checkpoint's second run of a part: as in the last pass
             return name in self._exact
         else:
-            above = self._is_above_outside(name)
+            above = self._is_above_outside(name, calls)
         if above:
             self._exact.add(name)
         return above
 
-    def _is_above_outside(self, name: str) -> bool:
+    def _is_above_outside(self, name: str, calls: _Calls) -> bool:
         """The same where the model's own call is missing: a pass begins with a layer that was called already."""
-        calls = self._calls()
         if not calls.outside or name in calls.outside:
             calls.outside.clear()
             calls.reached.clear()
@@ -285,7 +286,7 @@ class AsymmetricMechanism(Mechanism):
         calls = self._calls()
         if calls.inputs:
             calls.inputs.pop(name, None)  # of a call that has raised
-        if not self.active or self._is_exact(name):
+        if not self.active or self._is_exact(name, calls):
             return None
         if not calls.transporting:
             self._called.add(name)
@@ -337,12 +338,14 @@ class AsymmetricMechanism(Mechanism):
         return result
 
     def _backward_weight(self, name: str, layer: nn.Module, weight: Tensor) -> Callable[[], Tensor]:
-        if name not in self.feedback:
+        feedback = self.feedback
+        if name not in feedback:
             self._draw(name, weight)
-        kept, passes = self.feedback[name], self.feedback.numbers["passes"]
+        kept, numbers = feedback[name], feedback.numbers
+        passes = numbers["passes"]
 
         def generator() -> torch.Generator:
-            seed = derived_seed(self.feedback.numbers["seed"], name, passes)
+            seed = derived_seed(numbers["seed"], name, passes)
             return torch.Generator(weight.device).manual_seed(seed)
 
         def at_backward() -> Tensor:
