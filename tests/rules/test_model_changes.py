@@ -72,7 +72,7 @@ def test_a_new_head_gets_a_b_of_its_own(double):
     assert torch.equal(B, bpfree.attach(twin, bpfree.FA("normal"), seed=4, example_inputs=x).feedback["4"])
     assert not torch.allclose(B, old)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", bpfree.BpfreeWarning)
         gradients(model, x, y)
 
 
@@ -106,7 +106,7 @@ def test_kolen_pollack_says_that_the_new_b_is_for_the_optimizer(double):
     optimizer = torch.optim.SGD([*model.parameters(), *attachment.parameters()], lr=0.1, weight_decay=0.5)
     gap = (model[2].weight - attachment.feedback["2"]).detach()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", bpfree.BpfreeWarning)
         for _ in range(3):
             gradients(model, x, y)
             optimizer.step()
@@ -145,7 +145,7 @@ def test_evaluation_takes_nothing_in():
     model[4] = nn.Linear(9, CLASSES)
     before = attachment.feedback["4"]
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", bpfree.BpfreeWarning)
         model(x)
     assert attachment.feedback["4"] is before
 
@@ -213,7 +213,7 @@ def test_what_runs_layers_without_a_call_of_the_model_is_named_once(rule, call):
     model, (x, y) = Recommends(), batch("mlp")
     attachment = bpfree.attach(model, rule)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", bpfree.BpfreeWarning)
         with torch.no_grad():
             CALLS[call](model, x, y)
         with attachment.paused():
