@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,7 +119,7 @@ class Site:
             return None
         return Pairing(self.error.shape, len(self.batch), self.step)
 
-    @property
+    @cached_property
     def arrangement(self) -> Arrangement:
         """How rows of features become a tensor of the tap's shape."""
         return Arrangement((*self.batch, *self.features), self.axes)
@@ -127,8 +129,7 @@ class Site:
         return leading(output, self.axes).reshape(self.rows, self.width)
 
 
-@dataclass(frozen=True)
-class Arrangement:
+class Arrangement(NamedTuple):  # compared in every pass, and a tuple is quicker at it
     """How rows of features become a tensor of a tap's shape.
 
     Attributes:

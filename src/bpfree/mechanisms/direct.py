@@ -572,7 +572,7 @@ class DirectMechanism(Mechanism):
         """The softmax or sigmoid before which this error is taken, unless the user has named the error's place."""
         if self.plan.placed:
             return None
-        if output.grad_fn is not None and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and output.grad_fn is not None:
             self._finals[name] = FinalActivation.of(output)
         final = self._finals.get(name)
         if final is not None and not torch.compiler.is_compiling():
@@ -656,14 +656,16 @@ class DirectMechanism(Mechanism):
 
     def _survey(self, state: PassState, args: Any, kwargs: Any) -> None:
         """Note what the whole graph of such a pass shows; every kind of pass is looked at once."""
-        if not self.plan.verify or self.plan.part or self.recomputing() or any(map(is_lazy, self.plan.parameters)):
+        if not self.plan.verify or self.plan.part or self.recomputing():
             return
         kind = kind_of_call(self.plan.model, args, kwargs)
         state.first = kind not in self._surveys
         if state.first:
+            if any(map(is_lazy, self.plan.parameters)):
+                state.first = False
+                return
             self._inspect(kind, (args, kwargs))
         state.survey = self._surveys[kind]
-        self._left_alone = [] if state.survey is None else self._describe_left_alone(state.survey)
 
     def _inspect(self, kind: Any, call: Any) -> None:
         inspection = Inspection(self, call)
@@ -683,11 +685,12 @@ class DirectMechanism(Mechanism):
                 "no gradient passes a tap, and with window= one comes for every step. Put the hooks on taps, or on "
                 "modules between a tap and a layer with weights.",
             )
+        self._left_alone = self._describe_left_alone(survey)
         inspection.require_right()
 
     def left_aside(self, survey: Survey) -> frozenset[str]:
         """The calls of taps that are left alone."""
-        return survey.unused | survey.graphless | self._flat(survey)
+        return survey.unreached | self._flat(survey) if survey.flat else survey.unreached
 
     def _flat(self, survey: Survey) -> frozenset[str]:
         """Those of them that only the output's own non-linearity is behind; a tap there must be asked for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -130,10 +131,15 @@ class Survey:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     channels: Mapping[str, int | None] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def unused(self) -> frozenset[str]:
         """The calls of taps that no error lies above."""
         return self.places.difference(*self.below.values())
+
+    @cached_property
+    def unreached(self) -> frozenset[str]:
+        """The calls of taps that no signal can enter."""
+        return self.unused | self.graphless
 
     @classmethod
     def of(cls, found: SurveyPass, returned: Any, kept: Iterator[Tensor]) -> Survey:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -85,6 +86,11 @@ def kind_of_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     if ranks() > 1:
         return model.training
     shapes = [tuple(entry.shape) for entry in (*args, *kwargs.values()) if isinstance(entry, Tensor)]
+    return model.training, tuple(kwargs), _pattern(tuple(shapes))
+
+
+@lru_cache(maxsize=1024)
+def _pattern(shapes: tuple[tuple[int, ...], ...]) -> Hashable:
+    """Which sizes agree, and which are 1."""
     known: dict[int, int] = {}
-    pattern = [[known.setdefault(size, len(known)) if size > 1 else size for size in shape] for shape in shapes]
-    return model.training, tuple(kwargs), str(pattern)
+    return tuple(tuple(known.setdefault(size, len(known)) if size > 1 else -size for size in shape) for shape in shapes)
