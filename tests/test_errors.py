@@ -92,8 +92,8 @@ def test_a_tap_without_a_floating_tensor():
     model(X)
 
 
-def test_a_model_that_returns_a_dictionary():
-    model = Embeds(lambda o: {"logits": o})
+def test_a_model_that_returns_no_floating_tensor():
+    model = Embeds(lambda o: {"classes": o.argmax(-1)})
     bpfree.attach(model, bpfree.DFA())
     with pytest.raises(errors.ErrorPlacementError, match=r"dict.*error_at"):
         model(X)

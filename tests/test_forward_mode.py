@@ -12,6 +12,7 @@ import bpfree
 from bpfree.errors import ErrorPlacementError, ForwardDerivativeError
 from bpfree.estimate import Estimator
 from bpfree.preserve import Surroundings
+from bpfree.sites import ErrorRows, Site
 from bpfree.spatial import Form
 
 CLASSES = 3
@@ -107,9 +108,10 @@ def observed(model, x, taps=("tap",), errors=("",), seed=3):
     for handle in handles:
         handle.remove()
     sites = [
-        bpfree.taps.Site(name, name, (len(x),), tuple(widths[model.get_submodule(name)].shape[1:])) for name in taps
+        Site(name, name, (len(x),), tuple(widths[model.get_submodule(name)].shape[1:]), ErrorRows((len(x),), (0,)))
+        for name in taps
     ]
-    passes = [estimator.run(((x,), {}), Surroundings.now(model, plan.parts, ((x,), {})), sites, seed) for _ in range(3)]
+    passes = [estimator.run(((x,), {}), Surroundings.now(plan, ((x,), {})), sites, seed) for _ in range(3)]
     # A model is watched in its first pass; the later ones go the way that was chosen there.
     for other in passes[1:]:
         for found, first in zip(other.tangents, passes[0].tangents, strict=True):

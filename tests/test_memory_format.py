@@ -1,5 +1,7 @@
 """A signal lies in memory as the tap's output does, whichever way it goes: so do the gradients of autograd itself."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,15 +32,20 @@ class _Seen(torch.autograd.Function):
         return None, grad
 
 
+class Strides(list):
+    """Pairs of strides, of a signal and of an output."""
+
+
 class Watched(nn.Module):
     """An identity that keeps the strides of what it returns, and of the gradient that comes back."""
 
     def __init__(self, seen):
         super().__init__()
-        self.seen = seen
+        # Not to be put back behind a second run, as what a module keeps is.
+        self.seen = weakref.ref(seen)
 
     def forward(self, x):
-        return _Seen.apply(self.seen, x)
+        return _Seen.apply(self.seen(), x)
 
 
 def net(dims, seen):
@@ -49,7 +56,7 @@ def net(dims, seen):
 
 
 def strides(dims, format, **options):
-    seen = []
+    seen = Strides()
     model = net(dims, seen).to(memory_format=format)
     options = {"rule": bpfree.DFA(), "taps": Watched} | options
     bpfree.attach(model, **options)
@@ -74,7 +81,7 @@ def test_signals_lie_as_the_outputs_do(dims, way):
 
 def test_signals_without_an_error_lie_as_the_outputs_do():
     """DRTP in the forward pass itself."""
-    seen = []
+    seen = Strides()
     model = net(2, seen).to(memory_format=torch.channels_last)
     attachment = bpfree.attach(model, bpfree.DRTP(), taps=Watched, streaming=True)
     x, y = torch.randn(6, 3, 4, 4).to(memory_format=torch.channels_last), torch.arange(6) % 5

@@ -142,7 +142,8 @@ def test_autograd_forms_no_input_gradient_in_the_last_pass(double):
     model = nn.Sequential(*[part for _ in range(6) for part in (nn.Linear(6, 6), nn.Tanh())], nn.Linear(6, 6))
     layer = 2 * 64 * 6 * 6
     for window, carried in ((1, 0), (2, 6), (3, 6 + 6)):
-        with bpfree.attach(model, bpfree.DFA(), window=window), FlopCounterMode(display=False) as counter:
+        attachment = bpfree.attach(model, bpfree.DFA(), window=window, example_inputs=x)
+        with attachment, FlopCounterMode(display=False) as counter:
             F.cross_entropy(model(x), y).backward()
         projections = 1  # the taps share one signal, e B, with 6 numbers of error
         assert counter.get_total_flops() == layer * (7 + 7 + carried + projections)

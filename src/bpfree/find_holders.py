@@ -116,11 +116,11 @@ def _is_large(holder: Holder) -> bool:
 
 def _is_state(name: str, tensor: Tensor) -> bool:
     """Whether it can be state: parameters are not, and what has no version cannot be written to."""
-    if isinstance(tensor, nn.Parameter) or tensor.is_inference():
+    if isinstance(tensor, nn.Parameter):
         return False
     if is_lazy(tensor):
         raise UnsupportedLayerError(f"{name!r} has no shape yet: run the model once before bpfree.attach().")
-    return True
+    return not tensor.is_inference()
 
 
 def _place(above: Holder, key: Any, value: Any, known: Mapping[int, Holder]) -> Holder | None:

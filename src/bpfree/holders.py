@@ -144,7 +144,7 @@ class ModuleAttributes(Attributes):
         """Whether it holds the objects of this copy."""
         now = self._attributes
         attributes, compared, buffers, modules, _, _ = kept
-        if len(now) != len(attributes) or now["training"] is not attributes["training"]:
+        if len(now) != len(attributes) or now.get("training") is not attributes.get("training"):
             return False
         if compared and not all(map(is_, islice(now.values(), self._skipped, None), compared)):
             return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -119,7 +118,7 @@ class Site:
             return None
         return Pairing(self.error.shape, len(self.batch), self.step)
 
-    @cached_property
+    @property
     def arrangement(self) -> Arrangement:
         """How rows of features become a tensor of the tap's shape."""
         return Arrangement((*self.batch, *self.features), self.axes)

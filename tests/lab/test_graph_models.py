@@ -234,7 +234,7 @@ def test_networks_give_logarithms_of_probabilities(name: str) -> None:
 def test_every_kind_of_rule_trains_them(name: str, rule: bpfree.Rule) -> None:
     x, edges, y = graph()
     model, settings = net(name), ModelSettings(name, SMALL.get(name, {}))
-    taps, at = settings.suggestion("taps"), settings.suggestion("error_at")
+    taps, at = settings.suggestion("taps"), settings.suggestion("error_at") or ""
     with bpfree.attach(model, rule, taps=taps, error_at=at, seed=0) as attachment:
         for _ in range(2):
             model.zero_grad()
@@ -275,7 +275,7 @@ def test_the_error_of_dna_is_the_negative_target() -> None:
         seen.append(error)
         return [None] * len(sites)
 
-    with bpfree.attach(model, bpfree.DFA(feedback=project), taps=["acts.*"], seed=0) as attachment:
+    with bpfree.attach(model, bpfree.DFA(feedback=project), taps=["acts.*"], error_at="", seed=0) as attachment:
         F.nll_loss(model(x, edges), y).backward()
         assert [site.name for site in attachment.mechanism.sites] == ["acts.0", "acts.1", "acts.2"]
     torch.testing.assert_close(seen[0], -F.one_hot(y, CLASSES).double() / N)
@@ -286,7 +286,7 @@ def test_cutting_the_stack_changes_backpropagation_alone() -> None:
 
     def gradients(rule: bpfree.Rule, cut: bool) -> list[Tensor]:
         model = net("DNA", dropout=0.0, attention_dropout=0.0, cut_stack=cut)
-        with bpfree.attach(model, rule, taps=["acts.*"], seed=0):
+        with bpfree.attach(model, rule, taps=["acts.*"], error_at="", seed=0):
             F.nll_loss(model(x, edges), y).backward()
         return [weight.grad for weight in model.parameters()]
 

@@ -21,6 +21,7 @@ from torch import nn
 
 import bpfree
 from bpfree.lab import report, runs
+from bpfree.lab.checksums import sealed
 from bpfree.lab.commands import main, make_parser
 from bpfree.lab.compare import compare, plan_runs
 from bpfree.lab.data.text import Text
@@ -244,7 +245,7 @@ def test_a_run_to_an_infinite_perplexity_is_read_again(asked: CompareOptions) ->
     (path,) = Path("runs/compare-text/runs").glob("*.json")
     record = json.loads(path.read_text())
     record["perplexity"] = record["epochs"][-1]["eval_perplexity"] = None  # infinity, in a file
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(sealed(record)))
     shown = io.StringIO()
     assert compare(asked, Console(file=shown, width=160))["summary"][0]["perplexity_mean"] is None
     assert "validation perplexity not finite (finished before)" in shown.getvalue()

@@ -172,12 +172,12 @@ def test_weight_mirrors_learn_transposed_weights_too(double):
         assert F.cosine_similarity(W.flatten(), B.flatten(), 0) > 0.95
 
 
-def test_a_model_that_returns_an_object_needs_error_at():
+def test_a_model_that_returns_a_loss_needs_error_at():
     model = subject({}).build()
     with bpfree.attach(model, bpfree.DFA(), **MACRO), warnings.catch_warnings():
-        warnings.simplefilter("error")  # one error says what to do, and no second one behind it
+        warnings.simplefilter("error", bpfree.BpfreeWarning)  # one error says what to do, and no second one behind it
         with pytest.raises(bpfree.errors.ErrorPlacementError, match="error_at"):
-            model(input_ids=TOKENS)
+            model(input_ids=TOKENS, labels=TOKENS)
 
 
 def test_tokens_without_a_target_are_marked_as_the_loss_marks_them():

@@ -20,7 +20,11 @@ LATER_SETTINGS: dict[str, Any] = {
     "visualize": None,
 }
 """Setting of a run -> what runs did before it came."""
-LATER_INSIDE: dict[tuple[str, ...], Any] = {("rule", "decayed"): None, ("rule", "rule", "feedback", "spread"): 0}
+LATER_INSIDE: dict[tuple[str, ...], Any] = {
+    ("rule", "decayed"): None,
+    ("rule", "rule", "feedback", "spread"): 0,
+    ("rule", "rule", "feedback", "max_bytes"): 4 * 2**30,
+}
 """The same of settings inside others, by the way to them."""
 LATER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "bpfree.lab.models.MLP": {

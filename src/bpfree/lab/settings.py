@@ -179,11 +179,15 @@ def rule_settings(
 
 def rule_options(rule: bpfree.Rule) -> dict[str, Any]:
     """The options of a rule that are not at their defaults, as plain values."""
-    return {
+    options = {
         entry.name: plain(getattr(rule, entry.name))
         for entry in fields(rule)
         if entry.init and getattr(rule, entry.name) != default(entry)
     }
+    # A limit says nothing about the numbers, and records of before it was there have none.
+    if isinstance(options.get("feedback"), dict):
+        options["feedback"].pop("max_bytes", None)
+    return options
 
 
 def default(entry: Field[Any]) -> Any:

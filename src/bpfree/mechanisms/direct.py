@@ -551,7 +551,9 @@ class DirectMechanism(Mechanism):
         just_in_time = not compiling and self.plan.window == 1 and (several or self.plan.streaming)
         like = _weights_like(self.plan.model, output)
         c = product(size for axis, size in enumerate(output.shape) if axis not in rows.axes)
-        layout = Layout(key, rows, sites, tuple(formats), c, just_in_time, like)
+        # A stage of a pipeline does not hear of an error that no rule needs.
+        known_error = not self.plan.part or self.rule.needs_error
+        layout = Layout(key, rows, sites, tuple(formats), c, just_in_time, like, known_error)
         if not compiling:  # a compiled pass has a layout of its own: it delivers in another way
             self._layout = layout
         return layout
@@ -631,10 +633,11 @@ class DirectMechanism(Mechanism):
 
     def _exchanged_term(self, call: PassState, passage: Passage) -> Callable[[Tensor], Tensor | None] | None:
         """What stands in the place of a side term when the pass has ended; None where all of them may stay."""
-        exits = {left.grad_fn for left in call.exits.values()}
         if passage.soft_taps:
+            exits = {left.grad_fn for left in call.exits.values()}
             return partial(joined_to_taps, passage.soft_taps, exits, passage.fetching)
         if self.plan.window > 1 and call.survey is not None and call.survey.sides:
+            exits = {left.grad_fn for left in call.exits.values()}
             inner = Reach.of(*passage.outputs, *call.left.values()).inner
             return lambda term: refused(term) if has_nodes_in(term, inner, exits) else None
         return None

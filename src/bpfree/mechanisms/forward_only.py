@@ -26,7 +26,7 @@ from bpfree.estimate import Perturbations, perturbation
 from bpfree.finite import require_finite
 from bpfree.forward_mode import Call, DualPass, join, kind_of, nothing_arrives, split
 from bpfree.grad_mode import silent_rules
-from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice
+from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
 from bpfree.mechanisms.direct import DirectRule
 from bpfree.mechanisms.leaving import leave
 from bpfree.mechanisms.observing import ObservingMechanism
@@ -153,7 +153,7 @@ class ForwardOnlyMechanism(Mechanism):
     def _tell_of_kept(self, call: Call) -> None:
         """Tell of what a plain pass leaves in the model with a graph: a pass of this rule leaves it without."""
         args, kwargs = copied(call)
-        with without_trace(self.plan, call), silent_rules():
+        with without_trace(self.plan, call), silent_rules(), running_again():
             type(self.plan.model)._call_impl(self.plan.model, *args, **kwargs)  # type: ignore[no-untyped-call]
             places = [(holder, key, kept) for holder in self.plan.state.holders for key, kept in holder.tensors]
             names = [holder.name(key) for holder, key, kept in places if kept.grad_fn is not None]

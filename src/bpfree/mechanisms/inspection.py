@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bpfree.arguments import holders_in
-from bpfree.errors import StreamingError, VerificationError
+from bpfree.errors import BpfreeError, StreamingError, VerificationError
 from bpfree.forward_mode import eager
 from bpfree.grad_mode import silent_rules
 from bpfree.mechanisms.pass_state import PassState
@@ -144,6 +144,8 @@ class Inspection:
         try:
             self._run(state, copied(self._call))
             return exact.gradients_of(state.exits, dict(self._mechanism.plan.model.named_parameters()))
+        except BpfreeError:
+            raise
         except RuntimeError as error:
             raise VerificationError(
                 f"with the rule the model's own pass fails, and without it does not ({error}). It may "
