@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bpfree.attachment import Attachment
 from bpfree.errors import TapSelectionError
+from bpfree.grad_mode import rules_are_silent
 from bpfree.jacobian import mean_jacobians
 from bpfree.layout import batch_dims
 from bpfree.mechanisms.base import Mechanism
@@ -265,7 +266,7 @@ def _watching(attachment: Attachment, seen: _Pass, places: Mapping[str, nn.Modul
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
             # Neither in a second run, nor above the error, where there is nothing to compare.
-            if not torch.is_grad_enabled() or Mechanism.recomputing() or seen.above:
+            if not torch.is_grad_enabled() or Mechanism.recomputing() or rules_are_silent() or seen.above:
                 return None
             calls = sum(known.partition("#")[0] == name for known in seen.names)
             seen.names.append(f"{name}#{calls + 1}" if calls else name)
@@ -279,7 +280,7 @@ def _watching(attachment: Attachment, seen: _Pass, places: Mapping[str, nn.Modul
         seen.above = False
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if not Mechanism.recomputing():
+        if not Mechanism.recomputing() and not rules_are_silent():
             seen.error, seen.above = output if isinstance(output, Tensor) else None, True
 
     # Before the rule's own hooks, which hand on a detached tensor.

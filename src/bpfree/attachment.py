@@ -125,7 +125,6 @@ def attach(
     chosen = select_taps(model, taps)
     check_sample_axes(sample_axes, batch_dims, chosen)
     _let_compilers_see_hooks()
-    chosen = select_taps(model, taps)
     plan = Plan(
         model=model,
         taps=chosen,

@@ -99,16 +99,17 @@ def eager() -> Generator[None]:
 
 def _entered_eager() -> ExitStack:
     if torch.compiler.is_compiling():
-        raise _compiled()
+        raise compiled()
     stack = ExitStack()
     try:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
     except RuntimeError as error:  # a graph break within compiled code
-        raise _compiled() from error
+        raise compiled() from error
     return stack
 
 
-def _compiled() -> ForwardDerivativeError:
+def compiled() -> ForwardDerivativeError:
+    """What is raised where a pass with tangents is run by compiled code."""
     return ForwardDerivativeError(
         "the model is run by torch.compile(), and compiled code drops the tangents that this rule sends through the "
         "model's own forward pass. Run the model uncompiled, or use bpfree.ForwardGradient(), whose estimating pass "

@@ -24,7 +24,7 @@ from bpfree.draw import derived_seed
 from bpfree.errors import OptionError
 from bpfree.estimate import Perturbations, perturbation
 from bpfree.finite import require_finite
-from bpfree.forward_mode import Call, DualPass, join, kind_of, nothing_arrives, split
+from bpfree.forward_mode import Call, DualPass, compiled, join, kind_of, nothing_arrives, split
 from bpfree.grad_mode import silent_rules
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
 from bpfree.mechanisms.direct import DirectRule
@@ -269,6 +269,8 @@ class WeightsMechanism(ForwardOnlyMechanism):
         self._plain: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
 
     def _start(self, call: Call, stack: ExitStack) -> None:
+        if torch.compiler.is_compiling():
+            raise compiled()
         kind, mode = kind_of(self.plan, call), self._rehearsal.mode
         if not mode.knows(kind):
             # For its named errors, and what it learns: one raised in the model's own pass could not be given a name.
