@@ -116,7 +116,7 @@ def _leaking(error, sites):
         ("evaluation", _planted("counts"), "after an evaluation"),
         ("rows", Variant("leak", bpfree.DFA(feedback=_leaking)), "changed the signals of others at parts"),
     ],
-    ids=str,
+    ids=lambda value: value.name if isinstance(value, Variant) else str(value),
 )
 def test_a_planted_fault_is_found(law, variant, text):
     verdict = judge(LAWS[law], DEEP, variant)

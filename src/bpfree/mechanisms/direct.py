@@ -670,6 +670,7 @@ class DirectMechanism(Mechanism):
             self._inspect(kind, (args, kwargs))
         state.survey = self._surveys[kind]
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _inspect(self, kind: Any, call: Any) -> None:
         inspection = Inspection(self, call)
         survey = self._surveys[kind] = inspection.survey

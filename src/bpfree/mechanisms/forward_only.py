@@ -150,6 +150,7 @@ class ForwardOnlyMechanism(Mechanism):
 
     # -- passes --------------------------------------------------------------------------------------------------
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _tell_of_kept(self, call: Call) -> None:
         """Tell of what a plain pass leaves in the model with a graph: a pass of this rule leaves it without."""
         args, kwargs = copied(call)
