@@ -695,3 +695,30 @@ def test_a_copy_of_an_attached_model_keeps_state_of_its_own():
     F.cross_entropy(twin(xs[1]), y).backward()
     assert len(model.history) == 1
     assert len(twin.history) == 2
+
+
+class Recorder(nn.Module):
+    """Puts hooks on its parts in its first call and notes that it has, as libraries that collect hidden states do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.t, self.b = nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)
+        self.installed, self.seen = False, []
+
+    def forward(self, x):
+        if not self.installed:
+            self.t.register_forward_hook(lambda module, args, output: self.seen.append(output))
+            self.installed = True
+        self.seen.clear()
+        return self.b(self.t(self.a(x)))
+
+
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.FDFA(), bpfree.PEPITA()], ids=str)
+def test_hooks_that_a_model_puts_in_itself_are_there_once(rule):
+    model = Recorder()
+    with bpfree.attach(model, rule):
+        for _ in range(2):
+            model(torch.randn(4, 6)).sum().backward()
+            assert len(model.seen) == 1
+    assert model.installed
+    assert len(model.t._forward_hooks) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ def preserved(*modules: nn.Module) -> Generator[None]:
     """
     states = [State(module) for module in modules]
     with ExitStack() as stack:
+        stack.enter_context(hooks_put_back([part for module in modules for part in module.modules()]))
         random = RandomState.now(*modules)
         stack.callback(random.restore)
         for state in states:
@@ -49,6 +50,22 @@ def put_back(state: State, begin: Moment) -> Generator[None]:
     finally:
         now.put()
     begin.check(versions)
+
+
+@contextmanager
+def hooks_put_back(modules: Iterable[nn.Module]) -> Generator[None]:
+    """Take out, on leaving, the forward hooks that a model has put on its modules meanwhile.
+
+    Libraries do so in a first call, and note in an attribute that they have; the attribute is put back too.
+    """
+    kinds = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+    before = [len(hooks) for hooks in kinds]
+    try:
+        yield
+    finally:
+        for hooks, count in zip(kinds, before, strict=True):
+            while len(hooks) > count:
+                hooks.pop(next(reversed(hooks)))
 
 
 @dataclass(frozen=True)
@@ -89,6 +106,7 @@ class Surroundings:
         arguments: What its arguments keep besides plain tensors, and that at the moment the pass began.
         moment: What the model kept at that moment.
         operands: Its arguments and weights.
+        parts: Its modules.
     """
 
     random: RandomState
@@ -97,6 +115,7 @@ class Surroundings:
     moment: Moment
     arguments: tuple[State, Moment] | None
     operands: Operands
+    parts: Sequence[nn.Module]
 
     @classmethod
     def now(cls, plan: Plan, arguments: Any) -> Surroundings:
@@ -109,7 +128,7 @@ class Surroundings:
         if objects:
             given = State(objects)
             called = given, given.now(copies=True)
-        return cls(random, autocast, plan.state, moment, called, Operands.now(arguments, plan.parts))
+        return cls(random, autocast, plan.state, moment, called, Operands.now(arguments, plan.parts), plan.parts)
 
     def graphs(self) -> dict[str, Tensor]:
         """The tensors with a graph that the model and its arguments keep now, by name."""
@@ -125,6 +144,7 @@ class Surroundings:
         self.operands.check(model)
         with ExitStack() as stack:
             stack.callback(RandomState.now(model).restore)
+            stack.enter_context(hooks_put_back(self.parts))
             stack.enter_context(put_back(self.model, self.moment))
             if self.arguments is not None:
                 stack.enter_context(put_back(*self.arguments))

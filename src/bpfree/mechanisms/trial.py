@@ -14,7 +14,7 @@ from bpfree.arguments import Call
 from bpfree.find_holders import objects_among
 from bpfree.module_state import State
 from bpfree.plan import Plan
-from bpfree.preserve import put_back
+from bpfree.preserve import hooks_put_back, put_back
 from bpfree.random_state import RandomState
 from bpfree.ranks import ranks
 
@@ -35,6 +35,7 @@ def without_trace(plan: Plan, call: Any) -> Generator[None]:
     try:
         with ExitStack() as stack:
             stack.callback(RandomState.now(model).restore)
+            stack.enter_context(hooks_put_back(list(model.modules())))
             for state in states:
                 stack.enter_context(put_back(state, state.now(copies=True)))
             stack.enter_context(_without_backward_hooks(model))
