@@ -713,6 +713,7 @@ class Recorder(nn.Module):
         return self.b(self.t(self.a(x)))
 
 
+@pytest.mark.filterwarnings("ignore:the model keeps tensors on itself")
 @pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.FDFA(), bpfree.PEPITA()], ids=str)
 def test_hooks_that_a_model_puts_in_itself_are_there_once(rule):
     model = Recorder()

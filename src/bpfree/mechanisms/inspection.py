@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bpfree.arguments import holders_in
-from bpfree.errors import BpfreeError, StreamingError, VerificationError
+from bpfree.errors import BpfreeError, SecondRunError, StreamingError, VerificationError
 from bpfree.forward_mode import eager
 from bpfree.grad_mode import silent_rules
 from bpfree.mechanisms.pass_state import PassState
@@ -164,7 +164,8 @@ class Inspection:
         wrong = [finding for finding in self.findings if finding.wrong]
         if wrong:
             more = f" {len(wrong) - 1} more: bpfree.verify(attachment, *inputs) lists them." if wrong[1:] else ""
-            raise VerificationError(f"{wrong[0]}{more} No weight has learned. attach(..., verify=False) goes on.")
+            kind = SecondRunError if wrong[0].check == "second run" else VerificationError
+            raise kind(f"{wrong[0]}{more} No weight has learned. attach(..., verify=False) goes on.")
 
 
 def _fitting(sizes: Sequence[int], room: float, *, every: bool) -> list[int]:

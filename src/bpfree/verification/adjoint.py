@@ -100,7 +100,7 @@ def _compare(
     changes = [(error, tangents[path].reshape(error.shape)) for errors, tangents in places
                for path, error in errors.items() if path in tangents]  # fmt: skip
     # Of size 1, whatever the model's units: half precision would overflow.
-    size = max((float(change.abs().max()) for _, change in changes), default=0.0) or 1.0
+    size = max((float(change.detach().abs().max()) for _, change in changes if change.numel()), default=0.0) or 1.0
     u = [change / size if bool(change.any()) else _signs(change) for _, change in changes]
     forward = sum(_dot(one, change) for one, (_, change) in zip(u, changes, strict=True))
     taps = [(plain.taps[site.name], site, v) for site, v in zip(seen.sites, seen.perturbations, strict=True)]
