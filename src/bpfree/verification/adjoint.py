@@ -97,7 +97,7 @@ def _compare(
 ) -> _Sides:
     seen = estimator.run(call, start, sites, seed)
     places = zip(plain.errors, seen.tangents, strict=True)
-    changes = [(error, tangents[path].reshape(error.shape)) for errors, tangents in places
+    changes = [(error, tangents[path].detach().reshape(error.shape)) for errors, tangents in places
                for path, error in errors.items() if path in tangents]  # fmt: skip
     # Of size 1, whatever the model's units: half precision would overflow.
     size = max((float(change.detach().abs().max()) for _, change in changes if change.numel()), default=0.0) or 1.0
@@ -105,7 +105,7 @@ def _compare(
     forward = sum(_dot(one, change) for one, (_, change) in zip(u, changes, strict=True))
     taps = [(plain.taps[site.name], site, v) for site, v in zip(seen.sites, seen.perturbations, strict=True)]
     gradients = _gradients([error for error, _ in changes], [tap for tap, _, _ in taps], u)
-    products = [gradient.double() * estimator.direction(site, v, tap).double()
+    products = [gradient.double() * estimator.direction(site, v, tap).detach().double()
                 for gradient, (tap, site, v) in zip(gradients, taps, strict=True) if gradient is not None]  # fmt: skip
     backward = sum(float(product.sum()) for product in products)
     scale = forward + math.sqrt(sum(float(product.square().sum()) for product in products))
@@ -128,7 +128,7 @@ def _signs(like: Tensor) -> Tensor:
 
 
 def _dot(left: Tensor, right: Tensor) -> float:
-    return float((left.double() * right.double()).sum())
+    return float((left.detach().double() * right.detach().double()).sum())
 
 
 def _finding(sides: _Sides, sites: Sequence[Site], number: int, calls: ModuleCalls) -> Finding:
