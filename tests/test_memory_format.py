@@ -48,7 +48,12 @@ class Watched(nn.Module):
         return _Seen.apply(self.seen(), x)
 
 
+_KEPT = []  # the lists that no module holds
+
+
 def net(dims, seen):
+    seen = seen if isinstance(seen, Strides) else Strides(seen)
+    _KEPT.append(seen)
     torch.manual_seed(0)
     conv, pool = (nn.Conv2d, nn.MaxPool2d) if dims == 2 else (nn.Conv3d, nn.MaxPool3d)
     stages = [[conv(a, 4, 3, padding=1), nn.Tanh(), Watched(seen)] for a in (3, 4)]

@@ -675,12 +675,12 @@ class DirectMechanism(Mechanism):
         inspection = Inspection(self, call)
         survey = self._surveys[kind] = inspection.survey
         self._finals.update(survey.finals)
-        if survey.sides and self.plan.streaming:
+        if survey.returned and self.plan.streaming:
             self._tell_once(
                 "sides",
-                f"besides what comes of {self.plan.where} the model returns, or keeps on itself, tensors that were "
-                "made below it: with streaming=True no graph is stored there, and a loss of them teaches nothing "
-                "below. Train without streaming; if they are only looked at, all is well.",
+                f"besides what comes of {self.plan.where} the model returns tensors that were made below it: with "
+                "streaming=True no graph is stored there, and a loss of them teaches nothing below. Train without "
+                "streaming; if they are only looked at, all is well.",
             )
         if inspection.unheard:
             self._tell_once(

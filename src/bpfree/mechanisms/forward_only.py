@@ -18,10 +18,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
 
 from bpfree.draw import derived_seed
-from bpfree.errors import OptionError
+from bpfree.errors import ForwardDerivativeError, OptionError
 from bpfree.estimate import Perturbations, perturbation
 from bpfree.finite import require_finite
 from bpfree.forward_mode import Call, DualPass, compiled, join, kind_of, nothing_arrives, split
@@ -65,6 +66,14 @@ class GraphlessPass:
         changes, self.changes = self.changes, None
         if changes is not None:
             changes.close()
+
+
+def _nothing(_: Tensor) -> None:
+    """What a graph that is only looked at stores."""
+
+
+def _refused(_: None) -> Tensor:
+    raise ForwardDerivativeError("the model asks for gradients in its own forward pass: train it by bpfree.BP().")
 
 
 class ForwardOnlyMechanism(Mechanism):
@@ -154,7 +163,7 @@ class ForwardOnlyMechanism(Mechanism):
     def _tell_of_kept(self, call: Call) -> None:
         """Tell of what a plain pass leaves in the model with a graph: a pass of this rule leaves it without."""
         args, kwargs = copied(call)
-        with without_trace(self.plan, call), silent_rules(), running_again():
+        with without_trace(self.plan, call), silent_rules(), running_again(), saved_tensors_hooks(_nothing, _refused):
             type(self.plan.model)._call_impl(self.plan.model, *args, **kwargs)  # type: ignore[no-untyped-call]
             places = [(holder, key, kept) for holder in self.plan.state.holders for key, kept in holder.tensors]
             names = [holder.name(key) for holder, key, kept in places if kept.grad_fn is not None]

@@ -114,6 +114,7 @@ class Survey:
         below: For every error those below it.
         soft: The calls of taps whose numbers a side term uses, without passing an error.
         sides: Whether there are side terms at all: tensors that are returned or kept, and have a graph below an error.
+        returned: Whether some of them are returned.
         finals: The errors before which a softmax or sigmoid is left above.
         flat: The calls of taps behind which no layer follows before an error.
         graphless: Taps that were reached where no graph was built.
@@ -125,6 +126,7 @@ class Survey:
     below: Mapping[str, frozenset[str]]
     soft: frozenset[str] = frozenset()
     sides: bool = False
+    returned: bool = False
     finals: Mapping[str, FinalActivation] = field(default_factory=dict)
     flat: frozenset[str] = frozenset()
     graphless: frozenset[str] = frozenset()
@@ -169,6 +171,7 @@ class Survey:
             # A checkpoint's second run knows a tap's module, and not which of its calls it is.
             soft=frozenset(place for place in used if modules_of((place,)) <= modules_of(filter(None, soft))),
             sides=there,
+            returned=any(has_nodes_in(tensor, inner, exits) for tensor in sides),
             finals={key: final for key, tensor in found.errors.items() if (final := FinalActivation.of(tensor))},
             flat=frozenset().union(*(_flat(tensor, nodes) for tensor in found.errors.values())),
             graphless=frozenset(found.graphless),
