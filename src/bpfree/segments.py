@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,20 @@ def _unique(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def graph_nodes(*roots: Tensor, stops: Collection[Any] = ()) -> Iterator[Any]:
+    """Yield the nodes of the graph of ``roots``, each once; below one of ``stops`` the walk does not go on."""
+    seen: set[Any] = set()
+    open_nodes: list[Any] = [root.grad_fn for root in roots]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        if node not in stops:
+            open_nodes.extend(following for following, _ in node.next_functions)
+
+
 @dataclass(frozen=True)
 class Reach:
     """How far a backward pass gets.
@@ -86,6 +100,7 @@ class Reach:
     @classmethod
     def of(cls, *roots: Tensor) -> Reach:
         """The reach of a backward pass from ``roots``."""
+        # Not by graph_nodes(): this runs in every training step, and a generator makes it half as slow again.
         found: dict[Tensor, None] = {}
         seen: set[Any] = set()
         open_nodes: list[Any] = [root.grad_fn for root in roots]

@@ -9,7 +9,7 @@ output.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from bpfree.errors import OptionError
 from bpfree.mechanisms.once import once
+from bpfree.segments import graph_nodes
 
 
 @dataclass
@@ -137,29 +138,9 @@ def joined_to_taps(taps: Sequence[SoftTap], exits: Collection[Any], fetching: Fe
 
 def has_nodes_in(tensor: Tensor, inner: Collection[Any], exits: Collection[Any]) -> bool:
     """Whether the graph of ``tensor`` has a node in ``inner`` that is not behind one of ``exits``."""
-    seen: set[Any] = set()
-    open_nodes: list[Any] = [tensor.grad_fn]
-    while open_nodes:
-        node = open_nodes.pop()
-        if node is None or node in seen or node in exits:
-            continue
-        if node in inner:
-            return True
-        seen.add(node)
-        open_nodes.extend(following for following, _ in node.next_functions)
-    return False
+    return any(node in inner and node not in exits for node in graph_nodes(tensor, stops=exits))
 
 
-def nodes_below(tensor: Tensor, stops: Mapping[Any, Any]) -> Iterator[Any]:
+def nodes_below(tensor: Tensor, stops: Collection[Any]) -> Iterator[Any]:
     """The nodes of ``tensor``'s graph that are in ``stops``, each once; none that lies below another one alone."""
-    seen: set[Any] = set()
-    open_nodes: list[Any] = [tensor.grad_fn]
-    while open_nodes:
-        node = open_nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node in stops:
-            yield node
-            continue
-        open_nodes.extend(following for following, _ in node.next_functions)
+    return (node for node in graph_nodes(tensor, stops=stops) if node in stops)

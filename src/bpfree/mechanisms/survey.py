@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from bpfree.errors import ErrorPlacementError
 from bpfree.mechanisms.final_activation import FinalActivation
 from bpfree.mechanisms.passage import Run, modules_of
 from bpfree.mechanisms.side_terms import has_nodes_in, nodes_below
-from bpfree.segments import Reach
+from bpfree.segments import Reach, graph_nodes
 from bpfree.tap_values import tensors
 
 
@@ -144,34 +144,36 @@ class Survey:
         return self.unused | self.graphless
 
     @classmethod
-    def of(cls, found: SurveyPass, returned: Any, kept: Iterator[Tensor]) -> Survey:
+    def of(cls, found: SurveyPass, returned: Any, kept: Iterable[Tensor]) -> Survey:
         """Read off the graph of ``found``, of what the model returned and of the tensors that it keeps on itself.
 
         Raises:
             ErrorPlacementError: The model returns a loss that it has computed from the errors itself.
         """
         nodes = {tap.grad_fn: place for tap, place in zip(found.taps, found.places, strict=True)}
-        below = {key: frozenset(_below(tensor, nodes)) for key, tensor in found.errors.items()}
+        below = {
+            key: frozenset(nodes[node] for node in graph_nodes(tensor) if node in nodes)
+            for key, tensor in found.errors.items()
+        }
         used = frozenset().union(*below.values())
-        stops: dict[Any, str | None] = {node: place for node, place in nodes.items() if place in used}
-        stops.update({mark.grad_fn: None for mark in found.marks.values()})
+        exits: dict[Any, None] = {mark.grad_fn: None for mark in found.marks.values()}
+        stops: dict[Any, str | None] = {node: place for node, place in nodes.items() if place in used} | exits
         marks = {id(mark) for mark in found.marks.values()}
         sides = [tensor for _, tensor in tensors(returned) if tensor.requires_grad and id(tensor) not in marks]
         _require_no_loss(sides, found.errors, stops)
-        soft: set[str | None] = set()
+        kept = list(kept)
+        soft = modules_of(
+            place for term in (*sides, *kept) for node in nodes_below(term, stops) if (place := stops[node])
+        )
         inner = Reach.of(*found.errors.values()).inner
-        exits = {mark.grad_fn: None for mark in found.marks.values()}
-        there = False
-        for tensor in (*sides, *kept):
-            soft.update(stops[node] for node in nodes_below(tensor, stops))
-            there = there or has_nodes_in(tensor, inner, exits)
+        is_returned = any(has_nodes_in(tensor, inner, exits) for tensor in sides)
         return cls(
             places=frozenset(found.places),
             below=below,
             # A checkpoint's second run knows a tap's module, and not which of its calls it is.
-            soft=frozenset(place for place in used if modules_of((place,)) <= modules_of(filter(None, soft))),
-            sides=there,
-            returned=any(has_nodes_in(tensor, inner, exits) for tensor in sides),
+            soft=frozenset(place for place in used if modules_of((place,)) <= soft),
+            sides=is_returned or any(has_nodes_in(tensor, inner, exits) for tensor in kept),
+            returned=is_returned,
             finals={key: final for key, tensor in found.errors.items() if (final := FinalActivation.of(tensor))},
             flat=frozenset().union(*(_flat(tensor, nodes) for tensor in found.errors.values())),
             graphless=frozenset(found.graphless),
@@ -180,36 +182,14 @@ class Survey:
         )
 
 
-def _below(error: Tensor, taps: Mapping[Any, str]) -> Iterator[str]:
-    """The calls of taps that ``error`` depends on."""
-    seen: set[Any] = set()
-    open_nodes: list[Any] = [error.grad_fn]
-    while open_nodes:
-        node = open_nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node in taps:
-            yield taps[node]
-        open_nodes.extend(following for following, _ in node.next_functions)
-
-
 def _flat(error: Tensor, taps: Mapping[Any, str]) -> set[str]:
     """The calls of taps between which and ``error`` there is no layer: no parameter of two dimensions or more."""
     found: set[str] = set()
-    seen: set[Any] = set()
-    open_nodes: list[Any] = [error.grad_fn]
-    while open_nodes:
-        node = open_nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in graph_nodes(error, stops=taps):
         if node in taps:
             found.add(taps[node])
-            continue
-        if hasattr(node, "variable") and node.variable.dim() > 1:
+        elif hasattr(node, "variable") and node.variable.dim() > 1:
             return set()
-        open_nodes.extend(following for following, _ in node.next_functions)
     return found
 
 
