@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -22,7 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
 
 from bpfree.draw import derived_seed
-from bpfree.errors import ForwardDerivativeError, OptionError
+from bpfree.errors import OptionError
 from bpfree.estimate import Perturbations, perturbation
 from bpfree.finite import require_finite
 from bpfree.forward_mode import Call, DualPass, compiled, join, kind_of, nothing_arrives, split
@@ -72,8 +72,8 @@ def _nothing(_: Tensor) -> None:
     """What a graph that is only looked at stores."""
 
 
-def _refused(_: None) -> Tensor:
-    raise ForwardDerivativeError("the model asks for gradients in its own forward pass: train it by bpfree.BP().")
+def _asked_for(_: None) -> Tensor:
+    raise RuntimeError("the model asks for gradients in its own forward pass")
 
 
 class ForwardOnlyMechanism(Mechanism):
@@ -159,14 +159,21 @@ class ForwardOnlyMechanism(Mechanism):
 
     # -- passes --------------------------------------------------------------------------------------------------
 
+    def _kept_in_a_plain_pass(self, call: Call, way: AbstractContextManager[Any]) -> list[str]:
+        """The names of the tensors with a graph that the model keeps after a run on ``call``, done in ``way``."""
+        args, kwargs = copied(call)
+        with without_trace(self.plan, call), silent_rules(), running_again(), way:
+            type(self.plan.model)._call_impl(self.plan.model, *args, **kwargs)  # type: ignore[no-untyped-call]
+            places = [(holder, key, kept) for holder in self.plan.state.holders for key, kept in holder.tensors]
+            return [holder.name(key) for holder, key, kept in places if kept.grad_fn is not None]
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _tell_of_kept(self, call: Call) -> None:
         """Tell of what a plain pass leaves in the model with a graph: a pass of this rule leaves it without."""
-        args, kwargs = copied(call)
-        with without_trace(self.plan, call), silent_rules(), running_again(), saved_tensors_hooks(_nothing, _refused):
-            type(self.plan.model)._call_impl(self.plan.model, *args, **kwargs)  # type: ignore[no-untyped-call]
-            places = [(holder, key, kept) for holder in self.plan.state.holders for key, kept in holder.tensors]
-            names = [holder.name(key) for holder, key, kept in places if kept.grad_fn is not None]
+        try:
+            names = self._kept_in_a_plain_pass(call, saved_tensors_hooks(_nothing, _asked_for))
+        except RuntimeError:  # a model that differentiates in its own pass needs what its graph stores
+            names = self._kept_in_a_plain_pass(call, nullcontext())
         if names:
             self._tell_once(
                 "kept",
