@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from bpfree.preserve import Surroundings
+from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.verification.adjoint import check_adjoint
 from test_estimate import CLASSES, Twice, convnet, mlp
 
@@ -17,7 +17,7 @@ def findings(model, x, seed=0, **options):
     # The attachment itself would refuse such a model.
     attachment = bpfree.attach(model, bpfree.FDFA(), example_inputs=x, verify=False, **options)
     mechanism = attachment.mechanism
-    start = Surroundings.now(mechanism.plan, ((x,), {}))
+    start = RunSnapshot.now(mechanism.plan, ((x,), {}))
     state = [buffer.clone() for buffer in model.buffers()]
     found = check_adjoint(mechanism._estimator, ((x,), {}), start, mechanism.sites, seed)
     assert all(torch.equal(now, then) for now, then in zip(model.buffers(), state, strict=True))

@@ -59,9 +59,9 @@ def test_a_hook_that_changes_the_gradient_is_found():
 
 def test_a_layer_whose_weight_is_not_what_it_says_is_found(monkeypatch):
     """A formula that is wrong, as a kind that torch changes would have it."""
-    from bpfree import layers
+    from bpfree.layers import kinds
 
-    monkeypatch.setattr(layers, "_linear", lambda grad, weight, shape: 1.5 * grad.matmul(weight))
+    monkeypatch.setattr(kinds, "_linear", lambda grad, weight, shape: 1.5 * grad.matmul(weight))
     attachment = bpfree.attach(net(), bpfree.FA())
     found = check_layers(attachment, (torch.randn(5, 2, 4, 4),), {})
     assert [finding.where for finding in found] == ["6", "10"]

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import bpfree
 from bpfree import errors
 from bpfree.mechanisms import concurrent
-from bpfree.mechanisms.concurrent import Choice
+from bpfree.mechanisms.direct.threads import ThreadChoice
 from contract import Subject, assert_equal, assert_rule_serves
 
 N, C, DEPTH = 8, 4, 6
@@ -200,7 +200,7 @@ def test_an_exception_in_a_segment_reaches_the_caller():
 @pytest.mark.parametrize(("alone", "together", "expected"), [(2.0, 1.0, True), (1.0, 2.0, False)])
 def test_the_faster_way_is_kept(alone, together, expected):
     torch.set_num_threads(2)
-    choice = Choice(None)
+    choice = ThreadChoice(None)
     choice.found("tap", separate=True)
     ways = []
     for _ in range(40):
@@ -212,7 +212,7 @@ def test_the_faster_way_is_kept(alone, together, expected):
 
 
 def test_with_one_thread_there_is_nothing_to_choose():
-    choice = Choice(None)
+    choice = ThreadChoice(None)
     choice.found("tap", separate=True)
     assert choice.concurrent("tap") is False
 

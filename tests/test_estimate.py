@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from bpfree.estimate import Estimator, perturbation
-from bpfree.mechanisms.direct import DirectMechanism
-from bpfree.preserve import preserved
-from bpfree.spatial import cosine_modes
+from bpfree.feedback.spatial import cosine_modes
+from bpfree.forward_mode.estimate import Estimator, perturbation
+from bpfree.mechanisms.direct.mechanism import DirectMechanism
+from bpfree.rerun.snapshot import preserved
 
 CLASSES = 3
 

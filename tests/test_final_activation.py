@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from bpfree.mechanisms.final_activation import FinalActivation
+from bpfree.mechanisms.direct.final_activation import FinalActivation
 
 
 @pytest.fixture(autouse=True)

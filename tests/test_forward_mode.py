@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
+from bpfree.axes.sites import ErrorRows, Site
 from bpfree.errors import ErrorPlacementError, ForwardDerivativeError
-from bpfree.estimate import Estimator
-from bpfree.preserve import Surroundings
-from bpfree.sites import ErrorRows, Site
-from bpfree.spatial import Form
+from bpfree.feedback.spatial import Form
+from bpfree.forward_mode.estimate import Estimator
+from bpfree.rerun.snapshot import RunSnapshot
 
 CLASSES = 3
 
@@ -111,7 +111,7 @@ def observed(model, x, taps=("tap",), errors=("",), seed=3):
         Site(name, name, (len(x),), tuple(widths[model.get_submodule(name)].shape[1:]), ErrorRows((len(x),), (0,)))
         for name in taps
     ]
-    passes = [estimator.run(((x,), {}), Surroundings.now(plan, ((x,), {})), sites, seed) for _ in range(3)]
+    passes = [estimator.run(((x,), {}), RunSnapshot.now(plan, ((x,), {})), sites, seed) for _ in range(3)]
     # A model is watched in its first pass; the later ones go the way that was chosen there.
     for other in passes[1:]:
         for found, first in zip(other.tangents, passes[0].tangents, strict=True):
@@ -244,7 +244,7 @@ def test_forward_gradients_of_weights_refuse_compiled_models_by_name(way):
 
 
 def test_threads_that_overlap_leave_compiling_as_it_was():
-    from bpfree.forward_mode import eager
+    from bpfree.forward_mode.tangents import eager
 
     first, second = threading.Event(), threading.Event()
 

@@ -18,7 +18,7 @@ from torch import nn
 
 import bpfree
 from bpfree import errors, module_state
-from bpfree.module_state import holders_of
+from bpfree.rerun.module_state import holders_of
 from bpfree.verification.second_run import check_second_run
 
 AGAIN = [

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from bpfree.channels import channel_axis
+from bpfree.axes.channels import channel_axis
 from bpfree.errors import OptionError, TapShapeError
+from bpfree.feedback.projection import Projection
 from by_hand import assert_same
 
 OWN = bpfree.Feedback(shared=False, normalization="none")
@@ -141,9 +142,7 @@ def test_every_rule_takes_sequences_of_changing_length(rule, options):
         y = torch.randint(0, C, (N,))
         attachment.targets(y)
         F.cross_entropy(model(torch.randint(0, 9, (N, length))), y).backward()
-    assert (
-        len(list(attachment.feedback)) <= 2 if isinstance(attachment.feedback, bpfree.projection.Projection) else True
-    )
+    assert len(list(attachment.feedback)) <= 2 if isinstance(attachment.feedback, Projection) else True
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
@@ -178,7 +177,7 @@ def test_modes_are_of_positions_wherever_the_channels_lie(kind, modes):
     attachment, error = learn(model, x, rule=bpfree.DFA(feedback=feedback))
     (name,) = attachment.feedback
     assert name.endswith(f":6x{modes}")
-    basis = bpfree.spatial.cosine_modes(positions, modes)
+    basis = bpfree.feedback.spatial.cosine_modes(positions, modes)
     signal = torch.einsum("nc,ckm,mp->npk", error, attachment.feedback[name].view(C, 6, modes), basis)
     signal = signal.unflatten(1, positions)
     (found,) = watched.signals

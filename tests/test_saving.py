@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import bpfree
-from bpfree.state import LateBuffers
+from bpfree.feedback.lazy_buffers import LazyBuffers
 
 RULES = [
     bpfree.BP(),
@@ -176,7 +176,7 @@ def test_a_copy_that_has_grown_draws_for_itself_when_its_shapes_are_others():
 
 
 def test_late_buffers_grow_with_what_they_are_a_copy_of():
-    first = LateBuffers(seed=1)
+    first = LazyBuffers(seed=1)
     second = copy.deepcopy(first)
     third = copy.deepcopy(second)
     loaded = pickle.loads(pickle.dumps(first))

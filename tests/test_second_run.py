@@ -1,4 +1,4 @@
-"""Ways of learning that run the model again: with other arguments or weights they must not, and say so."""
+"""PassChooser of learning that run the model again: with other arguments or weights they must not, and say so."""
 
 import copy
 import warnings

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import bpfree
 from bpfree import errors
-from bpfree.mechanisms.learned import LearnedRule
+from bpfree.mechanisms.learned.mechanism import LearnedRule
 from contract import Subject, assert_equal, assert_rule_serves, hooks
 
 # Told once of the inputs' gradients, which are compared here.

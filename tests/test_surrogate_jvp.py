@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 import bpfree
 from bpfree.errors import ForwardDerivativeError
-from bpfree.surrogate_jvp import SurrogateJvps, function_without_jvp
+from bpfree.forward_mode.surrogate_jvp import SurrogateJvps, function_without_jvp
 
 
 class Atan(Function):

@@ -16,14 +16,15 @@ from bpfree.alignment import TapAlignment as TapAlignment
 from bpfree.alignment import alignment as alignment
 from bpfree.attachment import Attachment as Attachment
 from bpfree.attachment import attach as attach
+from bpfree.axes.sites import Site as Site
 from bpfree.errors import BpfreeError as BpfreeError
 from bpfree.errors import BpfreeWarning as BpfreeWarning
-from bpfree.feedback import Feedback as Feedback
-from bpfree.layers import serve_layer as serve_layer
-from bpfree.mechanisms.asymmetric import LayerwiseRule as LayerwiseRule
+from bpfree.feedback.options import Feedback as Feedback
+from bpfree.layers.kinds import serve_layer as serve_layer
 from bpfree.mechanisms.base import Rule as Rule
-from bpfree.mechanisms.delivery import Delivery as Delivery
-from bpfree.mechanisms.direct import DirectRule as DirectRule
+from bpfree.mechanisms.direct.delivery import Delivery as Delivery
+from bpfree.mechanisms.direct.rule import DirectRule as DirectRule
+from bpfree.mechanisms.layerwise.mechanism import LayerwiseRule as LayerwiseRule
 from bpfree.registry import attachments as attachments
 from bpfree.registry import detach_all as detach_all
 from bpfree.rules import BP as BP
@@ -41,9 +42,8 @@ from bpfree.rules import KolenPollack as KolenPollack
 from bpfree.rules import Shallow as Shallow
 from bpfree.rules import SignSymmetry as SignSymmetry
 from bpfree.rules import WeightMirror as WeightMirror
-from bpfree.sites import Site as Site
 from bpfree.taps import Tap as Tap
-from bpfree.verifying import Verification as Verification
-from bpfree.verifying import verify as verify
+from bpfree.verification.verify import Verification as Verification
+from bpfree.verification.verify import verify as verify
 
 __version__ = _version("bpfree")

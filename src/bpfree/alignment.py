@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.attachment import Attachment
+from bpfree.axes.layout import batch_dims
+from bpfree.axes.sites import Site, product
 from bpfree.errors import TapSelectionError
-from bpfree.grad_mode import rules_are_silent
-from bpfree.jacobian import mean_jacobians
-from bpfree.layout import batch_dims
+from bpfree.feedback.projection import Projection
+from bpfree.forward_mode.grad_mode import rules_are_silent
+from bpfree.mean_jacobian import mean_jacobians
 from bpfree.mechanisms.base import Mechanism
-from bpfree.preserve import preserved
-from bpfree.projection import Projection
-from bpfree.sites import Site, product
+from bpfree.rerun.snapshot import preserved
 from bpfree.tabulate import tabulate
 
 _AFFORDABLE = 64
@@ -255,7 +255,7 @@ def _arriving(attachment: Attachment, loss: Tensor, outputs: list[Tensor]) -> Se
     # Windows end in parameters and not in the taps' outputs. What is above the error, or ends the model, is in neither.
     learners = [parameter for parameter in attachment.model.parameters() if parameter.requires_grad]
     found: Sequence[Tensor | None] = torch.autograd.grad(loss, [*outputs, *learners], allow_unused=True)[: len(outputs)]
-    carried = [*mechanism.ways.carried, *[None] * (len(outputs) - len(mechanism.ways.carried))]
+    carried = [*mechanism.passes.carried, *[None] * (len(outputs) - len(mechanism.passes.carried))]
     return [signal if signal is not None else given for signal, given in zip(carried, found, strict=True)]
 
 

@@ -17,14 +17,14 @@ from bpfree.errors import (
     StateError,
     TargetsError,
 )
-from bpfree.mechanisms.asymmetric import LayerwiseRule
+from bpfree.feedback.lazy_buffers import name_of
+from bpfree.feedback.projection import Matrix, Projection
 from bpfree.mechanisms.base import Mechanism, Rule
-from bpfree.mechanisms.mirror import MirrorMechanism
+from bpfree.mechanisms.layerwise.mechanism import LayerwiseRule
+from bpfree.mechanisms.layerwise.weight_mirror import WeightMirrorMechanism
 from bpfree.plan import Plan, SampleAxes
-from bpfree.preserve import preserved
-from bpfree.projection import Matrix, Projection
 from bpfree.registry import keep, make_room
-from bpfree.state import name_of
+from bpfree.rerun.snapshot import preserved
 from bpfree.tabulate import fold, tabulate
 from bpfree.taps import TapChoice, select_taps, tensor_keys
 
@@ -214,7 +214,7 @@ class Attachment(nn.Module):
     def feedback(self) -> nn.Module:
         """What the rule draws and learns, by name; the tensors there may be written into.
 
-        - A direct rule: ``"shared"``, one matrix for all taps (:class:`bpfree.projection.Projection`). With one a tap:
+        - A direct rule: ``"shared"``, one matrix for all taps (``Projection``). With one a tap:
           ``"TAP:WIDTH"``, for example ``"blocks.0.act:512"``; ``"TAP:CHANNELSxMODES"`` with spatial modes; ``"TAP"``
           where an optimizer steps it.
         - A layerwise rule: ``"LAYER"``, the name of the layer.
@@ -275,7 +275,7 @@ class Attachment(nn.Module):
         """
         if not isinstance(steps, int):  # callers are not type-checked
             raise OptionError(f"steps={steps!r}: a whole number of mirror steps, 0 or more.")
-        mirrors = [part for part in self.parts() if isinstance(part, MirrorMechanism)]
+        mirrors = [part for part in self.parts() if isinstance(part, WeightMirrorMechanism)]
         if not mirrors:
             raise OptionError(f"{self.rule} has nothing to mirror: that is for bpfree.WeightMirror().")
         for part in mirrors:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from bpfree.distributed import is_sharded
 from bpfree.errors import AlreadyShardedError, ErrorPlacementError, OptionError, nearest
-from bpfree.mechanisms.asymmetric import LayerwiseRule
 from bpfree.mechanisms.base import Mechanism, Rule
-from bpfree.mechanisms.direct import DirectMechanism, DirectRule
+from bpfree.mechanisms.direct.mechanism import DirectMechanism
+from bpfree.mechanisms.direct.rule import DirectRule
+from bpfree.mechanisms.layerwise.mechanism import LayerwiseRule
 from bpfree.plan import SampleAxes
-from bpfree.ranks import is_sharded
 
 
 def check_options(rule: Rule, window: int, streaming: bool, threads: int | None) -> None:

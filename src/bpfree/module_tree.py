@@ -34,6 +34,15 @@ class ModuleTree:
         return any(module._modules for module in self._leaves)
 
 
+def has_frozen_behind(model: nn.Module, tap: str) -> bool:
+    """Whether parameters registered behind a tap are not to learn: the output layer's, most probably."""
+    modules = iter(model.named_modules())
+    for name, _ in modules:
+        if name == tap:
+            break
+    return any(not p.requires_grad for _, module in modules for p in module.parameters(recurse=False))
+
+
 def newcomers(before: Mapping[str, nn.Module], now: Mapping[str, nn.Module]) -> list[str]:
     """The names in ``now`` whose module is not that of ``before``; the other way round, those that are gone."""
     return [name for name, module in now.items() if before.get(name) is not module]

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from bpfree.module_state import State
+from bpfree.rerun.module_state import State
 from bpfree.tap_values import Key
 
 SampleAxes: TypeAlias = "int | tuple[int, ...] | Mapping[str, int | tuple[int, ...]] | None"
@@ -30,7 +30,7 @@ class Plan:
         window: How many segments a signal is carried through; 1 for the plain rule.
         threads: On how many threads segments run in the backward pass; None finds out what is faster.
         streaming: Whether the model runs again, segment by segment, in place of storing its graph.
-        part: Whether the model is a stage of a pipeline: the other taps, or the error's place, are in other processes.
+        is_stage: Whether the model is a stage of a pipeline: other taps, or the error's place, are in other processes.
         sample_axes: Which axes number samples, of every place or by place; None finds out.
         placed: Whether the user said where errors are taken; otherwise a final softmax or sigmoid is left above them.
         verify: Whether the attachment checks itself in its first training pass.
@@ -46,14 +46,14 @@ class Plan:
     window: int = 1
     streaming: bool = False
     threads: int | None = 1
-    part: bool = False
+    is_stage: bool = False
     sample_axes: SampleAxes = None
     placed: bool = False
     verify: bool = True
     tensor_keys: Mapping[str, Key] = field(default_factory=dict)
 
     @cached_property
-    def parts(self) -> Sequence[nn.Module]:
+    def modules(self) -> Sequence[nn.Module]:
         """All modules of the model, as they were when the rule was put there."""
         return tuple(self.model.modules())
 

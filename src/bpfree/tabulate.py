@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 
 from torch import nn
 
@@ -94,6 +94,12 @@ def _joined(first: _Split, last: _Split) -> list[str]:
         "".join(a if a == b else f"{a}-{b}" for a, b in zip(one, other, strict=True))
         for one, other in zip(first, last, strict=True)
     ]
+
+
+def name_some(names: Collection[str]) -> str:
+    """Return a few of these names, for a message."""
+    first = sorted(names)[:3]
+    return ", ".join(map(repr, first)) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def others(model: nn.Module, served: Container[str]) -> list[str]:

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import bpfree
+from bpfree.axes.sites import ErrorRows
 from bpfree.errors import AlreadyAttachedError, ErrorPlacementError, OptionError, StageError
 from bpfree.pipeline import StageTimes, attach_stage, measure_stage
 from bpfree.pipeline.agreement import Agreement, Survey
 from bpfree.pipeline.built import built_with, require_alike
-from bpfree.sites import ErrorRows
 
 
 def stage(module, index=0, count=2):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from bpfree.dual_level import dual_level
-from bpfree.forward_mode import differentiable_attention
+from bpfree.forward_mode.dual_level import dual_level
+from bpfree.forward_mode.tangents import differentiable_attention
 from bpfree.passes import Passes
 from contract import assert_equal
 from small import batch

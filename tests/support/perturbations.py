@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import bpfree
-from bpfree.estimate import Observation
-from bpfree.mechanisms.delivery import Delivery
-from bpfree.mechanisms.forward_learned import ForwardLearnedRule
+from bpfree.forward_mode.estimate import Observation
+from bpfree.mechanisms.direct.delivery import Delivery
+from bpfree.mechanisms.learned.from_forward import ForwardLearnedRule
 from support.runs import variant
 
 Notes = list[list["np.ndarray[Any, Any]"]]

@@ -2,8 +2,8 @@
 
 A rule is an immutable description; what it draws and learns lives in its mechanism. There are two families:
 
-- :class:`bpfree.mechanisms.direct.DirectRule` sends the error straight to every tap: it says which vector is projected;
-- :class:`bpfree.mechanisms.asymmetric.LayerwiseRule` goes back layer by layer with other weights than the forward ones.
+- :class:`bpfree.DirectRule` sends the error straight to every tap: it says which vector is projected;
+- :class:`bpfree.LayerwiseRule` goes back layer by layer with other weights than the forward ones.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch.utils.hooks import RemovableHandle
 
 from bpfree.error_values import tensors_of
 from bpfree.errors import BpfreeWarning, ErrorPlacementError
+from bpfree.feedback.lazy_buffers import LazyBuffers
 from bpfree.finite import ERROR, watch
-from bpfree.grad_mode import rules_are_silent
+from bpfree.forward_mode.grad_mode import rules_are_silent
 from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
 from bpfree.registry import MECHANISMS
-from bpfree.state import LateBuffers
 
 if TYPE_CHECKING:
     from bpfree.attachment import Attachment
@@ -77,7 +77,7 @@ class Mechanism(nn.Module):
     def __init__(self, rule: Rule, plan: Plan) -> None:
         super().__init__()
         self.rule = rule
-        self.feedback = LateBuffers()
+        self.feedback = LazyBuffers()
         # In a tuple, so that the model does not become a submodule of its attachment.
         self._held = (plan,)
         self._switches = PerThread(Switches)
@@ -106,7 +106,8 @@ class Mechanism(nn.Module):
             return False
         return torch.compiler.is_compiling() or not rules_are_silent()
 
-    def _tell_once(self, about: str, what: str) -> None:
+    def tell_once(self, about: str, what: str) -> None:
+        """Warn of ``what``, once for each key ``about``."""
         if about not in self._said:
             self._said.add(about)
             warnings.warn(what, BpfreeWarning, stacklevel=2)
@@ -127,7 +128,7 @@ class Mechanism(nn.Module):
     def watch_error(self) -> None:
         """Let no weight learn from NaN or infinity: call it behind :meth:`install`."""
         plan = self.plan
-        if plan.part:  # a stage's error must reach the others before anybody raises
+        if plan.is_stage:  # a stage's error must reach the others before anybody raises
             return
         errors = list(plan.errors.values())
         places = [] if self.is_given_error else errors

@@ -12,14 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bpfree.channels import channel_axis
+from bpfree.axes.channels import channel_axis
+from bpfree.axes.layout import ERROR, Place, lay_out, numbered, tapped
+from bpfree.axes.sites import ErrorRows, product
 from bpfree.errors import ErrorPlacementError, StageError
-from bpfree.feedback import Feedback
-from bpfree.layout import ERROR, Place, lay_out, numbered, tapped
+from bpfree.feedback.options import Feedback
+from bpfree.feedback.projection import Projection
 from bpfree.pipeline.stage import StageAttachment
-from bpfree.preserve import preserved
-from bpfree.projection import Projection
-from bpfree.sites import ErrorRows, product
+from bpfree.rerun.snapshot import preserved
 
 
 @dataclass

@@ -15,11 +15,11 @@ from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import torch
 
+from bpfree.distributed import rank, ranks
 from bpfree.errors import BpfreeWarning, CheckpointError, StateError
 from bpfree.pipeline.nested import put_together, take_apart
 from bpfree.pipeline.tensor_file import read_seal, read_tensors, write_seal, write_tensors
 from bpfree.pipeline.together import agreed, gathered
-from bpfree.ranks import rank, ranks
 
 Folder: TypeAlias = "str | os.PathLike[str]"
 

@@ -18,7 +18,7 @@ from bpfree.mechanisms.base import Rule
 from bpfree.pipeline.agreement import Agreement, Survey
 from bpfree.pipeline.simulate import StageTimes
 from bpfree.pipeline.stage import attach_stage
-from bpfree.preserve import preserved
+from bpfree.rerun.snapshot import preserved
 from bpfree.taps import TapChoice
 
 

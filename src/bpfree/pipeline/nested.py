@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from bpfree.axes.memory_format import format_of
 from bpfree.errors import StateError
-from bpfree.memory_format import format_of
 
 Json: TypeAlias = "bool | int | float | str | list[Any] | None"
 

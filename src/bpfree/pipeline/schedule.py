@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
 from bpfree.errors import BpfreeError, OptionError, StageError
-from bpfree.mechanisms.direct import DirectRule
+from bpfree.mechanisms.direct.rule import DirectRule
 from bpfree.pipeline.agreement import Agreement
 from bpfree.pipeline.built import built_with, require_alike
 from bpfree.pipeline.channel import Arrival, Channel
@@ -28,7 +28,7 @@ from bpfree.pipeline.sizes import Sizes
 from bpfree.pipeline.stage import StageAttachment, mechanism_of
 from bpfree.pipeline.together import agreed, gathered
 from bpfree.pipeline.versions import Versions
-from bpfree.preserve import preserved
+from bpfree.rerun.snapshot import preserved
 
 
 @dataclass

@@ -16,8 +16,9 @@ from bpfree.attachment import Attachment
 from bpfree.checks import check_attachable, error_modules
 from bpfree.errors import OptionError, StageError, TapSelectionError
 from bpfree.mechanisms.base import Mechanism, Rule
-from bpfree.mechanisms.direct import DirectMechanism, DirectRule
-from bpfree.mechanisms.observing import ObservingMechanism
+from bpfree.mechanisms.direct.mechanism import DirectMechanism
+from bpfree.mechanisms.direct.rule import DirectRule
+from bpfree.mechanisms.learned.observing import ObservingMechanism
 from bpfree.plan import Plan
 from bpfree.registry import make_room
 from bpfree.segments import Reach
@@ -75,7 +76,7 @@ def attach_stage(
         else {"(last stage)": place},
         seed=seed,
         batch_dims=batch_dims,
-        part=True,
+        is_stage=True,
         tensor_keys=tensor_keys(taps, chosen),
     )
     mechanism = rule.mechanism(plan)

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from bpfree.distributed import ranks
 from bpfree.errors import BpfreeError, CheckpointError
-from bpfree.ranks import ranks
 
 Result = TypeVar("Result")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bpfree.mechanisms.base import Mechanism, Rule
-from bpfree.mechanisms.direct import DirectRule
+from bpfree.mechanisms.direct.rule import DirectRule
 from bpfree.plan import Plan
 
 

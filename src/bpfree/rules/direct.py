@@ -12,8 +12,8 @@ from torch import Tensor
 from bpfree.errors import OptionError, TargetsError, choice
 from bpfree.finite import require_finite
 from bpfree.mechanisms.base import taught
-from bpfree.mechanisms.delivery import Delivery
-from bpfree.mechanisms.direct import DirectRule
+from bpfree.mechanisms.direct.delivery import Delivery
+from bpfree.mechanisms.direct.rule import DirectRule
 
 Reduction: TypeAlias = Literal["mean", "sum"]
 

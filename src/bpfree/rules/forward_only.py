@@ -8,16 +8,16 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from bpfree.axes.sites import Site
 from bpfree.errors import OptionError, choice
-from bpfree.estimate import Perturbations
+from bpfree.feedback.signals import Signals
+from bpfree.forward_mode.estimate import Perturbations
 from bpfree.mechanisms.base import Mechanism, Rule
-from bpfree.mechanisms.delivery import Delivery
-from bpfree.mechanisms.direct import DirectRule
-from bpfree.mechanisms.forward_only import ActivationsMechanism, WeightsMechanism
-from bpfree.mechanisms.pepita import ModulatedMechanism, Modulation, OutputError, Positions
+from bpfree.mechanisms.direct.delivery import Delivery
+from bpfree.mechanisms.direct.rule import DirectRule
+from bpfree.mechanisms.forward_only.mechanism import ActivationsMechanism, WeightsMechanism
+from bpfree.mechanisms.forward_only.pepita import OutputError, PepitaMechanism, PepitaOptions, Positions
 from bpfree.plan import Plan
-from bpfree.signals import Signals
-from bpfree.sites import Site
 
 Of: TypeAlias = Literal["activations", "weights"]
 Per: TypeAlias = Literal["sample", "row", "batch"]
@@ -122,5 +122,5 @@ class PEPITA(Rule):
 
     def mechanism(self, plan: Plan) -> Mechanism:
         """A forward pass without a graph, and a second one when the error arrives."""
-        options = Modulation(self.amplitude, self.output_error, self.positions, self.scale)
-        return ModulatedMechanism(self, plan, options)
+        options = PepitaOptions(self.amplitude, self.output_error, self.positions, self.scale)
+        return PepitaMechanism(self, plan, options)

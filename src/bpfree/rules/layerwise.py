@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bpfree.draw import draw
 from bpfree.errors import OptionError, choice
-from bpfree.mechanisms.asymmetric import AsymmetricMechanism, LayerwiseRule
-from bpfree.mechanisms.kolen_pollack import KolenPollackMechanism
-from bpfree.mechanisms.mirror import MirrorMechanism
+from bpfree.feedback.random import draw
+from bpfree.mechanisms.layerwise.kolen_pollack import KolenPollackMechanism
+from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism, LayerwiseRule
+from bpfree.mechanisms.layerwise.weight_mirror import WeightMirrorMechanism
 from bpfree.plan import Plan
 
 
@@ -88,7 +88,7 @@ class KolenPollack(FA):
             layer's weights have when the rule first runs.
     """
 
-    def mechanism(self, plan: Plan) -> AsymmetricMechanism:
+    def mechanism(self, plan: Plan) -> LayerwiseMechanism:
         """Join every layer to its input through a parameter B."""
         return KolenPollackMechanism(self, plan)
 
@@ -134,9 +134,9 @@ class WeightMirror(FA):
                 f"steps={self.steps!r}: a whole number, 0 or more mirror steps before each training pass."
             )
 
-    def mechanism(self, plan: Plan) -> AsymmetricMechanism:
+    def mechanism(self, plan: Plan) -> LayerwiseMechanism:
         """Join every layer to its input through a B that mirrors W."""
-        return MirrorMechanism(self, plan, rate=self.rate, decay=self.decay, batch=self.batch, steps=self.steps)
+        return WeightMirrorMechanism(self, plan, rate=self.rate, decay=self.decay, batch=self.batch, steps=self.steps)
 
 
 def _random_like(weight: Tensor, distribution: str, generator: torch.Generator) -> Tensor:

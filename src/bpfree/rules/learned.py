@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from bpfree.errors import OptionError, choice
-from bpfree.estimate import Observation
-from bpfree.mechanisms.error_learned import ErrorLearnedMechanism
-from bpfree.mechanisms.forward_learned import ForwardLearnedMechanism, ForwardLearnedRule
-from bpfree.mechanisms.learned import LearnedMechanism, LearnedRule, Size, Stepper
-from bpfree.mechanisms.pass_state import PassState
+from bpfree.forward_mode.estimate import Observation
+from bpfree.mechanisms.direct.pass_state import PassState
+from bpfree.mechanisms.learned.from_errors import ErrorLearnedMechanism
+from bpfree.mechanisms.learned.from_forward import ForwardLearnedMechanism, ForwardLearnedRule
+from bpfree.mechanisms.learned.mechanism import LearnedMechanism, LearnedRule, Size, Stepper
 from bpfree.plan import Plan
 
 GrAPEEstimate: TypeAlias = Literal["batch", "cumulative", "floor"]
@@ -95,8 +95,8 @@ class CalibratedMechanism(ForwardLearnedMechanism):
 
     rule: GrAPE
 
-    def _begin(self, state: PassState, call: Any) -> None:
-        super()._begin(state, call)
+    def _on_begin(self, state: PassState, call: Any) -> None:
+        super()._on_begin(state, call)
         if self._calibrating:
             self._abandon(state)
 

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bpfree.axes.sites import Site
 from bpfree.error_values import error_tensors
-from bpfree.estimate import Estimator, at_taps
-from bpfree.forward_mode import Call, eager, run_to
-from bpfree.grad_mode import silent_rules
-from bpfree.preserve import Surroundings
-from bpfree.sites import Site
+from bpfree.forward_mode.estimate import Estimator, at_taps
+from bpfree.forward_mode.grad_mode import silent_rules
+from bpfree.forward_mode.tangents import Call, eager, run_to
+from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.verification.finding import Finding
 from bpfree.verification.local_adjoint import ModuleCalls
 
 
 def check_adjoint(
-    estimator: Estimator, call: Call, start: Surroundings, sites: Sequence[Site], seed: int = 0
+    estimator: Estimator, call: Call, start: RunSnapshot, sites: Sequence[Site], seed: int = 0
 ) -> list[Finding]:
     """Compare the tangents of an estimating pass with gradients: of all taps at once, and tap by tap if that fails.
 
@@ -75,7 +75,7 @@ class _PlainPass:
 
     @classmethod
     def run(
-        cls, estimator: Estimator, call: Call, start: Surroundings, sites: Sequence[Site], calls: ModuleCalls
+        cls, estimator: Estimator, call: Call, start: RunSnapshot, sites: Sequence[Site], calls: ModuleCalls
     ) -> _PlainPass:
         taps: dict[str, Tensor] = {}
 
@@ -93,7 +93,7 @@ class _PlainPass:
 
 
 def _compare(
-    estimator: Estimator, call: Call, start: Surroundings, sites: Sequence[Site], seed: int, plain: _PlainPass
+    estimator: Estimator, call: Call, start: RunSnapshot, sites: Sequence[Site], seed: int, plain: _PlainPass
 ) -> _Sides:
     seen = estimator.run(call, start, sites, seed)
     places = zip(plain.errors, seen.tangents, strict=True)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bpfree.first_argument import first_argument, with_first
-from bpfree.layer_function import Call, precision
-from bpfree.mechanisms.asymmetric import AsymmetricMechanism
-from bpfree.preserve import preserved
+from bpfree.layers.first_argument import first_argument, with_first
+from bpfree.layers.function import Call, precision
+from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism
+from bpfree.rerun.snapshot import preserved
 from bpfree.verification.finding import Finding
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def check_layers(attachment: Attachment, args: tuple[Any, ...], kwargs: Mapping[
     a forward pass without a graph, and two forward and backward passes of each layer; no number of the model, of the
     attachment or of the global random state moves.
     """
-    mechanism = next((part for part in _parts(attachment) if isinstance(part, AsymmetricMechanism)), None)
+    mechanism = next((part for part in _parts(attachment) if isinstance(part, LayerwiseMechanism)), None)
     if mechanism is None:
         return []
     check = _LayersCheck(mechanism)
@@ -41,7 +41,7 @@ def _parts(attachment: Attachment) -> tuple[nn.Module | None, ...]:
 
 
 class _LayersCheck:
-    def __init__(self, mechanism: AsymmetricMechanism) -> None:
+    def __init__(self, mechanism: LayerwiseMechanism) -> None:
         self._mechanism = mechanism
         self._checked: set[str] = set()
         self._busy = False

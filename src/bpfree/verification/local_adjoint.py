@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bpfree.forward_mode import split
+from bpfree.forward_mode.tangents import split
 
 _TF32 = 2.0**-10
 

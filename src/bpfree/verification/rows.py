@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bpfree.channels import channel_axis
-from bpfree.sites import Site
+from bpfree.axes.channels import channel_axis
+from bpfree.axes.sites import Site
 from bpfree.verification.finding import Finding
 
 CHECK = "rows"

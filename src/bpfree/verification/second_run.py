@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.errors import SecondRunError
-from bpfree.fingerprint import Fingerprint
 from bpfree.plan import Plan
-from bpfree.preserve import Surroundings
+from bpfree.rerun.fingerprint import Fingerprint
+from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.verification.finding import Finding
 
 _CHECK = "second run"
@@ -41,7 +41,7 @@ def check_second_run(plan: Plan, arguments: tuple[tuple[Any, ...], Mapping[str, 
     Returns:
         The first module whose output differs, if one does, and the state that could not be put back.
     """
-    surroundings = Surroundings.now(plan, arguments)
+    surroundings = RunSnapshot.now(plan, arguments)
     kept = surroundings.model.now()
     try:
         runs = [_outputs(plan, arguments, surroundings) for _ in range(2)]
@@ -53,7 +53,7 @@ def check_second_run(plan: Plan, arguments: tuple[tuple[Any, ...], Mapping[str, 
 
 
 def _outputs(
-    plan: Plan, arguments: tuple[tuple[Any, ...], Mapping[str, Any]], surroundings: Surroundings
+    plan: Plan, arguments: tuple[tuple[Any, ...], Mapping[str, Any]], surroundings: RunSnapshot
 ) -> list[tuple[nn.Module, Fingerprint]]:
     """What the modules give, in the order in which they return, as far as the error's place."""
     args, kwargs = arguments
@@ -66,7 +66,7 @@ def _outputs(
 @contextmanager
 def _watched(plan: Plan, seen: list[tuple[nn.Module, Fingerprint]]) -> Generator[None]:
     keep = partial(_keep, seen, plan.error_module)
-    handles = [module.register_forward_hook(keep) for module in plan.parts]
+    handles = [module.register_forward_hook(keep) for module in plan.modules]
     try:
         yield
     finally:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from bpfree.lab.tasks import PUBLISHED_ALIGNMENT
 from bpfree.lab.tasks.learner import Learner
-from bpfree.mechanisms.direct import DirectRule
-from bpfree.preserve import preserved
+from bpfree.mechanisms.direct.rule import DirectRule
+from bpfree.rerun.snapshot import preserved
 
 _NOTHING = 1e-8
 

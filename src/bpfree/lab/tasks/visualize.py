@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import bpfree
 from bpfree.errors import nearest
 from bpfree.lab.errors import SettingsError
-from bpfree.preserve import preserved
+from bpfree.rerun.snapshot import preserved
 
 FILTERS = 12
 COLUMNS = 4

@@ -1,0 +1,308 @@
+"""From errors to signals: the matrices of one attachment, and the products d_l = e B_l.
+
+Index conventions: ``N`` rows (samples; for sequences and graphs also tokens and nodes), ``c`` numbers of error,
+``n_l`` features of tap l. An error has the shape ``(N, c)``, a feedback matrix B_l ``(c, n_l)``, a signal ``(N, n_l)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.axes.memory_format import as_images, channels_last
+from bpfree.axes.sites import Pairing, Site
+from bpfree.errors import OptionError, StateError, TapShapeError
+from bpfree.feedback.lazy_buffers import LazyBuffers
+from bpfree.feedback.options import BLOCK, Feedback
+from bpfree.feedback.random import derived_seed
+from bpfree.feedback.signals import Signals
+from bpfree.feedback.size import require_room
+from bpfree.feedback.spatial import Form
+
+Projector: TypeAlias = Callable[[Tensor, Sequence[Site]], Sequence[Tensor | None]]
+"""Anything that maps an error ``(N, c)`` and the taps to one signal ``(N, n_l)`` a tap (None: no signal)."""
+
+
+Key: TypeAlias = tuple[str, Form, "Pairing | None"]
+"""What taps have in common that share a signal: the matrix, its form, and the rows of the error that are theirs."""
+
+
+class Matrix(Protocol):
+    """A matrix ``(N, N)``, dense or sparse: whatever can be multiplied with a tensor."""
+
+    def __matmul__(self, other: Tensor, /) -> Tensor:
+        """The product with ``(N, c)``."""
+
+
+class Projection(LazyBuffers):
+    """The matrices of one attachment, and the products d_l = e B_l.
+
+    ``projection["shared"]``, or with one matrix a tap ``projection["TAP:WIDTH"]`` (``"TAP:CHANNELSxMODES"`` with
+    modes), is U: unscaled, of shape ``(c, m)`` with the coefficients of :class:`bpfree.feedback.spatial.Form`,
+    by default the features; writing into it changes the feedback. ``projection.matrix(site)`` is B_l.
+    """
+
+    def __init__(self, feedback: Feedback, seed: int) -> None:
+        super().__init__(seed=seed)
+        self.feedback = feedback
+        self._sizes: tuple[int, int] | None = None  # c and the coefficients of the widest tap
+        self._place: tuple[torch.dtype, torch.device] | None = None  # where and in which precision signals are made
+        self._known: tuple[Sequence[Site], list[Key]] = ((), [])
+        self.adjacency: Matrix | None = None
+
+    def expect(self, widest: int, c: int) -> None:
+        """Fix the coefficients of the widest tap, where another process has it, and the numbers of an error."""
+        self._sizes = (c, widest)
+
+    def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
+        """Draw what is not there yet for these taps and an error of ``c`` numbers, in ``like``'s precision.
+
+        Raises:
+            TapShapeError: A tap is wider than the feedback drawn for it, or the error's size changed.
+            StateError: A loaded state does not fit the taps.
+        """
+        self._place = (like.dtype, like.device)
+        widest = max([form.size for _, form, _ in self._keys(sites)])
+        if self._sizes is None:
+            self._sizes = (c, widest)
+        elif c != self._sizes[0] or (self.feedback.depends_on_widest and widest > self._sizes[1]):
+            raise TapShapeError(
+                f"the feedback was drawn for an error of {self._sizes[0]} numbers and taps of at most "
+                f"{self._sizes[1]} features; this forward pass has {c} and {widest}. Sizes may change only in the "
+                "batch dimensions: attach again for a model of another shape. Where passes take different ways, give "
+                "every tap a matrix of its own: bpfree.Feedback(shared=False)."
+            )
+        if self.feedback.stored:
+            owners = self._owners(sites)
+            self._require_room(owners, c, like)
+            for name, site, width in owners:
+                self._provide(name, site, c, width, like)
+
+    def _require_room(self, owners: Sequence[tuple[str, Site, int]], c: int, like: Tensor) -> None:
+        new = {name: (site.name, width) for name, site, width in owners if name not in self}
+        if new and not torch.compiler.is_compiling():
+            there = sum(self[name].numel() for name in self)
+            sizes = {
+                "all" if self.feedback.shared else tap: (c * width, f"{c} x {width}") for tap, width in new.values()
+            }
+            require_room(self.feedback, sizes, self.copies * like.element_size(), there)
+
+    @property
+    def copies(self) -> int:
+        """How many tensors of its size there are for one matrix."""
+        return 1
+
+    def _owners(self, sites: Sequence[Site]) -> list[tuple[str, Site, int]]:
+        assert self._sizes is not None
+        if self.feedback.shared:
+            return [("shared", site, self._sizes[1]) for site in sites[:1]]
+        return [(self.name(site), site, self.feedback.form(site).size) for site in sites]
+
+    def _provide(self, name: str, site: Site, c: int, width: int, like: Tensor) -> None:
+        if name not in self:
+            self[name] = self._drawn(name, torch.empty(c, width, dtype=like.dtype)).to(like.device)
+        elif self[name].shape != (c, width):
+            raise StateError(
+                f"the loaded feedback {name!r} has shape {tuple(self[name].shape)}; tap {site.name!r} and the "
+                f"error need {(c, width)}. The state is that of another model, other taps or another output size."
+            )
+
+    def _drawn(self, name: str, matrix: Tensor) -> Tensor:
+        return self.feedback.draw(matrix, self._seed(name))
+
+    def _seed(self, name: str) -> int:
+        return derived_seed(self.numbers["seed"], name)
+
+    def name(self, site: Site) -> str:
+        """Under which name a tap's matrix is kept."""
+        if self.feedback.shared:
+            return "shared"
+        # One module may be reached with several widths, and each has a matrix of its own; modes serve all resolutions.
+        form = self.feedback.form(site)
+        # A sequence has the matrix of its tokens, whether they have errors of their own in this pass or not.
+        by_mode = form.modes and self.feedback.modes is not None
+        return f"{site.module}:{form.channels}x{form.modes}" if by_mode else f"{site.module}:{form.size}"
+
+    def matrix(self, site: Site) -> Tensor:
+        """B_l of one tap, shape ``(c, n_l)``. A regenerated matrix is drawn in full.
+
+        Raises:
+            TapShapeError: No forward pass has shown the shapes yet.
+        """
+        if self._sizes is None:
+            raise TapShapeError("feedback exists after the first forward pass, or with attach(..., example_inputs=).")
+        form, name = self.feedback.form(site), self.name(site)
+        if self.feedback.stored:
+            return form.expand(self[name][:, : form.size] * self._scale(form))
+        # A device draws numbers of its own.
+        dtype, device = self._place or (None, None)
+        out = torch.empty(self._sizes[0], form.size, dtype=dtype, device=device)
+        return form.expand(self._drawn(name, out) * self._scale(form))
+
+    def _scale(self, form: Form) -> float:
+        assert self._sizes is not None
+        c, widest = self._sizes
+        return self.feedback.scale(form.size, widest, c)
+
+    def kinds(self, sites: Sequence[Site]) -> int:
+        """How many different signals these taps get: taps with the same matrix and form share one."""
+        return len(set(self._keys(sites)))
+
+    def _keys(self, sites: Sequence[Site]) -> list[Key]:
+        if torch.compiler.is_compiling():
+            return self._found_keys(sites)
+        # Passes of one layout have the very same sites: in nets of many small layers the keys would take longer than
+        # the product.
+        if sites is not self._known[0]:
+            self._known = (sites, self._found_keys(sites))
+        return self._known[1]
+
+    def _found_keys(self, sites: Sequence[Site]) -> list[Key]:
+        return [(self.name(site), self.feedback.form(site), site.pairing) for site in sites]
+
+    def forward(self, error: Tensor, sites: Sequence[Site]) -> Signals:
+        """One signal ``(N, n_l)`` a tap from the error ``(N, c)``, each made when it is asked for.
+
+        A tap with fewer rows than the error gets what its :class:`bpfree.axes.sites.Pairing` says of them.
+
+        Raises:
+            OptionError: The error is to be spread over a graph that was not given, or over another one.
+            TapShapeError: The feedback was drawn for rows of another length.
+        """
+        if self._sizes is not None and error.shape[1] != self._sizes[0]:
+            raise TapShapeError(
+                f"the rule's vector has {error.shape[1]} numbers a row, and is projected by feedback for the error's "
+                f"{self._sizes[0]}."
+            )
+        error = self._spread(error)
+        return Signals(partial(self._product, error), self._keys(sites), partial(self._images, error))
+
+    def _spread(self, error: Tensor) -> Tensor:
+        steps = self.feedback.spread
+        if steps and self.adjacency is None:
+            raise OptionError(
+                f"Feedback(spread={steps}) spreads errors over a graph: give its matrix, attachment.adjacency(S)."
+            )
+        for _ in range(steps):
+            error = self._neighbours(error)
+        return error
+
+    def _neighbours(self, error: Tensor) -> Tensor:
+        matrix = self.adjacency
+        assert matrix is not None
+        shape = getattr(matrix, "shape", None)
+        if shape is not None and tuple(shape) != (len(error), len(error)):
+            raise OptionError(
+                f"the errors of {len(error)} nodes cannot be spread by a matrix of shape {tuple(shape)}: give "
+                "attachment.adjacency(S) that of this graph."
+            )
+        return (matrix.to(error) if isinstance(matrix, Tensor) else matrix) @ error
+
+    def _product(self, error: Tensor, name: str, form: Form, pairing: Pairing | None) -> Tensor:
+        if pairing is not None:
+            error = pairing.gather(error)
+        if not self.feedback.stored:
+            return form.expand(self._regenerated(error * self._scale(form), name, form))
+        error, B = self._factors(error, name, form)
+        return form.expand(error @ B)
+
+    def _factors(self, error: Tensor, name: str, form: Form) -> tuple[Tensor, Tensor]:
+        # The scale goes onto the error, by far the smaller factor.
+        return error * self._scale(form), self[name][:, : form.size].to(error)
+
+    def _regenerated(self, error: Tensor, name: str, form: Form) -> Tensor:
+        signal = error.new_empty(len(error), form.size)
+        for start in range(0, form.size, BLOCK):
+            stop = min(start + BLOCK, form.size)
+            block = torch.empty(error.shape[1], stop - start, dtype=error.dtype, device=error.device)
+            signal[:, start:stop] = error @ self.feedback.draw(block, self._seed(name), start)
+        return signal
+
+    def _images(
+        self, error: Tensor, shape: tuple[int, ...], name: str, form: Form, pairing: Pairing | None
+    ) -> Tensor | None:
+        # Channels last: a few rows of B are put in that order in place of the many of the signal.
+        samples, channels, *_ = shape
+        if pairing is not None:
+            error = pairing.gather(error)
+        rows = len(error)
+        if not self.feedback.stored or samples != rows or (rows < error.shape[1] and not form.positions):
+            return None
+        if not form.channels_first:
+            return None
+        error, B = self._factors(error, name, form)
+        if form.positions:
+            return as_images(form.expand_channels_last(error @ B), shape)
+        return as_images(error @ channels_last(B.reshape(len(B), channels, -1)), shape)
+
+    def describe(self, site: Site) -> str:
+        """The form of a tap's feedback, for the attachment's table."""
+        form = self.feedback.form(site)
+        c = self._sizes[0] if self._sizes else "?"
+        kind = "shared" if self.feedback.shared else "own"
+        by_mode = form.modes and self.feedback.modes is not None
+        size = f"{form.channels} x {form.modes} modes" if by_mode else str(form.size)
+        return f"{c} x {size} {kind if self.feedback.stored else 'regenerated'}"
+
+
+class NoFeedback(nn.Module):
+    """No signal for any tap."""
+
+    def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
+        """Nothing to draw."""
+
+    def forward(self, error: Tensor, sites: Sequence[Site]) -> list[None]:
+        """None for every tap: what lies below stays as it is."""
+        return [None] * len(sites)
+
+    def describe(self, site: Site) -> str:
+        """What the attachment's table says."""
+        return "none: these stay as they are"
+
+
+class CallableProjection(nn.Module):
+    """A user's own projector, made to look like a :class:`Projection`. An ``nn.Module`` is saved and moved along."""
+
+    def __init__(self, project: Projector) -> None:
+        super().__init__()
+        self.project = project
+
+    def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
+        """Nothing to draw: the projector brings its own matrices."""
+
+    def forward(self, error: Tensor, sites: Sequence[Site]) -> Sequence[Tensor | None]:
+        """What the projector returns; it is asked once for all taps that have the same rows of the error."""
+        if all(site.pairing is None for site in sites):
+            return list(self.project(error, sites))
+        signals: list[Tensor | None] = [None] * len(sites)
+        for pairing in dict.fromkeys(site.pairing for site in sites):
+            numbers = [number for number, site in enumerate(sites) if site.pairing == pairing]
+            rows = error if pairing is None else pairing.gather(error)
+            found = self.project(rows, [sites[number] for number in numbers])
+            for number, signal in zip(numbers, found, strict=True):
+                signals[number] = signal
+        return signals
+
+    def describe(self, site: Site) -> str:
+        """The projector's name."""
+        return getattr(self.project, "__name__", type(self.project).__name__)
+
+
+def projection(feedback: Feedback | Projector | None, seed: int) -> Projection | CallableProjection | NoFeedback:
+    """What turns errors into signals for one attachment.
+
+    Raises:
+        OptionError: ``feedback`` is nothing that could.
+    """
+    if feedback is None:
+        return NoFeedback()
+    if isinstance(feedback, type) or not (isinstance(feedback, Feedback) or callable(feedback)):
+        raise OptionError(
+            f"feedback={feedback!r} is neither a bpfree.Feedback, a callable (error, sites) -> signals, nor None; of a "
+            "class pass an instance, for example bpfree.Feedback()."
+        )
+    return Projection(feedback, seed) if isinstance(feedback, Feedback) else CallableProjection(feedback)

@@ -1,0 +1,61 @@
+"""The signals of one backward pass, each made when its tap asks for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from bpfree.axes.sites import Site
+
+Images: TypeAlias = Callable[..., "Tensor | None"]
+"""(shape, *key) -> a signal of that shape whose numbers lie channels last; None where its rows had better be copied."""
+
+
+class Signals(Sequence["Tensor | None"]):
+    """One signal ``(N, n_l)`` a tap, made when it is asked for.
+
+    Taps with the same key (matrix and form, say) get the same tensor, which is dropped when the last of them has it:
+    one for each of them, or all widths at once, would cost more memory than backpropagation takes.
+
+    Args:
+        make: Makes a signal from its key.
+        keys: One a tap.
+        images: Makes it as a tap with channels last wants it.
+    """
+
+    def __init__(
+        self, make: Callable[..., Tensor | None], keys: Sequence[tuple[Any, ...]], images: Images | None = None
+    ) -> None:
+        self._make, self._keys, self._images = make, keys, images
+        self._made: dict[tuple[Any, ...], Tensor | None] = {}
+        self._left = Counter(keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The signal of tap ``index``."""
+        key = self._keys[index]
+        signal = self._made[key] if key in self._made else self._made.setdefault(key, self._make(*key))
+        self._left[key] -= 1
+        if not self._left[key]:
+            del self._made[key]
+        return signal
+
+    def shaped(self, sites: Sequence[Site], formats: Sequence[torch.memory_format]) -> Signals:
+        """The same signals in the shapes and memory formats of their taps' outputs."""
+        keys = [(*key, site.arrangement, format) for key, site, format in zip(self._keys, sites, formats, strict=True)]
+        return Signals(self._make_shaped, keys)
+
+    def _make_shaped(self, *key: Any) -> Tensor | None:
+        *own, arrangement, format = key
+        if format is not torch.contiguous_format and self._images is not None and arrangement.leads:
+            signal = self._images(arrangement.shape, *own)
+            if signal is not None:
+                return signal
+        rows = self._make(*own)
+        return None if rows is None else arrangement.like(rows, format)

@@ -1,0 +1,242 @@
+"""The estimating pass: the model runs once more with dual numbers, and says how its errors' places answer to the taps.
+
+At every tap a random perturbation v_l is added to the tangent; the tangent that arrives where the error is taken is
+odot = sum_l J_l v_l, with J_l = do/dh_l. Then odot (x) v_l is, on average, J_l (Bacho & Chu 2022; Caillon et al.'s
+GrAPE). Nothing is stored for a backward pass.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bpfree.axes.sites import Site, product
+from bpfree.feedback.random import derived_seed
+from bpfree.feedback.spatial import Form
+from bpfree.forward_mode.tangents import Call, DualPass, Tangents, join, split
+from bpfree.forward_mode.tape import Tape
+from bpfree.plan import Plan
+from bpfree.rerun.snapshot import RunSnapshot
+
+Perturbations: TypeAlias = Literal["normal", "rademacher"]
+
+_SIGNS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1) * 2 - 1  # the 8 bits of every byte as -1 and 1
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one estimating pass saw of one error.
+
+    Attributes:
+        change: odot, shape ``(N, c)``: the tangent where the error is taken, sum_l J_l v_l for every row of the error.
+        perturbations: One a tap, in forward order, shape ``(N, m_l)``: the coefficients of v_l (for feedback that has
+            a number for every feature, v_l itself). Behind a streaming pass each is drawn again when it is asked for.
+        sites: Those taps.
+    """
+
+    change: Tensor
+    perturbations: Sequence[Tensor]
+    sites: Sequence[Site]
+
+    def correlations(self, rows: Tensor) -> list[Tensor]:
+        """For every tap the mean of rows (x) v_l over the error's rows ``(N, c)`` that reach it, shape ``(c, m_l)``."""
+        return [_correlation(rows, v, site) for v, site in zip(self.perturbations, self.sites, strict=True)]
+
+
+def _correlation(rows: Tensor, v: Tensor, site: Site) -> Tensor:
+    pairing = site.pairing
+    if pairing is None:
+        return rows.T @ v.to(rows) / len(rows)
+    return pairing.gather(rows).T @ v.to(rows) / pairing.rows
+
+
+@dataclass(frozen=True)
+class Response:
+    """How the errors' places answered in one estimating pass.
+
+    Attributes:
+        tangents: For each module where an error is taken the tangents of its output by path; empty where it was not
+            reached.
+        perturbations: One a tap, as an observation has them.
+        sites: Those taps.
+    """
+
+    tangents: Sequence[Tangents]
+    perturbations: Sequence[Tensor]
+    sites: Sequence[Site]
+
+    def observation(self, change: Tensor, taps: Sequence[Site]) -> Observation:
+        """What was seen of the error with this ``change``, one row a row of the error, and of the ``taps`` below it."""
+        numbers = {site.name: number for number, site in enumerate(self.sites)}
+        if list(numbers) == [site.name for site in taps]:
+            return Observation(change, self.perturbations, self.sites)
+        below = [numbers[site.name] for site in taps if site.name in numbers]
+        return Observation(change, [self.perturbations[i] for i in below], [self.sites[i] for i in below])
+
+
+def perturbation(shape: tuple[int, int], kind: Perturbations, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers of mean 0 and variance 1: N(0, 1) for ``"normal"``, -1 or 1 for ``"rademacher"``."""
+    if kind == "normal":
+        return torch.empty(shape, dtype=like.dtype, device=like.device).normal_(generator=generator)
+    # Eight signs a random byte, by a table: on a CPU several times faster than a random number for each.
+    count = product(shape)
+    bytes_ = torch.empty(-(-count // 8), dtype=torch.int64, device=like.device).random_(0, 256, generator=generator)
+    return F.embedding(bytes_, _SIGNS.to(like)).flatten()[:count].view(shape)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One tap's perturbation, as it can be drawn again.
+
+    Attributes:
+        shape: ``(N, m_l)``.
+        kind: What it is drawn from.
+        seed: With which seed.
+        dtype: In which precision.
+        device: Where.
+    """
+
+    shape: tuple[int, int]
+    kind: Perturbations
+    seed: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def make(self) -> Tensor:
+        """The numbers, the same each time."""
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        return perturbation(self.shape, self.kind, torch.empty(0, dtype=self.dtype, device=self.device), generator)
+
+
+class Draws(Sequence[Tensor]):
+    """Perturbations that are not kept: each is drawn again when it is asked for."""
+
+    def __init__(self, draws: Sequence[Draw]) -> None:
+        self._draws = draws
+
+    def __len__(self) -> int:
+        return len(self._draws)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The perturbation of tap ``index``."""
+        return self._draws[index].make()
+
+
+class Estimator:
+    """Makes the observations of one attachment.
+
+    Args:
+        plan: Model, taps, and where the error is taken.
+        kind: What perturbations are drawn from.
+        form: The form of a tap's feedback: perturbations stay within what B_l can express, for less noise.
+    """
+
+    def __init__(self, plan: Plan, kind: Perturbations, form: Callable[[Site], Form]) -> None:
+        # In a tuple, so that whoever keeps this does not register the model.
+        self._held = (plan,)
+        self._kind: Perturbations = kind
+        self._form = form
+        self._dual_pass = DualPass(plan)
+        self.tape = Tape(plan.model)
+        self._start: RunSnapshot | None = None
+        self._keep = True
+
+    @property
+    def plan(self) -> Plan:
+        """Where the rule is put."""
+        return self._held[0]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def begin(self, call: Call, *, keep: bool) -> None:
+        """Hear that a forward pass begins which :meth:`observe` will be asked about.
+
+        Args:
+            call: The model's arguments.
+            keep: Whether outputs and perturbations may be kept, which spares work and costs memory.
+        """
+        self._start, self._keep = RunSnapshot.now(self.plan, call), keep
+        if keep:
+            self.tape.record()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def observe(self, call: Call, groups: Sequence[Sequence[Site]], seed: int) -> list[Response]:
+        """Run the pass that began once more for every group of taps, with perturbations drawn from ``seed``.
+
+        Raises:
+            ForwardDerivativeError: A layer has no forward-mode derivative, or no perturbation reaches the error.
+        """
+        assert self._start is not None
+        start, self._start = self._start, None
+        return [self.run(call, start, sites, seed) for sites in groups]
+
+    def run(self, call: Call, start: RunSnapshot, sites: Sequence[Site], seed: int) -> Response:
+        """Run a pass that began from ``start`` once more, with perturbations drawn from ``seed`` at these taps.
+
+        Raises:
+            ForwardDerivativeError: A layer has no forward-mode derivative, or no perturbation reaches the error.
+        """
+        draws: dict[str, Draw] = {}
+        made: dict[str, Tensor] = {}
+
+        @contextmanager
+        def prepare() -> Generator[None]:
+            with self.tape.replayed(), self._perturbed(sites, seed, draws, made):
+                yield
+
+        tangents = self._dual_pass(call, prepare, start)
+        reached = [site for site in sites if site.name in draws]
+        kept = [made[site.name] for site in reached] if self._keep else Draws([draws[site.name] for site in reached])
+        return Response(tangents, kept, reached)
+
+    def direction(self, site: Site, coefficients: Tensor, like: Tensor) -> Tensor:
+        """v_l, of the shape of the tap's output ``like``, of its ``(N, m_l)`` coefficients."""
+        return site.arrangement(self._form(site).expand(coefficients)).view(like.shape)
+
+    @contextmanager
+    def _perturbed(
+        self, sites: Sequence[Site], seed: int, draws: dict[str, Draw], made: dict[str, Tensor]
+    ) -> Generator[None]:
+        """Within this context every tap adds its perturbation to the tangent that passes."""
+
+        def add(site: Site, output: Tensor) -> Tensor | None:
+            if not torch._C._is_fwd_grad_enabled():  # what the model computes without gradients is a constant
+                return None
+            primal, tangent = split(output)
+            shape = (site.rows, self._form(site).size)
+            draw = Draw(shape, self._kind, derived_seed(seed, site.name), primal.dtype, primal.device)
+            draws[site.name], coefficients = draw, draw.make()
+            if self._keep:
+                made[site.name] = coefficients
+            v = self.direction(site, coefficients, primal)
+            return join(primal, v if tangent is None else tangent + v)
+
+        with at_taps(self.plan, sites, add):
+            yield
+
+
+@contextmanager
+def at_taps(plan: Plan, sites: Sequence[Site], visit: Callable[[Site, Tensor], Tensor | None]) -> Generator[None]:
+    """Within this context every site that a pass reaches is visited, and hands on what ``visit`` returns."""
+    known = {site.name: site for site in sites}
+    calls: Counter[str] = Counter()
+
+    def reach(name: str, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        calls[name] += 1
+        site = known.get(name if calls[name] == 1 else f"{name}#{calls[name]}")
+        return None if site is None else visit(site, output)
+
+    # Before other hooks at the tap, as the rule's own.
+    handles = [module.register_forward_hook(partial(reach, name), prepend=True) for name, module in plan.taps.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

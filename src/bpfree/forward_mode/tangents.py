@@ -1,0 +1,314 @@
+"""A pass with tangents: a model runs with dual numbers up to where its errors are taken.
+
+Forward-mode derivatives are to be those of autograd. :class:`ForwardMode` sees to gradients that the model switches off
+(``grad_mode``), compiled parts, fused attention, and autograd functions without a forward-mode derivative
+(``surrogate_jvp``); :class:`DualPass` names layers that have none.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+import torch.autograd.forward_ad as dual
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bpfree.distributed import is_sharded
+from bpfree.error_values import Path, error_tensors
+from bpfree.errors import BpfreeWarning, ForwardDerivativeError
+from bpfree.forward_mode.dual_level import Shared, dual_level
+from bpfree.forward_mode.grad_mode import GradModeWatch, frozen, watched_gradients
+from bpfree.forward_mode.surrogate_jvp import SurrogateJvps, function_without_jvp
+from bpfree.plan import Plan
+from bpfree.rerun.snapshot import RunSnapshot
+
+Call: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""The arguments and keyword arguments of one forward pass."""
+
+Tangents: TypeAlias = Mapping[Path, Tensor]
+"""The tangents of the floating point tensors in one module's output, by path (:mod:`bpfree.error_values`)."""
+
+
+def split(number: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A dual number's value and its tangent; None for an ordinary tensor."""
+    primal, tangent = dual.unpack_dual(number)  # type: ignore[no-untyped-call]
+    return primal, tangent
+
+
+def join(primal: Tensor, tangent: Tensor) -> Tensor:
+    """The dual number of this value and this tangent."""
+    number: Tensor = dual.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
+    return number
+
+
+@contextmanager
+def _without_fast_path() -> Generator[None]:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+_no_fast_path = Shared(_without_fast_path)
+_math_kernels = Shared(partial(sdpa_kernel, SDPBackend.MATH))
+
+
+@contextmanager
+def differentiable_attention(*, fused: bool = False) -> Generator[None]:
+    """Within this context attention goes by ways that have a forward-mode derivative.
+
+    Args:
+        fused: Whether fused kernels stay allowed all the same: attention does not always take one.
+    """
+    with _no_fast_path(), nullcontext() if fused else _math_kernels():
+        yield
+
+
+_eager_lock = threading.Lock()
+_eager_passes: list[ExitStack] = []
+"""One entry for each pass under way that wants no compiled code: what the last of them puts back."""
+
+
+@contextmanager
+def eager() -> Generator[None]:
+    """Within this context compiled functions and modules run as they were written: compiled code drops tangents.
+
+    Raises:
+        ForwardDerivativeError: Compiled code is under way, around this pass.
+    """
+    # The stance is the process's: of threads that overlap here the first one sets it, and the last one puts it back.
+    with _eager_lock:
+        stack = _eager_passes[0] if _eager_passes else _entered_eager()
+        _eager_passes.append(stack)
+    try:
+        yield
+    finally:
+        with _eager_lock:
+            _eager_passes.pop()
+            if not _eager_passes:
+                stack.close()
+
+
+def _entered_eager() -> ExitStack:
+    if torch.compiler.is_compiling():
+        raise compiled()
+    stack = ExitStack()
+    try:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+    except RuntimeError as error:  # a graph break within compiled code
+        raise compiled() from error
+    return stack
+
+
+def compiled() -> ForwardDerivativeError:
+    """What is raised where a pass with tangents is run by compiled code."""
+    return ForwardDerivativeError(
+        "the model is run by torch.compile(), and compiled code drops the tangents that this rule sends through the "
+        "model's own forward pass. Run the model uncompiled, or use bpfree.ForwardGradient(), whose estimating pass "
+        "runs beside the compiled one."
+    )
+
+
+class ForwardMode:
+    """How passes with tangents run on one model; remembers what it has met there.
+
+    Attributes:
+        fused: Whether attention may still take fused kernels.
+        surrogates: The autograd functions whose forward-mode derivative is made of their backward.
+    """
+
+    def __init__(self) -> None:
+        self.fused = True
+        self.surrogates = SurrogateJvps()
+        # Kind of pass -> whether the model does something in it for which gradients must be watched.
+        self._watched: dict[Hashable, bool] = {}
+
+    def knows(self, kind: Hashable) -> bool:
+        """Whether a pass of this ``kind`` has run."""
+        return kind in self._watched
+
+    @contextmanager
+    def entered(self, model: nn.Module, kind: Hashable, *, freeze: bool) -> Generator[None]:
+        """Within this context ``model`` runs a pass of this ``kind`` with tangents.
+
+        Args:
+            model: The model.
+            kind: What :func:`kind_of` says.
+            freeze: Whether its parameters are to require no gradient where gradients are on; else nobody may ask for
+                one that does.
+        """
+        watch = GradModeWatch() if self._watched.get(kind, True) and not is_sharded(model) else None
+        with ExitStack() as stack:
+            stack.enter_context(eager())
+            stack.enter_context(differentiable_attention(fused=self.fused))
+            stack.enter_context(self.surrogates.installed())
+            stack.enter_context(dual_level())
+            if watch is None:
+                stack.enter_context(torch.no_grad())
+            else:
+                stack.enter_context(frozen(model) if freeze else nullcontext())
+                stack.enter_context(watched_gradients(watch))
+            yield
+        if watch is not None:
+            self._watched[kind] = watch.needed
+
+    def learn_from(self, error: NotImplementedError) -> bool:
+        """Whether a pass that failed with ``error`` is worth another attempt, with what was learned from it."""
+        function = function_without_jvp(error)
+        if function is not None:
+            self.surrogates.serve(function)
+            return True
+        if not self.fused or "attention" not in str(error):
+            return False
+        self.fused = False
+        warnings.warn(
+            "fused attention has no forward-mode derivative: the estimating passes use PyTorch's math backend for "
+            "attention, the other passes stay as they are.",
+            BpfreeWarning,
+            stacklevel=2,
+        )
+        return True
+
+
+def kind_of(plan: Plan, call: Call) -> Hashable:
+    """What may decide whether the model switches gradients: its modules and their modes, and the call's shapes."""
+    args, kwargs = call
+    modes = tuple([(part.training, len(part._modules)) for part in plan.modules])
+    return modes, tuple(map(_outline, args)), tuple([(name, _outline(value)) for name, value in kwargs.items()])
+
+
+def _outline(argument: Any) -> Hashable:
+    if isinstance(argument, Tensor):
+        return argument.shape
+    if argument is None or isinstance(argument, bool | str):
+        return argument
+    return type(argument).__qualname__
+
+
+class DualPass:
+    """Runs a model with dual numbers up to where its errors are taken.
+
+    Args:
+        plan: Where a rule is put.
+        freeze: As :meth:`ForwardMode.entered` has it.
+    """
+
+    def __init__(self, plan: Plan, *, freeze: bool = True) -> None:
+        # In a tuple, so that whoever keeps this does not register the model.
+        self._held = (plan,)
+        self._freeze = freeze
+        self.mode = ForwardMode()
+
+    def __call__(
+        self, call: Call, prepare: Callable[[], AbstractContextManager[Any]], start: RunSnapshot
+    ) -> Sequence[Tangents]:
+        """The tangents of the errors, one mapping for each of their modules; empty for one that is not reached.
+
+        Args:
+            call: The model's arguments.
+            prepare: Returns a context manager that brings the perturbations in, for one attempt.
+            start: What the pass before began with, so that dropout draws the same masks.
+
+        Raises:
+            ForwardDerivativeError: A layer has no forward-mode derivative, or nothing reaches an error.
+        """
+        while True:
+            try:
+                return self._run(call, prepare, start)
+            except NotImplementedError as error:
+                if not self.mode.learn_from(error):
+                    raise self._unserved(call, prepare, start) from error
+
+    def _run(
+        self, call: Call, prepare: Callable[[], AbstractContextManager[Any]], start: RunSnapshot
+    ) -> Sequence[Tangents]:
+        (plan,) = self._held
+        kind = kind_of(plan, call)
+        with start.restored(plan.model), self.mode.entered(plan.model, kind, freeze=self._freeze), prepare():
+            outputs = [error_tensors(output) for output in run_to(plan.model, list(plan.errors.values()), call)]
+            pairs = [{path: split(output) for path, output in found.items()} for found in outputs]
+        if any(pairs) and all(tangent is None for found in pairs for _, tangent in found.values()):
+            raise nothing_arrives(f"perturbation of the taps arrives at {plan.where}")
+        return [
+            {
+                path: torch.zeros_like(primal) if tangent is None else tangent
+                for path, (primal, tangent) in found.items()
+            }
+            for found in pairs
+        ]
+
+    def _unserved(
+        self, call: Call, prepare: Callable[[], AbstractContextManager[Any]], start: RunSnapshot
+    ) -> ForwardDerivativeError:
+        """Run again with every module watched, to find the one that has no derivative."""
+        (plan,) = self._held
+        names = {module: name for name, module in plan.model.named_modules()}
+        entered: list[nn.Module] = []
+        handles = [module.register_forward_pre_hook(lambda module, args: entered.append(module)) for module in names]
+        handles += [
+            module.register_forward_hook(lambda module, args, output: entered.remove(module)) for module in names
+        ]
+        said = ""
+        try:
+            self._run(call, prepare, start)
+        except NotImplementedError as error:
+            said = str(error).partition(" because ")[0].partition("\n")[0].rstrip(".")
+        finally:
+            for handle in handles:
+                handle.remove()
+        inside = entered[-1] if entered else plan.model
+        name = names[inside]
+        return ForwardDerivativeError(
+            f"layer {name or '(model)'!r} ({type(inside).__name__}) has no forward-mode derivative, which the "
+            f"estimating pass needs: {said}. Put the taps behind it (taps=...: what lies before the first tap needs "
+            "none), write it with operations that have one, give an autograd.Function a jvp, switch oneDNN off for "
+            "an LSTM (torch.backends.mkldnn.enabled), or use a rule with no estimating pass (bpfree.DFA, bpfree.DKP)."
+        )
+
+
+def nothing_arrives(what: str) -> ForwardDerivativeError:
+    """What is raised where no ``what``."""
+    return ForwardDerivativeError(
+        f"no {what}: between them the model takes its values out of the graph (detach(), .data, torch.no_grad(), or an "
+        "operation that has no derivative). Take that out, or use a rule with no estimating pass (bpfree.DFA, "
+        "bpfree.DKP)."
+    )
+
+
+class _Reached(Exception):  # noqa: N818 - not an error: what lies above all errors need not run
+    """Every module whose output is wanted has given it."""
+
+
+def run_to(model: nn.Module, errors: Sequence[nn.Module], call: Call) -> list[Any]:
+    """The outputs of ``errors``; None for one that is not reached."""
+    args, kwargs = call
+    # Not the model's __call__: its hooks are for passes that somebody asked for.
+    if len(errors) == 1 and errors[0] is model:
+        return [model.forward(*args, **kwargs)]
+    outputs: dict[nn.Module, Any] = {}
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.setdefault(module, output)
+        if len(outputs) == len(errors):
+            raise _Reached
+
+    handles = [module.register_forward_hook(keep) for module in errors if module is not model]
+    try:
+        output = model.forward(*args, **kwargs)
+        if model in errors:
+            outputs[model] = output
+    except _Reached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert outputs, "the pass before reached an error with the same inputs"
+    return [outputs.get(module) for module in errors]

@@ -1,0 +1,91 @@
+"""What layers gave in the rule's own forward pass, taken from there in the estimating pass."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bpfree.forward_mode.tangents import join, split
+from bpfree.layers.kinds import CONVOLUTIONS
+from bpfree.per_thread import PerThread
+
+
+@dataclass
+class _Recording:
+    """What was kept in one thread; None where no recording is under way."""
+
+    kept: dict[nn.Module, list[tuple[Tensor, int]]] | None = None
+
+
+class Tape:
+    """What the costly layers gave in the rule's own forward pass, so that the estimating pass need not repeat it.
+
+    These layers are linear: their tangent is the layer applied to the input's tangent, and their output is known.
+    Without this an estimating pass would cost two forward passes and not one.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        # Exactly these classes: a subclass may compute anything.
+        kinds = (nn.Linear, *CONVOLUTIONS)
+        self._layers = [layer for layer in model.modules() if type(layer) in kinds and "forward" not in vars(layer)]
+        self._recording = PerThread(_Recording)
+
+    def install(self) -> list[Any]:
+        """Hooks that keep the layers' outputs while a recording is under way."""
+        # Before all other hooks, which may exchange the output.
+        return [layer.register_forward_hook(self._keep, prepend=True) for layer in self._layers]
+
+    def record(self) -> None:
+        """Begin to keep outputs."""
+        self._recording().kept = {}
+
+    def drop(self) -> None:
+        """End the recording, and forget it."""
+        self._recording().kept = None
+
+    def _keep(self, layer: nn.Module, args: Any, output: Tensor) -> None:
+        kept = self._recording().kept
+        if kept is not None:
+            kept.setdefault(layer, []).append((output.detach(), output._version))
+
+    @contextmanager
+    def replayed(self) -> Generator[None]:
+        """Within this context the layers take their outputs from the recording, which is then forgotten."""
+        recording, thread = self._recording(), threading.get_ident()
+        kept, recording.kept = recording.kept or {}, None
+        try:
+            for layer, outputs in kept.items():
+                layer.forward = partial(_replay, thread, layer, layer.forward, iter(outputs))
+            yield
+        finally:
+            for layer in kept:
+                del layer.forward
+
+
+def _replay(
+    thread: int,
+    layer: Any,
+    forward: Callable[[Tensor], Tensor],
+    outputs: Iterator[tuple[Tensor, int]],
+    input: Tensor,
+) -> Tensor:
+    if threading.get_ident() != thread:  # one that evaluates the model meanwhile
+        return forward(input)
+    output, version = next(outputs, (None, 0))
+    # An in-place operation may have overwritten it; a model that differentiates within its forward needs the graph.
+    if output is None or output._version != version or input.requires_grad:
+        return forward(input)
+    _, tangent = split(input)
+    if tangent is None:
+        return output
+    linear = F.linear(tangent, layer.weight) if isinstance(layer, nn.Linear) else layer._conv_forward(
+        tangent, layer.weight, None
+    )  # fmt: skip
+    return join(output, linear.to(output.dtype))

@@ -1,0 +1,1 @@
+"""The mechanism of the direct rules: cut at every tap, and send the error to each."""

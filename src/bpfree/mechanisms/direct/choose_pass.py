@@ -1,0 +1,170 @@
+"""Which way a forward pass goes: its graph stored, streamed or not needed, its segments in turns or at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bpfree.axes.layout import resized
+from bpfree.distributed import is_sharded, ranks
+from bpfree.mechanisms.direct.delivery import Layout, RuleSignals
+from bpfree.mechanisms.direct.forward_pass import StoredGraphPass, TappedRun, TrainingPass
+from bpfree.mechanisms.direct.learn_in_forward import LearnInForwardPass
+from bpfree.mechanisms.direct.streaming import SegmentLeaves, StreamingPass, kind_of_pass
+from bpfree.mechanisms.direct.survey import Survey
+from bpfree.mechanisms.direct.threads import ThreadChoice, ThreadedPass
+from bpfree.mechanisms.direct.windows import WindowedPass
+from bpfree.plan import Plan
+from bpfree.rerun.arguments import Call
+from bpfree.rerun.snapshot import RunSnapshot
+
+
+class PassChooser:
+    """Opens the passages of one attachment, and keeps what they find out for those that follow.
+
+    Args:
+        plan: Says which way was asked for.
+        rerun: Runs the model a second time, given the calls of taps that are left alone.
+
+    Attributes:
+        carried: With a window, what the taps' segments learned from in the last backward pass.
+    """
+
+    def __init__(self, plan: Plan, rerun: Callable[[frozenset[str], TappedRun, Any], Tensor]) -> None:
+        self._plan, self._rerun = plan, rerun
+        self._courses: dict[Any, SegmentLeaves] = {}
+        # The kinds of streaming passes whose runs have been compared.
+        self._compared: set[Any] = set()
+        self._choice = None if plan.threads == 1 else ThreadChoice(plan.threads)
+        self._call: Call | None = None
+        self._surroundings: RunSnapshot | None = None
+        self._storing = 0
+        self.carried: list[Tensor | None] = []
+
+    def replan(self, plan: Plan) -> None:
+        """Serve a model whose modules have changed."""
+        self._plan = plan
+        self._courses.clear()
+        self._compared.clear()
+
+    @property
+    def needs_arguments(self) -> bool:
+        """Whether the arguments of a pass must be known."""
+        return self._plan.streaming or self._choice is not None
+
+    def note_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hear with which arguments the next pass begins, before what hooks of the user's do to it."""
+        if not self.needs_arguments:
+            return
+        self._call = Call.of(args, kwargs)
+        if self._plan.streaming and not torch.compiler.is_compiling():
+            self._surroundings = RunSnapshot.now(self._plan, (args, kwargs))
+
+    def forget(self) -> None:
+        """Forget them."""
+        self._call = self._surroundings = None
+
+    @contextmanager
+    def stored(self) -> Generator[None]:
+        """Within this context a pass stores its graph and leaves it to autograd."""
+        self._storing += 1
+        try:
+            yield
+        finally:
+            self._storing -= 1
+
+    def start(
+        self,
+        known: Layout | None,
+        make_handler: Callable[[Layout], RuleSignals] | None,
+        aside: frozenset[str],
+        survey: Survey,
+    ) -> TrainingPass:
+        """A run for the pass that begins.
+
+        Args:
+            known: The layout of an earlier pass.
+            make_handler: Makes what sends signals that need no error; None where they need it, or their targets are not
+                there.
+            aside: The calls of taps that are left alone.
+            survey: What a whole graph of such a pass has shown.
+        """
+        run = self._chosen(known, make_handler, aside, survey)
+        run.aside = aside
+        return run
+
+    def _chosen(
+        self,
+        known: Layout | None,
+        make_handler: Callable[[Layout], RuleSignals] | None,
+        aside: frozenset[str],
+        survey: Survey,
+    ) -> TrainingPass:
+        if self._plan.window > 1:
+            return WindowedPass(self._plan.window, self._arrived)
+        if self._storing:
+            return StoredGraphPass(survey.soft)
+        call, self._call = self._call, None
+        if call is None or torch.compiler.is_compiling():
+            return StoredGraphPass(survey.soft)
+        if self._plan.streaming:
+            now = None if known is None or make_handler is None else self._immediate(call, known, make_handler)
+            surroundings, self._surroundings = self._surroundings, None
+            assert surroundings is not None
+            rerun, compare = partial(self._rerun, aside), self._plan.verify and self._is_new(call)
+            return now or StreamingPass(
+                self._plan, rerun, call, surroundings, self._courses, compare=compare, keeps=bool(survey.soft)
+            )
+        # A segment that leads out of the model has to wait for what else comes from there.
+        if self._choice is None or call.outside or survey.sides or self._ordered():
+            return StoredGraphPass(survey.soft)
+        return ThreadedPass(self._choice, self._plan.learning)
+
+    def _is_new(self, call: Call) -> bool:
+        """Whether this is the first pass with such arguments, in training or evaluation."""
+        kind = self._plan.model.training, tuple(call.outside), tuple(tensor.shape for tensor in call.tensors())
+        new = kind not in self._compared
+        self._compared.add(kind)
+        return new
+
+    def _ordered(self) -> bool:
+        """Whether segments must run in one order: gathering their weights is a matter of all processes."""
+        return ranks() > 1 and is_sharded(self._plan.model)
+
+    def _immediate(
+        self, call: Call, known: Layout, make_handler: Callable[[Layout], RuleSignals]
+    ) -> TrainingPass | None:
+        """A pass that learns as it runs, where every gradient comes from one segment, in one process."""
+        names = tuple(site.module for site in known.sites)
+        course = self._courses.get(kind_of_pass(self._plan, names, ()))
+        if course is None or course.shared or not course.ends[-1] or call.outside or ranks() > 1:
+            return None
+
+        def signals(first: torch.Size) -> Sequence[Tensor | None]:
+            sites = resized(known.sites, first)
+            rows = sites[0].error
+            layout = replace(known, rows=rows, sites=sites, error_known=False)
+            return make_handler(layout)(known.like.new_zeros(()).expand(*rows.shape, known.c))
+
+        return LearnInForwardPass(names, signals, course.ends)
+
+    def _arrived(self, signals: Sequence[Tensor | None]) -> None:
+        # For whoever measures: autograd has no gradient of a tap's output here that it could be asked for.
+        self.carried = list(signals) if self._storing else []
+
+    def describe(self) -> list[str]:
+        """What an attachment's table says of them."""
+        remarks = [] if self._choice is None else [self._choice.describe()]
+        if self._plan.window > 1:
+            window = self._plan.window
+            up = "one tap" if window == 2 else f"{window - 1} taps"
+            remarks.append(
+                f"With a window of {window}, layers learn from the signal {up} further up than their row says."
+            )
+        return remarks

@@ -1,0 +1,114 @@
+"""Where the error is taken: the output gets a graph through which its gradient sends each tap its signal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from bpfree.errors import ErrorPlacementError, OptionError
+from bpfree.mechanisms.direct.delivery import GivenSignals, NoSignals
+from bpfree.mechanisms.direct.forward_pass import StoredGraphPass, TrainingPass
+from bpfree.mechanisms.direct.pass_state import PassState
+from bpfree.module_tree import has_frozen_behind
+from bpfree.plan import Plan
+from bpfree.tabulate import name_some
+
+if TYPE_CHECKING:
+    from bpfree.mechanisms.direct.mechanism import DirectMechanism
+
+
+def connect_error(
+    mechanism: DirectMechanism,
+    call: PassState,
+    run: TrainingPass,
+    name: str,
+    output: Tensor,
+    *,
+    first: bool,
+    alone: bool,
+) -> Tensor:
+    """Return ``output``, through whose gradient the taps below it get their signals.
+
+    Args:
+        mechanism: The rule on its model.
+        call: The model's call under way.
+        run: How it is cut.
+        name: The error's name.
+        output: Where the error is taken.
+        first: Whether it is the first error.
+        alone: Whether there is no other.
+
+    Raises:
+        ErrorPlacementError: No tap lies below it, or nothing that learns lies between the last tap and it.
+    """
+    tap = run.ends_in_tap(output)
+    if alone and tap is not None and tap == len(run.names) - 1:
+        # The model ends in a tap (a final sigmoid, say): the error itself is that tap's exact gradient.
+        output, tap = run.uncut(), None
+    elif tap is not None:
+        output = run.outputs[tap]
+    below = [number for number in _below(call, run, name, alone=alone) if number != tap]
+    call.errors[name] = output
+    if not below:
+        if mechanism.plan.is_stage or not alone:
+            return output
+        raise _no_tap_below(call, mechanism.plan)
+    if alone:
+        _require_learning_behind(mechanism.plan, run, output)
+    sender = mechanism.of_error(name, first=first)
+    if first:
+        mechanism.first_error = name
+    layout = sender.layouts.of_pass(run, name, output, below, call.survey)
+    sender.sites = layout.sites
+    if call.signals is not None:
+        given = GivenSignals([call.signals.pop(run.places[number], None) for number in below])
+        return run.connect(output, given, below, just_in_time=False)
+    final = mechanism.final_activation(name, output)
+    outputs = [run.outputs[i] for i in below] if run.outputs else ()
+    behind = None if final is None else (final, output.detach())
+    handler = sender.make_handler(layout, outputs, call, behind)
+    call.memories[name] = (handler.memory, layout.c)
+    if not mechanism.rule.sends_signals and type(run) is StoredGraphPass:
+        # A gradient of nothing would still call the hooks of everything below.
+        return run.connect(output, NoSignals(handler), (), just_in_time=False)
+    return run.connect(output, handler, below, just_in_time=layout.just_in_time)
+
+
+def require_plain_pass(plan: Plan) -> None:
+    """Raise OptionError where several errors meet options that know of one alone."""
+    if plan.streaming or plan.window > 1:
+        raise OptionError(
+            f"streaming=True and window={plan.window}: with several errors every pass stores its graph, and has no "
+            "window. Leave these options out, or take one error alone (error_at=)."
+        )
+
+
+def _below(call: PassState, run: TrainingPass, name: str, *, alone: bool) -> Sequence[int]:
+    """Return the numbers of the taps below an error: those that the survey saw there, and those that it did not see."""
+    survey = call.survey
+    if alone or survey is None or name not in survey.below:
+        return range(len(run.places))
+    others = survey.places - survey.below[name]
+    return [number for number, place in enumerate(run.places) if place not in others]
+
+
+def _no_tap_below(call: PassState, plan: Plan) -> ErrorPlacementError:
+    if call.survey is None or not call.survey.places:
+        return ErrorPlacementError(
+            f"no tap was reached before {plan.where}. Name taps that the forward pass runs through below it."
+        )
+    return ErrorPlacementError(
+        f"{name_some(call.survey.places)} were reached, and {plan.where} does not depend on what they hand on: "
+        "the model takes it out of the graph, or differentiates within its own forward pass, as for forces. Tap "
+        "other modules (taps=...), or train it by bpfree.BP()."
+    )
+
+
+def _require_learning_behind(plan: Plan, run: TrainingPass, output: Tensor) -> None:
+    if not run.learns(output) and not has_frozen_behind(plan.model, run.names[-1]):
+        raise ErrorPlacementError(
+            f"nothing that learns lies between the last tap, {run.names[-1]!r}, and {plan.where}: the tap "
+            "would cut the output layer off from its exact gradient. Leave that tap out."
+        )

@@ -1,0 +1,72 @@
+"""A softmax or sigmoid that ends the model: the error is taken before it, where the logits are.
+
+Behind log_softmax the error of the negative log likelihood is -y/N, which holds no prediction: DFA would be DRTP.
+Behind a softmax or a sigmoid it is stretched by 1/p. Before them it is softmax(z) - y, as in the rules' sources.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Kind: TypeAlias = Literal["log_softmax", "softmax", "sigmoid", "log_sigmoid"]
+
+_KINDS: dict[str, Kind] = {
+    "LogSoftmaxBackward0": "log_softmax",
+    "SoftmaxBackward0": "softmax",
+    "SigmoidBackward0": "sigmoid",
+    "LogSigmoidBackward0": "log_sigmoid",
+}
+
+
+_RESHAPING = frozenset(
+    f"{name}Backward0" for name in ("Squeeze", "Unsqueeze", "View", "UnsafeView", "ReshapeAlias", "Alias", "Clone")
+) | {"SqueezeBackward1", "SqueezeBackward2", "IdentityBackward"}
+
+
+@dataclass(frozen=True)
+class FinalActivation:
+    """The function o = f(z) that ends a model, as its output o alone shows it.
+
+    Attributes:
+        kind: The function.
+        dim: The dimension that a softmax runs over; 0 for the others.
+    """
+
+    kind: Kind
+    dim: int = 0
+
+    @staticmethod
+    def of(output: Tensor) -> FinalActivation | None:
+        """The function that ``output``, with its graph, was made by; None where it is another one."""
+        node: Any = output.grad_fn
+        reshaped = False
+        while node is not None and node.name() in _RESHAPING:
+            node, reshaped = node.next_functions[0][0], True
+        kind = None if node is None else _KINDS.get(node.name())
+        # Which dimension a softmax ran over is not known behind another shape.
+        if kind is None or (reshaped and "softmax" in kind):
+            return None
+        dim = getattr(node, "_saved_dim", 0)
+        return FinalActivation(kind, dim - 2**64 if dim >= 2**63 else dim)  # autograd's number has no sign
+
+    def error_before(self, error: Tensor, output: Tensor) -> Tensor:
+        """dL/dz from dL/do, both of the shape of o."""
+        if self.kind == "log_softmax":
+            return error - output.exp() * error.sum(self.dim, keepdim=True)
+        if self.kind == "softmax":
+            return output * (error - (error * output).sum(self.dim, keepdim=True))
+        return error * (output * (1 - output) if self.kind == "sigmoid" else 1 - output.exp())
+
+    def change_before(self, change: Tensor, output: Tensor) -> Tensor:
+        """The tangent of z from that of o; a softmax's but for a number that is added to all of a row.
+
+        The error before a softmax sums to zero, so that such a number changes none of its products.
+        """
+        if self.kind == "log_softmax":
+            return change
+        slope = {"softmax": output, "sigmoid": output * (1 - output), "log_sigmoid": 1 - output.exp()}[self.kind]
+        return torch.where(slope > 0, change / slope.clamp_min(torch.finfo(slope.dtype).tiny), 0.0)

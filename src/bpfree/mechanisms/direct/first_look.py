@@ -1,0 +1,108 @@
+"""The first look at a kind of pass: before any weight learns, the model runs once with its graph whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from bpfree.mechanisms.direct.forward_pass import modules_of
+from bpfree.mechanisms.direct.inspection import Inspection
+from bpfree.mechanisms.direct.pass_state import PassState
+from bpfree.mechanisms.direct.survey import Survey
+from bpfree.module_tree import has_frozen_behind
+from bpfree.rerun.trial import kind_of_call
+from bpfree.tabulate import name_some
+
+if TYPE_CHECKING:
+    from bpfree.mechanisms.direct.mechanism import DirectMechanism
+
+
+class FirstLook:
+    """Inspects each kind of pass once, and keeps its survey.
+
+    Args:
+        mechanism: Whose passes they are.
+    """
+
+    def __init__(self, mechanism: DirectMechanism) -> None:
+        self._mechanism = mechanism
+        self._surveys: dict[Any, Survey] = {}
+        self._remarks: list[str] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy looks for itself."""
+        return {**self.__dict__, "_surveys": {}}
+
+    def forget(self) -> None:
+        """Forget all surveys: the model's modules have changed."""
+        self._surveys.clear()
+
+    def at(self, state: PassState, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Note in ``state`` the survey of a pass on these arguments; inspect the pass if it is the first of its kind.
+
+        Raises:
+            VerificationError: The model would learn something else than the rule says.
+        """
+        mechanism, plan = self._mechanism, self._mechanism.plan
+        if not plan.verify or plan.is_stage or mechanism.recomputing():
+            return
+        kind = kind_of_call(plan.model, args, kwargs)
+        state.first = kind not in self._surveys
+        if state.first:
+            if any(map(is_lazy, plan.parameters)):
+                state.first = False
+                return
+            self._inspect(kind, (args, kwargs))
+        state.survey = self._surveys[kind]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _inspect(self, kind: Any, call: Any) -> None:
+        mechanism = self._mechanism
+        inspection = Inspection(mechanism, call)
+        survey = self._surveys[kind] = inspection.survey
+        mechanism.finals.update(survey.finals)
+        if survey.returned and mechanism.plan.streaming:
+            mechanism.tell_once(
+                "sides",
+                f"besides what comes of {mechanism.plan.where} the model returns tensors that were made below it: with "
+                "streaming=True no graph is stored there, and a loss of them teaches nothing below. Train without "
+                "streaming; if they are only looked at, all is well.",
+            )
+        if inspection.unheard:
+            mechanism.tell_once(
+                "backward hooks",
+                f"full backward hooks on {name_some(inspection.unheard)} do not see what they would under "
+                "backpropagation: no gradient passes a tap, and with window= one comes for every step. Put the hooks "
+                "on taps, or on modules between a tap and a layer with weights.",
+            )
+        self._remarks = self._describe(survey)
+        inspection.require_right()
+
+    def left_alone(self, survey: Survey) -> frozenset[str]:
+        """Return the calls of taps that are left alone."""
+        return survey.unreached | self._flat(survey) if survey.flat else survey.unreached
+
+    def _flat(self, survey: Survey) -> frozenset[str]:
+        """Return those that only the output's own non-linearity is behind; a tap there must be asked for."""
+        plan = self._mechanism.plan
+        if plan.explicit:
+            return frozenset()
+        # A checkpoint's second run knows a tap's module, and not which of its calls it is.
+        elsewhere = modules_of(survey.places - survey.flat)
+        flat = {tap for tap in survey.flat if tap.partition("#")[0] not in elsewhere}
+        return frozenset(tap for tap in flat if not has_frozen_behind(plan.model, tap))
+
+    def describe(self) -> list[str]:
+        """Return what the attachment's table says of taps that are left alone."""
+        return self._remarks
+
+    def _describe(self, survey: Survey) -> list[str]:
+        reasons = {
+            "no error lies above it, and what lies below learns from its own loss": survey.unused,
+            "no layer follows before the output, whose own layer learns exactly": self._flat(survey),
+            "it runs where no graph is built, and so no signal can enter": survey.graphless,
+        }
+        return [f"Left alone, {name_some(taps)}: {reason}." for reason, taps in reasons.items() if taps]

@@ -1,0 +1,253 @@
+"""One forward pass: where its graph is cut, and on which way the error's signals reach the pieces."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from bpfree.axes.memory_format import format_of
+from bpfree.errors import TapOutputError
+from bpfree.mechanisms.autograd import Fetching, gated, signals_from_error
+from bpfree.mechanisms.direct.side_terms import SoftTap
+from bpfree.segments import Reach
+
+if TYPE_CHECKING:
+    from bpfree.mechanisms.direct.delivery import ErrorHandler
+
+
+Recut: TypeAlias = Callable[[str, Tensor], Tensor]
+"""Maps a tap's name and output to what it hands on. It must hold no pass: it lasts longer, and is copied."""
+
+
+def _recut(name: str, output: Tensor, soft: frozenset[str], aside: frozenset[str]) -> Tensor:
+    if name in aside:
+        return output
+    return gated(output) if name in soft else output.detach()
+
+
+def modules_of(places: Iterable[str]) -> frozenset[str]:
+    """The tap modules whose calls these are."""
+    return frozenset(place.partition("#")[0] for place in places)
+
+
+class Reached(Exception):  # noqa: N818 - not an error: what lies above the error need not run again
+    """A second run has reached the error's place.
+
+    Attributes:
+        output: What is there.
+    """
+
+    def __init__(self, output: Tensor) -> None:
+        self.output = output
+
+
+class TappedRun(ABC):
+    """One run of the model, cut at its taps.
+
+    Attributes:
+        names: The tap modules whose outputs were cut, one entry a call.
+        places: These calls by name: from a module's second call on with ``#2``, ``#3``, ... behind it.
+        aside: The calls that are left alone: no error lies above them.
+        reached: The errors' places that it has reached.
+        teaching: Whether a segment learns while the model runs: what runs through a tap then is a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.places: list[str] = []
+        self.aside: frozenset[str] = frozenset()
+        self.reached: set[str] = set()
+        self.teaching = False
+        self._calls: dict[str, int] = {}
+
+    def count_call(self, name: str) -> str:
+        """The name of this call of a tap module, which is the next one."""
+        calls = self._calls[name] = self._calls.get(name, 0) + 1
+        return name if calls == 1 else f"{name}#{calls}"
+
+    @contextmanager
+    def learning_segment(self) -> Generator[None]:
+        """The context in which a segment learns."""
+        self.teaching = True
+        try:
+            yield
+        finally:
+            self.teaching = False
+
+    def cut_again(self, name: str, output: Tensor) -> Tensor:
+        """What a tap hands on where a checkpoint runs it again: cut as it was, or it would save other tensors."""
+        return output.detach() if name in self.names else output
+
+    def reach_again(self, name: str, output: Any) -> Any:
+        """Do with the output at an error's place what this second run is for; None leaves it as it is."""
+        raise Reached(output)
+
+    def cut(self, name: str, place: str, output: Tensor) -> Tensor:
+        """Take the output of a tap's call, and return what it hands on: the same numbers without their graph."""
+        self.names.append(name)
+        self.places.append(place)
+        return self._take(output)
+
+    @abstractmethod
+    def _take(self, output: Tensor) -> Tensor:
+        """Do with a tap's output what this run is for, and return what the tap hands on."""
+
+
+class TrainingPass(TappedRun):
+    """A run whose error will come: a forward pass of the user's.
+
+    Attributes:
+        names: The tap modules whose outputs were cut, one entry a call.
+        shapes: The shapes of their outputs.
+        formats: How these lie in memory.
+        versions: How often they had been written to; None where a compiled graph lets nothing be overwritten.
+        handed_on: What the taps gave to the layers behind them.
+        fetching: Whether a side term fetches its gradient from this pass's graph.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[torch.Size] = []
+        self.formats: list[torch.memory_format] = []
+        self.versions: list[int | None] = []
+        self.handed_on: list[Tensor] = []
+        self.fetching = Fetching()
+
+    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Hear with which arguments the model begins; (args, kwargs) where it is to begin with others."""
+        return None
+
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        """The taps' outputs h_l with the graphs of their segments, where the run keeps them."""
+        return ()
+
+    @property
+    def soft_taps(self) -> Sequence[SoftTap]:
+        """The taps whose numbers side terms use."""
+        return ()
+
+    def cut(self, name: str, place: str, output: Tensor) -> Tensor:
+        """Take the output of a tap's call, and return what it hands on: the same numbers without their graph."""
+        self.shapes.append(output.shape)
+        self.formats.append(format_of(output))
+        self.versions.append(None if torch.compiler.is_compiling() else output._version)
+        handed_on = super().cut(name, place, output)
+        self.handed_on.append(handed_on)
+        return handed_on
+
+    def recut(self) -> Recut:
+        """Maps a tap's name and output to what it hands on where a checkpoint runs it again, when the pass is over.
+
+        Autograd must save the same tensors behind it as in the first run.
+        """
+        return partial(_recut, soft=frozenset(), aside=modules_of(self.aside))
+
+    def ends_in_tap(self, output: Tensor) -> int | None:
+        """The number of the tap that handed ``output`` on, if the error is taken right there."""
+        # The last one first: it nearly always is that.
+        return next((i for i in reversed(range(len(self.handed_on))) if self.handed_on[i] is output), None)
+
+    def uncut(self) -> Tensor:
+        """Take the last tap back, and return its output."""
+        for entries in (self.names, self.places, self.shapes, self.formats, self.versions, self.handed_on):
+            entries.pop()
+        return self._give_back()
+
+    def close(self) -> None:
+        """Put back what the run has changed around it; called where the error is taken, or in its stead."""
+
+    def on_end(self, output: Any) -> None:
+        """Hear what the model has returned."""
+
+    def learns(self, output: Tensor) -> bool:
+        """Whether anything between the last tap and ``output`` wants a gradient."""
+        return output.requires_grad
+
+    @abstractmethod
+    def _give_back(self) -> Tensor:
+        """Forget the last tap, and return its output."""
+
+    @abstractmethod
+    def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The leaves that every segment ends in; that of ``output``, where the error is taken, is the last."""
+
+    @abstractmethod
+    def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
+        """The output as it is, with a graph through which its gradient, the error, starts ``handler``'s signals.
+
+        Args:
+            output: Where the error is taken.
+            handler: Maps dL/do to one signal for each of ``taps``.
+            taps: The numbers of the taps below this error.
+            just_in_time: Whether signals are to be made only when their segments are about to run.
+        """
+
+
+class StoredGraphPass(TrainingPass):
+    """The plain way: every segment's graph is kept until one backward pass runs them all.
+
+    Args:
+        soft: The calls of taps, by name, whose numbers side terms use.
+    """
+
+    def __init__(self, soft: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        self._outputs: list[Tensor] = []
+        self._soft = soft
+        self._soft_taps: list[SoftTap] = []
+
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        """The taps' outputs h_l with the graphs of their segments."""
+        return self._outputs
+
+    @property
+    def soft_taps(self) -> Sequence[SoftTap]:
+        """The taps whose numbers side terms use."""
+        return self._soft_taps
+
+    def _take(self, output: Tensor) -> Tensor:
+        self._outputs.append(output)
+        if self.places[-1] not in self._soft:
+            return output.detach()
+        handed_on = gated(output)
+        self._soft_taps.append(SoftTap.of(handed_on, output))
+        return handed_on
+
+    def recut(self) -> Recut:
+        """A tap that side terms use wants a gradient behind it."""
+        return partial(_recut, soft=modules_of(self._soft), aside=modules_of(self.aside))
+
+    def _require_graphs(self) -> None:
+        """Raise TapOutputError for a tap's output that is a view and was written to: torch then loses its graph."""
+        if torch.compiler.is_compiling():
+            return
+        for name, output, version in zip(self.places, self._outputs, self.versions, strict=True):
+            if output._version != version and output._is_view():
+                raise TapOutputError(
+                    f"the output of tap {name!r} is a view, as linear layers make of tokens, and was changed in place "
+                    "behind it: its graph is lost then. Write the operation without '_' or inplace=True, or tap the "
+                    "module that it is in."
+                )
+
+    def _give_back(self) -> Tensor:
+        output = self._outputs.pop()
+        self._soft_taps = [tap for tap in self._soft_taps if tap.output is not output]
+        return output
+
+    def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The leaves that every segment ends in."""
+        return [Reach.of(root).leaves for root in (*self._outputs, output)]
+
+    def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
+        """See :func:`bpfree.mechanisms.autograd.signals_from_error`."""
+        self._require_graphs()
+        below = [self._outputs[number] for number in taps]
+        return signals_from_error(handler, output, below, just_in_time=just_in_time, fetching=self.fetching)

@@ -1,0 +1,271 @@
+"""The first look at a kind of pass: a survey of its whole graph, and the laws that are tried there."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from bpfree.errors import BpfreeError, SecondRunError, StreamingError, VerificationError
+from bpfree.forward_mode.grad_mode import silent_rules
+from bpfree.forward_mode.tangents import eager
+from bpfree.mechanisms.direct.pass_state import PassState
+from bpfree.mechanisms.direct.survey import Survey, SurveyPass
+from bpfree.rerun.arguments import holders_in
+from bpfree.rerun.trial import copied, without_trace
+from bpfree.tap_values import tensors
+from bpfree.verification.finding import Finding
+from bpfree.verification.laws import Gradients
+from bpfree.verification.rows import check_rows
+
+if TYPE_CHECKING:
+    from bpfree.axes.sites import Site
+    from bpfree.mechanisms.direct.mechanism import DirectMechanism
+
+_SHARE = 0.25
+"""The largest share of a step's memory that the exact signals of all taps may take, to be tried unasked."""
+
+
+class Inspection:
+    """The first look at one kind of pass.
+
+    Args:
+        mechanism: The rule on its model.
+        call: The model's arguments and keyword arguments.
+        thorough: Whether checks that take much memory are made too.
+
+    Attributes:
+        survey: What the whole graph shows.
+        findings: The laws that do not hold.
+        sites: The taps below any error, by call.
+        unheard: The modules whose full backward hooks do not see what they would under backpropagation.
+    """
+
+    def __init__(self, mechanism: DirectMechanism, call: Any, *, thorough: bool = False) -> None:
+        self._mechanism, self._call, self._thorough = mechanism, call, thorough
+        self.findings: list[Finding] = []
+        self.sites: dict[str, Site] = {}
+        self.unheard: set[str] = set()
+        plan = mechanism.plan
+        taps = set() if plan.window > 1 else set(plan.taps.values())
+        self._hooked = {
+            name: module
+            for name, module in plan.model.named_modules()
+            if (module._backward_hooks or module._backward_pre_hooks) and name and module not in taps
+        }
+        # No layerwise rule within the segments takes part: backpropagation's signals are the measure.
+        with silent_rules():
+            with mechanism.recutting(None):
+                exact = self._look()
+            if exact is not None:
+                self._compare(exact)
+                self.findings += mechanism.check_estimates(call, list(self.sites.values()))
+
+    def _look(self) -> ExactSignals | None:
+        """Run the model with its graph whole."""
+        plan, found = self._mechanism.plan, SurveyPass()
+        with without_trace(plan, self._call):
+            # A stream never holds the graph of a whole pass.
+            stored, given = self._thorough or not plan.streaming, copied(self._call)
+            with _weighed(stored=stored) as graph, self._listening() as self.unheard:
+                returned = self._run(PassState(run=found, again=True), given)
+            places = [*plan.state.holders, *holders_in(*given)]
+            kept = (tensor for holder in places for _, tensor in holder.tensors if tensor.requires_grad)
+            self.survey = Survey.of(found, returned, kept)
+            del returned
+            if not stored or found.is_overwritten:
+                return None
+            taps = sum(tap.numel() * tap.element_size() for tap in found.taps)
+            weights = sum(weight.numel() * weight.element_size() for weight in plan.parameters)
+            room = _SHARE * (graph.bytes + 2 * weights)
+            with suppress(_OverwrittenError):
+                self._compare_rows(found, room)
+            if not self._thorough and taps > room:
+                return None
+            with suppress(_OverwrittenError):
+                return ExactSignals.of(found, dict(plan.model.named_parameters()))
+            return None
+
+    def _compare_rows(self, found: SurveyPass, room: float) -> None:
+        """Look whether the rows of the layout are those of the graph, at one tap at least and as many as fit."""
+        mechanism, survey = self._mechanism, self.survey
+        aside, plan = mechanism.first_look.left_alone(survey), mechanism.plan
+        for name, error in found.errors.items():
+            below = [
+                number
+                for number, place in enumerate(found.places)
+                if place in survey.below[name] and place not in aside
+            ]
+            if not below or not error.dim():
+                continue
+            sites = mechanism.layouts.of_survey(found, survey, name, below)
+            self.sites.update({site.name: site for site in sites})
+            taps = [found.taps[number] for number in below]
+            seen = _fitting([tap.numel() * tap.element_size() for tap in taps], room, every=self._thorough)
+            asked = plan.batch_dims is not None or plan.sample_axes is not None
+            self.findings += check_rows([taps[i] for i in seen], error, [sites[i] for i in seen], asked=asked)
+
+    def _compare(self, exact: ExactSignals) -> None:
+        """Run the model cut, and send it the exact signals."""
+        mechanism, plan = self._mechanism, self._mechanism.plan
+        state = PassState(again=True, survey=self.survey, signals=dict(exact.signals))
+        with without_trace(plan, self._call), mechanism.stored():
+            state.run = mechanism.start_run(self.survey)
+            with mechanism.recutting(state.run), self._listening() as heard:
+                found = self._gradients_of_cut(state, exact)
+        # The segments of a window run once for every step.
+        self.unheard -= set() if plan.window > 1 else heard
+        if found is not None:
+            self.findings += found.compare(exact.gradients, exact.dtype)
+
+    @contextmanager
+    def _listening(self) -> Generator[set[str]]:
+        """Within this context the modules with backward hooks are noted whose outputs have a graph."""
+        heard: set[str] = set()
+
+        def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
+            if any(tensor.requires_grad for _, tensor in tensors(output)):
+                heard.add(name)
+
+        handles = [module.register_forward_hook(partial(note, name)) for name, module in self._hooked.items()]
+        try:
+            yield heard
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _gradients_of_cut(self, state: PassState, exact: ExactSignals) -> Gradients | None:
+        try:
+            self._run(state, copied(self._call))
+            return exact.gradients_of(state.exits, dict(self._mechanism.plan.model.named_parameters()))
+        except BpfreeError:
+            raise
+        except RuntimeError as error:
+            raise VerificationError(
+                f"with the rule the model's own pass fails, and without it does not ({error}). It may "
+                "differentiate within its forward pass, as for forces: tap other modules (taps=...), or train it by "
+                "bpfree.BP()."
+            ) from error
+
+    def _run(self, state: PassState, given: tuple[tuple[Any, ...], Mapping[str, Any]]) -> Any:
+        args, kwargs = given
+        # What is compiled part by part has graphs of its own, in which no tap can be found.
+        with self._mechanism.running(state), eager():
+            return self._mechanism.plan.model(*args, **kwargs)
+
+    def require_right(self) -> None:
+        """Raise VerificationError for the first law whose breach would let the model learn something else."""
+        wrong = [finding for finding in self.findings if finding.wrong]
+        if wrong:
+            more = f" {len(wrong) - 1} more: bpfree.verify(attachment, *inputs) lists them." if wrong[1:] else ""
+            kind = SecondRunError if wrong[0].check == "second run" else VerificationError
+            raise kind(f"{wrong[0]}{more} No weight has learned. attach(..., verify=False) goes on.")
+
+
+def _fitting(sizes: Sequence[int], room: float, *, every: bool) -> list[int]:
+    """The numbers of the smallest entries that fit into ``room`` together, at least one; all if asked for."""
+    seen: list[int] = []
+    for number in sorted(range(len(sizes)), key=lambda number: sizes[number]):
+        room -= sizes[number]
+        if every or not seen or room >= 0:
+            seen.append(number)
+    return sorted(seen)
+
+
+@dataclass
+class _Graph:
+    """A graph, and its memory in bytes.
+
+    Attributes:
+        stored: Whether it holds numbers.
+        storages: The bytes of each storage that it holds.
+    """
+
+    stored: bool
+    storages: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.storages.values())
+
+    def pack(self, tensor: Tensor) -> tuple[Tensor, int] | None:
+        if not self.stored:
+            return None
+        if tensor.layout == torch.strided:
+            storage = tensor.untyped_storage()
+            self.storages[storage.data_ptr()] = storage.nbytes()
+        return tensor, tensor._version
+
+    @staticmethod
+    def unpack(saved: tuple[Tensor, int] | None) -> Tensor:
+        if saved is None:
+            raise StreamingError("the model asks for gradients in its own forward pass: train it without streaming.")
+        tensor, version = saved
+        if tensor._version != version:  # autograd itself does not look where there are such hooks
+            raise _OverwrittenError
+        return tensor
+
+
+class _OverwrittenError(Exception):
+    """A tensor that the graph needs was changed in place: the user's own backward pass will say so."""
+
+
+@contextmanager
+def _weighed(*, stored: bool) -> Generator[_Graph]:
+    graph = _Graph(stored)
+    with saved_tensors_hooks(graph.pack, graph.unpack):
+        yield graph
+
+
+@dataclass(frozen=True)
+class ExactSignals:
+    """What backpropagation sends to every tap, for a random gradient at every error.
+
+    Attributes:
+        directions: The gradients at the errors.
+        signals: What arrives at the taps' calls.
+        gradients: What the parameters get.
+        dtype: The precision of the errors.
+    """
+
+    directions: Mapping[str, Tensor]
+    signals: Mapping[str, Tensor | None]
+    gradients: Gradients
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, found: SurveyPass, parameters: Mapping[str, Tensor]) -> ExactSignals | None:
+        """Send random gradients back through the whole graph of ``found``; None where nothing learns."""
+        errors = {name: error for name, error in found.errors.items() if error.requires_grad}
+        if not errors:
+            return None
+        directions = {name: _direction(error) for name, error in errors.items()}
+        learning = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        wanted = [*found.taps, *learning.values()]
+        arrived = torch.autograd.grad(
+            list(errors.values()), wanted, list(directions.values()), allow_unused=True, materialize_grads=False
+        )
+        signals = dict(zip(found.places, arrived, strict=False))
+        gradients = Gradients.of(dict(zip(learning, arrived[len(found.taps) :], strict=True)))
+        return cls(directions, signals, gradients, next(iter(errors.values())).dtype)
+
+    def gradients_of(self, exits: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Gradients | None:
+        """What the parameters get from the same gradients at the errors of a cut pass."""
+        left = {name: exits[name] for name in self.directions if name in exits and exits[name].requires_grad}
+        learning = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        if not left or not learning:
+            return None
+        directions = [self.directions[name] for name in left]
+        arrived = torch.autograd.grad(list(left.values()), list(learning.values()), directions, allow_unused=True)
+        return Gradients.of(dict(zip(learning, arrived, strict=True)))
+
+
+def _direction(error: Tensor) -> Tensor:
+    generator = torch.Generator(error.device).manual_seed(error.numel())
+    return torch.randn(error.shape, generator=generator, device=error.device, dtype=torch.float32).to(error.dtype)

@@ -1,0 +1,82 @@
+"""Layouts of passes: which numbers of an error and of its taps are rows, and which are features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.axes.layout import ERROR, Place, lay_out, tapped
+from bpfree.axes.sites import Site, product
+from bpfree.feedback.projection import Projection
+from bpfree.mechanisms.direct.delivery import Layout
+from bpfree.mechanisms.direct.forward_pass import TrainingPass
+from bpfree.mechanisms.direct.survey import Survey, SurveyPass
+
+if TYPE_CHECKING:
+    from bpfree.mechanisms.direct.mechanism import DirectMechanism
+
+
+class Layouts:
+    """Lays out the passes of one error, and remembers what passes have shown.
+
+    Args:
+        mechanism: Whose passes they are.
+    """
+
+    def __init__(self, mechanism: DirectMechanism) -> None:
+        self._mechanism = mechanism
+        self.last: Layout | None = None
+        # The axes of channels, and the taps whose tokens are not the error's.
+        self._channels: dict[str, int] = {}
+        self._lengths: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy finds the layout of its passes again."""
+        return {**self.__dict__, "last": None}
+
+    def of_pass(
+        self, run: TrainingPass, error_name: str, output: Tensor, below: Sequence[int], survey: Survey | None
+    ) -> Layout:
+        """Return the layout of a pass with these taps below the error at ``output``; found once for the same shapes."""
+        compiling = torch.compiler.is_compiling()
+        names, places = [run.names[i] for i in below], [run.places[i] for i in below]
+        shapes, formats = [run.shapes[i] for i in below], [run.formats[i] for i in below]
+        key = (output.shape, output.dtype, output.device, tuple(places), shapes, formats)
+        last = self.last
+        if not compiling and last is not None and key == last.key:
+            return last
+        mechanism, plan = self._mechanism, self._mechanism.plan
+        if survey is not None:
+            self._channels |= {call: axis for call, axis in survey.channels.items() if axis is not None}
+        error = Place(ERROR, ERROR, tuple(output.shape), self._channels.get(error_name))
+        rows, sites = lay_out(plan, error, tapped(names, places, shapes, self._channels), self._lengths)
+        # One signal for all taps is made at once. A compiled graph cannot hold hooks on tensors inside it.
+        several = isinstance(mechanism.feedback, Projection) and mechanism.feedback.kinds(sites) > 1
+        just_in_time = not compiling and plan.window == 1 and (several or plan.streaming)
+        like = _weights_like(plan.model, output)
+        c = product(size for axis, size in enumerate(output.shape) if axis not in rows.axes)
+        # A stage of a pipeline does not hear of an error that no rule needs.
+        known_error = not plan.is_stage or mechanism.rule.needs_error
+        layout = Layout(key, rows, sites, tuple(formats), c, just_in_time, like, known_error)
+        if not compiling:  # a compiled pass has a layout of its own: it delivers in another way
+            self.last = layout
+        return layout
+
+    def of_survey(self, found: SurveyPass, survey: Survey, name: str, below: Sequence[int]) -> Sequence[Site]:
+        """Return the sites of these taps below an error, as the passes behind a survey will lay them out."""
+        shapes, channels = [found.taps[number].shape for number in below], survey.channels
+        names, places = [found.names[number] for number in below], [found.places[number] for number in below]
+        error = Place(ERROR, ERROR, tuple(found.errors[name].shape), channels[name])
+        _, sites = lay_out(self._mechanism.plan, error, tapped(names, places, shapes, channels), set())
+        return sites
+
+
+def _weights_like(model: nn.Module, output: Tensor) -> Tensor:
+    """Return an empty tensor with the precision of the model's weights on the device of its output."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return torch.empty(0, dtype=parameter.dtype, device=output.device)
+    return output.new_empty(0)

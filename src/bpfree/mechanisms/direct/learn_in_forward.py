@@ -1,0 +1,122 @@
+"""Signals that need no error: segments learn in the forward pass itself, and nothing of them is stored or run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bpfree.errors import StreamingError
+from bpfree.finite import require_finite
+from bpfree.mechanisms.autograd import gradients_from_error
+from bpfree.mechanisms.direct.delivery import ErrorHandler
+from bpfree.mechanisms.direct.forward_pass import TrainingPass
+
+
+class LearnInForwardPass(TrainingPass):
+    """A pass that trains every segment as soon as it has run.
+
+    Args:
+        names: The taps of such a pass.
+        signals: Makes their signals, from the shape of the first one's output.
+        ends: The leaves that every segment ends in.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        signals: Callable[[torch.Size], Sequence[Tensor | None]],
+        ends: Sequence[Sequence[Tensor]],
+    ) -> None:
+        super().__init__()
+        self._expected, self._make, self._ends = names, signals, ends
+        self._signals: Sequence[Tensor | None] = ()
+        self._left_gradients: list[_LeftGradient] = []
+        self._behind: Tensor | None = None
+
+    def cut(self, name: str, place: str, output: Tensor) -> Tensor:
+        """Let the segment learn; a tap behind the last one of earlier passes ends the model and is none."""
+        number = len(self.names)
+        if number == len(self._expected):
+            self._behind = output
+            return output
+        if name != self._expected[number]:
+            raise _way_changes(f"tap {name!r}", repr(self._expected[number]))
+        handed_on = super().cut(name, place, output)
+        self.handed_on.clear()  # no activation is to stay in memory
+        return handed_on
+
+    def ends_in_tap(self, output: Tensor) -> None:
+        """None: a tap that ends the model is not cut.
+
+        Raises:
+            StreamingError: The pass went another way than those before it.
+        """
+        missing = self._expected[len(self.names) :]
+        if missing:
+            raise _way_changes("the output", repr(missing[0]))
+        if self._behind is not None and self._behind is not output:
+            raise _way_changes("another tap", "the output")
+
+    def _take(self, output: Tensor) -> Tensor:
+        number = len(self.names) - 1
+        name = self.names[number]
+        if number == 0:
+            self._signals = self._make(output.shape)
+        signal = self._signals[number]
+        if signal is not None and output.requires_grad:
+            if signal.shape != output.shape:
+                raise _way_changes(f"tap {name!r} in the shape {tuple(output.shape)}", str(tuple(signal.shape)))
+            require_finite(output, f"the output of tap {self.names[number]!r}")
+            with self.learning_segment():
+                torch.autograd.backward(output, signal.to(output.dtype))
+            self._left_gradients += [_LeftGradient(leaf) for leaf in self._ends[number][:1] if leaf.grad is not None]
+        return output.detach()
+
+    def _give_back(self) -> Tensor:
+        raise AssertionError("a tap that ends the model is not cut")
+
+    def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
+        """The leaves that every segment ends in."""
+        return self._ends
+
+    def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
+        """The output with the graph of its own segment, which waits for the error."""
+        return gradients_from_error(partial(_checked, self._left_gradients), output, [output])
+
+
+def _way_changes(reached: str, before: str) -> StreamingError:
+    return StreamingError(
+        f"{reached} was reached where earlier passes had reached {before}: a model whose way changes cannot learn in "
+        "its forward pass. Give the targets behind it, before loss.backward()."
+    )
+
+
+class _LeftGradient:
+    """The gradient that a forward pass has left in one parameter."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self._parameter, self._grad = parameter, parameter.grad
+        assert self._grad is not None
+        self._version = self._grad._version
+
+    def gone(self) -> bool:
+        """Whether it has been cleared since."""
+        now = self._parameter.grad
+        if now is None:
+            return True
+        return now is self._grad and now._version != self._version and not bool(now.any())
+
+
+def _checked(left: Sequence[_LeftGradient], error: Tensor) -> list[Tensor]:
+    """The error, if it is finite and what the forward pass has left in the parameters is still there."""
+    require_finite(error)
+    if any(gradient.gone() for gradient in left):
+        raise StreamingError(
+            "the gradients that the forward pass left have been cleared: with targets given before it, segments learn "
+            "while it runs. Call optimizer.zero_grad() before the model, or give the targets behind the model, before "
+            "loss.backward()."
+        )
+    return [error]

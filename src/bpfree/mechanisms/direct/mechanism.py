@@ -1,0 +1,530 @@
+"""The mechanism of the direct rules: the graph is cut at every tap, and the error sends each its signal.
+
+A forward hook at a tap takes the output h, with the graph of its own segment, and hands on ``h.detach()``, which
+requires no gradient, so that autograd never forms W^T delta. A hook where the error is taken gives the output a graph
+of its own: its gradient, the error, makes every tap's signal (:mod:`bpfree.mechanisms.direct.connect`). How a pass
+keeps what its segments need is up to its ``TrainingPass`` (:mod:`bpfree.mechanisms.direct.forward_pass`). Before the
+first pass of a kind the model runs once with its graph whole (:mod:`bpfree.mechanisms.direct.first_look`).
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bpfree.axes.sites import Site
+from bpfree.error_values import replace_errors
+from bpfree.errors import (
+    BpfreeWarning,
+    ErrorPlacementError,
+    StateError,
+    StreamingError,
+    TargetsError,
+    VerificationError,
+    nearest,
+)
+from bpfree.feedback.lazy_buffers import key_of, name_of
+from bpfree.feedback.projection import Projection, projection
+from bpfree.feedback.random import derived_seed
+from bpfree.mechanisms.base import Mechanism, not_a_tensor, not_reached, reached_twice, running_again
+from bpfree.mechanisms.direct.backward_hooks import with_backward_hooks
+from bpfree.mechanisms.direct.choose_pass import PassChooser
+from bpfree.mechanisms.direct.connect import connect_error, require_plain_pass
+from bpfree.mechanisms.direct.delivery import Layout, PassMemory, RuleSignals
+from bpfree.mechanisms.direct.final_activation import FinalActivation
+from bpfree.mechanisms.direct.first_look import FirstLook
+from bpfree.mechanisms.direct.forward_pass import Reached, Recut, TappedRun, TrainingPass
+from bpfree.mechanisms.direct.layouts import Layouts
+from bpfree.mechanisms.direct.pass_state import PassStack, PassState
+from bpfree.mechanisms.direct.side_terms import exchange_terms
+from bpfree.mechanisms.direct.survey import Survey, error_key, errors_of
+from bpfree.mechanisms.direct.tap_table import TapTable
+from bpfree.mechanisms.no_gradient_warnings import warn_of_input_gradients
+from bpfree.module_tree import ModuleTree, followed, newcomers
+from bpfree.per_thread import PerThread
+from bpfree.plan import Plan
+from bpfree.tabulate import fold_names, name_some
+from bpfree.tap_values import put, take
+from bpfree.taps import nothing_to_tap
+from bpfree.verification.finding import Finding
+from bpfree.verification.laws import compare_outputs
+
+if TYPE_CHECKING:
+    from bpfree.mechanisms.direct.rule import DirectRule
+
+
+class DirectMechanism(Mechanism):
+    """Hooks, passes and feedback of one direct rule on one model.
+
+    Attributes:
+        sites: The taps that the last pass reached.
+        passes: Chooses how a pass keeps what its segments need.
+        layouts: Lays passes out.
+        first_look: Inspects the first pass of each kind.
+        finals: By error the softmax or sigmoid that it is taken before, as passes have shown.
+        further: The mechanisms of the second error and those behind it, by the errors' names: each has feedback of its
+            own, and no hooks.
+        first_error: Of a place with several errors the name of its first one, when a pass has shown it.
+    """
+
+    rule: DirectRule
+    is_given_error = True
+
+    def __init__(self, rule: DirectRule, plan: Plan) -> None:
+        super().__init__(rule, plan)
+        if not plan.taps and not plan.is_stage:
+            raise nothing_to_tap(plan.model)
+        self.feedback = projection(rule.feedback, plan.seed)
+        self.sites: tuple[Site, ...] = ()
+        self.passes = PassChooser(plan, self._rerun)
+        self.layouts = Layouts(self)
+        self.first_look = FirstLook(self)
+        self.finals: dict[str, FinalActivation | None] = {}
+        self.further = nn.ModuleDict()
+        self.first_error = plan.error_name
+        self._table = TapTable(self)
+        self._calls = PerThread(PassStack)
+        # How the last pass was cut; None where it was not.
+        self._recut: Recut | None = None
+        # Whether an inspection's cut pass is under way, in which no rule is active.
+        self._inspected = False
+        self._cuts: dict[str, RemovableHandle] = {}
+        self._targets: Tensor | None = None
+        self._note_modules()
+        for name in list(plan.errors)[1:]:
+            self.of_error(name, first=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy, or a pickle, has of it: not what passes have left or shown, which it finds again."""
+        return {**self.__dict__, "_recut": None, "_tree": None, "_known": {}}
+
+    def of_error(self, name: str, *, first: bool) -> DirectMechanism:
+        """Return the mechanism with the feedback for this error: this one for the first, one of its own else."""
+        if first:
+            return self
+        key = key_of(name)
+        if key not in self.further:
+            seed = derived_seed(self.plan.seed, "error", name)
+            plan = replace(self.plan, errors={name: self.plan.error_module}, seed=seed)
+            self.further[key] = self.rule.mechanism(plan)
+        found = self.further[key]
+        assert isinstance(found, DirectMechanism)
+        return found
+
+    # -- in and out ----------------------------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Put hooks on the model, on every tap and on the modules where errors are taken."""
+        # Bound methods and partials of them: a deep copy of the model then has a deep copy of the rule.
+        plan = self.plan
+        add = self._handles.append
+        # Before what other hooks make of the arguments: in a second run they do so again.
+        add(plan.model.register_forward_pre_hook(self._note_arguments, prepend=True, with_kwargs=True))
+        add(plan.model.register_forward_pre_hook(self._begin_pass, with_kwargs=True))
+        for name, module in plan.taps.items():
+            if module not in plan.errors.values():
+                self._cuts[name] = module.register_forward_hook(partial(self._cut_at_tap, name))
+                add(self._cuts[name])
+        for name, module in plan.errors.items():
+            add(module.register_forward_hook(partial(self._take_errors, name)))
+        add(plan.model.register_forward_hook(self._end_pass, with_kwargs=True, always_call=True))
+
+    def remove(self) -> None:
+        """Take the hooks out and forget the forward pass and its targets."""
+        super().remove()
+        self._cuts.clear()
+        for call in self._calls().calls:
+            _close(call)
+        self._calls().calls.clear()
+        self.passes.forget()
+        self._targets = None
+
+    def replan(self, plan: Plan) -> None:
+        """Serve the model as ``plan`` has it, with the feedback that is there."""
+        Mechanism.remove(self)
+        self._cuts.clear()
+        self.plan = plan
+        self.passes.replan(plan)
+        self.layouts.last = None
+        self.finals.clear()
+        self.first_look.forget()
+        self._table.forget()
+        self._note_modules()
+        self.install()
+
+    def _follow_model(self) -> None:
+        """Put the hooks where they belong in a model whose modules have changed, and say so."""
+        before, plan = self._known, followed(self.plan)
+        now = dict(plan.model.named_modules())
+        came, gone = newcomers(before, now), newcomers(now, before)
+        self.replan(plan)
+        taps = f"Taps are now {', '.join(fold_names(plan.taps))}."
+        warnings.warn(
+            f"the model has changed since {self.rule} was attached: {name_some(came)} came"
+            f"{f', {name_some(gone)} went' if set(gone) - set(came) else ''}. {taps} To tap other modules, or where an "
+            "optimizer steps the feedback, detach and attach again.",
+            BpfreeWarning,
+            stacklevel=2,
+        )
+
+    def _note_modules(self) -> None:
+        self._tree: ModuleTree | None = ModuleTree(self.plan.model)
+        self._known = dict(self.plan.model.named_modules())
+
+    def _let_cuts_be_last(self) -> None:
+        """Let hooks that came after this rule see a tap's output with its graph: losses of theirs reach its segment."""
+        for name, handle in self._cuts.items():
+            hooks = self.plan.taps[name]._forward_hooks
+            if next(reversed(hooks)) != handle.id:
+                hooks.move_to_end(handle.id)  # type: ignore[attr-defined]
+
+    # -- a pass begins -------------------------------------------------------------------------------------------------
+
+    def _note_arguments(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        stack = self._calls()
+        if stack.top is not None and stack.top.again and not stack.top.entered:
+            return
+        self._drop_interrupted()
+        if self.active:
+            stack.arguments = args, kwargs
+            self.passes.note_arguments(args, kwargs)
+
+    def _drop_interrupted(self) -> None:
+        """End the calls that Ctrl-C has ended: behind a stream's, nothing would have a graph."""
+        for lost in self._calls().drop_interrupted():
+            _close(lost)
+
+    def _begin_pass(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        stack = self._calls()
+        top = stack.top
+        if top is not None and top.again and not top.entered:
+            top.entered = True
+            return None
+        compiling, active, again = torch.compiler.is_compiling(), self.active, self.recomputing()
+        call = PassState(frame=None if compiling else sys._getframe(1))
+        # The second run of a checkpoint is no training pass of its own, unless the first one had no gradients.
+        call.counts = active and (not again or stack.ungraded)
+        if not again:
+            stack.ungraded = not active
+        if active:
+            if not compiling:
+                self._look_at_model()
+                warn_of_input_gradients((*args, *kwargs.values()), self.tell_once, self.rule)
+                self.first_look.at(call, *stack.arguments)
+            call.run = self.start_run(call.survey)
+        stack.calls.append(call)
+        self._on_begin(call, (args, kwargs))
+        run = call.run
+        if not compiling and active:
+            self._recut = run.recut() if isinstance(run, TrainingPass) else None
+        return run.enter(args, kwargs) if isinstance(run, TrainingPass) else None
+
+    def _look_at_model(self) -> None:
+        """Follow the model where its modules or its hooks have changed."""
+        if self._tree is None:  # a copy
+            self._note_modules()
+        elif not self.plan.is_stage and self._tree.has_changed():
+            self._follow_model()
+        self._let_cuts_be_last()
+
+    def start_run(self, survey: Survey | None) -> TappedRun:
+        """Return a run for a pass that begins."""
+        ready = not self.rule.needs_error and self._targets is not None
+        aside = frozenset() if survey is None else self.first_look.left_alone(survey)
+        handler = self.make_handler if ready else None
+        return self.passes.start(self.layouts.last, handler, aside, survey or Survey(frozenset(), {}))
+
+    def _on_begin(self, state: PassState, call: Any) -> None:
+        """Make ready for the pass ``state`` on ``call``, (args, kwargs); without a run it is not the rule's."""
+
+    def _abandon(self, call: PassState) -> None:
+        """Let the pass under way be plain autograd."""
+        _close(call)
+        call.run = None
+
+    # -- at a tap ------------------------------------------------------------------------------------------------------
+
+    def _cut_at_tap(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:
+        call = self._calls().top
+        if call is None:
+            return self._cut_outside_a_pass(name, output)
+        run = call.run
+        if run is None:
+            return None
+        if len(run.reached) == len(self.plan.errors):
+            if isinstance(run, TrainingPass):
+                self._require_default_tap(name)
+            return None
+        place = run.count_call(name)
+        if place in run.aside:
+            return None
+        key = self.plan.tensor_keys.get(name)
+        tensor = take(output, key, name)
+        if run.teaching:
+            return put(output, key, run.cut_again(name, tensor))
+        if self.plan.model is not module and not torch.compiler.is_compiling():
+            tensor = with_backward_hooks(module, args, tensor)
+        return put(output, key, run.cut(name, place, tensor))
+
+    def _cut_outside_a_pass(self, name: str, output: Any) -> Any:
+        if not self.active and not self._inspected:
+            return None
+        if self.recomputing():
+            # A checkpointed segment must be cut again, or it would save other tensors than the first time.
+            if self._recut is None:
+                return None
+            key = self.plan.tensor_keys.get(name)
+            return put(output, key, self._recut(name, take(output, key, name)))
+        self._recut = None  # nothing is cut here, and so nothing in a checkpoint's second run
+        self.tell_once(
+            "outside",
+            f"tap {name!r} was reached without the model that {self.rule} is attached to: a part of the model was "
+            "called alone, or model.forward() in place of model(), and trains by plain backpropagation. Call the model "
+            "itself, attach the rule to that part, or say attachment.paused() where this is meant.",
+        )
+        return None
+
+    def _require_default_tap(self, name: str) -> None:
+        """Raise ErrorPlacementError if a tap above the error was named; default taps there are left alone."""
+        if self.plan.explicit:
+            raise ErrorPlacementError(
+                f"tap {name!r} was reached after error_at={self.plan.error_name!r}. What lies above error_at is "
+                "trained exactly and cannot hold a tap: leave that tap out, or take the error further up."
+            )
+
+    # -- where the error is taken --------------------------------------------------------------------------------------
+
+    def _take_errors(self, place: str, module: nn.Module, args: Any, output: Any) -> Any:
+        call = self._calls().top
+        if call is None or call.run is None:
+            return None
+        run = call.run
+        if not isinstance(run, TrainingPass):
+            return run.reach_again(place, output)
+        # Whatever is wrong is said once: _end_pass runs although this raises.
+        twice = place in run.reached
+        run.reached.add(place)
+        if len(run.reached) == len(self.plan.errors):
+            run.close()
+        found = errors_of(output)
+        if not found:
+            raise not_a_tensor(self.plan, output)
+        if twice:
+            raise reached_twice(place)
+        alone = len(self.plan.errors) == 1 and isinstance(output, Tensor)
+        if not alone:
+            require_plain_pass(self.plan)
+        connected: dict[str, Tensor] = {}
+        for path, tensor in found.items():
+            name, first = error_key(place, path), not connected and place == self.plan.error_name
+            exit_ = self._connect(call, run, name, tensor, first=first, alone=alone)
+            call.exits[name] = exit_
+            # Of a stage where nothing learns the others still want the error.
+            stands_in = self.plan.is_stage and not exit_.requires_grad
+            connected[path] = exit_.detach().requires_grad_() if stands_in else exit_
+        return connected[""] if alone else replace_errors(output, connected)
+
+    def _connect(
+        self, call: PassState, run: TrainingPass, name: str, output: Tensor, *, first: bool, alone: bool
+    ) -> Tensor:
+        return connect_error(self, call, run, name, output, first=first, alone=alone)
+
+    def final_activation(self, name: str, output: Tensor) -> FinalActivation | None:
+        """Return the softmax or sigmoid before which this error is taken; None where the user has named its place."""
+        if self.plan.placed:
+            return None
+        if not torch.compiler.is_compiling() and output.grad_fn is not None:
+            self.finals[name] = FinalActivation.of(output)
+        final = self.finals.get(name)
+        if final is not None and not torch.compiler.is_compiling():
+            self.tell_once(
+                "final",
+                f"the model ends in a {final.kind}: {self.rule} takes the error before it, as the rules' sources do. "
+                f'To take it behind the {final.kind} say error_at="".',
+            )
+        return final
+
+    def make_handler(
+        self,
+        layout: Layout,
+        outputs: Sequence[Tensor] = (),
+        call: PassState | None = None,
+        behind: tuple[FinalActivation, Tensor] | None = None,
+    ) -> RuleSignals:
+        """Make what the error of a pass will be given to.
+
+        Args:
+            layout: The layout of the pass.
+            outputs: The outputs of the taps below the error, where the pass keeps them.
+            call: The model's call under way; None before the pass, for signals that need no error.
+            behind: The softmax or sigmoid that the error is taken before, and the output behind it.
+        """
+        self.feedback.prepare(layout.sites, layout.c, layout.like)
+        memory = self._remember(call or PassState(), layout, outputs)
+        # A recomputed pass must not take what was given for the backward pass under way.
+        targets = None if self.recomputing() else self.take_targets()
+        return RuleSignals(self, layout, memory, targets, behind)
+
+    def _remember(self, state: PassState, layout: Layout, outputs: Sequence[Tensor]) -> PassMemory:
+        """Return what this pass leaves for its error; mechanisms that learn add to it."""
+        return PassMemory(layout.sites)
+
+    # -- a pass ends ---------------------------------------------------------------------------------------------------
+
+    def _end_pass(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        stack = self._calls()
+        call = stack.top
+        if call is None or (call.again and not isinstance(call.run, TrainingPass)):
+            return None
+        try:
+            return self._on_end(call, args, kwargs, output)
+        finally:
+            _close(call)
+            if not call.again:
+                stack.calls.pop()
+
+    def _on_end(self, call: PassState, args: Any, kwargs: Any, output: Any) -> Any:
+        run = call.run
+        # Without an output the forward pass raised: that error goes to the user, not ours.
+        if not isinstance(run, TrainingPass) or output is None:
+            return None
+        if not run.reached:
+            raise not_reached(self.plan.error_name)
+        run.on_end(output)
+        output = exchange_terms(self.plan, call, run, output, (args, kwargs))
+        self._table.note(call, run)
+        if call.first and call.survey is not None:
+            self._require_same_outputs(call, call.survey)
+        return output
+
+    def _require_same_outputs(self, call: PassState, survey: Survey) -> None:
+        """Raise VerificationError if the rule has changed what the model computes."""
+        changed = compare_outputs(call.errors, survey.outputs)
+        # Without the numbers: they are needed for one comparison.
+        survey.outputs.clear()
+        if changed and not call.again:
+            raise VerificationError(f"{changed[0]} No weight has learned. attach(..., verify=False) goes on.")
+
+    # -- the error has come --------------------------------------------------------------------------------------------
+
+    def on_tap_output(self, memory: PassMemory, number: int, output: Tensor, error: Tensor) -> None:
+        """Called in a second run with each tap's output, before that tap's signal is made from the error ``(N, c)``."""
+
+    def learn(self, memory: PassMemory, error: Tensor) -> None:
+        """Let the feedback learn, before it projects the error ``(N, c)``; fixed feedback does not."""
+
+    def take_targets(self) -> Tensor | None:
+        """Return the targets that were given and not used, and forget them."""
+        targets, self._targets = self._targets, None
+        return targets
+
+    def targets(self, targets: Tensor | Mapping[str, Tensor]) -> None:
+        """Keep the targets of the next (or the current) forward pass for its backward pass."""
+        if self._switches().pauses:
+            return
+        if isinstance(targets, Tensor):
+            self._targets = targets
+            return
+        known = {self.first_error: self, **{name_of(key): found for key, found in self.further.items()}}
+        for name, given in targets.items():
+            if name not in known:
+                raise TargetsError(
+                    f"targets are given for {name!r}, and there is no such error. {nearest(name, known)}"
+                )
+            sender: Any = known[name]
+            sender.targets(given)
+
+    # -- other runs ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Within this context a forward pass is plain autograd."""
+        self._drop_interrupted()
+        with super().paused():
+            yield
+
+    @contextmanager
+    def stored(self) -> Generator[None]:
+        """Within this context a pass stores its graph and leaves it to autograd, for whoever looks into it."""
+        targets = self._targets
+        try:
+            with self.passes.stored():
+                yield
+        finally:
+            self._targets = targets
+
+    @contextmanager
+    def running(self, state: PassState) -> Generator[None]:
+        """Within this context the model's next call is a second run, which goes as ``state`` says."""
+        calls = self._calls().calls
+        calls.append(state)
+        try:
+            with running_again():
+                yield
+        finally:
+            del calls[calls.index(state) :]
+
+    @contextmanager
+    def recutting(self, run: TappedRun | None) -> Generator[None]:
+        """Within this context a checkpoint's second run is cut as ``run`` is."""
+        before = self._recut, self._inspected
+        self._recut, self._inspected = (run.recut(), True) if isinstance(run, TrainingPass) else (None, False)
+        try:
+            yield
+        finally:
+            self._recut, self._inspected = before
+
+    def _rerun(self, aside: frozenset[str], run: TappedRun, call: Any) -> Tensor:
+        """Run the model on (args, kwargs) as far as the error's place, cut as ``run`` says; return the output there."""
+        run.aside = aside
+        if not self._handles:
+            raise StreamingError(
+                "the rule was detached between the model and loss.backward(), which under streaming runs the model "
+                "again: detach behind it."
+            )
+        args, kwargs = call
+        try:
+            with self.running(PassState(run=run, again=True)):
+                self.plan.model(*args, **kwargs)
+        except Reached as reached:
+            return reached.output
+        raise not_reached(self.plan.error_name)
+
+    def check_estimates(self, call: Any, sites: Sequence[Site]) -> list[Finding]:
+        """Try what an estimating pass relies on, for a rule that has one."""
+        return []
+
+    # -- what it looks like, and what is saved -------------------------------------------------------------------------
+
+    def table(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """Return the header, a row for each tap, and remarks."""
+        return self._table.rows()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if isinstance(self.feedback, Projection) and not self.feedback.feedback.shared:
+            start = f"{prefix}feedback."
+            saved = {name_of(key.removeprefix(start)) for key in state_dict if key.startswith(start)}
+            # A matrix is kept under its tap's name, most with the width behind it.
+            taps = {name.rpartition(":")[0] or name for name in saved - self.feedback.numbers.keys()}
+            unknown = taps - self.plan.taps.keys()
+            if unknown:
+                raise StateError(f"the state is for taps that this model does not have: {', '.join(sorted(unknown))}.")
+        start = f"{prefix}further."
+        for key in {key.removeprefix(start).partition(".")[0] for key in state_dict if key.startswith(start)}:
+            self.of_error(name_of(key), first=False)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _close(call: PassState) -> None:
+    """Put back what the pass has changed around it."""
+    if isinstance(call.run, TrainingPass):
+        call.run.close()

@@ -1,0 +1,84 @@
+"""What is known of the call of a model that is under way; one for each call, in each thread."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from bpfree.mechanisms.direct.delivery import PassMemory
+    from bpfree.mechanisms.direct.forward_pass import TappedRun
+    from bpfree.mechanisms.direct.survey import Survey
+
+
+@dataclass
+class PassState:
+    """One call of the model, from its first hook to its last.
+
+    Attributes:
+        run: How it is cut; None where it is plain autograd.
+        again: Whether it is a second run of a pass, which the rule has asked for.
+        entered: Whether that run has begun.
+        survey: What a whole graph of such a pass has shown.
+        signals: Where given, what the taps get in the place of the rule's signals, by call.
+        first: Whether it is the first pass of its kind.
+        exits: The tensors through which its errors arrive.
+        errors: The tensors at its errors, with the graphs of the layers below them.
+        counts: Whether it is a training pass of its own.
+        learning: Whether the feedback learns from it.
+        observed: Whether an estimating pass is to run behind it.
+        memories: What it has left for its errors, and the numbers of each error, for the estimating pass.
+        frame: Where it was called from.
+    """
+
+    run: TappedRun | None = None
+    again: bool = False
+    entered: bool = False
+    survey: Survey | None = None
+    signals: dict[str, Tensor | None] | None = None
+    first: bool = False
+    exits: dict[str, Tensor] = field(default_factory=dict)
+    errors: dict[str, Tensor] = field(default_factory=dict)
+    counts: bool = False
+    learning: bool = False
+    observed: bool = False
+    memories: dict[str, tuple[PassMemory, int]] = field(default_factory=dict)
+    frame: FrameType | None = None
+
+
+class PassStack:
+    """The calls under way in one thread: a model may be called inside its own forward pass or hooks.
+
+    Attributes:
+        calls: The innermost last.
+        arguments: The arguments of the call that begins, before hooks of the user's.
+        ungraded: Whether the last call had no gradients: a reentrant checkpoint then runs its part for the first time.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[PassState] = []
+        self.arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self.ungraded = False
+
+    @property
+    def top(self) -> PassState | None:
+        """The innermost call."""
+        return self.calls[-1] if self.calls else None
+
+    def drop_interrupted(self) -> list[PassState]:
+        """Forget, and return, the calls that Ctrl-C has ended: torch calls no hook then."""
+        if not self.calls or torch.compiler.is_compiling():
+            return []
+        alive = set()
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            alive.add(id(frame))
+            frame = frame.f_back
+        lost = [call for call in self.calls if call.frame is not None and id(call.frame) not in alive]
+        self.calls[:] = [call for call in self.calls if call not in lost]
+        return lost

@@ -1,0 +1,51 @@
+"""The direct rules: which vector is projected to every tap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from bpfree.feedback.options import Feedback
+from bpfree.feedback.projection import Projector
+from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.mechanisms.direct.delivery import Delivery
+from bpfree.mechanisms.direct.mechanism import DirectMechanism
+from bpfree.plan import Plan
+
+
+@dataclass(frozen=True)
+class DirectRule(Rule):
+    """A rule that gives every tap a signal at once, without the weights between the tap and the output.
+
+    A rule of your own overrides :meth:`vector` (what is projected) or, for anything else, :meth:`signals`.
+
+    Args:
+        feedback: How the feedback matrices are drawn, or any callable projector ``(error, sites) -> signals``; None
+            projects nothing.
+    """
+
+    feedback: Feedback | Projector | None = field(default_factory=Feedback, kw_only=True)
+
+    def mechanism(self, plan: Plan) -> Mechanism:
+        """Cut the graph at every tap, and send the error to each."""
+        return DirectMechanism(self, plan)
+
+    @property
+    def sends_signals(self) -> bool:
+        """Whether any tap may get a signal."""
+        return self.feedback is not None or type(self).signals is not DirectRule.signals
+
+    @property
+    def needs_error(self) -> bool:
+        """Whether signals depend on the error; where they do not, streaming sends them in the forward pass."""
+        return True
+
+    def vector(self, delivery: Delivery) -> Tensor:
+        """The vector ``(N, c)`` that is projected; the error itself unless a rule says otherwise."""
+        return delivery.error
+
+    def signals(self, delivery: Delivery) -> Sequence[Tensor | None]:
+        """One teaching signal ``(N, n_l)`` a tap, in the order of ``delivery.sites``; None trains nothing there."""
+        return delivery.project(self.vector(delivery), delivery.sites)

@@ -1,0 +1,190 @@
+"""What the whole graph of a pass shows, and a cut one does not: the taps below each error, and what else uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bpfree.axes.channels import channel_axis
+from bpfree.error_values import error_tensors, replace_errors
+from bpfree.errors import ErrorPlacementError
+from bpfree.mechanisms.autograd import mark
+from bpfree.mechanisms.direct.final_activation import FinalActivation
+from bpfree.mechanisms.direct.forward_pass import TappedRun, modules_of
+from bpfree.mechanisms.direct.side_terms import has_nodes_in, nodes_below
+from bpfree.segments import Reach, graph_nodes
+from bpfree.tap_values import tensors
+
+
+def error_key(place: str, path: str) -> str:
+    """The name of the error at ``path`` of what the module ``place`` returns."""
+    return ".".join(filter(None, (place, path)))
+
+
+def errors_of(output: Any) -> dict[str, Tensor]:
+    """The tensors of an output at which errors arrive, by path.
+
+    Of several these are the floating point ones that have a graph and a batch dimension.
+    """
+    if isinstance(output, Tensor):
+        return {"": output} if output.is_floating_point() else {}
+    return {path: tensor for path, tensor in error_tensors(output).items() if tensor.requires_grad and tensor.dim()}
+
+
+class SurveyPass(TappedRun):
+    """A run whose graph is whole, with a mark at every tap and every error.
+
+    Attributes:
+        taps: The marked outputs of the taps.
+        marks: The marked errors.
+        errors: Of every error the tensor before its mark.
+        graphless: Taps that were reached where no graph was built.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._versions: list[int] = []
+        self.taps: list[Tensor] = []
+        self.errors: dict[str, Tensor] = {}
+        self.marks: dict[str, Tensor] = {}
+        self.graphless: list[str] = []
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The taps' outputs and the errors by their names."""
+        yield from zip(self.places, self.taps, strict=True)
+        yield from self.errors.items()
+
+    def cut(self, name: str, place: str, output: Tensor) -> Tensor:
+        """Mark the output of a tap."""
+        if not torch.is_grad_enabled():
+            self.graphless.append(place)
+            return output
+        return super().cut(name, place, output)
+
+    def _take(self, output: Tensor) -> Tensor:
+        # Also where nothing below learns: what uses the tap can then be followed.
+        marked = mark(output if output.requires_grad else output.detach().requires_grad_())
+        self.taps.append(marked)
+        self._versions.append(marked._version)
+        return marked
+
+    @property
+    def is_overwritten(self) -> bool:
+        """Whether the output of a tap was changed in place behind it: gradients of this graph are then wrong."""
+        return [tap._version for tap in self.taps] != self._versions
+
+    def reach_again(self, name: str, output: Any) -> Any:
+        """Mark the errors of one place."""
+        self.reached.add(name)
+        marks = {}
+        for path, tensor in errors_of(output).items():
+            self.errors[error_key(name, path)] = tensor
+            if tensor.requires_grad:
+                marks[path] = self.marks[error_key(name, path)] = mark(tensor)
+        return replace_errors(output, marks)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a whole graph shows.
+
+    Attributes:
+        places: The calls of taps.
+        below: For every error those below it.
+        soft: The calls of taps whose numbers a side term uses, without passing an error.
+        sides: Whether there are side terms at all: tensors that are returned or kept, and have a graph below an error.
+        returned: Whether some of them are returned.
+        finals: The errors before which a softmax or sigmoid is left above.
+        flat: The calls of taps behind which no layer follows before an error.
+        graphless: Taps that were reached where no graph was built.
+        outputs: The numbers at the errors.
+        channels: The axes of the channels of the taps' calls and of the errors, where the graph says so.
+    """
+
+    places: frozenset[str]
+    below: Mapping[str, frozenset[str]]
+    soft: frozenset[str] = frozenset()
+    sides: bool = False
+    returned: bool = False
+    finals: Mapping[str, FinalActivation] = field(default_factory=dict)
+    flat: frozenset[str] = frozenset()
+    graphless: frozenset[str] = frozenset()
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    channels: Mapping[str, int | None] = field(default_factory=dict)
+
+    @cached_property
+    def unused(self) -> frozenset[str]:
+        """The calls of taps that no error lies above."""
+        return self.places.difference(*self.below.values())
+
+    @cached_property
+    def unreached(self) -> frozenset[str]:
+        """The calls of taps that no signal can enter."""
+        return self.unused | self.graphless
+
+    @classmethod
+    def of(cls, found: SurveyPass, returned: Any, kept: Iterable[Tensor]) -> Survey:
+        """Read off the graph of ``found``, of what the model returned and of the tensors that it keeps on itself.
+
+        Raises:
+            ErrorPlacementError: The model returns a loss that it has computed from the errors itself.
+        """
+        nodes = {tap.grad_fn: place for tap, place in zip(found.taps, found.places, strict=True)}
+        below = {
+            key: frozenset(nodes[node] for node in graph_nodes(tensor) if node in nodes)
+            for key, tensor in found.errors.items()
+        }
+        used = frozenset().union(*below.values())
+        exits: dict[Any, None] = {mark.grad_fn: None for mark in found.marks.values()}
+        stops: dict[Any, str | None] = {node: place for node, place in nodes.items() if place in used} | exits
+        marks = {id(mark) for mark in found.marks.values()}
+        sides = [tensor for _, tensor in tensors(returned) if tensor.requires_grad and id(tensor) not in marks]
+        _require_no_loss(sides, found.errors, stops)
+        kept = list(kept)
+        soft = modules_of(
+            place for term in (*sides, *kept) for node in nodes_below(term, stops) if (place := stops[node])
+        )
+        inner = Reach.of(*found.errors.values()).inner
+        is_returned = any(has_nodes_in(tensor, inner, exits) for tensor in sides)
+        return cls(
+            places=frozenset(found.places),
+            below=below,
+            # A checkpoint's second run knows a tap's module, and not which of its calls it is.
+            soft=frozenset(place for place in used if modules_of((place,)) <= soft),
+            sides=is_returned or any(has_nodes_in(tensor, inner, exits) for tensor in kept),
+            returned=is_returned,
+            finals={key: final for key, tensor in found.errors.items() if (final := FinalActivation.of(tensor))},
+            flat=frozenset().union(*(_flat(tensor, nodes) for tensor in found.errors.values())),
+            graphless=frozenset(found.graphless),
+            outputs={key: tensor.detach() for key, tensor in found.errors.items()},
+            channels={place: channel_axis(tensor) for place, tensor in found.tensors()},
+        )
+
+
+def _flat(error: Tensor, taps: Mapping[Any, str]) -> set[str]:
+    """The calls of taps between which and ``error`` there is no layer: no parameter of two dimensions or more."""
+    found: set[str] = set()
+    for node in graph_nodes(error, stops=taps):
+        if node in taps:
+            found.add(taps[node])
+        elif hasattr(node, "variable") and node.variable.dim() > 1:
+            return set()
+    return found
+
+
+def _require_no_loss(sides: Sequence[Tensor], errors: Mapping[str, Tensor], stops: Mapping[Any, Any]) -> None:
+    """Raise ErrorPlacementError for a number among ``sides`` that was computed from an error before its mark."""
+    raw = {tensor.grad_fn: key for key, tensor in errors.items() if tensor.grad_fn is not None}
+    for side in sides:
+        passed = next(nodes_below(side, {**stops, **raw}), None) if not side.dim() else None
+        if passed in raw:
+            raise ErrorPlacementError(
+                "the model returns a loss, a single number that it has computed itself from "
+                f"{raw[passed] or 'its output'!r}: its error would not pass the model's output. Name the module that "
+                "makes the output: error_at='lm_head' or error_at='head', for example."
+            )

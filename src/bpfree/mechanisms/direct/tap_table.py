@@ -1,0 +1,65 @@
+"""The table of an attachment: a row for each tap, with the layers that learn from its signal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bpfree.mechanisms.direct.forward_pass import TrainingPass
+from bpfree.mechanisms.direct.pass_state import PassState
+from bpfree.segments import Segments
+from bpfree.tabulate import fold_names
+
+if TYPE_CHECKING:
+    from bpfree.mechanisms.direct.mechanism import DirectMechanism
+
+
+class TapTable:
+    """Notes which layers learn from which signal, one look a kind of pass.
+
+    Args:
+        mechanism: Whose table it is.
+    """
+
+    def __init__(self, mechanism: DirectMechanism) -> None:
+        self._mechanism = mechanism
+        self._segments: dict[Any, Segments] = {}
+        self._last: Segments | None = None
+
+    def forget(self) -> None:
+        """Forget what passes have shown: the model's modules have changed."""
+        self._segments.clear()
+        self._last = None
+
+    def note(self, call: PassState, run: TrainingPass) -> None:
+        """Note the segments of a pass that has ended."""
+        if torch.compiler.is_compiling():
+            return
+        plan = self._mechanism.plan
+        kind = (tuple(run.places), tuple(call.errors), plan.learning)
+        if kind not in self._segments:
+            ends = {name: run.ends(output) for name, output in call.errors.items()}
+            below = next(iter(ends.values()))[:-1]
+            last = {name: found[-1] for name, found in ends.items()}
+            self._segments[kind] = Segments.of(plan, run.places, below, last)
+        self._last = self._segments[kind]
+
+    def rows(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """Return the header, a row for each tap (shape, feedback, the layers that learn from it), and remarks."""
+        mechanism, segments = self._mechanism, self._last
+        if segments is None:
+            names = ", ".join(fold_names(mechanism.plan.taps))
+            later = "Shapes are known after the first forward pass (or with example_inputs=)."
+            return [], [], [f"taps: {names}", later]
+        rows = [self._row(place, layers) for place, layers in segments.learners.items()]
+        rows += [[name or "(output)", "", "exact gradient", layers] for name, layers in segments.exact.items()]
+        remarks = [*mechanism.passes.describe(), *mechanism.first_look.describe(), *segments.remarks]
+        return ["tap", "shape", "feedback", "learns from it"], rows, remarks
+
+    def _row(self, place: str, layers: str) -> list[str]:
+        """Return one tap's row; with several errors it has feedback for each above it."""
+        senders: list[Any] = [self._mechanism, *self._mechanism.further.values()]
+        known = [(sender, site) for sender in senders for site in sender.sites if site.name == place]
+        shape = "x".join(map(str, ("N", *known[0][1].features))) if known else ""
+        return [place, shape, " + ".join(sender.feedback.describe(site) for sender, site in known), layers]

@@ -1,0 +1,1 @@
+"""The mechanism of the layerwise rules: backpropagation with other weights on the way back."""

@@ -1,0 +1,207 @@
+"""The mechanism of Kolen-Pollack learning: backward weights that get the gradients of the forward ones."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.utils.hooks import RemovableHandle
+
+from bpfree.distributed import whole
+from bpfree.errors import BpfreeWarning, UnsupportedLayerError
+from bpfree.feedback.lazy_buffers import at_least_single
+from bpfree.layers.kinds import is_computed
+from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism, LayerwiseRule
+from bpfree.plan import Plan
+
+_AT_FIRST, _LATER = 4, 64
+"""In how many first steps numbers are compared, and every how many behind them."""
+
+
+@dataclass
+class _Watch:
+    """One weight whose gradients are copied.
+
+    Attributes:
+        weight: W.
+        handle: Takes its hook out.
+        versions: How often W and B had been written to when B last got a gradient.
+        seen: The place where a gradient was largest, and the numbers that W and B had there.
+        looks: How often that was looked at.
+        wait: How many gradients from now the numbers are compared.
+    """
+
+    weight: Tensor
+    handle: RemovableHandle
+    versions: tuple[int, int] | None = None
+    seen: tuple[Tensor, Tensor, Tensor] | None = None
+    looks: int = 0
+    wait: int = 0
+
+    def only_w_moved(self, weight: Tensor, B: Tensor) -> bool:
+        """Whether an optimizer has stepped W and not B since B last got a gradient.
+
+        Fused optimizers write without counting it, so that numbers are compared as well.
+        """
+        if self.versions is None:
+            return False
+        w, b = weight._version != self.versions[0], B._version != self.versions[1]
+        if self.seen is not None and not b and (w or not self.wait):
+            place, was_w, was_b = self.seen
+            w, b = w or not _same(weight, place, was_w), not _same(B, place, was_b)
+        return w and not b
+
+    def look(self, weight: Tensor, B: Tensor) -> None:
+        """Keep what :meth:`only_w_moved` compares with."""
+        self.versions = weight._version, B._version
+        if self.wait:
+            self.wait -= 1
+            return
+        self.looks += 1
+        self.wait = 0 if self.looks < _AT_FIRST else _LATER
+        # Of a sharded weight each process holds a part.
+        if weight.shape == B.shape and not hasattr(weight, "full_tensor") and weight.numel():
+            assert weight.grad is not None
+            place = weight.grad.abs().argmax()
+            self.seen = place, _at(weight, place).clone(), _at(B, place).clone()
+
+
+def _at(tensor: Tensor, place: Tensor) -> Tensor:
+    return tensor.detach().take(place)
+
+
+def _same(tensor: Tensor, place: Tensor, was: Tensor) -> bool:
+    return tensor.device == was.device and bool(_at(tensor, place) == was.to(tensor.dtype))
+
+
+class KolenPollackMechanism(LayerwiseMechanism):
+    """Backward weights that are parameters, and that hold the gradient of W when a backward pass has ended.
+
+    ``feedback[name]`` is B of the layer ``name``, an ``nn.Parameter``. Every served layer has one from the start, so
+    that an optimizer can be given it; it stays empty until a forward pass shows that the layer's input needs a
+    gradient, and for ever where it does not.
+
+    When a backward pass ends, ``B.grad`` becomes a copy of ``W.grad`` for those layers that passed a signal down. Then,
+    and not sooner: DDP or FSDP2 has by then averaged ``W.grad`` over the processes, and needs to know nothing of B,
+    which is whole on every process, also where W is sharded.
+    """
+
+    learns = True
+
+    def __init__(self, rule: LayerwiseRule, plan: Plan) -> None:
+        super().__init__(rule, plan)
+        for name, layer in self._layers.items():
+            self._take_in(name, layer)
+        self._watched: dict[str, _Watch] = {}
+        self._passed_down: set[str] = set()
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Parameters are copied without their hooks: a copy's first forward pass puts them in again.
+        return {**self.__dict__, "_watched": {}}
+
+    def remove(self) -> None:
+        """Take the hooks out, those on the weights too."""
+        super().remove()
+        for watch in self._watched.values():
+            watch.handle.remove()
+        self._watched.clear()
+
+    def _take_in(self, name: str, layer: nn.Module) -> None:
+        if is_computed(layer) or not isinstance(layer.weight, nn.Parameter):
+            raise UnsupportedLayerError(
+                f"{type(self.rule).__name__} gives B the gradient of W, and the weight of layer {name!r} is no "
+                "parameter: it is computed from others (a parametrization). Use bpfree.FA or bpfree.WeightMirror."
+            )
+        self.feedback.reserve(name, at_least_single(layer.weight))
+
+    def _told_of(self, new: list[str], gone: list[str]) -> str:
+        told = super()._told_of(new, gone)
+        return (
+            told + "B is a new parameter: make the optimizer anew, of [*model.parameters(), "
+            "*attachment.parameters()], or it does not learn."
+            if new
+            else told
+        )
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        super()._begin(module, args)
+        # Not while another thread evaluates: a backward pass may be under way here.
+        if torch.is_grad_enabled() and not self.recomputing():
+            # What a torch.autograd.grad() left, which accumulates nothing.
+            self._passed_down.clear()
+
+    def _follow_model(self) -> None:
+        super()._follow_model()
+        for name in self._watched.keys() - self._layers.keys():
+            self._watched.pop(name).handle.remove()
+
+    def _backward_weight(self, name: str, layer: nn.Module, weight: Tensor) -> Callable[[], Tensor]:
+        found = super()._backward_weight(name, layer, weight)
+        self._watch(name, layer)
+
+        def at_backward() -> Tensor:
+            self._passed_down.add(name)
+            return found()
+
+        return at_backward
+
+    def _watch(self, name: str, layer: nn.Module) -> None:
+        weight, watch = layer.weight, self._watched.get(name)
+        assert isinstance(weight, Tensor)
+        if not weight.requires_grad or (watch is not None and watch.weight is weight):
+            return
+        if watch is not None:
+            watch.handle.remove()
+        # A tensor's hooks are beyond the garbage collector: a mechanism that they held would never be freed.
+        of = weakref.ref(self)
+
+        def accumulated(_: Tensor) -> None:
+            mechanism = of()
+            if mechanism is not None:
+                mechanism._accumulated(name)
+
+        handle = weight.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
+        self._watched[name] = _Watch(weight, handle)
+
+    def _accumulated(self, name: str) -> None:
+        if name in self._passed_down:
+            self._passed_down.discard(name)
+            # Behind the end of the backward pass, and behind what DDP does there: queued by what is queued.
+            at_end: Callable[[Callable[[], None]], None] = Variable._execution_engine.queue_callback
+            at_end(partial(at_end, partial(self._copy, name)))
+
+    def _copy(self, name: str) -> None:
+        watch, weight = self._watched.get(name), getattr(self._layers.get(name), "weight", None)
+        # Not the weight that was watched: FSDP2 gives the layer a whole one for as long as it runs.
+        if watch is None or not isinstance(weight, Tensor):
+            return
+        if weight.grad is None:
+            self._warn(
+                f"layer {name!r} has no gradient when the backward pass ends, and its backward weights learn from it "
+                "then: they did not. An optimizer's step in the backward pass is not for this rule, nor are weights "
+                "that torch.func.functional_call lends."
+            )
+            return
+        B = self.feedback[name]
+        if watch.only_w_moved(weight, B):
+            self._warn(
+                f"the weight of layer {name!r} was changed, its backward weights have a gradient and were not: no "
+                "optimizer has them, so B does not learn. Give it both, torch.optim.SGD([*model.parameters(), "
+                "*attachment.parameters()], lr=.1, weight_decay=1e-3)."
+            )
+        watch.look(weight, B)
+        # A copy: what scales or clips both gradients would act on one tensor twice.
+        B.grad = whole(weight.grad.detach()).to(B, copy=True)
+
+    def _warn(self, what: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(what, BpfreeWarning, stacklevel=2)

@@ -1,0 +1,421 @@
+"""The mechanism of the layerwise rules: backward weights for linear and convolution layers.
+
+A forward pre-hook detaches the layer's input, so that autograd never forms W^T delta; a forward hook joins the
+output to that input again through :class:`Join`, whose gradient uses B. Weight and bias keep their exact local
+gradients. Both hooks are the innermost of their layer: what other hooks make of input and output is ordinary.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bpfree.axes.memory_format import format_of
+from bpfree.errors import BpfreeWarning, StateError, UnsupportedLayerError
+from bpfree.feedback.lazy_buffers import LazyBuffers, at_least_single, name_of
+from bpfree.feedback.random import derived_seed
+from bpfree.layers.first_argument import first_argument, with_first
+from bpfree.layers.function import Call, Service, circumstances_of, find_service, function_gradient
+from bpfree.layers.kinds import InputGradient, input_gradient, is_computed, is_linear
+from bpfree.mechanisms.autograd import first_order_only
+from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.mechanisms.no_gradient_warnings import warn_of_input_gradients
+from bpfree.module_tree import ModuleTree, followed, newcomers
+from bpfree.passes import Passes
+from bpfree.per_thread import PerThread
+from bpfree.plan import Plan
+from bpfree.tabulate import others
+
+
+@dataclass(frozen=True)
+class LayerwiseRule(Rule):
+    """A rule whose linear and convolution layers pass the error down through B in place of W.
+
+    Not backward-unlocked: a layer waits for the one above. Layers of other kinds pass their ordinary gradient.
+    A rule of your own overrides :meth:`draw` and :meth:`backward_weight`.
+    """
+
+    def mechanism(self, plan: Plan) -> Mechanism:
+        """Join every layer to its input through a function whose gradient uses B."""
+        return LayerwiseMechanism(self, plan)
+
+    @property
+    def redraws(self) -> bool:
+        """Whether B is drawn anew in every forward pass."""
+        return False
+
+    @abstractmethod
+    def draw(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        """What is kept, and saved, for one layer; drawn once."""
+
+    def backward_weight(self, weight: Tensor, kept: Tensor, generator: Callable[[], torch.Generator]) -> Tensor:
+        """B, of ``weight``'s shape, for the backward pass of one forward pass; what was kept, unless overridden.
+
+        ``generator()`` is one seeded for this layer and forward pass, for rules that draw anew.
+        """
+        return kept
+
+
+class Join(torch.autograd.Function):
+    """Identity on a layer's output; in backward the layer's input receives a signal made with B."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, input: Tensor, weight: Callable[[], Tensor], rule: InputGradient) -> Tensor:
+        """Return ``output``; of ``input`` only its shape and its place in the graph are kept."""
+        ctx.weight, ctx.rule, ctx.shape, ctx.format = weight, rule, input.shape, format_of(input)
+        # A tensor of its own, so that an in-place non-linearity may follow (see SignalsFromError).
+        return output.detach()
+
+    @staticmethod
+    @first_order_only
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient itself for the layer, B's for what lies below."""
+        (grad,) = grads
+        signal = ctx.rule(grad, ctx.weight(), ctx.shape).to(memory_format=ctx.format)
+        return grad, signal, None, None
+
+
+@dataclass
+class _Pass:
+    """A forward pass of the model.
+
+    Attributes:
+        awaited: The places of errors that it has not reached yet; behind all of them layers are exact.
+    """
+
+    awaited: set[str]
+
+
+@dataclass
+class _Calls:
+    """The calls of layers in one thread.
+
+    Attributes:
+        run: The pass that the thread is in.
+        inputs: Of the layers that are running: the input before it was detached, the call, and how to serve it.
+        weights: Their weights, as a parametrization has computed them for this call.
+        outside: The layers that were called without the model since a pass began there.
+        reached: The places of errors that such a pass has reached.
+        transporting: Whether B is W, to be compared with autograd.
+    """
+
+    run: _Pass | None = None
+    inputs: dict[str, tuple[Tensor, Call, Service]] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    outside: set[str] = field(default_factory=set)
+    reached: set[str] = field(default_factory=set)
+    transporting: bool = False
+
+
+class LayerwiseMechanism(Mechanism):
+    """Hooks and backward weights of one layerwise rule on one model.
+
+    ``feedback[name]`` is what the rule keeps for the layer ``name``; there is none for a layer whose input needs no
+    gradient, such as the first.
+    """
+
+    rule: LayerwiseRule
+    learns = False
+    """Whether B takes steps, which may be small beside it."""
+
+    def __init__(self, rule: LayerwiseRule, plan: Plan) -> None:
+        super().__init__(rule, plan)
+        self._layers = _served(plan.model)
+        if not self._layers:
+            raise UnsupportedLayerError(
+                f"{type(rule).__name__} gives backward weights to Linear and convolution layers, and the model has "
+                "none. Use a direct rule (bpfree.DFA) or backpropagation; bpfree.serve_layer() makes a linear layer of "
+                "your own known."
+            )
+        self.feedback = LazyBuffers(seed=plan.seed, passes=0)
+        self._tree = ModuleTree(plan.model)
+        self._hooked: dict[str, list[RemovableHandle]] = {}
+        self._error_handles: dict[str, RemovableHandle] = {}
+        # How each layer is served, and of what that was found out.
+        self._services: dict[str, tuple[Any, Service]] = {}
+        self._called: set[str] = set()
+        # Layers above the error's place, which learn exactly, in the last training pass.
+        self._exact: set[str] = set()
+        self._passes: Passes[_Pass] = Passes()
+        self._calls: PerThread[_Calls] = PerThread(_Calls)
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Put a pair of hooks on every served layer, and mark where a pass begins, leaves its error and ends."""
+        add = self._handles.append
+        add(self.plan.model.register_forward_pre_hook(self._begin))
+        for name, layer in self._layers.items():
+            self._hook(name, layer)
+        for name, module in self.plan.errors.items():
+            self._error_handles[name] = module.register_forward_hook(partial(self._leave, name))
+        add(self.plan.model.register_forward_hook(self._end, always_call=True))
+
+    def remove(self) -> None:
+        """Take the hooks out."""
+        super().remove()
+        for name in list(self._hooked):
+            self._unhook(name)
+        for handle in self._error_handles.values():
+            handle.remove()
+        self._error_handles.clear()
+        calls = self._calls()
+        calls.inputs.clear()
+        calls.run = None
+        self._passes.clear()
+
+    def _hook(self, name: str, layer: nn.Module) -> None:
+        self._hooked[name] = [
+            layer.register_forward_pre_hook(partial(self._cut, name), with_kwargs=True),
+            layer.register_forward_hook(partial(self._join, name), prepend=True),
+        ]
+        if is_computed(layer):
+            computes: Any = layer.parametrizations["weight"]  # type: ignore[index]
+            self._hooked[name].append(computes.register_forward_hook(partial(self._computed, name)))
+
+    def _unhook(self, name: str) -> None:
+        for handle in self._hooked.pop(name):
+            handle.remove()
+
+    def _keep_innermost(self) -> None:
+        """Put the hooks back next to the layers' forward functions, where hooks were added since."""
+        for name, layer in self._layers.items():
+            before, behind = self._hooked[name][0].id, self._hooked[name][1].id
+            if next(reversed(layer._forward_pre_hooks)) != before and layer is not self.plan.model:
+                layer._forward_pre_hooks.move_to_end(before)  # type: ignore[attr-defined]
+            if next(iter(layer._forward_hooks)) != behind:
+                layer._forward_hooks.move_to_end(behind, last=False)  # type: ignore[attr-defined]
+
+    # -- passes --------------------------------------------------------------------------------------------------
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        run, calls = _Pass(set(self.plan.errors)), self._calls()
+        self._passes.begin(run)
+        calls.run = run
+        calls.outside.clear()
+        calls.reached.clear()
+        if not self.active or self.recomputing():  # a second run may end where the error is taken
+            return
+        if not torch.compiler.is_compiling():
+            warn_of_input_gradients(args, self.tell_once, self.rule)
+            self._follow_model()
+            self._keep_innermost()
+        self._exact = set()
+        self._count_pass()
+
+    def _count_pass(self) -> None:
+        """Count a training pass that begins, for rules whose B differs from pass to pass."""
+        if self.rule.redraws:
+            self.feedback.numbers["passes"] += 1
+
+    def _leave(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        calls = self._calls()
+        (calls.reached.add if calls.run is None else calls.run.awaited.discard)(name)
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._passes.end()
+        self._calls().run = self._passes.now()
+
+    def _is_exact(self, name: str, calls: _Calls) -> bool:
+        """Whether a layer that is called lies above the error's place."""
+        if calls.run is not None:
+            above = not calls.run.awaited
+        elif self.recomputing():  # a checkpoint's second run of a part: as in the last pass
+            return name in self._exact
+        else:
+            above = self._is_above_outside(name, calls)
+        if above:
+            self._exact.add(name)
+        return above
+
+    def _is_above_outside(self, name: str, calls: _Calls) -> bool:
+        """The same where the model's own call is missing: a pass begins with a layer that was called already."""
+        if not calls.outside or name in calls.outside:
+            calls.outside.clear()
+            calls.reached.clear()
+            if self.active:
+                self._count_pass()
+        calls.outside.add(name)
+        return len(calls.reached) == len(self.plan.errors)
+
+    def _follow_model(self) -> None:
+        """Take in the layers that came into the model since the last training pass, and forget those that went."""
+        if not self._tree.has_changed():
+            return
+        before, plan = self.plan, followed(self.plan)
+        self.plan = plan
+        layers = _served(plan.model)
+        new, gone = newcomers(self._layers, layers), newcomers(layers, self._layers)
+        for name in list(self._hooked):
+            if self._layers[name] is not plan.model:  # it is being called
+                self._unhook(name)
+        for name in gone:
+            del self.feedback[name]
+        self._services, self._layers, self._tree = {}, layers, ModuleTree(plan.model)
+        for name, layer in layers.items():
+            if name in new:
+                self._take_in(name, layer)
+            if name not in self._hooked:
+                self._hook(name, layer)
+        for name in newcomers(before.errors, plan.errors):
+            self._error_handles[name].remove()
+            self._error_handles[name] = plan.errors[name].register_forward_hook(partial(self._leave, name))
+        if new or gone:
+            warnings.warn(self._told_of(new, gone), BpfreeWarning, stacklevel=2)
+
+    def _take_in(self, name: str, layer: nn.Module) -> None:
+        """Make ready for a layer that has come into the model."""
+
+    def _told_of(self, new: list[str], gone: list[str]) -> str:
+        names, lost = ", ".join(map(repr, new)), ", ".join(map(repr, (name for name in gone if name not in new)))
+        came = f"layer {names} came into the model after attach: {self.rule} draws backward weights for it now. "
+        return (came if new else "") + (f"Layer {lost} is not in the model any more: its B is dropped." if lost else "")
+
+    # -- one layer -----------------------------------------------------------------------------------------------
+
+    def _cut(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        calls = self._calls()
+        if calls.inputs:
+            calls.inputs.pop(name, None)  # of a call that has raised
+        if not self.active or self._is_exact(name, calls):
+            return None
+        if not calls.transporting:
+            self._called.add(name)
+        key, given = (None, args[0]) if args else first_argument(layer, args, kwargs)
+        if not isinstance(given, Tensor) or not given.requires_grad:
+            return None
+        service = self._service(name, layer, (args, kwargs))
+        if service.way == "ordinary":
+            return None
+        calls.inputs[name] = given, (args, kwargs), service
+        return with_first((args, kwargs), key, given.detach())
+
+    def _service(self, name: str, layer: nn.Module, call: Call) -> Service:
+        """How to serve a layer; found out at its first call, and again when something about the layer has changed."""
+        kept = self._services.get(name)
+        if kept is not None:
+            # A class of torch's own, the usual case, or the whole of what a layer may depend on.
+            known = kept[0] is type(layer) and "forward" not in layer.__dict__
+            if known or torch.compiler.is_compiling() or kept[0] == circumstances_of(layer, call):
+                return kept[1]
+        service = find_service(layer, call)
+        self._services[name] = circumstances_of(layer, call), service
+        return service
+
+    def _computed(self, name: str, module: nn.Module, args: Any, weight: Tensor) -> None:
+        """Keep the weight that a parametrization has computed: to ask for it again may move what that one keeps."""
+        if self.active:
+            self._calls().weights[name] = weight.detach()
+
+    def _join(self, name: str, layer: nn.Module, args: Any, output: Any) -> Tensor | None:
+        calls = self._calls()
+        weight = calls.weights.pop(name, None) if calls.weights else None
+        kept = calls.inputs.pop(name, None)
+        if kept is None:
+            return None
+        given, call, service = kept
+        if not isinstance(output, Tensor):
+            raise UnsupportedLayerError(
+                f"layer {name!r} returns a {type(output).__name__} now, and returned a tensor before: {self.rule} "
+                "cannot send it a signal. Let it always return a tensor, or put what changes into a module of its own."
+            )
+        if weight is None:
+            weight = layer.weight.detach()  # type: ignore[operator]
+        delivered, gradient = (
+            input_gradient(layer, given) if service.way == "formula" else (given, function_gradient(layer, call))
+        )
+        B = (lambda: weight) if calls.transporting else self._backward_weight(name, layer, weight)
+        result: Tensor = Join.apply(output, delivered, B, gradient)  # type: ignore[no-untyped-call]
+        return result
+
+    def _backward_weight(self, name: str, layer: nn.Module, weight: Tensor) -> Callable[[], Tensor]:
+        feedback = self.feedback
+        if name not in feedback:
+            self._draw(name, weight)
+        kept, numbers = feedback[name], feedback.numbers
+        passes = numbers["passes"]
+
+        def generator() -> torch.Generator:
+            seed = derived_seed(numbers["seed"], name, passes)
+            return torch.Generator(weight.device).manual_seed(seed)
+
+        def at_backward() -> Tensor:
+            B = self.rule.backward_weight(weight, kept, generator)
+            if B.shape != weight.shape:
+                raise StateError(
+                    f"the backward weights of layer {name!r} have shape {tuple(B.shape)}, its weights "
+                    f"{tuple(weight.shape)}: a loaded state is that of another model, or the rule drew another shape."
+                )
+            return B
+
+        return at_backward
+
+    def _draw(self, name: str, weight: Tensor) -> None:
+        # On the CPU, so that every machine draws the same; once.
+        generator = torch.Generator().manual_seed(derived_seed(self.feedback.numbers["seed"], name))
+        like = at_least_single(weight) if self.learns else weight
+        self.feedback[name] = self.rule.draw(weight, generator).to(like)
+
+    @contextmanager
+    def transporting(self) -> Generator[None]:
+        """Within this context B is W in the passes of this thread: backpropagation, if all layers are served right."""
+        calls = self._calls()
+        before, calls.transporting = calls.transporting, True
+        try:
+            yield
+        finally:
+            calls.transporting = before
+
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers of known kinds, and of classes derived from them, by name."""
+        return self._layers
+
+    def served(self) -> dict[str, nn.Module]:
+        """The layers whose inputs get signals made with B, by name, of those that were called so far."""
+        return {name: self._layers[name] for name, (_, kept) in self._services.items() if kept.way != "ordinary"}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self._follow_model()
+        start = f"{prefix}feedback."
+        saved = {name_of(key.removeprefix(start)) for key in state_dict if key.startswith(start)}
+        unknown = saved - self._layers.keys() - self.feedback.numbers.keys()
+        if unknown:
+            raise StateError(f"the state is for layers that this model does not have: {', '.join(sorted(unknown))}.")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    # -- what it looks like ----------------------------------------------------------------------------------------
+
+    def table(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """A row for each served layer; the layers that pass ordinary gradients are remarked on."""
+        rows = [[name, type(layer).__name__, self._state(name)] for name, layer in self._layers.items()]
+        ordinary = ", ".join(sorted(others(self.plan.model, self._layers)))
+        remarks = [f"Ordinary gradients pass through {ordinary}."] if ordinary else []
+        return ["layer", "kind", "backward weights"], rows, remarks
+
+    def _state(self, name: str) -> str:
+        _, service = self._services.get(name, (None, None))
+        if service is not None and service.way == "ordinary":
+            return f"none: ordinary gradients, for {service.why}"
+        if name in self.feedback:
+            shape = " x ".join(map(str, self.feedback[name].shape)) or "magnitude and signs of W"
+            through = ", through its own forward" if service is not None and service.way == "function" else ""
+            return shape + through
+        if name in self._exact:
+            return "none: it lies above the error and learns exactly"
+        if name in self._called:
+            return "none: its input needs no gradient"
+        return "not called as a module: ordinary gradients" if self._called else "drawn in the first forward pass"
+
+
+def _served(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if is_linear(module)}

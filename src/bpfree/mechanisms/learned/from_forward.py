@@ -1,0 +1,71 @@
+"""Direct feedback that learns from forward passes alone: an estimating pass runs behind every forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from bpfree.axes.sites import Site
+from bpfree.distributed import rank
+from bpfree.errors import choice
+from bpfree.feedback.random import derived_seed
+from bpfree.feedback.spatial import Form
+from bpfree.forward_mode.estimate import Observation, Perturbations
+from bpfree.mechanisms.direct.delivery import PassMemory
+from bpfree.mechanisms.direct.pass_state import PassState
+from bpfree.mechanisms.learned.mechanism import LearnedMechanism, LearnedRule, in_own_precision
+from bpfree.mechanisms.learned.observing import ObservingMechanism
+from bpfree.plan import Plan
+
+
+@dataclass(frozen=True)
+class ForwardLearnedRule(LearnedRule):
+    """A learned rule whose evidence is the forward estimate of do/dh_l: no error and no backward pass enters it.
+
+    Args:
+        perturbations: The distribution of v: random signs (``"rademacher"``), several times cheaper to draw on a CPU
+            and a little less noisy, or ``"normal"``, as in the papers.
+    """
+
+    perturbations: Perturbations = field(default="rademacher", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("perturbations", self.perturbations, ("normal", "rademacher"))
+
+    def mechanism(self, plan: Plan) -> LearnedMechanism:
+        """An estimating pass runs behind the forward pass."""
+        return ForwardLearnedMechanism(self, plan)
+
+    def evidence(self, seen: Observation, matrices: Sequence[Tensor]) -> list[Tensor]:
+        """G_l = mean_b odot_b (x) v_b, shape ``(c, m_l)``, for every tap of ``seen``; ``matrices`` are their B_l."""
+        return seen.correlations(seen.change.to(matrices[0]))
+
+
+class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
+    """A learned mechanism whose evidence comes from an estimating pass."""
+
+    rule: ForwardLearnedRule
+
+    def __init__(self, rule: ForwardLearnedRule, plan: Plan) -> None:
+        super().__init__(rule, plan, rule.perturbations)
+
+    def _form(self, site: Site) -> Form:
+        # Perturbations stay within what B can express, for less noise.
+        return self.rule.feedback.form(site)
+
+    def _is_wanted(self, state: PassState) -> bool:
+        return state.learning
+
+    def _seed(self) -> int:
+        return derived_seed(self.feedback.numbers["seed"], "perturbations", self.averages.numbers["passes"], rank())
+
+    def _seen(self, memory: PassMemory, observation: Observation) -> None:
+        if not len(observation.change):  # an empty batch says nothing
+            return
+        # The evidence is far smaller than the perturbations, which need not wait for the error.
+        with in_own_precision(observation.change):
+            evidence = self.rule.evidence(observation, self.matrices(observation.sites))
+        memory.evidence = self._gathered(observation.sites, evidence)

@@ -1,0 +1,273 @@
+"""Direct feedback that learns: the matrices move a little in every backward pass, before they project the error."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.axes.sites import Site
+from bpfree.distributed import average_over_ranks, ranks
+from bpfree.errors import BpfreeWarning, FeedbackDivergedError, OptionError, choice
+from bpfree.feedback.lazy_buffers import LazyBuffers, at_least_single
+from bpfree.feedback.options import Feedback
+from bpfree.feedback.projection import Projection
+from bpfree.feedback.spatial import Form
+from bpfree.finite import may_overflow
+from bpfree.mechanisms.direct.delivery import Layout, PassMemory
+from bpfree.mechanisms.direct.forward_pass import TrainingPass
+from bpfree.mechanisms.direct.mechanism import DirectMechanism
+from bpfree.mechanisms.direct.pass_state import PassState
+from bpfree.mechanisms.direct.rule import DirectRule
+from bpfree.plan import Plan
+
+Stepper: TypeAlias = Literal["rule", "optimizer"]
+
+_DIVERGED = 1e4
+"""How many times the norm that it began with, or the largest of its evidence, a matrix may have."""
+
+_LOOK = 100
+"""On an accelerator, in which steps norms are looked at."""
+
+_PATIENCE = 5
+"""At which step a matrix that an optimizer should have moved is looked at."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a rule's learning rate may depend on.
+
+    Attributes:
+        rows: N, the number of samples (tokens, nodes) behind one step.
+        width: The number of coefficients of all taps together.
+        step: The number of this matrix's step, from 1.
+    """
+
+    rows: int
+    width: int
+    step: int
+
+
+@dataclass(frozen=True)
+class LearnedRule(DirectRule):
+    """A direct rule whose matrices B_l learn.
+
+    In each backward pass the rule has one piece of evidence a tap, of B_l's shape. From it follows a direction, down
+    which B_l takes a step of ``rate``. A rule of your own overrides :meth:`direction`, and :meth:`rate`.
+
+    Args:
+        feedback: How B_l begins; one matrix a tap.
+        every: Learn in every ``every``-th training pass only.
+        stepped_by: ``"rule"``: B_l takes the step by itself. ``"optimizer"``: the matrices are parameters of the
+            attachment, their ``.grad`` is the direction, and an optimizer of yours takes the step, with its own
+            learning rate and schedule: ``torch.optim.Adam(attachment.parameters(), 1e-4)``.
+    """
+
+    feedback: Feedback = field(default_factory=lambda: Feedback(shared=False), kw_only=True)
+    every: int = field(default=1, kw_only=True)
+    stepped_by: Stepper = field(default="rule", kw_only=True)
+
+    def __post_init__(self) -> None:
+        choice("stepped_by", self.stepped_by, ("rule", "optimizer"))
+        if not isinstance(self.every, int) or self.every < 1:
+            raise OptionError(f"every={self.every}: learn in every pass (1), every second (2), ...")
+        if not isinstance(self.feedback, Feedback):
+            raise OptionError(f"{type(self).__name__} learns its feedback: give a bpfree.Feedback, not a projector.")
+        if self.feedback.shared or not self.feedback.stored:
+            raise OptionError(
+                f"{type(self).__name__} learns one matrix a tap: feedback=bpfree.Feedback(shared=False, stored=True)."
+            )
+
+    @abstractmethod
+    def mechanism(self, plan: Plan) -> LearnedMechanism:
+        """Cut the graph at every tap, let the feedback learn, broadcast the error."""
+
+    @abstractmethod
+    def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
+        """The gradient of what B_l, ``(c, m)``, descends on, given the evidence, ``(c, m)``."""
+
+    def rate(self, size: Size) -> float:
+        """The length of the step, where the rule takes it."""
+        return 1.0
+
+    @property
+    def begins_at_zero(self) -> bool:
+        """Whether B_l begins at zero and not at random."""
+        return True
+
+    @property
+    def keeps_norm(self) -> bool:
+        """Whether every B_l keeps the norm that it began with."""
+        return False
+
+    def memory(self, step: int) -> float:
+        """The weight of new evidence in its running average, from 1 (no average) down; ``step`` counts from 1."""
+        return 1.0
+
+
+class LearnedProjection(Projection):
+    """Matrices B_l that learn: ``projection[name]`` is B_l itself, scaled, of shape ``(c, m_l)``."""
+
+    def __init__(self, rule: LearnedRule, plan: Plan) -> None:
+        super().__init__(rule.feedback, plan.seed)
+        self._rule = rule
+        if rule.stepped_by == "optimizer":
+            like = at_least_single(next(plan.model.parameters(), torch.empty(0)))
+            for name in plan.taps:
+                self.reserve(name, like)
+
+    def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
+        """Draw what is not there yet, in single precision at least."""
+        super().prepare(sites, c, at_least_single(like))
+
+    def name(self, site: Site) -> str:
+        """Under which name a tap's matrix is kept: what an optimizer holds has its tap's name alone."""
+        return site.module if self._rule.stepped_by == "optimizer" else super().name(site)
+
+    def _drawn(self, name: str, matrix: Tensor) -> Tensor:
+        if self._rule.begins_at_zero:
+            return matrix.zero_()
+        # The scale is part of what learns.
+        c, widest = self._sizes or matrix.shape
+        return super()._drawn(name, matrix) * self.feedback.scale(matrix.shape[1], widest, c)
+
+    def _scale(self, form: Form) -> float:
+        return 1.0
+
+    @property
+    def copies(self) -> int:
+        """Two where the evidence is averaged."""
+        return 1 if self._rule.memory(1) == self._rule.memory(2) == 1.0 else 2
+
+    def describe(self, site: Site) -> str:
+        """The form of a tap's feedback, for the attachment's table."""
+        return f"{super().describe(site)}, learns"
+
+
+class LearnedMechanism(DirectMechanism):
+    """A direct mechanism whose feedback takes a step before it projects an error.
+
+    ``feedback[name]`` is B_l; ``averages[name]`` the running average of its evidence, for rules that take one;
+    ``steps.numbers[name]`` the steps that it has taken, for not every pass reaches every tap.
+    """
+
+    rule: LearnedRule
+
+    def __init__(self, rule: LearnedRule, plan: Plan) -> None:
+        super().__init__(rule, plan)
+        self.feedback = LearnedProjection(rule, plan)
+        self.averages = LazyBuffers(passes=0)
+        self.steps = LazyBuffers()
+        self.norms = LazyBuffers()
+        self._usual: dict[str, float] = {}
+
+    def _remember(self, state: PassState, layout: Layout, outputs: Sequence[Tensor]) -> PassMemory:
+        for site in layout.sites:
+            name = self.feedback.name(site)
+            if name not in self.norms:
+                self.norms[name] = self.feedback[name].detach().norm()
+        return super()._remember(state, layout, outputs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _connect(
+        self, call: PassState, run: TrainingPass, name: str, output: Tensor, *, first: bool, alone: bool
+    ) -> Tensor:
+        # A compiled backward pass would leave out what Python does in it: the learning.
+        return super()._connect(call, run, name, output, first=first, alone=alone)
+
+    def learn(self, memory: PassMemory, error: Tensor) -> None:
+        """Let every matrix take the step that its evidence asks for; evidence that has overflowed asks for none."""
+        evidence, memory.evidence = memory.evidence, {}
+        if not evidence:
+            return
+        # The processes of a pipeline hold other taps, and have nothing to average.
+        alone = self.plan.is_stage
+        rows = len(error) * (1 if alone else ranks())
+        width = sum(self.feedback[name].shape[1] for name in evidence)
+        with torch.no_grad(), in_own_precision(error):
+            for name, given in evidence.items():
+                given = given if alone else average_over_ranks(given)
+                sound = given.norm().isfinite() if may_overflow(error) else None
+                if sound is not None and sound.device.type == "cpu" and not sound:
+                    continue
+                step = self.steps.count(name)
+                self._step(name, self._averaged(name, given, step, sound), Size(rows, width, step), sound)
+
+    def _averaged(self, name: str, evidence: Tensor, step: int, sound: Tensor | None) -> Tensor:
+        weight = self.rule.memory(step)
+        if name not in self.averages:
+            if weight == self.rule.memory(step + 1) == 1.0:  # no average at all
+                return evidence
+            self.averages[name] = torch.zeros_like(evidence)
+        average = self.averages[name]
+        return average.lerp_(evidence if sound is None else torch.where(sound, evidence, average), weight)
+
+    def _step(self, name: str, evidence: Tensor, size: Size, sound: Tensor | None) -> None:
+        matrix = self.feedback[name]
+        if name not in self._usual:
+            # After a load the matrix has grown already.
+            self._usual[name] = max(float(self.norms[name]), float(matrix.detach().norm()))
+        direction = self.rule.direction(matrix.detach(), evidence)
+        if sound is not None:
+            direction = torch.where(sound, direction, 0.0)
+        if isinstance(matrix, nn.Parameter):
+            self._expect_steps(name, matrix, size)
+            matrix.grad = direction if matrix.grad is None else matrix.grad + direction
+        else:
+            matrix.sub_(direction, alpha=self.rule.rate(size))
+        norm = matrix.detach().norm()
+        if self._looks(matrix, size.step):
+            self._check(name, float(norm), float(evidence.norm()))
+        if self.rule.keeps_norm:
+            matrix.data.mul_(self.norms[name] / norm)
+
+    @staticmethod
+    def _looks(matrix: Tensor, step: int) -> bool:
+        """Whether the numbers of this step are looked at: on an accelerator that stalls the queue of kernels."""
+        return matrix.device.type == "cpu" or step % _LOOK == 0
+
+    def _expect_steps(self, name: str, matrix: Tensor, size: Size) -> None:
+        if size.step == _PATIENCE and self.rule.begins_at_zero and not bool(matrix.any()):
+            warnings.warn(
+                f"the feedback of tap {name!r} has had a gradient for {_PATIENCE - 1} steps and is still zero: no "
+                "optimizer has it. Give it one: torch.optim.Adam(attachment.parameters(), 1e-4).",
+                BpfreeWarning,
+                stacklevel=2,
+            )
+
+    def _check(self, name: str, norm: float, evidence: float) -> None:
+        """Raise FeedbackDivergedError where a matrix of this norm has outgrown what it began with and learns from."""
+        usual = self._usual[name] = max(self._usual[name], evidence if math.isfinite(evidence) else 0.0)
+        if not math.isfinite(norm) or norm > _DIVERGED * usual:
+            raise FeedbackDivergedError(
+                f"the feedback of tap {name.partition(':')[0]!r} diverges: its norm is {norm:.1e}, that of what it "
+                f"learns from at most {usual:.1e}. No signal was sent, and the weights are as they were. "
+                f"Lower the learning rate of {type(self.rule).__name__}'s feedback."
+            )
+
+    def matrices(self, sites: Sequence[Site]) -> list[Tensor]:
+        """B_l, ``(c, m_l)``, of these taps."""
+        return [self.feedback[self.feedback.name(site)].detach() for site in sites]
+
+    def _gathered(self, sites: Sequence[Site], evidence: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The evidence by matrix: calls of one module have one, and learn from their mean."""
+        found: dict[str, list[Tensor]] = {}
+        for site, given in zip(sites, evidence, strict=True):
+            found.setdefault(self.feedback.name(site), []).append(given)
+        return {name: torch.stack(parts).mean(0) if len(parts) > 1 else parts[0] for name, parts in found.items()}
+
+    def _on_begin(self, state: PassState, call: Any) -> None:
+        super()._on_begin(state, call)
+        state.learning = state.counts and not self._fixed and self.averages.numbers["passes"] % self.rule.every == 0
+        self.averages.numbers["passes"] += state.counts
+
+
+def in_own_precision(tensor: Tensor) -> torch.autocast:
+    """Within this context products are in their factors' precision, although autocast may surround the model."""
+    return torch.autocast(tensor.device.type, enabled=False)

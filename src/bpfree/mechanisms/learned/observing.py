@@ -1,0 +1,137 @@
+"""Direct mechanisms that look back at a forward pass: an estimating pass runs behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bpfree.axes.sites import Site
+from bpfree.feedback.spatial import Form
+from bpfree.forward_mode.estimate import Estimator, Observation, Perturbations, Response
+from bpfree.mechanisms.direct.delivery import PassMemory
+from bpfree.mechanisms.direct.mechanism import DirectMechanism
+from bpfree.mechanisms.direct.pass_state import PassState
+from bpfree.mechanisms.direct.rule import DirectRule
+from bpfree.mechanisms.direct.survey import error_key
+from bpfree.plan import Plan
+from bpfree.rerun.snapshot import RunSnapshot
+from bpfree.verification.adjoint import check_adjoint
+from bpfree.verification.finding import Finding
+from bpfree.verification.second_run import check_second_run
+
+
+class ObservingMechanism(DirectMechanism):
+    """Runs the estimating pass when a forward pass has ended, and hands on what it saw.
+
+    Args:
+        rule: The rule.
+        plan: Where it is put.
+        kind: What the perturbations are drawn from.
+    """
+
+    def __init__(self, rule: DirectRule, plan: Plan, kind: Perturbations) -> None:
+        super().__init__(rule, plan)
+        self._kind: Perturbations = kind
+        self._estimator = Estimator(plan, kind, self._form)
+
+    def replan(self, plan: Plan) -> None:
+        """Serve the model as ``plan`` has it, with the feedback that is there."""
+        self._estimator = Estimator(plan, self._kind, self._form)
+        super().replan(plan)
+
+    def _form(self, site: Site) -> Form:
+        """What the perturbation of a tap is made of: one number a feature."""
+        return Form.of(site.features, None, site.channel)
+
+    def _is_wanted(self, state: PassState) -> bool:
+        """Whether the pass that begins is to be observed; asked once a pass."""
+        return True
+
+    def _seed(self) -> int:
+        """The seed of this pass's perturbations."""
+        raise NotImplementedError
+
+    def _seen(self, memory: PassMemory, observation: Observation) -> None:
+        """Hear what the estimating pass saw of the forward pass behind ``memory``."""
+        memory.observation = observation
+
+    def check_estimates(self, call: Any, sites: Sequence[Site]) -> list[Finding]:
+        """Try whether the model runs a second time as it did the first, and whether its tangents fit its gradients."""
+        found = check_second_run(self.plan, call)
+        if found or not sites:
+            return found
+        return check_adjoint(self._estimator, call, RunSnapshot.now(self.plan, call), sites)
+
+    def install(self) -> None:
+        """Also keep what costly layers give, and look back when the forward pass has ended."""
+        self._handles += self._estimator.tape.install()
+        super().install()
+
+    def remove(self) -> None:
+        """Take the hooks out and forget the forward pass."""
+        super().remove()
+        self._estimator.tape.drop()
+
+    def _on_begin(self, state: PassState, call: Any) -> None:
+        super()._on_begin(state, call)
+        state.observed = state.counts and self._is_wanted(state)
+        if state.observed:
+            # Behind a pass that stores no graph nothing may grow with the depth.
+            self._estimator.begin(call, keep=not self.plan.streaming)
+        else:
+            self._estimator.tape.drop()
+
+    def _on_end(self, call: PassState, args: Any, kwargs: Any, output: Any) -> Any:
+        output = super()._on_end(call, args, kwargs, output)
+        if call.observed and call.memories:
+            self._observe(call, (args, kwargs))
+        return output
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _observe(self, state: PassState, call: Any) -> None:
+        groups, group_of = _grouped({name: memory for name, (memory, _) in state.memories.items()})
+        with self.running(PassState(again=True)):
+            responses = self._estimator.observe(call, [list(group.values()) for group in groups], self._seed())
+        for name, (memory, c) in state.memories.items():
+            response, rows = responses[group_of[name]], memory.sites[0].error
+            output = state.errors[name].detach()
+            tangent, final = self._tangent(response, name, output), self.final_activation(name, output)
+            if final is not None:
+                tangent = final.change_before(tangent.view_as(output), output)
+            observation = response.observation(rows.of(tangent.view_as(output), c), memory.sites)
+            sender = self.of_error(name, first=name == next(iter(state.memories)))
+            assert isinstance(sender, ObservingMechanism)
+            sender._seen(memory, observation)
+
+    def _tangent(self, response: Response, name: str, output: Tensor) -> Tensor:
+        """The tangent of the error ``name``; zero where the estimating pass did not come there."""
+        for place, tangents in zip(self.plan.errors, response.tangents, strict=True):
+            for path, tangent in tangents.items():
+                if error_key(place, path) == name:
+                    return tangent
+        return torch.zeros_like(output)
+
+
+def _grouped(memories: Mapping[str, PassMemory]) -> tuple[list[dict[str, Site]], dict[str, int]]:
+    """The taps below the errors, and by error which group of them it has.
+
+    Errors that lay out a tap in several ways are perturbed one group at a time.
+    """
+    groups: list[dict[str, Site]] = []
+    group_of: dict[str, int] = {}
+    for error, memory in memories.items():
+        sites = {site.name: site for site in memory.sites}
+        number = next((i for i, group in enumerate(groups) if _agree(group, sites)), len(groups))
+        if number == len(groups):
+            groups.append({})
+        groups[number].update(sites)
+        group_of[error] = number
+    return groups, group_of
+
+
+def _agree(group: Mapping[str, Site], sites: Mapping[str, Site]) -> bool:
+    shared = group.keys() & sites.keys()
+    return all(group[name].arrangement == sites[name].arrangement for name in shared)

@@ -1,0 +1,97 @@
+"""Runs of a model before its pass, that leave no trace in it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Hashable, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bpfree.distributed import ranks
+from bpfree.plan import Plan
+from bpfree.rerun.arguments import Call
+from bpfree.rerun.find_holders import objects_among
+from bpfree.rerun.module_state import State
+from bpfree.rerun.random_state import RandomState
+from bpfree.rerun.snapshot import hooks_put_back, put_back
+
+
+@contextmanager
+def without_trace(plan: Plan, call: Any) -> Generator[None]:
+    """Within this context the model of ``plan`` may run on ``call``, (args, kwargs): nothing of it is left behind.
+
+    Put back are the random state, what the model, its hooks and its arguments keep, and its weights. These are copied,
+    for a model may move them in its own forward pass. No gradient is there yet when a pass is the first, so that the
+    copies take the place that the gradients will have.
+    """
+    model, states = plan.model, [plan.state]
+    if objects := objects_among(*call):
+        states.append(State(objects))
+    owners = [(owner, dict(owner._parameters)) for owner in model.modules() if owner._parameters]
+    weights = {p: (p._version, p.detach().clone()) for p in model.parameters() if not p.is_inference()}
+    try:
+        with ExitStack() as stack:
+            stack.callback(RandomState.now(model).restore)
+            stack.enter_context(hooks_put_back(list(model.modules())))
+            for state in states:
+                stack.enter_context(put_back(state, state.now(copies=True)))
+            stack.enter_context(_without_backward_hooks(model))
+            stack.enter_context(torch.enable_grad())
+            yield
+    finally:
+        for owner, parameters in owners:
+            if owner._parameters != parameters:
+                owner._parameters.update(parameters)
+        with torch.no_grad():
+            for weight, (version, copy) in weights.items():
+                if weight._version != version:
+                    weight.copy_(copy)
+
+
+@contextmanager
+def _without_backward_hooks(model: nn.Module) -> Generator[None]:
+    """Within this context gradients call no hook of the user's on a module or a parameter."""
+    of_modules = [hooks for module in model.modules() for hooks in (module._backward_hooks, module._backward_pre_hooks)]
+    of_parameters = [hooks for parameter in model.parameters() if (hooks := parameter._backward_hooks)]
+    # The dictionaries themselves are known to autograd: they are emptied and filled again.
+    kept = [(hooks, dict(hooks)) for hooks in (*of_modules, *of_parameters) if hooks]
+    try:
+        for hooks, _ in kept:
+            hooks.clear()
+        yield
+    finally:
+        for hooks, entries in kept:
+            hooks.update(entries)
+
+
+def copied(call: tuple[tuple[Any, ...], Mapping[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a pass, their tensors copied, for a run that may write to them and that leaves no trace."""
+    given = Call.of(*call)
+    flat = [_copy(entry) if isinstance(entry, Tensor) else entry for entry in given.flat]
+    given.lend(flat)
+    return given.put_together(flat)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
+def kind_of_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
+    """What calls have in common that take the same way: the model's mode, and which sizes of the arguments agree.
+
+    Where there are several processes the mode alone: all must look at a pass at the same time.
+    """
+    if ranks() > 1:
+        return model.training
+    shapes = [tuple(entry.shape) for entry in (*args, *kwargs.values()) if isinstance(entry, Tensor)]
+    return model.training, tuple(kwargs), _pattern(tuple(shapes))
+
+
+@lru_cache(maxsize=1024)
+def _pattern(shapes: tuple[tuple[int, ...], ...]) -> Hashable:
+    """Which sizes agree, and which are 1."""
+    known: dict[int, int] = {}
+    return tuple(tuple(known.setdefault(size, len(known)) if size > 1 else -size for size in shape) for shape in shapes)
