@@ -8,7 +8,7 @@ from torch import nn
 import bpfree
 from bpfree.channels import channel_axis
 from bpfree.errors import OptionError, TapShapeError
-from by_hand import assert_same
+from support.by_hand import assert_same
 
 OWN = bpfree.Feedback(shared=False, normalization="none")
 N, T, C = 4, 5, 3
