@@ -9,8 +9,17 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import bpfree
-from by_hand import assert_same
-from contract import FALL, Subject, assert_equal, assert_rule_serves, matrices, project, softmax_error, train
+from support.by_hand import assert_same
+from support.rule_contract import (
+    FALL,
+    Subject,
+    assert_equal,
+    assert_rule_serves,
+    matrices,
+    project,
+    softmax_error,
+    train,
+)
 
 CLASSES = 5
 RULES = [bpfree.DFA(), bpfree.FA(), bpfree.Shallow(), bpfree.DRTP()]

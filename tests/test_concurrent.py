@@ -18,7 +18,7 @@ import bpfree
 from bpfree import errors
 from bpfree.mechanisms import concurrent
 from bpfree.mechanisms.direct.threads import ThreadChoice
-from contract import Subject, assert_equal, assert_rule_serves
+from support.rule_contract import Subject, assert_equal, assert_rule_serves
 
 N, C, DEPTH = 8, 4, 6
 

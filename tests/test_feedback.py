@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from by_hand import assert_same
+from support.by_hand import assert_same
 
 
 def attached(feedback, widths=(30, 50, 20), c=10, seed=0):

@@ -9,7 +9,7 @@ import bpfree
 from bpfree.axes.channels import channel_axis
 from bpfree.errors import OptionError, TapShapeError
 from bpfree.feedback.projection import Projection
-from by_hand import assert_same
+from support.by_hand import assert_same
 
 OWN = bpfree.Feedback(shared=False, normalization="none")
 N, T, C = 4, 5, 3

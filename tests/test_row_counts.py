@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from by_hand import assert_same
+from support.by_hand import assert_same
 
 ROWS, KNOWN, C = 12, 5, 3
 RULES = [

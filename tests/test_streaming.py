@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import bpfree
 from bpfree import errors
 from bpfree.mechanisms.learned.mechanism import LearnedRule
-from contract import Subject, assert_equal, assert_rule_serves, hooks
+from support.rule_contract import Subject, assert_equal, assert_rule_serves, hooks
 
 # Told once of the inputs' gradients, which are compared here.
 pytestmark = pytest.mark.filterwarnings("ignore:an argument of the model wants a gradient, and will get")

@@ -8,10 +8,10 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import bpfree
-from distributed import once_per_run, run_on_two_ranks
 from support import local, on_ranks
 from support.matrix import CELLS, FEATURES, ROWS, cell
 from support.page import PAGE, page
+from support.two_ranks import once_per_run, run_on_two_ranks
 
 LIGHTNING = importlib.util.find_spec("lightning") is not None
 

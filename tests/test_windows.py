@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from by_hand import assert_same
-from contract import Subject, assert_rule_serves
+from support.by_hand import assert_same
+from support.rule_contract import Subject, assert_rule_serves
 
 DEPTH, C = 4, 3
 

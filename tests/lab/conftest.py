@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import browser
 import pytest
+
+from support import browser
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from bpfree.lab.errors import SettingsError
 from bpfree.lab.options import CompareOptions
 from bpfree.lab.runs import run
 from bpfree.lab.terminal import Display
+from support import tiny_lab
 
 BLACK = torch.tensor([-1.0, -2.0])
 WHOLE = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
@@ -154,7 +154,7 @@ def test_batches_depend_on_seed_and_number_alone() -> None:
 
 
 def test_a_resumed_run_sees_the_same_images(tmp_path: Path) -> None:
-    settings = tiny.settings(augmentation=Augmentation(crop_padding=1, flip=True))
+    settings = tiny_lab.settings(augmentation=Augmentation(crop_padding=1, flip=True))
 
     class Stops(Display):
         steps = 0
@@ -164,11 +164,11 @@ def test_a_resumed_run_sees_the_same_images(tmp_path: Path) -> None:
             if self.steps == 19:
                 raise OSError("stopped here")
 
-    whole = run(settings, tiny.splits(), tmp_path / "whole")
+    whole = run(settings, tiny_lab.splits(), tmp_path / "whole")
     with pytest.raises(OSError, match="stopped here"):
-        run(settings, tiny.splits(), tmp_path / "broken", display=Stops(None))
-    resumed = run(settings, tiny.splits(), tmp_path / "broken")
-    plain = run(replace(settings, augmentation=Augmentation()), tiny.splits(), tmp_path / "plain")
+        run(settings, tiny_lab.splits(), tmp_path / "broken", display=Stops(None))
+    resumed = run(settings, tiny_lab.splits(), tmp_path / "broken")
+    plain = run(replace(settings, augmentation=Augmentation()), tiny_lab.splits(), tmp_path / "plain")
 
     def losses(record: dict) -> str:
         return json.dumps([(epoch["train_loss"], epoch["eval_loss"]) for epoch in record["epochs"]])

@@ -10,9 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from damage.alter import flipped, truncated
 from test_runs import STEPS, Interrupting, crash
 
 from bpfree.errors import BpfreeWarning
@@ -20,6 +18,8 @@ from bpfree.lab import checkpoints
 from bpfree.lab.checkpoints import WholeFiles, choose, damage_of, previous
 from bpfree.lab.errors import DamageError, RunError
 from bpfree.lab.runs import Places, run
+from lab.damage.alter import flipped, truncated
+from support import tiny_lab
 
 
 def numbers(record: dict) -> str:
@@ -32,8 +32,8 @@ def numbers(record: dict) -> str:
 def places(tmp_path: Path) -> Places:
     """Those of a run that was interrupted in its third epoch."""
     with pytest.raises(OSError, match="stopped here"):
-        run(tiny.settings(), tiny.splits(), tmp_path, display=Interrupting(2 * STEPS + 3, crash))
-    return Places.of(tiny.settings(), tiny.splits(), tmp_path)
+        run(tiny_lab.settings(), tiny_lab.splits(), tmp_path, display=Interrupting(2 * STEPS + 3, crash))
+    return Places.of(tiny_lab.settings(), tiny_lab.splits(), tmp_path)
 
 
 def epoch(path: Path) -> int:
@@ -48,7 +48,7 @@ def altered(path: Path, way: str = "flipped") -> None:
 def test_two_are_kept_while_a_run_lasts_and_none_after_it(places: Places, tmp_path: Path) -> None:
     assert places.checkpoints() == [places.checkpoint, previous(places.checkpoint)]
     assert [epoch(path) for path in places.checkpoints()] == [1, 0]
-    run(tiny.settings(), tiny.splits(), tmp_path)
+    run(tiny_lab.settings(), tiny_lab.splits(), tmp_path)
     assert list(places.folder.glob("*.ckpt")) == []
 
 
@@ -62,8 +62,8 @@ def test_the_one_before_is_continued_from_where_the_last_is_not_whole(
         altered(places.checkpoint, way)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        found = run(tiny.settings(), tiny.splits(), tmp_path)
-    assert numbers(found) == numbers(run(tiny.settings(), tiny.splits(), tmp_path / "uninterrupted"))
+        found = run(tiny_lab.settings(), tiny_lab.splits(), tmp_path)
+    assert numbers(found) == numbers(run(tiny_lab.settings(), tiny_lab.splits(), tmp_path / "uninterrupted"))
     said = capsys.readouterr().err
     assert ("last.ckpt is damaged" in said and "continues from" in said and "last-before.ckpt" in said) == (
         way != "missing"
@@ -74,10 +74,10 @@ def test_a_run_of_which_no_checkpoint_is_whole_is_named(places: Places, tmp_path
     for path in places.checkpoints():
         altered(path)
     with pytest.raises(RunError, match=r"DFA, seed 0: .*last\.ckpt is damaged .*last-before\.ckpt .*Delete them"):
-        run(tiny.settings(), tiny.splits(), tmp_path)
+        run(tiny_lab.settings(), tiny_lab.splits(), tmp_path)
     for path in places.checkpoints():
         path.unlink()
-    run(tiny.settings(), tiny.splits(), tmp_path)
+    run(tiny_lab.settings(), tiny_lab.splits(), tmp_path)
 
 
 def test_everybody_who_reads_checkpoints_reads_these(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from network import Answers
 
 from bpfree.lab.data import cifar10, load
 from bpfree.lab.data import download as downloading
 from bpfree.lab.data.pickled import parse_pickle
 from bpfree.lab.errors import DataError
+from support.fake_network import Answers
 
 N = 20
 FILES = [*cifar10.TRAIN, cifar10.TEST]

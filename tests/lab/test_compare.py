@@ -8,7 +8,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import tiny
 from rich.console import Console
 
 import bpfree
@@ -22,13 +21,14 @@ from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import CompareOptions, TrainOptions, command_line
 from bpfree.lab.parser import read_options
 from bpfree.lab.settings import RuleOverrides, rule_settings
+from support import tiny_lab
 
 SMALL = ModelSettings("MLP", {"hidden": [16, 16]})
 
 
 @pytest.fixture(autouse=True)
 def tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny.splits())
+    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny_lab.splits())
 
 
 @pytest.fixture(autouse=True)

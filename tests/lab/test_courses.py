@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from lightning.pytorch import Callback
 
 from bpfree.lab import runs
 from bpfree.lab.runs import run
 from bpfree.lab.settings import rule_settings
+from support import tiny_lab
 
 
 class Rates(Callback):
@@ -35,7 +35,11 @@ def rates(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Rate
     trainer = runs._trainer
     monkeypatch.setattr(runs, "_trainer", lambda settings, places, others: trainer(settings, places, [*others, seen]))
     epochs = changes.pop("epochs")
-    run(tiny.settings(rule=replace(rule_settings("BP"), lr=1e-2, **changes), epochs=epochs), tiny.splits(), folder)
+    run(
+        tiny_lab.settings(rule=replace(rule_settings("BP"), lr=1e-2, **changes), epochs=epochs),
+        tiny_lab.splits(),
+        folder,
+    )
     return seen
 
 
@@ -65,7 +69,7 @@ def test_a_plateau_is_remembered_by_a_run_that_continues(tmp_path: Path, monkeyp
     # A constant loss: the rate falls after the 7th epoch, wherever the run was interrupted before.
     measured = runs.Learner.measured
     monkeypatch.setattr(runs.Learner, "measured", lambda self: measured(self) | {"train_loss": 1.0})
-    settings = tiny.settings(rule=replace(rule_settings("BP"), lr=1e-2, schedule="plateau"), epochs=8)
+    settings = tiny_lab.settings(rule=replace(rule_settings("BP"), lr=1e-2, schedule="plateau"), epochs=8)
 
     class Interrupting(Callback):
         def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
@@ -76,10 +80,10 @@ def test_a_plateau_is_remembered_by_a_run_that_continues(tmp_path: Path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(runs, "_trainer", lambda s, places, others: trainer(s, places, [*others, Interrupting()]))
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            run(settings, tiny.splits(), tmp_path)
+            run(settings, tiny_lab.splits(), tmp_path)
     seen = Rates()
     monkeypatch.setattr(runs, "_trainer", lambda s, places, others: trainer(s, places, [*others, seen]))
-    run(settings, tiny.splits(), tmp_path)
+    run(settings, tiny_lab.splits(), tmp_path)
     assert seen.epochs == pytest.approx([1e-2] * 3 + [1e-3])
 
 
@@ -87,7 +91,7 @@ def test_alignment_is_measured_when_it_is_asked_for(tmp_path: Path) -> None:
     found = {
         times: [
             len(epoch["alignment"])
-            for epoch in run(tiny.settings(epochs=3, alignment=times), tiny.splits(), tmp_path)["epochs"]
+            for epoch in run(tiny_lab.settings(epochs=3, alignment=times), tiny_lab.splits(), tmp_path)["epochs"]
         ]
         for times in ("every", "last", "never")
     }
@@ -96,7 +100,8 @@ def test_alignment_is_measured_when_it_is_asked_for(tmp_path: Path) -> None:
 
 def test_measuring_alignment_changes_no_other_number(tmp_path: Path) -> None:
     every, never = (
-        run(tiny.settings(epochs=3, alignment=times), tiny.splits(), tmp_path)["epochs"] for times in ("every", "never")
+        run(tiny_lab.settings(epochs=3, alignment=times), tiny_lab.splits(), tmp_path)["epochs"]
+        for times in ("every", "never")
     )
     assert [epoch["train_loss"] for epoch in every] == [epoch["train_loss"] for epoch in never]
     assert torch.tensor([epoch["eval_loss"] for epoch in every]).isfinite().all()

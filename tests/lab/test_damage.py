@@ -1,11 +1,12 @@
-"""A sample of what ``python -m damage.search`` looks for."""
+"""A sample of what ``python -m lab.damage.search`` looks for."""
 
 from __future__ import annotations
 
 import pytest
-from damage.alter import mutated
-from damage.kinds import KINDS
-from damage.search import GOOD, search
+
+from lab.damage.alter import mutated
+from lab.damage.kinds import KINDS
+from lab.damage.search import GOOD, search
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "ledger"])

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from network import Answers
 
 from bpfree.lab.data import download as downloading
 from bpfree.lab.data import fashion_mnist, load, mnist
 from bpfree.lab.data.idx import parse_idx
 from bpfree.lab.errors import DataError, SettingsError
+from support.fake_network import Answers
 
 TRAIN, TEST = 12, 5
 

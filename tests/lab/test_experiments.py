@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import compare_options
 
 from bpfree.lab.compare import plan_runs
 from bpfree.lab.settings import plain
 from bpfree.lab.tables.plan import plan, works
 from bpfree.lab.tables.reading import content_of, read
+from support.cli import compare_options
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "experiments").glob("*.yaml"))

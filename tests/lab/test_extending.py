@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-import tiny_table
 import yaml
 
 from bpfree.lab import data
@@ -17,11 +15,12 @@ from bpfree.lab.errors import SettingsError
 from bpfree.lab.tables.plan import plan, works
 from bpfree.lab.tables.reading import content_of, read
 from bpfree.lab.tables.recipe import Expected, Recipe, find
+from support import tiny_lab, tiny_table
 
 
 @pytest.fixture(autouse=True)
 def tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny.splits())
+    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny_lab.splits())
 
 
 def written(folder: Path, name: str = "own", other: object = "tiny.yaml", **parts: Any) -> Path:

@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from damage.kinds import RUNS, records
-from made_up import comparison
 
 from bpfree.lab import files, report, runs
 from bpfree.lab.checkpoints import WholeFiles, damage_of, previous
@@ -20,6 +17,9 @@ from bpfree.lab.errors import LedgerError, WriteError
 from bpfree.lab.runs import run
 from bpfree.lab.tables import markdown, result, storage
 from bpfree.lab.tables.ledger import Ledger
+from lab.damage.kinds import RUNS, records
+from support import tiny_lab
+from support.fake_comparison import comparison
 
 MOMENTS = 50
 
@@ -122,8 +122,8 @@ def test_the_pages_of_a_comparison_are_whole_or_not_there(tmp_path: Path) -> Non
 def test_a_run_names_the_file_that_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "_step_memory", lambda *_: 0)  # which writes a file too
     with largest_file(2000), pytest.raises(WriteError, match=r"(last\.ckpt|metrics\.csv).* could not be written"):
-        run(tiny.settings(epochs=1), tiny.splits(), tmp_path)
-    assert run(tiny.settings(epochs=1), tiny.splits(), tmp_path)["epochs"]
+        run(tiny_lab.settings(epochs=1), tiny_lab.splits(), tmp_path)
+    assert run(tiny_lab.settings(epochs=1), tiny_lab.splits(), tmp_path)["epochs"]
 
 
 def test_the_ledger_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

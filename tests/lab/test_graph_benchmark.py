@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_graph
+
+from support import tiny_graph
 
 pytestmark = pytest.mark.models
 pytest.importorskip("torch_geometric.nn", reason="needs torch_geometric: pip install bpfree[graphs]")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_graph
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer, seed_everything
@@ -33,6 +32,7 @@ from bpfree.lab.tables.plan import plan, works
 from bpfree.lab.tables.reading import read
 from bpfree.lab.tables.recipe import find
 from bpfree.lab.tables.table import table
+from support import tiny_graph
 
 pytestmark = pytest.mark.models
 pytest.importorskip("torch_geometric.nn", reason="needs torch_geometric: pip install bpfree[graphs]")
@@ -415,7 +415,8 @@ def test_numbers_of_a_small_tolerance_have_a_third_digit(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "count.yaml").write_text(
         "title: Count\ncolumns: {a: {metric: bytes, tolerance: 0.015}}\n"
-        "rows: {r: {function: tiny_table.memory, arguments: {width: 1, layers: 1}}}\nexpected: {r: {a: 4.0123}}\n"
+        "rows: {r: {function: support.tiny_table.memory, arguments: {width: 1, layers: 1}}}\n"
+        "expected: {r: {a: 4.0123}}\n"
     )
     shown = io.StringIO()
     table(TableOptions(name="count.yaml", ledger="l.db"), Console(file=shown, width=160))

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_text
 import torch
-from command import compare_options
 from rich.console import Console
 from test_runs import Interrupting, assert_equal, crash
 from torch import nn
@@ -34,6 +32,8 @@ from bpfree.lab.runs import Places, run
 from bpfree.lab.summary import summarize
 from bpfree.lab.tasks import LANGUAGE
 from bpfree.lab.tasks.language import LanguageModel
+from support import tiny_text
+from support.cli import compare_options
 
 SMALL = tiny_text.SMALL
 

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_table
 
 from bpfree.lab import files, leftovers
 from bpfree.lab.errors import WriteError
 from bpfree.lab.tables.options import TableOptions
 from bpfree.lab.tables.table import table
+from support import tiny_table
 
 KILLED = """
 import os, signal, sys
@@ -108,7 +108,7 @@ def test_a_name_as_long_as_names_may_be_can_be_written(tmp_path: Path) -> None:
 
 def test_a_table_sweeps_what_is_left_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    text = "title: T\nbase: {function: tiny_table.weight}\nrows: {a: {arguments: {width: 2, layers: 1}}}\n"
+    text = "title: T\nbase: {function: support.tiny_table.weight}\nrows: {a: {arguments: {width: 2, layers: 1}}}\n"
     tiny_table.write(tmp_path, text + "columns: {bytes: {metric: bytes}}\n", "computed")
     left = tmp_path / "runs" / "tables" / "0123456789abcdef" / "DFA-seed0" / ".bpfree-half.part"
     left.parent.mkdir(parents=True)

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-import tiny
 from PIL import Image
 from test_trust import RECIPE
 
@@ -18,17 +17,18 @@ from bpfree.lab.options import TrainOptions
 from bpfree.lab.settings import RuleOverrides
 from bpfree.lab.tables import markdown, result
 from bpfree.lab.tables.recipe import find
+from support import tiny_lab
 
 NO_TEXT = os.fsdecode(b"caf\xe9")
 
 
 @pytest.mark.parametrize("label", ["../../out", "/etc/mine", "a/b", "..", "nul\0", "line\nbreak", NO_TEXT])
 def test_a_label_stays_in_its_folder(label: str) -> None:
-    options = TrainOptions(rule=label, settings={label: RuleOverrides(rule=tiny.settings().rule.rule)})
+    options = TrainOptions(rule=label, settings={label: RuleOverrides(rule=tiny_lab.settings().rule.rule)})
     name = options.default_name()
     assert (Path("runs") / name).parent == Path("runs")
     assert name.isprintable()
-    place = tiny.settings(label="DFA").name({})
+    place = tiny_lab.settings(label="DFA").name({})
     assert Path(place).name == place
     assert Path(files.file_name(label) + "-seed0").name == files.file_name(label) + "-seed0"
 

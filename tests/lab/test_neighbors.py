@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_graph
 import torch
 from test_runs import Interrupting, assert_equal, crash, timeless
 from torch import Tensor
@@ -20,6 +19,7 @@ from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.options import CompareOptions
 from bpfree.lab.runs import run
 from bpfree.rules.direct import IGNORED
+from support import tiny_graph
 
 pytestmark = pytest.mark.models
 typing = pytest.importorskip("torch_geometric.typing", reason="needs torch_geometric: pip install bpfree[graphs]")

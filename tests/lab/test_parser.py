@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import compare_options
 
 from bpfree.lab.cli import main
 from bpfree.lab.mistakes import Mistake
+from support.cli import compare_options
 
 
 @pytest.fixture

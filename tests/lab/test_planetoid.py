@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse as sp
-import tiny_graph
 import torch
-from network import Answers
 
 from bpfree.lab.data import GraphSettings, ImageSettings, load
 from bpfree.lab.data import download as downloading
@@ -22,6 +20,8 @@ from bpfree.lab.data.graphs import LinkedGraph, unlinked
 from bpfree.lab.data.pickled import NUMBERS, unpickled
 from bpfree.lab.data.planetoid import CITESEER, CORA, PUBLISHER, PUBMED, Citations, load_planetoid
 from bpfree.lab.errors import DataError, SettingsError
+from support import tiny_graph
+from support.fake_network import Answers
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "Planetoid"
 

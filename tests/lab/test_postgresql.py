@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from damage import restarts, server
 
 from bpfree.lab.tables import storage, team, workers
+from lab.damage import restarts, server
 
 pytestmark = pytest.mark.skipif(bool(server.absent()), reason=server.absent() or "there is a server")
 

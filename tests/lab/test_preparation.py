@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
 from bpfree.lab.data import ImageSettings, load
 from bpfree.lab.data.lazy import Lazy
 from bpfree.lab.data.preparation import prepared
 from bpfree.lab.errors import SettingsError
+from support import tiny_lab
 
 
 def test_images_come_as_they_are_unless_asked_otherwise() -> None:
-    splits = tiny.splits()
+    splits = tiny_lab.splits()
     assert prepared(splits, ImageSettings()) is splits
     assert load("digits", images=ImageSettings(size=28)).describe() == load("digits").describe()
 
@@ -34,7 +34,7 @@ def test_one_of_the_two_can_be_given_alone() -> None:
 
 
 def test_another_size_is_made_batch_by_batch() -> None:
-    splits = tiny.splits()
+    splits = tiny_lab.splits()
     found = prepared(splits, ImageSettings(size=16))
     assert found.shape == (1, 16, 16)
     assert isinstance(found.train.x, Lazy)

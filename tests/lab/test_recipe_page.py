@@ -14,8 +14,6 @@ import pytest
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 
-import browser
-import tiny
 import vl_convert
 from PIL import Image
 
@@ -29,6 +27,7 @@ from bpfree.lab.tables.plan import plan
 from bpfree.lab.tables.reading import read
 from bpfree.lab.tables.recipe import Chart, Recipe, find
 from bpfree.lab.tables.table import table
+from support import browser, tiny_lab
 
 # Run after the page's own scripts: what is drawn, how high, and whether pictures were read.
 PROBE = """
@@ -134,7 +133,7 @@ def test_pictures_of_filters_are_shown(chromium: str, tmp_path: Path) -> None:
 
 
 def test_filters_of_a_table_come_from_its_first_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny.splits())
+    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny_lab.splits())
     monkeypatch.chdir(tmp_path)
     Path("pictured.yaml").write_text(
         "title: T\nbase:\n  data: tiny\n  model: {class_path: LeNet4, init_args: {channels: [4, 6]}}\n"
@@ -165,7 +164,7 @@ scales: {full: {seeds: 1}, short: {seeds: 1, epochs: 1, cut: 1 of 2 epochs}}
 def test_a_page_of_curves_says_what_its_rows_have_in_common_and_how_to_repeat_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny.splits())
+    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny_lab.splits())
     monkeypatch.chdir(tmp_path)
     Path("widths.yaml").write_text(CURVES)
     for row, seeds in (("narrow", 1), ("wide", 2)):

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-import tiny_table
 import torch
 import yaml
 
@@ -22,11 +20,12 @@ from bpfree.lab.tables.metrics import value
 from bpfree.lab.tables.plan import plan, works
 from bpfree.lab.tables.reading import read
 from bpfree.lab.tables.recipe import Chart, Column, Expected, find, names
+from support import tiny_lab, tiny_table
 
 
 @pytest.fixture(autouse=True)
 def tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny.splits())
+    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny_lab.splits())
 
 
 def planned(folder: Path, text: str = tiny_table.RECIPE, scale: str = "full"):
@@ -173,7 +172,11 @@ def test_a_key_knows_the_code_of_what_carries_signals_and_of_ancestors(tmp_path:
         ("accuracy: 90", "accuracy: good", r"must be a mean, or \[mean, standard deviation\]"),
         (", cut: 1 of 3 epochs", "", "scales: reduced: say under cut"),
         ("rows:", "cells:", "rows is missing"),
-        ("rule: BP", "function: tiny_table.memory", "optimizer has no meaning|batch_size has no meaning|data has no"),
+        (
+            "rule: BP",
+            "function: support.tiny_table.memory",
+            "optimizer has no meaning|batch_size has no meaning|data has no",
+        ),
         ("title: Rules", "title: {Rules", "cannot be read as YAML"),
         ("deviations: [The pictures are <made up>.]", "deviations: A sentence.", "must be a list of sentences"),
         ("tolerance: 100", "tolerance: 2 %", "tolerance must be a number"),

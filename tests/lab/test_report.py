@@ -17,7 +17,6 @@ import pytest
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 
-import made_up
 import numpy as np
 from PIL import Image
 
@@ -26,6 +25,7 @@ from bpfree.lab.report import ReportError, panels, picture, series, style, table
 from bpfree.lab.report import text as words
 from bpfree.lab.report.filters import filters
 from bpfree.lab.report.picture import WIDTH, legend
+from support import fake_comparison
 
 LIMIT = 3 * 10**6
 
@@ -69,7 +69,7 @@ def spec_rows(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def small() -> dict[str, Any]:
-    return made_up.comparison(epochs=4, seeds=2, n_points=60)
+    return fake_comparison.comparison(epochs=4, seeds=2, n_points=60)
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +120,11 @@ def test_every_rule_number_and_setting_is_on_the_page(small: dict[str, Any], pag
 
 
 def test_the_largest_comparison_stays_below_three_megabytes(tmp_path: Path) -> None:
-    large = made_up.comparison(labels=list(made_up.RULES), seeds=10, epochs=100, taps=4, n_points=500)
+    large = fake_comparison.comparison(labels=list(fake_comparison.RULES), seeds=10, epochs=100, taps=4, n_points=500)
     page, _ = read(large, tmp_path)
     assert len(page.encode()) < LIMIT
     # Sixteen taps over 300 epochs have more points than a page can hold: some are left out, the ends are not.
-    deep = made_up.comparison(labels=list(made_up.RULES), seeds=1, epochs=300, taps=4, n_points=500)
+    deep = fake_comparison.comparison(labels=list(fake_comparison.RULES), seeds=1, epochs=300, taps=4, n_points=500)
     for run in deep["runs"]:
         for epoch in run["epochs"]:
             epoch["alignment"] = [{**tap, "name": f"{tap['name']}.{i}"} for tap in epoch["alignment"] for i in range(4)]

@@ -10,10 +10,8 @@ import pytest
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 
-import browser
-import made_up
-
 from bpfree.lab.report import write
+from support import browser, fake_comparison
 
 # Run after the page's own scripts: counts what is drawn, points at a curve, chooses DFA in the legend.
 PROBE = """
@@ -54,7 +52,7 @@ EPOCHS = 4
 
 def probed(chromium: str, folder: Path) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     """What the probe found, what the console heard, and the comparison drawn."""
-    comparison = made_up.comparison(labels=LABELS, epochs=EPOCHS, seeds=2, n_points=POINTS)
+    comparison = fake_comparison.comparison(labels=LABELS, epochs=EPOCHS, seeds=2, n_points=POINTS)
     path = write(comparison, folder / "report.html")
     return *browser.probed(chromium, path, PROBE), comparison
 

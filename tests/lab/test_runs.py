@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
 import bpfree
@@ -27,6 +26,7 @@ from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.runs import Places, run
 from bpfree.lab.settings import RuleSettings, RunSettings, Schedule, rule_settings
 from bpfree.lab.terminal import Display
+from support import tiny_lab
 
 STEPS = 8  # an epoch of the tiny data
 
@@ -49,7 +49,7 @@ def crash() -> None:
 
 
 def state(settings: RunSettings, directory: Path) -> dict[str, Any]:
-    return torch.load(Places.of(settings, tiny.splits(), directory).checkpoint, weights_only=True)
+    return torch.load(Places.of(settings, tiny_lab.splits(), directory).checkpoint, weights_only=True)
 
 
 def timeless(record: dict[str, Any]) -> str:
@@ -76,13 +76,13 @@ def assert_equal(found: Any, expected: Any, path: str = "") -> None:
 
 @pytest.mark.parametrize("label", ["BP", "DFA", "DRTP", "FA", "brSF"])
 def test_a_resumed_run_equals_the_uninterrupted_one(label: str, tmp_path: Path) -> None:
-    settings = tiny.settings(label)
-    whole = run(settings, tiny.splits(), tmp_path / "whole", keep_checkpoint=True)
+    settings = tiny_lab.settings(label)
+    whole = run(settings, tiny_lab.splits(), tmp_path / "whole", keep_checkpoint=True)
     with pytest.raises(OSError, match="stopped here"):
-        run(settings, tiny.splits(), tmp_path / "broken", display=Interrupting(2 * STEPS + 3, crash))
+        run(settings, tiny_lab.splits(), tmp_path / "broken", display=Interrupting(2 * STEPS + 3, crash))
     assert len(state(settings, tmp_path / "broken")["random_state"]["cpu"])
     torch.rand(5)  # another process would not have this one's random state
-    resumed = run(settings, tiny.splits(), tmp_path / "broken", keep_checkpoint=True)
+    resumed = run(settings, tiny_lab.splits(), tmp_path / "broken", keep_checkpoint=True)
     assert timeless(resumed) == timeless(whole)
     expected, found = (state(settings, tmp_path / place) for place in ("whole", "broken"))
     assert any(key.startswith("attachment.") for key in expected["state_dict"])
@@ -91,58 +91,62 @@ def test_a_resumed_run_equals_the_uninterrupted_one(label: str, tmp_path: Path) 
 
 
 def test_the_duration_of_a_resumed_run_is_that_of_all_its_pieces(tmp_path: Path) -> None:
-    settings = tiny.settings()
+    settings = tiny_lab.settings()
     began = time.perf_counter()
     with pytest.raises(OSError, match="stopped here"):
-        run(settings, tiny.splits(), tmp_path, display=Interrupting(2 * STEPS + 3, crash))
+        run(settings, tiny_lab.splits(), tmp_path, display=Interrupting(2 * STEPS + 3, crash))
     first = time.perf_counter() - began
     checkpoint = state(settings, tmp_path)
     (records,) = [kept for kept in checkpoint["callbacks"].values() if "epochs" in kept]
     assert 0 < records["duration"] < first
     records["duration"] = 1000.0  # as if it had been a slow machine
-    WholeFiles().save_checkpoint(checkpoint, Places.of(settings, tiny.splits(), tmp_path).checkpoint)
+    WholeFiles().save_checkpoint(checkpoint, Places.of(settings, tiny_lab.splits(), tmp_path).checkpoint)
     began = time.perf_counter()
-    record = run(settings, tiny.splits(), tmp_path)
+    record = run(settings, tiny_lab.splits(), tmp_path)
     assert 1000 < record["duration"] < 1000 + time.perf_counter() - began
-    assert json.loads(Places.of(settings, tiny.splits(), tmp_path).record.read_text())["duration"] == record["duration"]
+    assert (
+        json.loads(Places.of(settings, tiny_lab.splits(), tmp_path).record.read_text())["duration"]
+        == record["duration"]
+    )
 
 
 KILLED = """
 import sys, os, signal
 sys.path.insert(0, sys.argv[1])
-import tiny, test_runs
+from lab import test_runs
+from support import tiny_lab
 from pathlib import Path
 stop = lambda: os.kill(os.getpid(), signal.SIGKILL)
-test_runs.run(tiny.settings("DFA"), tiny.splits(), Path(sys.argv[2]), display=test_runs.Interrupting(19, stop))
+test_runs.run(tiny_lab.settings("DFA"), tiny_lab.splits(), Path(sys.argv[2]), display=test_runs.Interrupting(19, stop))
 """
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
 def test_a_killed_process_is_continued_bit_for_bit(tmp_path: Path) -> None:
     # Killed in the third step of the third epoch of eight steps each.
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path / "killed")]
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), str(tmp_path / "killed")]
     ended = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    settings = tiny.settings("DFA")
-    assert not Places.of(settings, tiny.splits(), tmp_path / "killed").record.exists()
+    settings = tiny_lab.settings("DFA")
+    assert not Places.of(settings, tiny_lab.splits(), tmp_path / "killed").record.exists()
     assert state(settings, tmp_path / "killed")["epoch"] == 1  # counted from 0: two are complete
-    resumed = run(settings, tiny.splits(), tmp_path / "killed", keep_checkpoint=True)
-    whole = run(settings, tiny.splits(), tmp_path / "whole", keep_checkpoint=True)
+    resumed = run(settings, tiny_lab.splits(), tmp_path / "killed", keep_checkpoint=True)
+    whole = run(settings, tiny_lab.splits(), tmp_path / "whole", keep_checkpoint=True)
     assert timeless(resumed) == timeless(whole)
     for part in ("state_dict", "optimizer_states", "random_state"):
         assert_equal(*(state(settings, tmp_path / place)[part] for place in ("killed", "whole")), part)
 
 
 def test_a_finished_run_is_read_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = replace(tiny.settings(), epochs=1)
-    record = run(settings, tiny.splits(), tmp_path)
+    settings = replace(tiny_lab.settings(), epochs=1)
+    record = run(settings, tiny_lab.splits(), tmp_path)
     monkeypatch.setattr(runs, "_train", lambda *_: pytest.fail("it ran again"))
-    assert run(settings, tiny.splits(), tmp_path)["epochs"] == json.loads(json.dumps(record["epochs"]))
+    assert run(settings, tiny_lab.splits(), tmp_path)["epochs"] == json.loads(json.dumps(record["epochs"]))
     assert not list(tmp_path.glob("**/*.ckpt"))
 
 
 def test_every_setting_and_the_data_are_in_the_name() -> None:
-    data, settings = tiny.splits().describe(), tiny.settings()
+    data, settings = tiny_lab.splits().describe(), tiny_lab.settings()
     changed = [
         replace(settings, seed=1),
         replace(settings, epochs=5),
@@ -167,7 +171,7 @@ def test_every_setting_and_the_data_are_in_the_name() -> None:
         settings.name(data | {"measured_on": "validation"}),
     ]
     assert len(set(names)) == len(names)
-    assert tiny.settings().name(data) == names[0]
+    assert tiny_lab.settings().name(data) == names[0]
 
 
 def test_a_rule_that_is_being_written_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,28 +180,28 @@ def test_a_rule_that_is_being_written_is_run_again(tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(tmp_path)
     import draft_rule
 
-    settings = tiny.settings(rule=RuleSettings(rule=draft_rule.Draft()))
+    settings = tiny_lab.settings(rule=RuleSettings(rule=draft_rule.Draft()))
     before = settings.name({})
     (tmp_path / "draft_rule.py").write_text(source + "# another thought\n")
     assert settings.name({}) != before
 
 
 def test_weights_and_order_are_those_of_the_seed_whatever_the_rule() -> None:
-    first, other = (runs.learner(tiny.settings(label), tiny.splits()) for label in ("BP", "DFA"))
+    first, other = (runs.learner(tiny_lab.settings(label), tiny_lab.splits()) for label in ("BP", "DFA"))
     assert_equal(dict(first.model.state_dict()), dict(other.model.state_dict()))
-    another = runs.learner(tiny.settings(seed=1), tiny.splits())
+    another = runs.learner(tiny_lab.settings(seed=1), tiny_lab.splits())
     assert not torch.equal(next(first.model.parameters()), next(another.model.parameters()))
 
 
 def test_the_record_holds_what_reports_read(tmp_path: Path) -> None:
-    record = run(tiny.settings(details=True, epochs=2), tiny.splits(), tmp_path)
+    record = run(tiny_lab.settings(details=True, epochs=2), tiny_lab.splits(), tmp_path)
     assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2]
     assert record["accuracy"] == record["epochs"][-1]["eval_accuracy"]
     assert record["parameters"] == 64 * 16 + 16 + 16 * 16 + 16 + 16 * 4 + 4
     assert record["filters_shape"] == [8, 8]
     assert [len(row) for row in record["filters"]] == [64] * 16
     assert {len(record["embedding"][key]) for key in ("x", "y", "label")} == {60}
-    assert record["embedding"]["label"] == tiny.splits().evaluation.y.tolist()
+    assert record["embedding"]["label"] == tiny_lab.splits().evaluation.y.tolist()
     names = [tap["name"] for tap in record["epochs"][0]["alignment"]]
     assert names == ["2", "5"]
     assert record["embedding"]["layer"] == "5"
@@ -215,14 +219,14 @@ def test_alignment_is_measured_between_taps_where_the_model_asks_for_it(
 ) -> None:
     asked = ModelSettings("BottleneckMLP", {"hidden": [9, 8, 7], "bottleneck": 9})
     rule = replace(rule_settings("DFA"), window=window)
-    settings = tiny.settings(rule=rule, model=asked.describe(), taps=asked.suggestion("taps"))
-    record = run(settings, tiny.splits(), tmp_path)
+    settings = tiny_lab.settings(rule=rule, model=asked.describe(), taps=asked.suggestion("taps"))
+    record = run(settings, tiny_lab.splits(), tmp_path)
     assert [place["name"] for place in record["epochs"][-1]["alignment"]] == places
 
 
 def test_a_window_reaches_the_rule() -> None:
-    task = runs.learner(tiny.settings(rule=replace(rule_settings("DFA"), window=3)), tiny.splits())
-    x, y = tiny.splits().train.x[:8], tiny.splits().train.y[:8]
+    task = runs.learner(tiny_lab.settings(rule=replace(rule_settings("DFA"), window=3)), tiny_lab.splits())
+    x, y = tiny_lab.splits().train.x[:8], tiny_lab.splits().train.y[:8]
     task.model.eval()
     torch.nn.functional.cross_entropy(task(x), y).backward()
     found = [weight.grad.clone() for weight in task.model.parameters()]
@@ -246,7 +250,7 @@ class Weighted(bpfree.BP):
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "SGD"])
 def test_weights_of_the_rule_are_optimized_as_the_models(optimizer: str) -> None:
     rule = RuleSettings(rule=Weighted(), optimizer=optimizer, lr=0.5, weight_decay=0.1)
-    task = runs.learner(tiny.settings(rule=rule), tiny.splits())
+    task = runs.learner(tiny_lab.settings(rule=rule), tiny_lab.splits())
     own = task.attachment.mechanism.own
     made = task.optimizer()
     (group,) = made.param_groups
@@ -259,16 +263,16 @@ def test_weights_of_the_rule_are_optimized_as_the_models(optimizer: str) -> None
 
 
 def test_the_rule_learns(tmp_path: Path) -> None:
-    record = run(tiny.settings(rule=rule_settings("DFA", lr=0.01), epochs=8), tiny.splits(), tmp_path)
+    record = run(tiny_lab.settings(rule=rule_settings("DFA", lr=0.01), epochs=8), tiny_lab.splits(), tmp_path)
     assert record["accuracy"] > 60  # chance is 25
     assert record["epochs"][-1]["train_loss"] < record["epochs"][0]["train_loss"]
 
 
 def test_a_run_that_diverges_is_named(tmp_path: Path) -> None:
     model = ModelSettings("MLP", {"hidden": [16], "activation": "relu"}).describe()
-    settings = tiny.settings(rule=RuleSettings(rule=bpfree.DFA(), optimizer="SGD", lr=1e30), model=model)
+    settings = tiny_lab.settings(rule=RuleSettings(rule=bpfree.DFA(), optimizer="SGD", lr=1e30), model=model)
     with pytest.raises(RunError, match=r"DFA, seed 0: .*(NaN|nan)"):
-        run(settings, tiny.splits(), tmp_path)
+        run(settings, tiny_lab.splits(), tmp_path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,36 +283,36 @@ class Demanding(bpfree.DFA):
 
 
 def test_a_rule_whose_option_has_no_default_is_recorded(tmp_path: Path) -> None:
-    record = run(tiny.settings(rule=RuleSettings(rule=Demanding(gain=2.0))), tiny.splits(), tmp_path)
+    record = run(tiny_lab.settings(rule=RuleSettings(rule=Demanding(gain=2.0))), tiny_lab.splits(), tmp_path)
     assert record["settings"]["options"] == {"gain": 2.0}
 
 
 @pytest.mark.parametrize("damage", ["half", "altered", "another"])
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
-    settings = tiny.settings(epochs=2)
-    places = Places.of(settings, tiny.splits(), tmp_path)
-    run(settings, tiny.splits(), tmp_path, keep_checkpoint=True)
+    settings = tiny_lab.settings(epochs=2)
+    places = Places.of(settings, tiny_lab.splits(), tmp_path)
+    run(settings, tiny_lab.splits(), tmp_path, keep_checkpoint=True)
     places.record.unlink()
     whole = places.checkpoint.read_bytes()
     middle = len(whole) // 2
     flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
     places.checkpoint.write_bytes({"half": whole[:middle], "altered": flipped, "another": b"half of"}[damage])
     with pytest.raises(RunError, match=r"last\.ckpt is damaged .*Delete it"):
-        run(settings, tiny.splits(), tmp_path)
+        run(settings, tiny_lab.splits(), tmp_path)
 
 
 def test_a_mistake_in_ones_own_rule_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = tiny.settings(epochs=2)
+    settings = tiny_lab.settings(epochs=2)
     with pytest.raises(OSError, match="stopped here"):
-        run(settings, tiny.splits(), tmp_path, display=Interrupting(STEPS + 1, crash))
-    assert Places.of(settings, tiny.splits(), tmp_path).checkpoint.is_file()
+        run(settings, tiny_lab.splits(), tmp_path, display=Interrupting(STEPS + 1, crash))
+    assert Places.of(settings, tiny_lab.splits(), tmp_path).checkpoint.is_file()
 
     def mistaken(*_: object) -> None:
         raise KeyError("a mistake of one's own")
 
     monkeypatch.setattr(bpfree.DFA, "signals", mistaken)
     with pytest.raises(KeyError, match="of one's own"):
-        run(settings, tiny.splits(), tmp_path)
+        run(settings, tiny_lab.splits(), tmp_path)
 
 
 def test_a_full_disk_is_told_once_and_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,19 +329,19 @@ def test_a_full_disk_is_told_once_and_costs_no_checkpoint(tmp_path: Path, monkey
     assert path.read_bytes() == before
     # Other runs would meet the same: this is not a run that failed.
     with pytest.raises(WriteError):
-        run(tiny.settings(), tiny.splits(), tmp_path / "runs")
+        run(tiny_lab.settings(), tiny_lab.splits(), tmp_path / "runs")
 
 
 def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(WriteError, match=r"the folder .*taken.* cannot be made .*Name another"):
-        run(tiny.settings(), tiny.splits(), tmp_path / "taken")
+        run(tiny_lab.settings(), tiny_lab.splits(), tmp_path / "taken")
 
 
 def test_runs_on_a_gpu_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_cpu = tiny.settings().name({})
+    on_cpu = tiny_lab.settings().name({})
     monkeypatch.setattr("bpfree.lab.settings.device", lambda: "cuda")
-    assert tiny.settings().name({}) != on_cpu
+    assert tiny_lab.settings().name({}) != on_cpu
 
 
 @pytest.mark.parametrize("option", [{"lr": -1.0}, {"lr": float("nan")}, {"weight_decay": -1.0}, {"momentum": -0.5}])
@@ -349,7 +353,7 @@ def test_numbers_that_no_optimizer_takes_are_refused(option: dict[str, float]) -
 @pytest.mark.parametrize("schedule", ["exponential", "plateau"])
 def test_courses_that_count_passes_are_not_for_runs_that_count_steps(schedule: Schedule) -> None:
     with pytest.raises(SettingsError, match=rf"--schedule {schedule} counts passes"):
-        tiny.settings(rule=RuleSettings(rule=bpfree.DFA(), schedule=schedule), steps=8, epochs=2)
+        tiny_lab.settings(rule=RuleSettings(rule=bpfree.DFA(), schedule=schedule), steps=8, epochs=2)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +387,7 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(("name", "value"), [("epochs", 0), ("batch_size", 0), ("threads", 0), ("seed", -1)])
 def test_settings_that_mean_nothing(name: str, value: int) -> None:
     with pytest.raises(SettingsError, match=str(value)):
-        tiny.settings(**{name: value})
+        tiny_lab.settings(**{name: value})
 
 
 def test_the_learning_rate_follows_its_course(tmp_path: Path) -> None:
@@ -396,11 +400,11 @@ def test_the_learning_rate_follows_its_course(tmp_path: Path) -> None:
     made = runs.learner
     with pytest.MonkeyPatch.context() as patch:
         for schedule in ("cosine", "constant"):
-            settings = tiny.settings(rule=replace(rule, schedule=schedule), epochs=2)
-            task = made(settings, tiny.splits())
+            settings = tiny_lab.settings(rule=replace(rule, schedule=schedule), epochs=2)
+            task = made(settings, tiny_lab.splits())
             patch.setattr(runs, "learner", lambda *_, task=task: task)
             patch.setattr(runs, "_step_memory", lambda *_: 0)
-            run(settings, tiny.splits(), tmp_path, display=Watching(None))
+            run(settings, tiny_lab.splits(), tmp_path, display=Watching(None))
     steps = 2 * STEPS
     # What is seen after a step is the next one's rate.
     expected = [0.25 * (1 + math.cos(math.pi * step / steps)) for step in range(1, steps + 1)]

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage.alter import flipped
-from damage.kinds import KINDS, RUNS, document, ledger, read_ledger, records
-from damage.search import outcome
 
 from bpfree.errors import BpfreeWarning
 from bpfree.lab import checksums, files
 from bpfree.lab.errors import DamageError, LedgerError
 from bpfree.lab.tables import packing, result, seal
 from bpfree.lab.tables.ledger import Ledger
+from lab.damage.alter import flipped
+from lab.damage.kinds import KINDS, RUNS, document, ledger, read_ledger, records
+from lab.damage.search import outcome
 
 ROOT = Path(__file__).parents[2]
 

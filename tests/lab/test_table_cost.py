@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-import tiny_graph
-import tiny_table
 import torch
 
 from bpfree.lab import data
@@ -17,11 +14,12 @@ from bpfree.lab.errors import DamageError, SettingsError, WriteError
 from bpfree.lab.tables import cost, flops
 from bpfree.lab.tables.options import TableOptions
 from bpfree.lab.tables.table import table
+from support import tiny_graph, tiny_lab, tiny_table
 
 
 @pytest.fixture(autouse=True)
 def tiny_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny.splits())
+    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny_lab.splits())
     monkeypatch.chdir(tmp_path)
     tiny_table.write(tmp_path)
 
@@ -177,7 +175,7 @@ def test_a_damaged_file_of_costs_is_left_as_it_is(content: str, monkeypatch: pyt
 
 
 def test_a_table_that_trains_nothing_needs_no_gpu(tmp_path: Path) -> None:
-    text = "title: T\nbase: {function: tiny_table.memory}\nrows: {a: {arguments: {width: 2}}}\n"
+    text = "title: T\nbase: {function: support.tiny_table.memory}\nrows: {a: {arguments: {width: 2}}}\n"
     tiny_table.write(tmp_path, text + "columns: {bytes: {metric: bytes}}\n", "computed")
     with pytest.raises(SettingsError, match="trains nothing"):
         rows(name="computed.yaml")

@@ -17,9 +17,6 @@ from typing import Any
 
 import optuna
 import pytest
-import tiny
-import tiny_table
-import tiny_text
 from optuna.storages import RDBStorage
 from rich.console import Console
 from test_runs import Interrupting
@@ -36,11 +33,12 @@ from bpfree.lab.tables.plan import plan, works
 from bpfree.lab.tables.reading import read
 from bpfree.lab.tables.table import table
 from bpfree.lab.tables.work import Training
+from support import tiny_lab, tiny_table, tiny_text
 
 
 @pytest.fixture(autouse=True)
 def tiny_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny.splits())
+    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny_lab.splits())
     monkeypatch.chdir(tmp_path)
     # Children know the tiny data if they are copies of this process.
     monkeypatch.setattr(team, "METHOD", "fork")
@@ -572,7 +570,7 @@ def test_records_of_a_gpu_are_told_from_others() -> None:
 MEASURED = """
 title: Memory
 columns:
-  bytes: {metric: bytes, tolerance: 0, function: tiny_table.memory, arguments: {layers: 3}}
+  bytes: {metric: bytes, tolerance: 0, function: support.tiny_table.memory, arguments: {layers: 3}}
 rows: {narrow: {arguments: {width: 2}}, wide: {arguments: {width: 8}}}
 expected: {narrow: {bytes: 24}}
 scales: {full: {seeds: 2}}
@@ -591,7 +589,7 @@ def test_cells_can_be_computed() -> None:
     assert "| wide | 96.000 ± 0.000 | 2 |" in page
     assert "\n4 runs, " in page
     # One that takes no seed is computed once, however many seeds there are.
-    tiny_table.write(Path(), MEASURED.replace("tiny_table.memory", "tiny_table.weight"), "once")
+    tiny_table.write(Path(), MEASURED.replace("support.tiny_table.memory", "support.tiny_table.weight"), "once")
     assert [entry["seeds"] for entry in table(options(name="once.yaml"))["tables"]["full"]] == [1, 1]
 
 
@@ -607,7 +605,7 @@ def test_a_tap_that_does_not_exist_costs_its_cells_alone(monkeypatch: pytest.Mon
 
 
 def test_what_goes_wrong_in_a_function_stops_no_other_cell() -> None:
-    text = MEASURED.replace("tiny_table.memory, arguments: {layers: 3}", "tiny_table.broken")
+    text = MEASURED.replace("support.tiny_table.memory, arguments: {layers: 3}", "support.tiny_table.broken")
     tiny_table.write(Path(), text.replace("{arguments: {width: 2}}", "{}").replace("{arguments: {width: 8}}", "{}"))
     shown = io.StringIO()
     with pytest.raises(RunError, match="1 runs failed"):
@@ -617,7 +615,7 @@ def test_what_goes_wrong_in_a_function_stops_no_other_cell() -> None:
 
 COUNTED = """
 title: Counted
-columns: {bytes: {metric: bytes, function: tiny_table.counted}}
+columns: {bytes: {metric: bytes, function: support.tiny_table.counted}}
 rows:
   torch: {arguments: {kind: torch}}
   numpy: {arguments: {kind: numpy}}
@@ -648,7 +646,7 @@ def test_what_a_function_returns_beside_numbers_is_a_failed_run(kind: str, messa
 
 
 def test_a_misspelt_number_of_a_function_costs_its_cells_alone() -> None:
-    column = "  bits: {metric: bites, function: tiny_table.memory, arguments: {layers: 3}}"
+    column = "  bits: {metric: bites, function: support.tiny_table.memory, arguments: {layers: 3}}"
     text = MEASURED.replace("rows:", f"{column}\nrows:")
     tiny_table.write(Path(), text)
     shown = io.StringIO()
@@ -735,7 +733,7 @@ def test_other_files_of_a_data_set_than_are_read_now_are_said(monkeypatch: pytes
 
     def load(folder: Path) -> Any:
         loaded.append(folder)
-        return replace(tiny.splits(), checksums={"made up": folder.name})
+        return replace(tiny_lab.splits(), checksums={"made up": folder.name})
 
     def perform(self: Training, _: Path, data_dir: str, __: Any) -> dict[str, Any]:
         return tiny_table.record(self.label, self.seed, 60.0, data=self.data(data_dir).describe())

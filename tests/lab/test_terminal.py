@@ -6,10 +6,10 @@ import io
 from dataclasses import replace
 
 import pytest
-import tiny
 from rich.console import Console
 
 from bpfree.lab.terminal import Display
+from support import tiny_lab
 
 
 def seen(label: str, width: int) -> str:
@@ -19,7 +19,7 @@ def seen(label: str, width: int) -> str:
     )
     display = Display(console, runs=12)
     with display:
-        display.begin(replace(tiny.settings(), label=label), 468)
+        display.begin(replace(tiny_lab.settings(), label=label), 468)
         display.epoch_begins(2, resumed=False)
         for _ in range(7):
             display.step()

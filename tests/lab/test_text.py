@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny_text
 import torch
 
 from bpfree.lab.data import load
 from bpfree.lab.data.text import Sequences, Text, TextSettings, Vocabulary, load_text
 from bpfree.lab.errors import DataError, SettingsError
+from support import tiny_text
 
 
 def stream(part: Sequences) -> torch.Tensor:

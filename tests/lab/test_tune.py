@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-import tiny_table
 import yaml
 from optuna.storages import RDBStorage
 from rich.console import Console
@@ -25,11 +23,12 @@ from bpfree.lab.tables.reading import read
 from bpfree.lab.tables.table import table
 from bpfree.lab.tables.tune import tune
 from bpfree.lab.tables.work import Training
+from support import tiny_lab, tiny_table
 
 
 @pytest.fixture(autouse=True)
 def tiny_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny.splits())
+    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny_lab.splits())
     monkeypatch.chdir(tmp_path)
     tiny_table.write(tmp_path)
 

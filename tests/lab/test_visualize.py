@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from PIL import Image
 from torch import nn
@@ -19,6 +18,7 @@ from bpfree.lab.errors import RunError
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.runs import run
 from bpfree.lab.tasks.visualize import exciting, visualized
+from support import tiny_lab
 
 
 def network() -> nn.Sequential:
@@ -76,9 +76,9 @@ def test_the_rule_is_left_aside_and_nothing_is_left_behind() -> None:
 
 def test_a_run_shows_the_filters_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ModelSettings("LeNet4", {"channels": [4, 6]}).describe()
-    record = run(tiny.settings(model=model, epochs=1, visualize="conv2.conv"), tiny.splits(), tmp_path)
+    record = run(tiny_lab.settings(model=model, epochs=1, visualize="conv2.conv"), tiny_lab.splits(), tmp_path)
     assert record["visualized"]["module"] == "conv2.conv"
     assert record["visualized"]["filters"] == 6
     monkeypatch.setattr(runs, "_fit", lambda *_: pytest.fail("it was trained before"))
     with pytest.raises(RunError, match=r"no such convolution\. Did you mean 'conv2\.conv'"):
-        run(tiny.settings(model=model, epochs=1, visualize="conv2.cnov"), tiny.splits(), tmp_path)
+        run(tiny_lab.settings(model=model, epochs=1, visualize="conv2.cnov"), tiny_lab.splits(), tmp_path)

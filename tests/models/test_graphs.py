@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import bpfree
-from by_hand import assert_same
-from contract import Subject, assert_equal, assert_rule_serves, cut, matrices, softmax_error
+from support.by_hand import assert_same
+from support.rule_contract import Subject, assert_equal, assert_rule_serves, cut, matrices, softmax_error
 
 pytestmark = pytest.mark.models
 gnn = pytest.importorskip("torch_geometric.nn", reason="needs torch_geometric: pip install bpfree[models]")

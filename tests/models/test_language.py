@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import bpfree
-from by_hand import assert_same
-from contract import FALL, Subject, assert_equal, assert_rule_serves, cut, matrices, project, train
+from support.by_hand import assert_same
+from support.rule_contract import FALL, Subject, assert_equal, assert_rule_serves, cut, matrices, project, train
 
 pytestmark = pytest.mark.models
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install bpfree[models]")

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bpfree
-from contract import assert_equal
+from support.rule_contract import assert_equal
 
 # Lightning warns of loaders without workers and of short epochs: both are meant here.
 pytestmark = [pytest.mark.models, pytest.mark.filterwarnings("ignore")]

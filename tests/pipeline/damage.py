@@ -1,7 +1,6 @@
 """Damage checkpoints of a stage at random, and count what is noticed.
 
-    cd tests
-    PYTHONPATH=../src nice -n 19 python -m pipeline.damage [--flips 2500] [--truncations 200] [--mutations 20000]
+    PYTHONPATH=tests nice -n 19 python -m pipeline.damage [--flips 2500] [--truncations 200] [--mutations 20000]
 
 *Flips* and *truncations* are of the newest of two checkpoints: every one must be noticed, named, and the older one
 taken, number by number. *Mutations* are of one that carries the right checksum all the same, as a hostile file would:

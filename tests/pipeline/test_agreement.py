@@ -11,7 +11,7 @@ from torch.distributed.pipelining import PipelineStage
 import bpfree
 from bpfree import pipeline
 from bpfree.errors import BpfreeError
-from distributed import run_on_two_ranks
+from support.two_ranks import run_on_two_ranks
 
 M = 4
 

@@ -19,8 +19,8 @@ from torch import nn
 
 from bpfree.errors import BpfreeWarning, CheckpointError, StateError
 from bpfree.pipeline import load_checkpoint, save_checkpoint
-from distributed import run_on_two_ranks
 from pipeline import damage
+from support.two_ranks import run_on_two_ranks
 
 NAME = damage.NAME
 

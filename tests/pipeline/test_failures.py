@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 import bpfree.pipeline
 from bpfree.errors import OptionError, StateError
-from distributed import run_on_two_ranks
+from support.two_ranks import run_on_two_ranks
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "pipeline_example.py"
 STEPS, EVERY = 120, 10

@@ -10,7 +10,7 @@ from torch.distributed.pipelining import PipelineStage
 import bpfree
 import bpfree.pipeline
 from bpfree.errors import BpfreeError, ErrorPlacementError, NonFiniteError, StageError
-from distributed import run_on_two_ranks
+from support.two_ranks import run_on_two_ranks
 
 M = 2
 

@@ -11,7 +11,7 @@ from torch.distributed.pipelining import PipelineStage
 import bpfree
 import bpfree.pipeline
 from bpfree.lab.models.transformer import CausalTransformer
-from distributed import run_on_ranks, run_on_two_ranks
+from support.two_ranks import run_on_ranks, run_on_two_ranks
 
 M = 4
 RULES = {

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from by_hand import TanhMLP, assert_same, scale, softmax_error
+from support.by_hand import TanhMLP, assert_same, scale, softmax_error
 
 WIDTHS = (7, 12, 9)
 CLASSES = 4

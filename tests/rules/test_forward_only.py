@@ -12,9 +12,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 import bpfree
-from by_hand import assert_same, softmax_error
-from contract import Subject, assert_equal, assert_rule_serves, hooks
-from distributed import run_on_two_ranks
+from support.by_hand import assert_same, softmax_error
+from support.rule_contract import Subject, assert_equal, assert_rule_serves, hooks
+from support.two_ranks import run_on_two_ranks
 
 C = 3
 WEIGHTS, ACTIVATIONS = bpfree.ForwardGradient("weights"), bpfree.ForwardGradient()

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import bpfree
-from by_hand import TanhMLP, assert_same, softmax_error
-from contract import Subject, assert_equal, assert_rule_serves, hooks
-from distributed import run_on_two_ranks
-from small import CLASSES, MODELS, batch, mlp, train
+from support.by_hand import TanhMLP, assert_same, softmax_error
+from support.models import CLASSES, MODELS, batch, mlp, train
+from support.rule_contract import Subject, assert_equal, assert_rule_serves, hooks
+from support.two_ranks import run_on_two_ranks
 
 by_model = pytest.mark.parametrize("name", MODELS)
 

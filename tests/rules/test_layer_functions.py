@@ -15,7 +15,7 @@ from torch.ao.quantization import get_default_qat_qconfig
 from torch.nn.utils import parametrizations, prune
 
 import bpfree
-from by_hand import assert_same
+from support.by_hand import assert_same
 
 
 class Net(nn.Module):

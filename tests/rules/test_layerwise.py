@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import bpfree
-from by_hand import TanhMLP, assert_same, softmax_error
+from support.by_hand import TanhMLP, assert_same, softmax_error
 
 
 def set_feedback(attachment, model):

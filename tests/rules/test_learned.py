@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from by_hand import assert_same
-from contract import Subject, assert_equal, assert_rule_serves
-from small import train
+from support.by_hand import assert_same
+from support.models import train
+from support.rule_contract import Subject, assert_equal, assert_rule_serves
 
 C = 4
 RULES = [

@@ -10,8 +10,8 @@ from torch.nn.utils import parametrizations
 
 import bpfree
 from bpfree.module_tree import ModuleTree
-from by_hand import TanhMLP, assert_same, softmax_error
-from small import CLASSES, batch, mlp
+from support.by_hand import TanhMLP, assert_same, softmax_error
+from support.models import CLASSES, batch, mlp
 
 WEIGHTS = bpfree.ForwardGradient("weights")
 

@@ -13,8 +13,8 @@ import bpfree
 from bpfree.forward_mode.dual_level import dual_level
 from bpfree.forward_mode.tangents import differentiable_attention
 from bpfree.passes import Passes
-from contract import assert_equal
-from small import batch
+from support.models import batch
+from support.rule_contract import assert_equal
 
 WEIGHTS = bpfree.ForwardGradient("weights")
 RULES = [bpfree.FA(), bpfree.KolenPollack(), bpfree.SignSymmetry("batch"), bpfree.PEPITA(), WEIGHTS]

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from by_hand import TanhMLP, assert_same, softmax_error
-from contract import Subject, assert_equal, assert_rule_serves
-from small import MODELS, batch, convnet, mlp
+from support.by_hand import TanhMLP, assert_same, softmax_error
+from support.models import MODELS, batch, convnet, mlp
+from support.rule_contract import Subject, assert_equal, assert_rule_serves
 
 
 def step(model, x, y, optimizer=None):

@@ -1,1 +1,1 @@
-"""What works with what: every rule under every feature of PyTorch. The matrix, its checks, and the page of docs/."""
+"""What several tests need: small models, data and recipes, networks by hand, processes, docs/support.md's matrix."""

@@ -1,1 +1,4 @@
-"""Damage in numbers: every kind of file that the lab reads, altered in many ways. ``python -m damage.search``."""
+"""Damage in numbers: every kind of file that the lab reads, altered in many ways.
+
+Run in a clone: ``PYTHONPATH=tests python -m lab.damage.search``.
+"""

@@ -1,4 +1,4 @@
-"""``python -m damage.interruptions``: Ctrl-C at random moments of runs in a process that lives on, as a notebook."""
+"""``python -m lab.damage.interruptions``: Ctrl-C at random moments of runs in one process, as in a notebook."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import tiny
 import torch
 
 from bpfree.lab.runs import run
+from support import tiny_lab
 
 RULES = ("BP", "DFA", "GrAPE", "KP", "PEPITA", "FG-W")
 
@@ -29,11 +29,11 @@ def numbers(record: dict) -> str:
 
 def once(label: str, folder: Path, after: float | None = None) -> str:
     """One run, interrupted after so many seconds: its numbers, or that it was interrupted."""
-    settings = tiny.settings(label, epochs=2)
+    settings = tiny_lab.settings(label, epochs=2)
     if after is not None:
         signal.setitimer(signal.ITIMER_REAL, after)
     try:
-        return numbers(run(settings, tiny.splits(), folder))
+        return numbers(run(settings, tiny_lab.splits(), folder))
     except (KeyboardInterrupt, SystemExit):
         return "interrupted"
     finally:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny_table
 import torch
 from PIL import Image
 from scipy.sparse import csr_matrix
@@ -33,6 +32,7 @@ from bpfree.lab.files import read_json, write_json
 from bpfree.lab.tables import result
 from bpfree.lab.tables.ledger import Ledger
 from bpfree.lab.tables.reading import read
+from support import tiny_table
 
 RUNS = [Asked(key) for key in ("a", "b", "c")]
 

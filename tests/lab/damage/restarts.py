@@ -1,4 +1,4 @@
-"""``python -m damage.restarts``: a table with four workers, and a database that restarts in the middle of it."""
+"""``python -m lab.damage.restarts``: a table with four workers, and a database that restarts in the middle of it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from bpfree.lab.tables import storage, team, workers
 from bpfree.lab.tables.options import TableOptions
 from bpfree.lab.tables.table import table
-from damage.server import Server
+from lab.damage.server import Server
 
 _RECIPE = """
 title: Made up
-base: {{function: damage.restarts.slow, arguments: {{log: {log}}}}}
+base: {{function: lab.damage.restarts.slow, arguments: {{log: {log}}}}}
 columns: {{number: {{metric: number}}}}
 rows: {{{rows}}}
 scales: {{full: {{seeds: {seeds}}}}}

@@ -1,4 +1,4 @@
-"""``python -m damage.search``: alter files of every kind, read them under a memory limit, and count what comes of it.
+"""``python -m lab.damage.search``: alter files of every kind, read them in limited memory, and count the outcomes.
 
 Bit flips and truncations are for files with a checksum, where no other value may ever be read; mutations for all. A
 child process reads, whose memory is limited to what it has, four times the file's size and the fixed amount; if it
@@ -20,8 +20,8 @@ from pathlib import Path
 
 from bpfree.errors import BpfreeError
 from bpfree.lab.bounded import allowed
-from damage.alter import flipped, mutated, truncated
-from damage.kinds import KINDS, Kind
+from lab.damage.alter import flipped, mutated, truncated
+from lab.damage.kinds import KINDS, Kind
 
 GOOD = ("as before", "named", "another value", "a part, and said so")
 _ROOM = 2**26  # for what a process does beside
