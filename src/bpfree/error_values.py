@@ -6,13 +6,12 @@ of a dictionary or a field of a dataclass, ``"heads.policy"`` one of a dictionar
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from bpfree.containers import parts_of, tensors_in, with_parts
 from bpfree.errors import ErrorPlacementError
 
 Path: TypeAlias = str
@@ -30,7 +29,7 @@ def error_tensors(output: Any) -> dict[Path, Tensor]:
     """
     found: dict[Path, Tensor] = {}
     seen: set[int] = set()
-    for path, tensor in _walk(output, ""):
+    for path, tensor in _walk(output):
         if id(tensor) in seen:
             continue
         if path in found:
@@ -44,7 +43,7 @@ def error_tensors(output: Any) -> dict[Path, Tensor]:
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
     """Yield the floating point tensors in ``output``, once for each place where one stands."""
-    return (tensor for _, tensor in _walk(output, ""))
+    return (tensor for _, tensor in _walk(output))
 
 
 def replace_errors(output: Any, replacements: Mapping[Path, Tensor]) -> Any:
@@ -56,49 +55,16 @@ def replace_errors(output: Any, replacements: Mapping[Path, Tensor]) -> Any:
     return _replaced(output, {id(here[path]): tensor for path, tensor in replacements.items()})
 
 
-def _walk(value: Any, path: Path) -> Iterator[tuple[Path, Tensor]]:
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield path, value
-        return
-    for key, part in _parts(value).items():
-        yield from _walk(part, f"{path}.{key}" if path else str(key))
-
-
-def _parts(value: Any) -> Mapping[Any, Any]:
-    """What a container holds, by key; nothing for what is none."""
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return dict(zip(value._fields, value, strict=True))
-    if isinstance(value, tuple | list):
-        return dict(enumerate(value))
-    if isinstance(value, MutableMapping):  # before dataclasses: transformers' outputs are both
-        return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        # A field may have no value yet.
-        names = [field.name for field in dataclasses.fields(value)]
-        return {name: getattr(value, name) for name in names if hasattr(value, name)}
-    return {}
+def _walk(value: Any) -> Iterator[tuple[Path, Tensor]]:
+    for keys, tensor in tensors_in(value):
+        if tensor.is_floating_point():
+            yield ".".join(map(str, keys)), tensor
 
 
 def _replaced(value: Any, by_identity: Mapping[int, Tensor]) -> Any:
     if isinstance(value, Tensor):
         return by_identity.get(id(value), value)
-    before = _parts(value)
+    before = parts_of(value)
     after = {key: _replaced(part, by_identity) for key, part in before.items()}
     changed = {key: part for key, part in after.items() if part is not before[key]}
-    return _copy_with(value, after, changed) if changed else value
-
-
-def _copy_with(value: Any, after: Mapping[Any, Any], changed: Mapping[Any, Any]) -> Any:
-    """Return a copy of the container ``value``, of its own type, which holds the ``changed`` parts."""
-    if isinstance(value, tuple):
-        # Named tuples take their parts one by one, all others (torch.return_types too) as one sequence.
-        make = getattr(type(value), "_make", type(value))
-        return make(tuple(after.values()))
-    new = copy.copy(value)
-    for key, part in changed.items():
-        if isinstance(value, list | MutableMapping):
-            new[key] = part
-        else:
-            object.__setattr__(new, key, part)  # a dataclass may be frozen
-    return new
+    return with_parts(value, changed) if changed else value

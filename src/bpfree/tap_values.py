@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from bpfree.containers import parts_of, tensors_in, with_parts
 from bpfree.errors import TapOutputError
 
 Key: TypeAlias = "int | str | tuple[int | str, ...] | None"
@@ -53,32 +52,13 @@ def _path(output: Any, key: Key, name: str) -> tuple[int | str, ...]:
     """The way from ``output`` to the tensor."""
     if key is not None:
         return key if isinstance(key, tuple) else (key,)
-    first = next((path for path, value in tensors(output) if value.is_floating_point()), None)
+    first = next((path for path, value in tensors_in(output) if value.is_floating_point()), None)
     if first is None:
         raise TapOutputError(
             f"the output of tap {name!r} is {_text(output)}; a tap needs a floating point tensor. Choose a module "
             "inside it, or put a bpfree.Tap() where the tensor is."
         )
     return first
-
-
-def tensors(output: Any) -> Iterator[tuple[tuple[int | str, ...], Tensor]]:
-    """Every tensor of an output with the way to it, depth first."""
-    if isinstance(output, Tensor):
-        yield (), output
-        return
-    for step, value in _parts(output):
-        yield from (((step, *path), tensor) for path, tensor in tensors(value))
-
-
-def _parts(output: Any) -> Iterator[tuple[int | str, Any]]:
-    """The values of a container with their indices, keys or fields' names."""
-    if isinstance(output, Mapping):
-        yield from output.items()
-    elif isinstance(output, tuple | list):
-        yield from enumerate(output)
-    elif is_dataclass(output) and not isinstance(output, type):
-        yield from ((field.name, getattr(output, field.name)) for field in fields(output))
 
 
 def _follow(output: Any, path: tuple[int | str, ...], name: str) -> Any:
@@ -112,24 +92,13 @@ def _replaced(output: Any, path: tuple[int | str, ...], tensor: Tensor) -> Any:
         return tensor
     step, *rest = path
     value = _replaced(_value(output, step), tuple(rest), tensor)
-    if isinstance(output, tuple):
-        return _tuple_with(output, step, value)
-    if isinstance(output, Mapping) and isinstance(step, int) and step not in output:
-        step = list(output)[step]  # a dictionary that is read by position too
-    if type(output) is dict:
-        return {**output, step: value}
-    result = copy.copy(output)
-    if isinstance(output, Mapping | list):
-        result[step] = value
-    else:
-        object.__setattr__(result, str(step), value)  # frozen dataclasses too
-    return result
+    return with_parts(output, {_key_of(output, step): value})
 
 
-def _tuple_with(output: tuple[Any, ...], step: int | str, value: Any) -> tuple[Any, ...]:
-    index = type(output)._fields.index(step) if isinstance(step, str) else range(len(output))[step]  # type: ignore[attr-defined]
-    values = (*output[:index], value, *output[index + 1 :])
-    return values if type(output) is tuple else type(output)._make(values)  # type: ignore[attr-defined]
+def _key_of(output: Any, step: int | str) -> Any:
+    """Return the key of the part that ``step`` means: tuples count from the end too, dictionaries have positions."""
+    keys = parts_of(output)
+    return list(keys)[step] if isinstance(step, int) and step not in keys else step
 
 
 def _text(value: Any) -> str:
@@ -138,7 +107,7 @@ def _text(value: Any) -> str:
 
 def _valid(output: Any) -> str:
     """Where there are floating point tensors."""
-    places = [path for path, value in tensors(output) if value.is_floating_point() and path]
+    places = [path for path, value in tensors_in(output) if value.is_floating_point() and path]
     if not places:
         return "Leave the key out." if isinstance(output, Tensor) else "There is none in this output."
     shown = ", ".join(repr(path[0] if len(path) == 1 else path) for path in places)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from bpfree.containers import tensors_in
 from bpfree.errors import BpfreeError, SecondRunError, StreamingError, VerificationError
 from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.tangents import eager
@@ -19,7 +20,6 @@ from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.survey import Survey, SurveyPass
 from bpfree.rerun.arguments import holders_in
 from bpfree.rerun.trial import copied, without_trace
-from bpfree.tap_values import tensors
 from bpfree.verification.finding import Finding
 from bpfree.verification.laws import Gradients
 from bpfree.verification.rows import check_rows
@@ -130,7 +130,7 @@ class Inspection:
         heard: set[str] = set()
 
         def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
-            if any(tensor.requires_grad for _, tensor in tensors(output)):
+            if any(tensor.requires_grad for _, tensor in tensors_in(output)):
                 heard.add(name)
 
         handles = [module.register_forward_hook(partial(note, name)) for name, module in self._hooked.items()]

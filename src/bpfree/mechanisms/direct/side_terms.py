@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from bpfree.containers import tensors_in
 from bpfree.errors import OptionError
 from bpfree.mechanisms.autograd import Fetching, first_order_only
 from bpfree.plan import Plan
 from bpfree.rerun.arguments import holders_in
 from bpfree.segments import Reach, graph_nodes
-from bpfree.tap_values import put, tensors
+from bpfree.tap_values import put
 
 if TYPE_CHECKING:
     from bpfree.mechanisms.direct.forward_pass import TrainingPass
@@ -141,7 +142,7 @@ def exchange_terms(plan: Plan, call: PassState, run: TrainingPass, output: Any, 
     exchanged = _exchanged(plan, call, run)
     if exchanged is None:
         return output
-    for path, term in list(tensors(output)):
+    for path, term in list(tensors_in(output)):
         found = exchanged(term) if term.requires_grad else None
         output = output if found is None else put(output, path, found)
     for holder in (*plan.state.holders, *holders_in(*given)):

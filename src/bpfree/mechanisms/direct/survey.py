@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bpfree.axes.channels import channel_axis
+from bpfree.containers import tensors_in
 from bpfree.error_values import error_tensors, replace_errors
 from bpfree.errors import ErrorPlacementError
 from bpfree.mechanisms.autograd import mark
@@ -18,7 +19,6 @@ from bpfree.mechanisms.direct.final_activation import FinalActivation
 from bpfree.mechanisms.direct.forward_pass import TappedRun, modules_of
 from bpfree.mechanisms.direct.side_terms import has_nodes_in, nodes_below
 from bpfree.segments import Reach, graph_nodes
-from bpfree.tap_values import tensors
 
 
 def error_key(place: str, path: str) -> str:
@@ -143,7 +143,7 @@ class Survey:
         exits: dict[Any, None] = {mark.grad_fn: None for mark in found.marks.values()}
         stops: dict[Any, str | None] = {node: place for node, place in nodes.items() if place in used} | exits
         marks = {id(mark) for mark in found.marks.values()}
-        sides = [tensor for _, tensor in tensors(returned) if tensor.requires_grad and id(tensor) not in marks]
+        sides = [tensor for _, tensor in tensors_in(returned) if tensor.requires_grad and id(tensor) not in marks]
         _require_no_loss(sides, found.errors, stops)
         kept = list(kept)
         soft = modules_of(
