@@ -24,7 +24,7 @@ from bpfree.layers.kinds import serve_layer as serve_layer
 from bpfree.mechanisms.base import Rule as Rule
 from bpfree.mechanisms.direct.delivery import Delivery as Delivery
 from bpfree.mechanisms.direct.rule import DirectRule as DirectRule
-from bpfree.mechanisms.layerwise.mechanism import LayerwiseRule as LayerwiseRule
+from bpfree.mechanisms.layerwise.rule import LayerwiseRule as LayerwiseRule
 from bpfree.registry import attachments as attachments
 from bpfree.registry import detach_all as detach_all
 from bpfree.rules import BP as BP

@@ -20,7 +20,7 @@ from bpfree.errors import (
 from bpfree.feedback.lazy_buffers import name_of
 from bpfree.feedback.projection import Matrix, Projection
 from bpfree.mechanisms.base import Mechanism, Rule
-from bpfree.mechanisms.layerwise.mechanism import LayerwiseRule
+from bpfree.mechanisms.layerwise.rule import LayerwiseRule
 from bpfree.mechanisms.layerwise.weight_mirror import WeightMirrorMechanism
 from bpfree.plan import Plan, SampleAxes
 from bpfree.registry import keep, make_room

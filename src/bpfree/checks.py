@@ -12,7 +12,7 @@ from bpfree.errors import AlreadyShardedError, ErrorPlacementError, OptionError,
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct.mechanism import DirectMechanism
 from bpfree.mechanisms.direct.rule import DirectRule
-from bpfree.mechanisms.layerwise.mechanism import LayerwiseRule
+from bpfree.mechanisms.layerwise.rule import LayerwiseRule
 from bpfree.plan import SampleAxes
 
 

@@ -27,6 +27,7 @@ from bpfree.forward_mode.grad_mode import GradModeWatch, frozen, watched_gradien
 from bpfree.forward_mode.surrogate_jvp import SurrogateJvps, function_without_jvp
 from bpfree.plan import Plan
 from bpfree.rerun.snapshot import RunSnapshot
+from bpfree.rerun.stop import StopForward
 
 Call: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
 """The arguments and keyword arguments of one forward pass."""
@@ -283,10 +284,6 @@ def nothing_arrives(what: str) -> ForwardDerivativeError:
     )
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: what lies above all errors need not run
-    """Every module whose output is wanted has given it."""
-
-
 def run_to(model: nn.Module, errors: Sequence[nn.Module], call: Call) -> list[Any]:
     """The outputs of ``errors``; None for one that is not reached."""
     args, kwargs = call
@@ -298,14 +295,14 @@ def run_to(model: nn.Module, errors: Sequence[nn.Module], call: Call) -> list[An
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         outputs.setdefault(module, output)
         if len(outputs) == len(errors):
-            raise _Reached
+            raise StopForward
 
     handles = [module.register_forward_hook(keep) for module in errors if module is not model]
     try:
         output = model.forward(*args, **kwargs)
         if model in errors:
             outputs[model] = output
-    except _Reached:
+    except StopForward:
         pass
     finally:
         for handle in handles:

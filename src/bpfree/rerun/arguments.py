@@ -15,7 +15,7 @@ from bpfree.rerun.module_state import State
 
 
 @dataclass(frozen=True)
-class Call:
+class Arguments:
     """The arguments of one forward pass, taken apart.
 
     Attributes:
@@ -32,7 +32,7 @@ class Call:
     outside: Sequence[int]
 
     @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
         """Take the arguments apart."""
         flat, form = tree_flatten((args, dict(kwargs)))
         objects = objects_among(args, kwargs)

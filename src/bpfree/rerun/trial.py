@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bpfree.distributed import ranks
 from bpfree.plan import Plan
-from bpfree.rerun.arguments import Call
+from bpfree.rerun.arguments import Arguments
 from bpfree.rerun.find_holders import objects_among
 from bpfree.rerun.module_state import State
 from bpfree.rerun.random_state import RandomState
@@ -69,7 +69,7 @@ def _without_backward_hooks(model: nn.Module) -> Generator[None]:
 
 def copied(call: tuple[tuple[Any, ...], Mapping[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a pass, their tensors copied, for a run that may write to them and that leaves no trace."""
-    given = Call.of(*call)
+    given = Arguments.of(*call)
     flat = [_copy(entry) if isinstance(entry, Tensor) else entry for entry in given.flat]
     given.lend(flat)
     return given.put_together(flat)

@@ -15,8 +15,9 @@ from bpfree.forward_mode.estimate import Perturbations
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct.delivery import Delivery
 from bpfree.mechanisms.direct.rule import DirectRule
-from bpfree.mechanisms.forward_only.mechanism import ActivationsMechanism, WeightsMechanism
+from bpfree.mechanisms.forward_only.activity_perturbation import ActivationsMechanism
 from bpfree.mechanisms.forward_only.pepita import OutputError, PepitaMechanism, PepitaOptions, Positions
+from bpfree.mechanisms.forward_only.weight_perturbation import WeightsMechanism
 from bpfree.plan import Plan
 
 Of: TypeAlias = Literal["activations", "weights"]

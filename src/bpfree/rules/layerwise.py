@@ -12,7 +12,8 @@ from torch import Tensor
 from bpfree.errors import OptionError, choice
 from bpfree.feedback.random import draw
 from bpfree.mechanisms.layerwise.kolen_pollack import KolenPollackMechanism
-from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism, LayerwiseRule
+from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism
+from bpfree.mechanisms.layerwise.rule import LayerwiseRule
 from bpfree.mechanisms.layerwise.weight_mirror import WeightMirrorMechanism
 from bpfree.plan import Plan
 

@@ -14,6 +14,7 @@ from bpfree.errors import SecondRunError
 from bpfree.plan import Plan
 from bpfree.rerun.fingerprint import Fingerprint
 from bpfree.rerun.snapshot import RunSnapshot
+from bpfree.rerun.stop import StopForward
 from bpfree.verification.finding import Finding
 
 _CHECK = "second run"
@@ -23,10 +24,6 @@ _SOURCES = (
     "clocks, caches of functions and the state of extensions cannot be put back: keep in an attribute what it reads "
     "from there, or choose a rule and a way that run the model once (bpfree.DFA, bpfree.DKP without streaming=True)."
 )
-
-
-class _Reached(Exception):  # noqa: N818 - not an error: what lies above the error's place need not run
-    """The error's place has been reached."""
 
 
 def check_second_run(plan: Plan, arguments: tuple[tuple[Any, ...], Mapping[str, Any]]) -> list[Finding]:
@@ -58,7 +55,7 @@ def _outputs(
     """What the modules give, in the order in which they return, as far as the error's place."""
     args, kwargs = arguments
     seen: list[tuple[nn.Module, Fingerprint]] = []
-    with surroundings.restored(plan.model), torch.no_grad(), _watched(plan, seen), suppress(_Reached):
+    with surroundings.restored(plan.model), torch.no_grad(), _watched(plan, seen), suppress(StopForward):
         plan.model(*args, **kwargs)
     return seen
 
@@ -78,7 +75,7 @@ def _keep(seen: list[tuple[nn.Module, Fingerprint]], last: nn.Module, module: nn
     if isinstance(output, Tensor) and output.is_floating_point():
         seen.append((module, Fingerprint.of(output)))
     if module is last:
-        raise _Reached
+        raise StopForward
 
 
 def _compare(runs: Sequence[Sequence[tuple[str, Fingerprint]]], taps: set[str]) -> list[Finding]:

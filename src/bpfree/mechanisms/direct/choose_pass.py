@@ -16,12 +16,13 @@ from bpfree.distributed import is_sharded, ranks
 from bpfree.mechanisms.direct.delivery import Layout, RuleSignals
 from bpfree.mechanisms.direct.forward_pass import StoredGraphPass, TappedRun, TrainingPass
 from bpfree.mechanisms.direct.learn_in_forward import LearnInForwardPass
-from bpfree.mechanisms.direct.streaming import SegmentLeaves, StreamingPass, kind_of_pass
+from bpfree.mechanisms.direct.segment_leaves import SegmentLeaves, kind_of_pass
+from bpfree.mechanisms.direct.streaming import StreamingPass
 from bpfree.mechanisms.direct.survey import Survey
 from bpfree.mechanisms.direct.threads import ThreadChoice, ThreadedPass
 from bpfree.mechanisms.direct.windows import WindowedPass
 from bpfree.plan import Plan
-from bpfree.rerun.arguments import Call
+from bpfree.rerun.arguments import Arguments
 from bpfree.rerun.snapshot import RunSnapshot
 
 
@@ -42,7 +43,7 @@ class PassChooser:
         # The kinds of streaming passes whose runs have been compared.
         self._compared: set[Any] = set()
         self._choice = None if plan.threads == 1 else ThreadChoice(plan.threads)
-        self._call: Call | None = None
+        self._call: Arguments | None = None
         self._surroundings: RunSnapshot | None = None
         self._storing = 0
         self.carried: list[Tensor | None] = []
@@ -62,7 +63,7 @@ class PassChooser:
         """Hear with which arguments the next pass begins, before what hooks of the user's do to it."""
         if not self.needs_arguments:
             return
-        self._call = Call.of(args, kwargs)
+        self._call = Arguments.of(args, kwargs)
         if self._plan.streaming and not torch.compiler.is_compiling():
             self._surroundings = RunSnapshot.now(self._plan, (args, kwargs))
 
@@ -95,17 +96,6 @@ class PassChooser:
             aside: The calls of taps that are left alone.
             survey: What a whole graph of such a pass has shown.
         """
-        run = self._chosen(known, make_handler, aside, survey)
-        run.aside = aside
-        return run
-
-    def _chosen(
-        self,
-        known: Layout | None,
-        make_handler: Callable[[Layout], RuleSignals] | None,
-        aside: frozenset[str],
-        survey: Survey,
-    ) -> TrainingPass:
         if self._plan.window > 1:
             return WindowedPass(self._plan.window, self._arrived)
         if self._storing:
@@ -126,7 +116,7 @@ class PassChooser:
             return StoredGraphPass(survey.soft)
         return ThreadedPass(self._choice, self._plan.learning)
 
-    def _is_new(self, call: Call) -> bool:
+    def _is_new(self, call: Arguments) -> bool:
         """Whether this is the first pass with such arguments, in training or evaluation."""
         kind = self._plan.model.training, tuple(call.outside), tuple(tensor.shape for tensor in call.tensors())
         new = kind not in self._compared
@@ -138,7 +128,7 @@ class PassChooser:
         return ranks() > 1 and is_sharded(self._plan.model)
 
     def _immediate(
-        self, call: Call, known: Layout, make_handler: Callable[[Layout], RuleSignals]
+        self, call: Arguments, known: Layout, make_handler: Callable[[Layout], RuleSignals]
     ) -> TrainingPass | None:
         """A pass that learns as it runs, where every gradient comes from one segment, in one process."""
         names = tuple(site.module for site in known.sites)

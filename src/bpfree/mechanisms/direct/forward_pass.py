@@ -15,6 +15,7 @@ from bpfree.axes.memory_format import format_of
 from bpfree.errors import TapOutputError
 from bpfree.mechanisms.autograd import Fetching, gated, signals_from_error
 from bpfree.mechanisms.direct.side_terms import SoftTap
+from bpfree.rerun.stop import StopForward
 from bpfree.segments import Reach
 
 if TYPE_CHECKING:
@@ -34,17 +35,6 @@ def _recut(name: str, output: Tensor, soft: frozenset[str], aside: frozenset[str
 def modules_of(places: Iterable[str]) -> frozenset[str]:
     """The tap modules whose calls these are."""
     return frozenset(place.partition("#")[0] for place in places)
-
-
-class Reached(Exception):  # noqa: N818 - not an error: what lies above the error need not run again
-    """A second run has reached the error's place.
-
-    Attributes:
-        output: What is there.
-    """
-
-    def __init__(self, output: Tensor) -> None:
-        self.output = output
 
 
 class TappedRun(ABC):
@@ -86,7 +76,7 @@ class TappedRun(ABC):
 
     def reach_again(self, name: str, output: Any) -> Any:
         """Do with the output at an error's place what this second run is for; None leaves it as it is."""
-        raise Reached(output)
+        raise StopForward(output)
 
     def cut(self, name: str, place: str, output: Tensor) -> Tensor:
         """Take the output of a tap's call, and return what it hands on: the same numbers without their graph."""

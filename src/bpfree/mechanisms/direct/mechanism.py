@@ -42,7 +42,7 @@ from bpfree.mechanisms.direct.connect import connect_error, require_plain_pass
 from bpfree.mechanisms.direct.delivery import Layout, PassMemory, RuleSignals
 from bpfree.mechanisms.direct.final_activation import FinalActivation
 from bpfree.mechanisms.direct.first_look import FirstLook
-from bpfree.mechanisms.direct.forward_pass import Reached, Recut, TappedRun, TrainingPass
+from bpfree.mechanisms.direct.forward_pass import Recut, TappedRun, TrainingPass
 from bpfree.mechanisms.direct.layouts import Layouts
 from bpfree.mechanisms.direct.pass_state import PassStack, PassState
 from bpfree.mechanisms.direct.side_terms import exchange_terms
@@ -52,6 +52,7 @@ from bpfree.mechanisms.no_gradient_warnings import warn_of_input_gradients
 from bpfree.module_tree import ModuleTree, followed, newcomers
 from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
+from bpfree.rerun.stop import StopForward
 from bpfree.tabulate import fold_names, name_some
 from bpfree.tap_values import put, take
 from bpfree.taps import nothing_to_tap
@@ -241,7 +242,9 @@ class DirectMechanism(Mechanism):
         ready = not self.rule.needs_error and self._targets is not None
         aside = frozenset() if survey is None else self.first_look.left_alone(survey)
         handler = self.make_handler if ready else None
-        return self.passes.start(self.layouts.last, handler, aside, survey or Survey(frozenset(), {}))
+        run = self.passes.start(self.layouts.last, handler, aside, survey or Survey(frozenset(), {}))
+        run.aside = aside
+        return run
 
     def _on_begin(self, state: PassState, call: Any) -> None:
         """Make ready for the pass ``state`` on ``call``, (args, kwargs); without a run it is not the rule's."""
@@ -495,8 +498,9 @@ class DirectMechanism(Mechanism):
         try:
             with self.running(PassState(run=run, again=True)):
                 self.plan.model(*args, **kwargs)
-        except Reached as reached:
-            return reached.output
+        except StopForward as reached:
+            output: Tensor = reached.output
+            return output
         raise not_reached(self.plan.error_name)
 
     def check_estimates(self, call: Any, sites: Sequence[Site]) -> list[Finding]:

@@ -21,78 +21,17 @@ from bpfree.errors import StreamingError
 from bpfree.mechanisms.autograd import first_order_only, used_record
 from bpfree.mechanisms.direct.delivery import ErrorHandler
 from bpfree.mechanisms.direct.forward_pass import TappedRun, TrainingPass
+from bpfree.mechanisms.direct.second_runs import DryRun, KeepingDryRun, LearningRun
+from bpfree.mechanisms.direct.segment_leaves import SegmentLeaves, kind_of_pass
 from bpfree.mechanisms.no_gradient_warnings import warn_of_results
 from bpfree.plan import Plan
-from bpfree.rerun.arguments import Call
+from bpfree.rerun.arguments import Arguments
 from bpfree.rerun.fingerprint import Fingerprint
 from bpfree.rerun.snapshot import Autocast, RunSnapshot
 from bpfree.segments import Reach
 
 Rerun: TypeAlias = Callable[[TappedRun, Any], Tensor]
 """Runs the model on arguments, cut as the other run says, as far as the error's place; returns the output there."""
-
-
-@dataclass(frozen=True)
-class SegmentLeaves:
-    """What the segments of one kind of forward pass end in.
-
-    Attributes:
-        ends: For every segment its leaves, the output's last.
-        shared: The leaves of several segments, or of what lies above the error too. Their gradients are added up before
-            they are accumulated, so that hooks and DDP see each of them once.
-        apart: For every segment where its leaves are among the arguments that want a gradient and ``shared``.
-    """
-
-    ends: Sequence[Sequence[Tensor]]
-    shared: Sequence[Tensor]
-    apart: Sequence[Sequence[int]]
-
-    @classmethod
-    def of(
-        cls, names: Sequence[str], reaches: Sequence[Reach], outside: Sequence[Tensor], model: nn.Module
-    ) -> SegmentLeaves:
-        """Sort the leaves.
-
-        Raises:
-            StreamingError: A path leads around a cut.
-        """
-        _check_cuts([*names, "the output"], reaches)
-        counts: dict[Tensor, int] = {}
-        for leaf in (leaf for reach in reaches for leaf in reach.leaves):
-            counts[leaf] = counts.get(leaf, 0) + 1
-        tied = _tied(model)
-        shared = [leaf for leaf, count in counts.items() if (count > 1 or leaf in tied) and leaf not in set(outside)]
-        places = {leaf: place for place, leaf in enumerate([*outside, *shared])}
-        apart = [[places[leaf] for leaf in reach.leaves if leaf in places] for reach in reaches]
-        # Without the stand-ins of the arguments: they hold a batch.
-        ends = [[leaf for leaf in reach.leaves if leaf not in set(outside)] for reach in reaches]
-        return cls(ends, shared, apart)
-
-
-def kind_of_pass(plan: Plan, names: Sequence[str], outside: Sequence[int]) -> Any:
-    """What passes with one course have in common: their taps, the arguments that want a gradient, what learns."""
-    return tuple(names), tuple(outside), plan.learning
-
-
-def _check_cuts(names: Sequence[str], reaches: Sequence[Reach]) -> None:
-    seen: set[Any] = set()
-    for name, reach in zip(names, reaches, strict=True):
-        if not seen.isdisjoint(reach.inner):
-            raise StreamingError(
-                f"a path leads around the cut below {name!r} (a residual connection past the tap, for example): the "
-                "graph of an earlier segment is needed there again. Put the taps where everything passes, such as on "
-                "the blocks (taps=...), or train without streaming."
-            )
-        seen |= reach.inner
-
-
-def _tied(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters of several modules: one of them may lie above the error."""
-    seen: set[nn.Parameter] = set()
-    tied: set[nn.Parameter] = set()
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        (tied if parameter in seen else seen).add(parameter)
-    return tied
 
 
 _GONE = torch.empty(0)
@@ -115,7 +54,7 @@ class StreamingPass(TrainingPass):
         self,
         plan: Plan,
         run: Rerun,
-        call: Call,
+        call: Arguments,
         surroundings: RunSnapshot,
         courses: dict[Any, SegmentLeaves],
         *,
@@ -232,11 +171,6 @@ def _keeps_graphs(names: Sequence[str]) -> StreamingError:
     )
 
 
-def _sum(first: Tensor, second: Tensor) -> Tensor:
-    # torch adds a sparse gradient to a dense one, and not the other way round.
-    return second + first if first.is_sparse else first + second
-
-
 def _drop(saved: Tensor) -> None:
     return None
 
@@ -267,7 +201,7 @@ class PendingRerun:
     surroundings: RunSnapshot
     seen: Sequence[Fingerprint] | None
 
-    def __call__(self, call: Call, error: Tensor) -> Sequence[Tensor | None]:
+    def __call__(self, call: Arguments, error: Tensor) -> Sequence[Tensor | None]:
         """Let every segment learn; the gradients of the arguments that want one, and of the shared leaves."""
         signals = self.handler(error)
         flat, outside = call.again()
@@ -291,7 +225,9 @@ class Stream(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, second: PendingRerun, call: Call, output: Tensor, anchor: Tensor, *apart: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, second: PendingRerun, call: Arguments, output: Tensor, anchor: Tensor, *apart: Tensor
+    ) -> Tensor:
         """Return ``output``."""
         ctx.second, ctx.call = second, call
         # Kept by the call. Autograd is asked to watch them: it tells us of a second backward pass, and the user of
@@ -313,136 +249,3 @@ class Stream(torch.autograd.Function):
                 "Run the model again before the next loss.backward(), or pass retain_graph=True to the first."
             ) from freed
         return None, None, None, None, *ctx.second(ctx.call, grads[0])
-
-
-class DryRun(TappedRun):
-    """A run that only looks what every segment ends in.
-
-    Args:
-        names: The taps of the first run.
-        seen: What their outputs looked like and, last, that at the error's place; None where nothing is compared.
-    """
-
-    def __init__(self, names: tuple[str, ...], seen: Sequence[Fingerprint] | None) -> None:
-        super().__init__()
-        self._expected, self._seen = names, seen
-        self.reaches: list[Reach] = []
-
-    def cut(self, name: str, place: str, output: Tensor) -> Tensor:
-        """Cut where the first run did; a tap behind its last one ends the model and is none."""
-        number = len(self.names)
-        if number == len(self._expected):
-            return output
-        if name != self._expected[number]:
-            raise StreamingError(
-                f"the second run of the model reached tap {name!r} where the first one had reached "
-                f"{self._expected[number]!r}: {_MAY_DEPEND}"
-            )
-        self.compare(number, output)
-        return super().cut(name, place, output)
-
-    def compare(self, number: int, output: Tensor) -> None:
-        """Raise StreamingError if the output of tap ``number``, or that of the model, is not the first run's."""
-        if self._seen is None:
-            return
-        now, before = Fingerprint.of(output), self._seen[number]
-        if before.differs_from(now):
-            where = f"at tap {self._expected[number]!r}" if number < len(self._expected) else "where the error is taken"
-            raise StreamingError(
-                f"{where} the second run of the model gave other numbers than the first one, apart by "
-                f"{before.distance(now):.1e} of the largest ({before.tolerance:.1e} is left to rounding): {_MAY_DEPEND}"
-            )
-
-    def _take(self, output: Tensor) -> Tensor:
-        self.reaches.append(Reach.of(output))
-        return output.detach()
-
-
-_MAY_DEPEND = (
-    "what it computes may depend on its arguments, on random numbers of torch, numpy and Python, and on what its "
-    "modules, hooks and arguments keep in attributes, lists, dictionaries and objects. Of iterators, files, clocks, "
-    "caches of functions and other libraries' state nothing can be put back: keep that in an attribute, or train "
-    "without streaming."
-)
-
-
-class KeepingDryRun(DryRun):
-    """A second run whose graphs lead on behind every tap: what is kept of a tap's output is seen to have one.
-
-    For models that keep such things alone: rules within segments would take what begins behind a tap for no beginning.
-
-    Attributes:
-        entries: The leaves that segments begin with.
-    """
-
-    def __init__(self, names: tuple[str, ...], seen: Sequence[Fingerprint] | None) -> None:
-        super().__init__(names, seen)
-        self.entries: list[Tensor] = []
-
-    def _take(self, output: Tensor) -> Tensor:
-        handed_on = super()._take(output)
-        if not output.requires_grad:
-            return handed_on
-        self.entries.append(handed_on.requires_grad_())
-        return handed_on.clone()  # an in-place operation cannot follow the leaf itself
-
-
-class LearningRun(DryRun):
-    """The second run: every tap sends its signal into its segment.
-
-    Args:
-        names: The taps of the first run.
-        signals: One for each of them.
-        passed: Hears of every tap's number and output before its signal is asked for.
-        course: What the segments end in.
-        outside: The arguments that want a gradient.
-        around: The precisions that the backward pass runs in.
-        seen: See :class:`DryRun`.
-    """
-
-    def __init__(
-        self,
-        names: tuple[str, ...],
-        signals: Sequence[Tensor | None],
-        passed: Callable[[int, Tensor], None],
-        course: SegmentLeaves,
-        outside: Sequence[Tensor],
-        around: Autocast,
-        seen: Sequence[Fingerprint] | None,
-    ) -> None:
-        super().__init__(names, seen)
-        self._signals, self._passed, self._around = signals, passed, around
-        self._apart, self._of_segment = [*outside, *course.shared], course.apart
-        self.gradients: list[Tensor | None] = [None] * len(self._apart)
-
-    def _take(self, output: Tensor) -> Tensor:
-        number = len(self.names) - 1
-        with self._around.restored():
-            self._passed(number, output)
-            signal = self._signals[number]
-            if signal is not None:
-                self.send(number, output, signal)
-        return output.detach()
-
-    def send(self, number: int, root: Tensor, signal: Tensor) -> None:
-        """Send ``signal`` into the segment that ends in ``root``, and drop its graph."""
-        if not root.requires_grad:
-            return
-        with self.learning_segment():
-            self._teach(number, root, signal.to(root.dtype))
-
-    def _teach(self, number: int, root: Tensor, given: Tensor) -> None:
-        places = self._of_segment[number]
-        if not places:
-            torch.autograd.backward(root, given)
-            return
-        apart = [self._apart[place] for place in places]
-        known = set(apart)
-        alone = [leaf for leaf in Reach.of(root).leaves if leaf not in known]
-        found = torch.autograd.grad(root, apart, given, retain_graph=bool(alone), allow_unused=True)
-        for place, gradient in zip(places, found, strict=True):
-            if gradient is not None:
-                before = self.gradients[place]
-                self.gradients[place] = gradient if before is None else _sum(before, gradient)
-        if alone:
-            torch.autograd.backward(root, given, inputs=alone)

@@ -18,7 +18,7 @@ from torch import Tensor
 from bpfree.mechanisms.autograd import MakeSignals, gradients_from_error, mark
 from bpfree.mechanisms.direct.delivery import ErrorHandler
 from bpfree.mechanisms.direct.forward_pass import Recut, StoredGraphPass, modules_of
-from bpfree.rerun.arguments import Call
+from bpfree.rerun.arguments import Arguments
 from bpfree.segments import Reach
 
 
@@ -38,11 +38,11 @@ class WindowedPass(StoredGraphPass):
         # What the taps hand on: leaves of the segments above.
         self._entries: list[Tensor] = []
         # What arguments that are objects hold in this pass.
-        self._lent: tuple[Call, Sequence[Any]] | None = None
+        self._lent: tuple[Arguments, Sequence[Any]] | None = None
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The arguments for the model: what they come from is not this run's to run, several times over."""
-        call = Call.of(args, kwargs)
+        call = Arguments.of(args, kwargs)
         if not call.outside:
             return None
         flat = list(call.flat)

@@ -29,10 +29,11 @@ from bpfree.layers.function import Service, circumstances_of, find_service
 from bpfree.layers.kinds import CONVOLUTIONS
 from bpfree.mechanisms.base import Rule, taught
 from bpfree.mechanisms.forward_only.mechanism import ForwardOnlyMechanism, Gradients, GraphlessPass
-from bpfree.mechanisms.forward_only.pepita_passes import AtHead, First, HeadReached, LayerCall, Learners, Second
+from bpfree.mechanisms.forward_only.pepita_passes import FirstPass, HeadError, LayerCall, Learners, SecondPass
 from bpfree.module_tree import newcomers
 from bpfree.plan import Plan
 from bpfree.rerun.snapshot import RunSnapshot
+from bpfree.rerun.stop import StopForward
 from bpfree.tabulate import others
 from bpfree.taps import nothing_to_tap
 
@@ -107,7 +108,7 @@ class PepitaMechanism(ForwardOnlyMechanism):
                 stacklevel=2,
             )
 
-    def _seen(self) -> First | Second | None:
+    def _seen(self) -> FirstPass | SecondPass | None:
         run = self._passes.now()
         return None if run is None else run.seen
 
@@ -143,13 +144,13 @@ class PepitaMechanism(ForwardOnlyMechanism):
     def _start(self, call: Call, stack: ExitStack) -> None:
         run = self._passes.now()
         assert run is not None
-        run.seen = First(call, RunSnapshot.now(self.plan, call))
+        run.seen = FirstPass(call, RunSnapshot.now(self.plan, call))
 
     def _gradients(self, output: Tensor, where: str) -> tuple[Gradients, Tensor]:
         run = self._passes.now()
         assert run is not None
         first, run.seen = run.seen, None
-        assert isinstance(first, First)
+        assert isinstance(first, FirstPass)
         head = first.head(output, where)
         first.check()
         self._note(first, head)
@@ -169,7 +170,7 @@ class PepitaMechanism(ForwardOnlyMechanism):
         layers = self._layers.values()
         return {(layer, name): found for layer in layers for name, found in layer.named_parameters(recurse=False)}
 
-    def _note(self, first: First, head: LayerCall) -> None:
+    def _note(self, first: FirstPass, head: LayerCall) -> None:
         self._roles = {call.name: call.tap for call in first.calls if call.h is not None}
         self._roles[head.name] = ""
 
@@ -188,7 +189,7 @@ class PepitaMechanism(ForwardOnlyMechanism):
 
     # -- the second pass -------------------------------------------------------------------------------------------
 
-    def _second_pass(self, first: First, learners: Learners, output: Tensor, error: Tensor) -> dict[Tensor, Tensor]:
+    def _second_pass(self, first: FirstPass, learners: Learners, output: Tensor, error: Tensor) -> dict[Tensor, Tensor]:
         options, rows = self._options, error.reshape(output.shape)
         # N: the rows that a loss touches. An empty batch gives zeros.
         n: Any = taught(rows).sum().clamp(min=1)
@@ -203,8 +204,8 @@ class PepitaMechanism(ForwardOnlyMechanism):
             call.h = None
             return signal
 
-        at_head = AtHead(rows, output if options.output_error == "second" else None, options.scale / n)
-        second = Second(first.calls, learners, hidden, at_head)
+        at_head = HeadError(rows, output if options.output_error == "second" else None, options.scale / n)
+        second = SecondPass(first.calls, learners, hidden, at_head)
         self._passes.begin(GraphlessPass(seen=second))
         try:
             args, kwargs = self._modulated(first.call, rows * (n / options.scale))
@@ -212,7 +213,7 @@ class PepitaMechanism(ForwardOnlyMechanism):
             with first.surroundings.restored(self.plan.model), torch.no_grad():
                 # Not the model's __call__: its hooks are for passes that somebody asked for.
                 self.plan.model.forward(*args, **kwargs)
-        except HeadReached:
+        except StopForward:
             pass
         finally:
             self._passes.end()

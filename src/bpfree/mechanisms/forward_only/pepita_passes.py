@@ -16,6 +16,7 @@ from bpfree.layers.function import parameter_gradients as function_parameter_gra
 from bpfree.layers.kinds import parameter_gradients
 from bpfree.mechanisms.base import taught
 from bpfree.rerun.snapshot import RunSnapshot
+from bpfree.rerun.stop import StopForward
 
 _TOLERANCE = 1e-3
 """How far softmax(o) - e may lie from a distribution over the classes."""
@@ -42,7 +43,7 @@ Under FSDP2 that is another one than the layer has while it runs.
 """
 
 
-class First:
+class FirstPass:
     """Keeps the activations of the first pass."""
 
     def __init__(self, call: Call, surroundings: RunSnapshot) -> None:
@@ -103,11 +104,7 @@ def _same_numbers(made: Tensor, output: Tensor) -> bool:
     return made.data_ptr() == output.data_ptr() and made.numel() == output.numel()
 
 
-class HeadReached(Exception):  # noqa: N818 - not an error: what lies above the output layer need not run
-    """The second pass has reached the output layer."""
-
-
-class Second:
+class SecondPass:
     """Makes the gradients while the second pass runs."""
 
     def __init__(
@@ -115,7 +112,7 @@ class Second:
         calls: Sequence[LayerCall],
         learners: Learners,
         hidden: Callable[[LayerCall, Tensor], Tensor],
-        at_head: AtHead,
+        at_head: HeadError,
     ) -> None:
         self._calls, self._learners, self._hidden, self._at_head = calls, learners, hidden, at_head
         self._at = -1
@@ -147,7 +144,7 @@ class Second:
 
     def _learn_head(self, output: Tensor | None) -> None:
         self._add(self._at_head(output).reshape(self._call.shape))
-        raise HeadReached
+        raise StopForward
 
     def activated(self, tap: str, output: Tensor, *, again: bool) -> None:
         """Keep h of the second pass."""
@@ -170,7 +167,7 @@ class Second:
             self.gradients[parameter] = gradient if present is None else present + gradient
 
 
-class AtHead:
+class HeadError:
     """The output layer's error.
 
     Args:

@@ -18,7 +18,8 @@ from bpfree.distributed import whole
 from bpfree.errors import BpfreeWarning, UnsupportedLayerError
 from bpfree.feedback.lazy_buffers import at_least_single
 from bpfree.layers.kinds import is_computed
-from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism, LayerwiseRule
+from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism
+from bpfree.mechanisms.layerwise.rule import LayerwiseRule
 from bpfree.plan import Plan
 
 _AT_FIRST, _LATER = 4, 64

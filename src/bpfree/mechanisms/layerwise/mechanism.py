@@ -8,26 +8,24 @@ gradients. Both hooks are the innermost of their layer: what other hooks make of
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bpfree.axes.memory_format import format_of
 from bpfree.errors import BpfreeWarning, StateError, UnsupportedLayerError
 from bpfree.feedback.lazy_buffers import LazyBuffers, at_least_single, name_of
 from bpfree.feedback.random import derived_seed
 from bpfree.layers.first_argument import first_argument, with_first
 from bpfree.layers.function import Call, Service, circumstances_of, find_service, function_gradient
-from bpfree.layers.kinds import InputGradient, input_gradient, is_computed, is_linear
-from bpfree.mechanisms.autograd import first_order_only
-from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.layers.kinds import input_gradient, is_computed, is_linear
+from bpfree.mechanisms.base import Mechanism
+from bpfree.mechanisms.layerwise.join import Join
 from bpfree.mechanisms.no_gradient_warnings import warn_of_input_gradients
 from bpfree.module_tree import ModuleTree, followed, newcomers
 from bpfree.passes import Passes
@@ -35,53 +33,8 @@ from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
 from bpfree.tabulate import others
 
-
-@dataclass(frozen=True)
-class LayerwiseRule(Rule):
-    """A rule whose linear and convolution layers pass the error down through B in place of W.
-
-    Not backward-unlocked: a layer waits for the one above. Layers of other kinds pass their ordinary gradient.
-    A rule of your own overrides :meth:`draw` and :meth:`backward_weight`.
-    """
-
-    def mechanism(self, plan: Plan) -> Mechanism:
-        """Join every layer to its input through a function whose gradient uses B."""
-        return LayerwiseMechanism(self, plan)
-
-    @property
-    def redraws(self) -> bool:
-        """Whether B is drawn anew in every forward pass."""
-        return False
-
-    @abstractmethod
-    def draw(self, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """What is kept, and saved, for one layer; drawn once."""
-
-    def backward_weight(self, weight: Tensor, kept: Tensor, generator: Callable[[], torch.Generator]) -> Tensor:
-        """B, of ``weight``'s shape, for the backward pass of one forward pass; what was kept, unless overridden.
-
-        ``generator()`` is one seeded for this layer and forward pass, for rules that draw anew.
-        """
-        return kept
-
-
-class Join(torch.autograd.Function):
-    """Identity on a layer's output; in backward the layer's input receives a signal made with B."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, input: Tensor, weight: Callable[[], Tensor], rule: InputGradient) -> Tensor:
-        """Return ``output``; of ``input`` only its shape and its place in the graph are kept."""
-        ctx.weight, ctx.rule, ctx.shape, ctx.format = weight, rule, input.shape, format_of(input)
-        # A tensor of its own, so that an in-place non-linearity may follow (see SignalsFromError).
-        return output.detach()
-
-    @staticmethod
-    @first_order_only
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient itself for the layer, B's for what lies below."""
-        (grad,) = grads
-        signal = ctx.rule(grad, ctx.weight(), ctx.shape).to(memory_format=ctx.format)
-        return grad, signal, None, None
+if TYPE_CHECKING:
+    from bpfree.mechanisms.layerwise.rule import LayerwiseRule
 
 
 @dataclass

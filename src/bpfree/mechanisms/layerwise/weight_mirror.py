@@ -10,7 +10,8 @@ from bpfree.errors import OptionError, StateError
 from bpfree.feedback.random import derived_seed, draw
 from bpfree.layers.function import current_weight
 from bpfree.layers.kinds import matrices
-from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism, LayerwiseRule
+from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism
+from bpfree.mechanisms.layerwise.rule import LayerwiseRule
 from bpfree.plan import Plan
 
 

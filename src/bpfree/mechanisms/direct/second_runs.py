@@ -1,0 +1,153 @@
+"""The second runs of a streaming pass: one that only looks, and one in which every segment learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from bpfree.errors import StreamingError
+from bpfree.mechanisms.direct.forward_pass import TappedRun
+from bpfree.mechanisms.direct.segment_leaves import SegmentLeaves
+from bpfree.rerun.fingerprint import Fingerprint
+from bpfree.rerun.snapshot import Autocast
+from bpfree.segments import Reach
+
+
+class DryRun(TappedRun):
+    """A run that only looks what every segment ends in.
+
+    Args:
+        names: The taps of the first run.
+        seen: What their outputs looked like and, last, that at the error's place; None where nothing is compared.
+    """
+
+    def __init__(self, names: tuple[str, ...], seen: Sequence[Fingerprint] | None) -> None:
+        super().__init__()
+        self._expected, self._seen = names, seen
+        self.reaches: list[Reach] = []
+
+    def cut(self, name: str, place: str, output: Tensor) -> Tensor:
+        """Cut where the first run did; a tap behind its last one ends the model and is none."""
+        number = len(self.names)
+        if number == len(self._expected):
+            return output
+        if name != self._expected[number]:
+            raise StreamingError(
+                f"the second run of the model reached tap {name!r} where the first one had reached "
+                f"{self._expected[number]!r}: {_MAY_DEPEND}"
+            )
+        self.compare(number, output)
+        return super().cut(name, place, output)
+
+    def compare(self, number: int, output: Tensor) -> None:
+        """Raise StreamingError if the output of tap ``number``, or that of the model, is not the first run's."""
+        if self._seen is None:
+            return
+        now, before = Fingerprint.of(output), self._seen[number]
+        if before.differs_from(now):
+            where = f"at tap {self._expected[number]!r}" if number < len(self._expected) else "where the error is taken"
+            raise StreamingError(
+                f"{where} the second run of the model gave other numbers than the first one, apart by "
+                f"{before.distance(now):.1e} of the largest ({before.tolerance:.1e} is left to rounding): {_MAY_DEPEND}"
+            )
+
+    def _take(self, output: Tensor) -> Tensor:
+        self.reaches.append(Reach.of(output))
+        return output.detach()
+
+
+_MAY_DEPEND = (
+    "what it computes may depend on its arguments, on random numbers of torch, numpy and Python, and on what its "
+    "modules, hooks and arguments keep in attributes, lists, dictionaries and objects. Of iterators, files, clocks, "
+    "caches of functions and other libraries' state nothing can be put back: keep that in an attribute, or train "
+    "without streaming."
+)
+
+
+class KeepingDryRun(DryRun):
+    """A second run whose graphs lead on behind every tap: what is kept of a tap's output is seen to have one.
+
+    For models that keep such things alone: rules within segments would take what begins behind a tap for no beginning.
+
+    Attributes:
+        entries: The leaves that segments begin with.
+    """
+
+    def __init__(self, names: tuple[str, ...], seen: Sequence[Fingerprint] | None) -> None:
+        super().__init__(names, seen)
+        self.entries: list[Tensor] = []
+
+    def _take(self, output: Tensor) -> Tensor:
+        handed_on = super()._take(output)
+        if not output.requires_grad:
+            return handed_on
+        self.entries.append(handed_on.requires_grad_())
+        return handed_on.clone()  # an in-place operation cannot follow the leaf itself
+
+
+class LearningRun(DryRun):
+    """The second run: every tap sends its signal into its segment.
+
+    Args:
+        names: The taps of the first run.
+        signals: One for each of them.
+        passed: Hears of every tap's number and output before its signal is asked for.
+        course: What the segments end in.
+        outside: The arguments that want a gradient.
+        around: The precisions that the backward pass runs in.
+        seen: See :class:`DryRun`.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        signals: Sequence[Tensor | None],
+        passed: Callable[[int, Tensor], None],
+        course: SegmentLeaves,
+        outside: Sequence[Tensor],
+        around: Autocast,
+        seen: Sequence[Fingerprint] | None,
+    ) -> None:
+        super().__init__(names, seen)
+        self._signals, self._passed, self._around = signals, passed, around
+        self._apart, self._of_segment = [*outside, *course.shared], course.apart
+        self.gradients: list[Tensor | None] = [None] * len(self._apart)
+
+    def _take(self, output: Tensor) -> Tensor:
+        number = len(self.names) - 1
+        with self._around.restored():
+            self._passed(number, output)
+            signal = self._signals[number]
+            if signal is not None:
+                self.send(number, output, signal)
+        return output.detach()
+
+    def send(self, number: int, root: Tensor, signal: Tensor) -> None:
+        """Send ``signal`` into the segment that ends in ``root``, and drop its graph."""
+        if not root.requires_grad:
+            return
+        with self.learning_segment():
+            self._teach(number, root, signal.to(root.dtype))
+
+    def _teach(self, number: int, root: Tensor, given: Tensor) -> None:
+        places = self._of_segment[number]
+        if not places:
+            torch.autograd.backward(root, given)
+            return
+        apart = [self._apart[place] for place in places]
+        known = set(apart)
+        alone = [leaf for leaf in Reach.of(root).leaves if leaf not in known]
+        found = torch.autograd.grad(root, apart, given, retain_graph=bool(alone), allow_unused=True)
+        for place, gradient in zip(places, found, strict=True):
+            if gradient is not None:
+                before = self.gradients[place]
+                self.gradients[place] = gradient if before is None else _sum(before, gradient)
+        if alone:
+            torch.autograd.backward(root, given, inputs=alone)
+
+
+def _sum(first: Tensor, second: Tensor) -> Tensor:
+    # torch adds a sparse gradient to a dense one, and not the other way round.
+    return second + first if first.is_sparse else first + second

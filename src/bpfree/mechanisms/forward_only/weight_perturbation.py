@@ -1,0 +1,194 @@
+"""The forward gradient of the weights: a forward pass in which every weight has a random tangent."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+from bpfree.distributed import rank
+from bpfree.errors import OptionError
+from bpfree.feedback.lazy_buffers import LazyBuffers
+from bpfree.feedback.random import derived_seed
+from bpfree.forward_mode.estimate import Perturbations, perturbation
+from bpfree.forward_mode.tangents import Call, DualPass, compiled, join, kind_of, nothing_arrives, split
+from bpfree.mechanisms.base import Rule
+from bpfree.mechanisms.forward_only.mechanism import ForwardOnlyMechanism, Gradients
+from bpfree.plan import Plan
+from bpfree.rerun.snapshot import RunSnapshot
+
+
+@dataclass
+class _Directions:
+    """The directions of one pass, by parameter, or by what functional_call has put in its place; and the places."""
+
+    of: dict[Tensor, Tensor] = field(default_factory=dict)
+    places: dict[Tensor, tuple[nn.Module, str]] = field(default_factory=dict)
+
+
+_EXCHANGING = threading.Lock()
+
+
+class WeightsMechanism(ForwardOnlyMechanism):
+    """The forward gradient of the weights: the model's own forward pass runs with dual numbers.
+
+    One pass gives output and directional derivative; a second one would compute every output twice. The price: hooks
+    of the user's below ``error_at`` see dual numbers, which ``detach()`` makes constants of.
+
+    Args:
+        rule: The rule.
+        plan: Where it is put.
+        kind: What the directions V are drawn from.
+    """
+
+    def __init__(self, rule: Rule, plan: Plan, kind: Perturbations) -> None:
+        super().__init__(rule, plan)
+        if plan.window > 1:
+            raise OptionError(f"window={plan.window}: {rule} sends no signals to taps that could be carried.")
+        if plan.streaming or plan.threads != 1:
+            raise OptionError(f"streaming=True and threads= are for segments, and {rule} has none. Leave them out.")
+        self.feedback = LazyBuffers(seed=plan.seed, passes=0)
+        self._kind: Perturbations = kind
+        # Parameters that are asked for are constants with a tangent: none of them requires a gradient.
+        self._rehearsal = DualPass(plan, freeze=False)
+        # How many passes have the parameters exchanged; what is then put back.
+        self._exchanges = 0
+        self._plain: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
+
+    def _start(self, call: Call, stack: ExitStack) -> None:
+        if torch.compiler.is_compiling():
+            raise compiled()
+        kind, mode = kind_of(self.plan, call), self._rehearsal.mode
+        if not mode.knows(kind):
+            # For its named errors, and what it learns: one raised in the model's own pass could not be given a name.
+            self._rehearsal(call, self._perturbed, RunSnapshot.now(self.plan, call))
+        if not self.recomputing():
+            self.feedback.numbers["passes"] += 1
+        stack.enter_context(mode.entered(self.plan.model, kind, freeze=False))
+        stack.enter_context(self._perturbed())
+
+    def _follow_model(self) -> None:
+        before = self.plan
+        super()._follow_model()
+        if self.plan is not before:
+            self._rehearsal = DualPass(self.plan, freeze=False)
+
+    @contextmanager
+    def _perturbed(self) -> Generator[None]:
+        """Within this context every parameter that the model asks for is a dual number, its tangent V.
+
+        In this thread: one that evaluates the model meanwhile gets the parameters themselves.
+        """
+        run = self._passes.now()
+        assert run is not None
+        run.seen = _Directions()
+        with _EXCHANGING:
+            self._exchanges += 1
+            if self._exchanges == 1:
+                self._exchange()
+        try:
+            yield
+        finally:
+            with _EXCHANGING:
+                self._exchanges -= 1
+                if not self._exchanges:
+                    self._put_back()
+
+    def _exchange(self) -> None:
+        for module in self.plan.model.modules():
+            if module._parameters:
+                self._plain.append((module, module._parameters, _without_flat_weights(module)))
+                module._parameters = _Asked(module, module._parameters, partial(self._number, module))
+
+    def _put_back(self) -> None:
+        for module, parameters, flat in self._plain:
+            module._parameters = parameters
+            vars(module).update(flat)
+        self._plain = []
+
+    def _number(self, module: nn.Module, name: str, parameter: Tensor) -> Tensor:
+        run = self._passes.now()
+        if run is None or not isinstance(run.seen, _Directions) or not parameter.requires_grad:
+            return parameter
+        directions = run.seen.of
+        # Within torch.func's transforms a tangent would be theirs, and gone behind them.
+        with temporarily_clear_interpreter_stack():
+            if not torch._C._is_fwd_grad_enabled():  # what the model computes without gradients is a constant
+                return parameter.detach()
+            if parameter not in directions:
+                run.seen.places[parameter] = module, name
+                directions[parameter] = self._drawn(parameter, len(directions))
+            return join(parameter.detach(), directions[parameter])
+
+    def _drawn(self, parameter: Tensor, number: int) -> Tensor:
+        seed, passes = self.feedback.numbers["seed"], self.feedback.numbers["passes"]
+        purpose = derived_seed(seed, "directions", passes, rank(), number)
+        generator = torch.Generator(parameter.device).manual_seed(purpose)
+        return perturbation((1, parameter.numel()), self._kind, parameter, generator).view(parameter.shape)
+
+    def _gradients(self, output: Tensor, where: str) -> tuple[Gradients, Tensor]:
+        # FSDP2 gives a layer its whole parameters for as long as it runs: those that learn are the ones in their place.
+        run = self._passes.now()
+        assert run is not None
+        seen, run.seen = run.seen, None
+        directions = {_in_place(*seen.places[parameter]): V for parameter, V in seen.of.items()}
+        primal, change = split(output)
+        if change is None:
+            raise nothing_arrives(f"change of a trainable parameter arrives at {where}, or nothing below it learns")
+        return partial(_along, change.detach(), directions), primal.detach()
+
+    def table(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """What every parameter gets."""
+        where = f"below {self.plan.error_name!r}" if self.plan.error_name else "of the model"
+        remark = f"Every trainable parameter {where} gets (dL/dV) V, V random and drawn anew in every pass."
+        return [], [], [remark, "No graph is stored and nothing runs backward. Taps have no signals."]
+
+
+def _without_flat_weights(module: nn.Module) -> dict[str, Any]:
+    """Take away a recurrent module's list of its parameters, so that it asks `_parameters` for it; return what was."""
+    if not isinstance(module, nn.RNNBase):
+        return {}
+    kept = {name: vars(module)[name] for name in ("_flat_weights", "_flat_weight_refs")}
+    del module._flat_weights
+    # By these it finds out whether to make the list anew.
+    module._flat_weight_refs = [None] * len(module._flat_weights_names)
+    return kept
+
+
+def _in_place(module: nn.Module, name: str) -> Tensor:
+    found: Any = dict.__getitem__(module._parameters, name)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _along(change: Tensor, directions: dict[Tensor, Tensor], error: Tensor) -> dict[Tensor, Tensor]:
+    """(sum e . odot) V, for every V in place: the memory of the direction becomes the gradient's."""
+    slope = (error.to(torch.promote_types(error.dtype, torch.float32)) * change).sum()
+    return {parameter: direction.mul_(slope.to(direction)) for parameter, direction in directions.items()}
+
+
+class _Asked(dict[str, Any]):
+    """A module's parameters: whoever asks for one by name gets what ``number`` makes of it.
+
+    So a parameter that a forward pass does not use is not perturbed, and gets no noise for a gradient.
+    """
+
+    def __init__(self, module: nn.Module, parameters: dict[str, Any], number: Callable[[str, Tensor], Tensor]) -> None:
+        super().__init__(parameters)
+        self._module, self._number = module, number
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (name == "_flat_weights" and isinstance(self._module, nn.RNNBase))
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "_flat_weights" and isinstance(self._module, nn.RNNBase):
+            return [getattr(self._module, weight) for weight in self._module._flat_weights_names]
+        parameter = super().__getitem__(name)
+        return None if parameter is None else self._number(name, parameter)
