@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import bpfree
 from bpfree import errors
-from bpfree.mechanisms import concurrent
+from bpfree.mechanisms.direct import threads as threads_module
 from bpfree.mechanisms.direct.threads import ThreadChoice
 from support.rule_contract import Subject, assert_equal, assert_rule_serves
 
@@ -170,13 +170,13 @@ def test_a_thread_that_begins_late_leaves_the_number_of_threads_alone(monkeypatc
     torch.set_num_threads(4)
     begin = threading.Event()
     pool = ThreadPoolExecutor(1)
-    monkeypatch.setattr(concurrent, "_pool", lambda threads: SimpleNamespace(submit=late))
+    monkeypatch.setattr(threads_module, "_pool", lambda threads: SimpleNamespace(submit=late))
 
     def late(work):
         return pool.submit(lambda: begin.wait(0.5) or work())
 
     leaf = torch.ones(3, requires_grad=True)
-    concurrent._run([(leaf * 2, torch.ones(3))], threads=2)
+    threads_module._run([(leaf * 2, torch.ones(3))], threads=2)
     with ThreadPoolExecutor(1) as new:
         # A new thread takes the number that the process has.
         assert new.submit(torch.get_num_threads).result() == 4

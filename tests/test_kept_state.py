@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from bpfree import errors, module_state
+from bpfree import errors
+from bpfree.rerun import module_state
 from bpfree.rerun.module_state import holders_of
 from bpfree.verification.second_run import check_second_run
 

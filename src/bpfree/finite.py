@@ -58,7 +58,8 @@ def _is_at_hand(numbers: Tensor) -> bool:
 
 
 def _is_finite(numbers: Tensor) -> bool:
-    numbers = numbers.detach()
+    if numbers.requires_grad:  # in a backward pass they never do, and a detach() would take as long as the sum
+        numbers = numbers.detach()
     # The sum is cheap, and may overflow where no number is infinite.
     return math.isfinite(numbers.sum().item()) or bool(numbers.isfinite().all())
 

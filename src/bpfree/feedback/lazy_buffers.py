@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -62,9 +63,10 @@ class LazyBuffers(nn.Module):
             twin._begin_counting(name)
 
     def _find(self, name: str) -> Tensor | None:
-        tensor = self._buffers.get(key_of(name))
+        key = key_of(name)
+        tensor = self._buffers.get(key)
         if tensor is None:
-            tensor = self._parameters.get(key_of(name))
+            tensor = self._parameters.get(key)
         return tensor if tensor is not None and tensor.numel() and name not in self._grown else None
 
     def __contains__(self, name: str) -> bool:
@@ -161,6 +163,7 @@ def at_least_single(like: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 
 
+@lru_cache(maxsize=4096)
 def key_of(name: str) -> str:
     """The key under which a tensor, or a module, of this name is stored: without dots."""
     # A buffer's name holds no dots. Escaped as in RFC 6901, for modules may have slashes in their names.

@@ -30,6 +30,7 @@ class Form(NamedTuple):  # compared in every pass, and a tuple is quicker at it
     channel: int = 0
 
     @staticmethod
+    @lru_cache(maxsize=4096)
     def of(features: tuple[int, ...], modes: int | None, channel: int = 0, *, share: bool = False) -> Form:
         """The form for a tap of these features, of which axis ``channel`` is the channels.
 

@@ -140,19 +140,13 @@ class Estimator:
     """
 
     def __init__(self, plan: Plan, kind: Perturbations, form: Callable[[Site], Form]) -> None:
-        # In a tuple, so that whoever keeps this does not register the model.
-        self._held = (plan,)
+        self.plan = plan
         self._kind: Perturbations = kind
         self._form = form
         self._dual_pass = DualPass(plan)
         self.tape = Tape(plan.model)
         self._start: RunSnapshot | None = None
         self._keep = True
-
-    @property
-    def plan(self) -> Plan:
-        """Where the rule is put."""
-        return self._held[0]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def begin(self, call: Call, *, keep: bool) -> None:
@@ -234,7 +228,10 @@ def at_taps(plan: Plan, sites: Sequence[Site], visit: Callable[[Site, Tensor], T
         return None if site is None else visit(site, output)
 
     # Before other hooks at the tap, as the rule's own.
-    handles = [module.register_forward_hook(partial(reach, name), prepend=True) for name, module in plan.taps.items()]
+    with plan.state.expecting_hooks():
+        handles = [
+            module.register_forward_hook(partial(reach, name), prepend=True) for name, module in plan.taps.items()
+        ]
     try:
         yield
     finally:

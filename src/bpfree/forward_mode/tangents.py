@@ -203,8 +203,7 @@ class DualPass:
     """
 
     def __init__(self, plan: Plan, *, freeze: bool = True) -> None:
-        # In a tuple, so that whoever keeps this does not register the model.
-        self._held = (plan,)
+        self._plan = plan
         self._freeze = freeze
         self.mode = ForwardMode()
 
@@ -231,7 +230,7 @@ class DualPass:
     def _run(
         self, call: Call, prepare: Callable[[], AbstractContextManager[Any]], start: RunSnapshot
     ) -> Sequence[Tangents]:
-        (plan,) = self._held
+        plan = self._plan
         kind = kind_of(plan, call)
         with start.restored(plan.model), self.mode.entered(plan.model, kind, freeze=self._freeze), prepare():
             outputs = [error_tensors(output) for output in run_to(plan.model, list(plan.errors.values()), call)]
@@ -250,7 +249,7 @@ class DualPass:
         self, call: Call, prepare: Callable[[], AbstractContextManager[Any]], start: RunSnapshot
     ) -> ForwardDerivativeError:
         """Run again with every module watched, to find the one that has no derivative."""
-        (plan,) = self._held
+        plan = self._plan
         names = {module: name for name, module in plan.model.named_modules()}
         entered: list[nn.Module] = []
         handles = [module.register_forward_pre_hook(lambda module, args: entered.append(module)) for module in names]

@@ -66,6 +66,7 @@ class Mechanism(nn.Module):
 
     Attributes:
         rule: The rule.
+        plan: Where it was put.
         feedback: A module with what the rule draws and learns; its kind is the mechanism's own.
         kept: What the attachment that it is part of is made of (:mod:`bpfree.registry`).
     """
@@ -78,8 +79,7 @@ class Mechanism(nn.Module):
         super().__init__()
         self.rule = rule
         self.feedback = LazyBuffers()
-        # In a tuple, so that the model does not become a submodule of its attachment.
-        self._held = (plan,)
+        self.plan = plan
         self._switches = PerThread(Switches)
         self._said: set[str] = set()
         self._handles: list[RemovableHandle] = []
@@ -89,15 +89,6 @@ class Mechanism(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         MECHANISMS.add(self)
-
-    @property
-    def plan(self) -> Plan:
-        """Where the rule was put."""
-        return self._held[0]
-
-    @plan.setter
-    def plan(self, plan: Plan) -> None:
-        self._held = (plan,)
 
     @property
     def active(self) -> bool:

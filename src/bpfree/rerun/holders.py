@@ -24,6 +24,9 @@ MANY = 1000
 _ABSENT = object()
 _STRUCTURE = frozenset(vars(nn.Module())) - {"training"}
 
+_SIZES = frozenset({"in_features", "out_features", "in_channels", "out_channels", "num_features", "normalized_shape"})
+"""What layers of torch have beside it, and no pass changes."""
+
 
 class Holder(ABC):
     """A place that keeps things.
@@ -128,8 +131,9 @@ class ModuleAttributes(Attributes):
     def __init__(self, label: str, held: nn.Module) -> None:
         self._buffers, self._modules = held._buffers, held._modules
         self._hooks, self._pre_hooks = held._forward_hooks, held._forward_pre_hooks
-        # Those that every module has come first, and are not compared one by one.
-        own = (number for number, key in enumerate(vars(held)) if key not in _STRUCTURE and key != "training")
+        # Those that every module, or layer of torch, has come first, and are not compared one by one.
+        constant = {"training", *_STRUCTURE, *(_SIZES if type(held).__module__.startswith("torch.nn.") else ())}
+        own = (number for number, key in enumerate(vars(held)) if key not in constant)
         self._skipped = next(own, len(vars(held)))
         super().__init__(label, held)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,6 +241,14 @@ class State:
         """
         found = [(holder, key, tensor) for holder in self.holders for key, tensor in holder.tensors]
         return {holder.name(key): tensor for holder, key, tensor in found if tensor.grad_fn and not _made(holder, key)}
+
+    @contextmanager
+    def expecting_hooks(self) -> Generator[None]:
+        """Within this context hooks are registered that keep nothing: no place is looked into because of them."""
+        are_known = self._hooks == RemovableHandle.next_id
+        yield
+        if are_known:
+            self._hooks = RemovableHandle.next_id
 
     def note(self, moment: Moment) -> None:
         """Note which tensors have been written to since ``moment``: they are copied for every pass."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import BackwardHook
 
@@ -11,12 +12,12 @@ _INPUT_NODE = "BackwardHookFunctionBackward"
 
 
 def with_backward_hooks(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """The output of ``module`` in front of its cut, with the module's full backward hooks on it.
+    """Return the output of a module with backward hooks, in front of its cut, with these hooks on it.
 
     They are called as torch calls them: with the gradient of the input, and with the signal that the tap gets as the
     gradient of the output.
     """
-    if not (module._backward_hooks or module._backward_pre_hooks) or not output.requires_grad:
+    if not output.requires_grad or torch.compiler.is_compiling():
         return output
     full, _ = module._get_backward_hooks() if module._backward_hooks else ([], [])  # type: ignore[no-untyped-call]
     hook: Any = BackwardHook(module, full, module._get_backward_pre_hooks())  # type: ignore[no-untyped-call]

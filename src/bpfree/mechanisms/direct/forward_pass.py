@@ -128,7 +128,9 @@ class TrainingPass(TappedRun):
         self.shapes.append(output.shape)
         self.formats.append(format_of(output))
         self.versions.append(None if torch.compiler.is_compiling() else output._version)
-        handed_on = super().cut(name, place, output)
+        self.names.append(name)
+        self.places.append(place)
+        handed_on = self._take(output)
         self.handed_on.append(handed_on)
         return handed_on
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from bpfree.axes.sites import Site
 from bpfree.error_values import replace_errors
@@ -98,7 +98,8 @@ class DirectMechanism(Mechanism):
         self._recut: Recut | None = None
         # Whether an inspection's cut pass is under way, in which no rule is active.
         self._inspected = False
-        self._cuts: dict[str, RemovableHandle] = {}
+        # The forward hooks of every tap, and which of them is the rule's.
+        self._hooks_of_taps: list[tuple[OrderedDict[int, Any], int]] = []
         self._targets: Tensor | None = None
         self._note_modules()
         for name in list(plan.errors)[1:]:
@@ -133,8 +134,9 @@ class DirectMechanism(Mechanism):
         add(plan.model.register_forward_pre_hook(self._begin_pass, with_kwargs=True))
         for name, module in plan.taps.items():
             if module not in plan.errors.values():
-                self._cuts[name] = module.register_forward_hook(partial(self._cut_at_tap, name))
-                add(self._cuts[name])
+                handle = module.register_forward_hook(partial(self._cut_at_tap, name))
+                self._hooks_of_taps.append((module._forward_hooks, handle.id))  # type: ignore[arg-type]
+                add(handle)
         for name, module in plan.errors.items():
             add(module.register_forward_hook(partial(self._take_errors, name)))
         add(plan.model.register_forward_hook(self._end_pass, with_kwargs=True, always_call=True))
@@ -142,7 +144,7 @@ class DirectMechanism(Mechanism):
     def remove(self) -> None:
         """Take the hooks out and forget the forward pass and its targets."""
         super().remove()
-        self._cuts.clear()
+        self._hooks_of_taps.clear()
         for call in self._calls().calls:
             _close(call)
         self._calls().calls.clear()
@@ -152,7 +154,7 @@ class DirectMechanism(Mechanism):
     def replan(self, plan: Plan) -> None:
         """Serve the model as ``plan`` has it, with the feedback that is there."""
         Mechanism.remove(self)
-        self._cuts.clear()
+        self._hooks_of_taps.clear()
         self.plan = plan
         self.passes.replan(plan)
         self.layouts.last = None
@@ -183,10 +185,9 @@ class DirectMechanism(Mechanism):
 
     def _let_cuts_be_last(self) -> None:
         """Let hooks that came after this rule see a tap's output with its graph: losses of theirs reach its segment."""
-        for name, handle in self._cuts.items():
-            hooks = self.plan.taps[name]._forward_hooks
-            if next(reversed(hooks)) != handle.id:
-                hooks.move_to_end(handle.id)  # type: ignore[attr-defined]
+        for hooks, cut in self._hooks_of_taps:
+            if next(reversed(hooks)) != cut:
+                hooks.move_to_end(cut)
 
     # -- a pass begins -------------------------------------------------------------------------------------------------
 
@@ -260,23 +261,24 @@ class DirectMechanism(Mechanism):
         call = self._calls().top
         if call is None:
             return self._cut_outside_a_pass(name, output)
-        run = call.run
+        run, plan = call.run, self.plan
         if run is None:
             return None
-        if len(run.reached) == len(self.plan.errors):
+        if run.reached and len(run.reached) == len(plan.errors):
             if isinstance(run, TrainingPass):
                 self._require_default_tap(name)
             return None
         place = run.count_call(name)
         if place in run.aside:
             return None
-        key = self.plan.tensor_keys.get(name)
+        key = plan.tensor_keys.get(name)
         tensor = take(output, key, name)
         if run.teaching:
             return put(output, key, run.cut_again(name, tensor))
-        if self.plan.model is not module and not torch.compiler.is_compiling():
+        if (module._backward_hooks or module._backward_pre_hooks) and module is not plan.model:
             tensor = with_backward_hooks(module, args, tensor)
-        return put(output, key, run.cut(name, place, tensor))
+        handed_on = run.cut(name, place, tensor)
+        return handed_on if tensor is output else put(output, key, handed_on)
 
     def _cut_outside_a_pass(self, name: str, output: Any) -> Any:
         if not self.active and not self._inspected:

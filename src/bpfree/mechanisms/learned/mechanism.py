@@ -166,12 +166,19 @@ class LearnedMechanism(DirectMechanism):
         self.steps = LazyBuffers()
         self.norms = LazyBuffers()
         self._usual: dict[str, float] = {}
+        # The layout whose matrices are all known.
+        self._begun_with: Layout | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has of it: passes of its own begin anew."""
+        return {**super().__getstate__(), "_begun_with": None}
 
     def _remember(self, state: PassState, layout: Layout, outputs: Sequence[Tensor]) -> PassMemory:
-        for site in layout.sites:
-            name = self.feedback.name(site)
-            if name not in self.norms:
-                self.norms[name] = self.feedback[name].detach().norm()
+        if layout is not self._begun_with:
+            self._begun_with = layout
+            for name in map(self.feedback.name, layout.sites):
+                if name not in self.norms:
+                    self.norms[name] = self.feedback[name].detach().norm()
         return super()._remember(state, layout, outputs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
