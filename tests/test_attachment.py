@@ -453,6 +453,21 @@ def test_an_open_path_around_the_cut_is_told():
     assert "stem: the signals of relu, (output) add up" in str(attachment)
 
 
+def test_a_long_list_of_signals_is_folded():
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.tap, self.head = nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            for _ in range(9):
+                x = self.tap(self.cell(x))
+            return self.head(x)
+
+    attachment = bpfree.attach(Loop(), bpfree.DFA(), example_inputs=torch.randn(2, 4))
+    assert "cell: the signals of tap, tap#2-9 add up" in str(attachment)
+
+
 def test_taps_are_chosen_by_type_name_pattern_and_predicate():
     def chosen(taps):
         with bpfree.attach(network(), bpfree.DFA(), taps=taps) as attachment:

@@ -36,6 +36,25 @@ class OnceAtan(Atan):
     backward = staticmethod(once_differentiable(Atan.backward))
 
 
+class Clipped(Function):
+    """Clips, and its backward works in the memory of the gradient that it is given."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.abs() > 1)
+        return x.clamp(-1, 1)
+
+    @staticmethod
+    def backward(ctx, g):
+        (outside,) = ctx.saved_tensors
+        g[outside] = 0
+        return g
+
+
+class OnceClipped(Clipped):
+    backward = staticmethod(once_differentiable(Clipped.backward))
+
+
 class ThroughNumpy(Function):
     """Its backward leaves torch; it has no more gradients than it has to."""
 
@@ -170,6 +189,8 @@ SUBJECTS = {
     "straight through": (Straight, (X,), (V,)),
     "a view": (Reversal, (X, 0.3), (V, None)),
     "in place": (InPlace, (X,), (V,)),
+    "a backward in place": (Clipped, (X,), (V,)),
+    "a backward in place, once differentiable": (OnceClipped, (X,), (V,)),
     "not number by number": (Softmax, (X,), (V,)),
     "two inputs": (Product, (X, X.T.clone()), (V, V.T.clone())),
     "one of two inputs": (Product, (X, X.T.clone()), (None, V.T.clone())),

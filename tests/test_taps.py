@@ -265,6 +265,48 @@ def test_feedback_that_learns_from_activations_learns_from_that_tensor(double):
     torch.testing.assert_close(attachment.feedback["pair"].grad, error.T @ h)
 
 
+PLACES = [(tuple, "pair", "one"), (list, {"pair": (1, 1)}, "two"), (dict, {"pair": "second"}, "two")]
+"""How outputs of several tensors are tapped, and the layer that the tapped one comes from."""
+
+
+@pytest.mark.parametrize(("kind", "taps", "branch"), PLACES, ids=str)
+def test_feedback_that_learns_from_forward_passes_perturbs_that_tensor(kind, taps, branch, double):
+    """With one sample and signs v the estimate is G = (J v) v^T, so that G v / 6 is J v."""
+    model, x = Network(kind), torch.randn(1, 4)
+    rule = bpfree.FDFA(debiased=False, beta=1.0, perturbations="rademacher")
+    attachment = bpfree.attach(model, rule, taps=taps)
+    model(x).sum().backward()
+    G = attachment.feedback["pair:6"]
+    v = G[G.norm(dim=1).argmax()].sign()
+    other = model.pair.two if branch == "one" else model.pair.one
+    with torch.no_grad():
+        J = model.head.weight * other(model.stem(x)).tanh()
+    torch.testing.assert_close((G @ v / 6).abs(), (J @ v).abs())
+
+
+@pytest.mark.parametrize("rule", [bpfree.BP(), bpfree.DFA(), bpfree.FDFA()], ids=str)
+@pytest.mark.parametrize(("kind", "taps", "branch"), PLACES, ids=str)
+def test_alignment_is_that_of_the_signals_of_that_tensor(kind, taps, branch, rule, double):
+    model, x, y = Network(kind), torch.randn(8, 4), torch.arange(8) % 3
+    attachment = bpfree.attach(model, rule, taps=taps, example_inputs=x)
+    F.cross_entropy(model(x), y).backward()
+    (found,) = bpfree.alignment(attachment, lambda: F.cross_entropy(model(x), y)).taps
+    with torch.no_grad():
+        e = (model(x).softmax(1) - F.one_hot(y, 3)) / 8
+        s = model.stem(x)
+        a, b = model.pair.one(s).tanh(), model.pair.two(s).tanh()
+        tapped, other = (a, b) if branch == "one" else (b, a)
+        exact = (e @ model.head.weight) * other
+        signal = exact
+        if not isinstance(rule, bpfree.BP):
+            (site,) = attachment.mechanism.sites
+            signal = e @ attachment.feedback.matrix(site)
+    assert found.norm_activation == pytest.approx(tapped.norm(dim=1).mean().item())
+    assert found.norm_bp == pytest.approx(exact.norm(dim=1).mean().item())
+    assert found.norm_signal == pytest.approx(signal.norm(dim=1).mean().item())
+    assert found.cosine_mean == pytest.approx(F.cosine_similarity(signal, exact, dim=1).mean().item())
+
+
 def test_an_lstm_is_tapped_at_its_output(double):
     class Last(nn.Module):
         def __init__(self):

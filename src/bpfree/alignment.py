@@ -22,6 +22,7 @@ from bpfree.mean_jacobian import mean_jacobians
 from bpfree.mechanisms.base import Mechanism
 from bpfree.rerun.snapshot import preserved
 from bpfree.tabulate import tabulate
+from bpfree.tap_values import put, take
 
 _AFFORDABLE = 64
 """The numbers of error up to which the mean Jacobian is measured unasked."""
@@ -261,18 +262,21 @@ def _arriving(attachment: Attachment, loss: Tensor, outputs: list[Tensor]) -> Se
 
 @contextmanager
 def _watching(attachment: Attachment, seen: _Pass, places: Mapping[str, nn.Module]) -> Generator[None]:
-    error_module = attachment.mechanism.plan.error_module
+    plan = attachment.mechanism.plan
 
-    def watch(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-        def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+        key = plan.tensor_keys.get(name)
+
+        def keep(module: nn.Module, args: Any, output: Any) -> Any:
             # Neither in a second run, nor above the error, where there is nothing to compare.
             if not torch.is_grad_enabled() or Mechanism.recomputing() or rules_are_silent() or seen.above:
                 return None
             calls = sum(known.partition("#")[0] == name for known in seen.names)
             seen.names.append(f"{name}#{calls + 1}" if calls else name)
-            seen.outputs.append(output if output.requires_grad else output.detach().requires_grad_())
+            tensor = take(output, key, name)
+            seen.outputs.append(tensor if tensor.requires_grad else tensor.detach().requires_grad_())
             # A copy goes on, so that an in-place operation behind the tap changes neither h nor its place in the graph.
-            return seen.outputs[-1].clone()
+            return put(output, key, seen.outputs[-1].clone())
 
         return keep
 
@@ -286,7 +290,7 @@ def _watching(attachment: Attachment, seen: _Pass, places: Mapping[str, nn.Modul
     # Before the rule's own hooks, which hand on a detached tensor.
     handles = [module.register_forward_hook(watch(name), prepend=True) for name, module in places.items()]
     handles.append(attachment.model.register_forward_pre_hook(begin))
-    handles.append(error_module.register_forward_hook(leave, prepend=True))
+    handles.append(plan.error_module.register_forward_hook(leave, prepend=True))
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bpfree.plan import Plan
+from bpfree.tabulate import fold_names
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Segments:
 
 def _added(signals: dict[str, list[str]]) -> list[str]:
     return [
-        f"{layer}: the signals of {', '.join(sources)} add up (a path leads around the cut, or a weight is shared)."
+        f"{layer}: the signals of {', '.join(fold_names(sources))} add up (a path leads around the cut, or a weight is "
+        "shared)."
         for layer, sources in signals.items()
         if len(sources) > 1
     ]

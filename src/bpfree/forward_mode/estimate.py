@@ -25,6 +25,7 @@ from bpfree.forward_mode.tangents import Call, DualPass, Tangents, join, split
 from bpfree.forward_mode.tape import Tape
 from bpfree.plan import Plan
 from bpfree.rerun.snapshot import RunSnapshot
+from bpfree.tap_values import put, take
 
 Perturbations: TypeAlias = Literal["normal", "rademacher"]
 
@@ -218,14 +219,21 @@ class Estimator:
 
 @contextmanager
 def at_taps(plan: Plan, sites: Sequence[Site], visit: Callable[[Site, Tensor], Tensor | None]) -> Generator[None]:
-    """Within this context every site that a pass reaches is visited, and hands on what ``visit`` returns."""
+    """Within this context every site that a pass reaches is visited, and hands on what ``visit`` returns.
+
+    ``visit`` is given the tapped tensor alone, where a tap's module returns several values.
+    """
     known = {site.name: site for site in sites}
     calls: Counter[str] = Counter()
 
-    def reach(name: str, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    def reach(name: str, module: nn.Module, args: Any, output: Any) -> Any:
         calls[name] += 1
         site = known.get(name if calls[name] == 1 else f"{name}#{calls[name]}")
-        return None if site is None else visit(site, output)
+        if site is None:
+            return None
+        key = plan.tensor_keys.get(name)
+        changed = visit(site, take(output, key, name))
+        return None if changed is None else put(output, key, changed)
 
     # Before other hooks at the tap, as the rule's own.
     with plan.state.expecting_hooks():

@@ -215,7 +215,8 @@ def _transposed(
     function: Any, context: _Context, outputs: Sequence[Any], moves: Sequence[bool], given: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
     """J^T u by input, for the ``given`` u of those outputs that move; zero for the others."""
-    arriving = iter(given)
+    # Copies: a backward may write into what it is given, which autograd allows where nothing else holds it.
+    arriving = iter([one.clone() for one in given])
     u = [next(arriving) if moved else torch.zeros_like(output) if isinstance(output, Tensor) else None
          for output, moved in zip(outputs, moves, strict=True)]  # fmt: skip
     # Autograd runs backward in the precisions of its arguments, whatever surrounds the model.
