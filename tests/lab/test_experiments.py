@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from bpfree.lab.compare import plan_runs
+from bpfree.lab.recipe.reading import content_of, read
 from bpfree.lab.settings import plain
 from bpfree.lab.tables.plan import plan, works
-from bpfree.lab.tables.reading import content_of, read
 from support.cli import compare_options
 
 ROOT = Path(__file__).parents[2]

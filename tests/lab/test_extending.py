@@ -12,9 +12,10 @@ import yaml
 
 from bpfree.lab import data
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.recipe.locate import find
+from bpfree.lab.recipe.reading import content_of, read
+from bpfree.lab.recipe.schema import Expected, Recipe
 from bpfree.lab.tables.plan import plan, works
-from bpfree.lab.tables.reading import content_of, read
-from bpfree.lab.tables.recipe import Expected, Recipe, find
 from support import tiny_lab, tiny_table
 
 

@@ -25,12 +25,12 @@ from bpfree.lab.data.planetoid import PUBMED
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import CompareOptions
+from bpfree.lab.recipe.locate import find
+from bpfree.lab.recipe.reading import read
 from bpfree.lab.runs import Places, run
 from bpfree.lab.settings import RuleSettings, RunSettings, rule_settings
 from bpfree.lab.tables.options import TableOptions
 from bpfree.lab.tables.plan import plan, works
-from bpfree.lab.tables.reading import read
-from bpfree.lab.tables.recipe import find
 from bpfree.lab.tables.table import table
 from support import tiny_graph
 

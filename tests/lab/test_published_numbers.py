@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bpfree.lab.tables.reading import read
-from bpfree.lab.tables.recipe import Recipe, find
+from bpfree.lab.recipe.locate import find
+from bpfree.lab.recipe.reading import read
+from bpfree.lab.recipe.schema import Recipe
 
 SHARED = Path(__file__).parents[3] / "shared"
 NUMBER = r"\d+\.?\d*|\.\d+"

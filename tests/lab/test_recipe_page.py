@@ -18,14 +18,15 @@ import vl_convert
 from PIL import Image
 
 from bpfree.lab import data
+from bpfree.lab.recipe.locate import find
+from bpfree.lab.recipe.reading import read
+from bpfree.lab.recipe.schema import Chart, Recipe
 from bpfree.lab.report import recipe_charts
 from bpfree.lab.report.charts import finish
 from bpfree.lab.report.picture import vega_lite
 from bpfree.lab.tables import page
 from bpfree.lab.tables.options import ReportOptions, TableOptions
 from bpfree.lab.tables.plan import plan
-from bpfree.lab.tables.reading import read
-from bpfree.lab.tables.recipe import Chart, Recipe, find
 from bpfree.lab.tables.table import table
 from support import browser, tiny_lab
 

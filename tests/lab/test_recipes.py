@@ -14,12 +14,13 @@ import bpfree
 from bpfree.lab import data
 from bpfree.lab.data import Images, Normalization, Splits
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.recipe.locate import find, names
+from bpfree.lab.recipe.merging import merged
+from bpfree.lab.recipe.reading import read
+from bpfree.lab.recipe.schema import Chart, Column, Expected
 from bpfree.lab.runs import learner
-from bpfree.lab.tables.inherit import merged
 from bpfree.lab.tables.metrics import value
 from bpfree.lab.tables.plan import plan, works
-from bpfree.lab.tables.reading import read
-from bpfree.lab.tables.recipe import Chart, Column, Expected, find, names
 from support import tiny_lab, tiny_table
 
 

@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from bpfree.lab.recipe.locate import find
+from bpfree.lab.recipe.reading import read
 from bpfree.lab.tables import result, show
 from bpfree.lab.tables.ledger import State
 from bpfree.lab.tables.plan import plan
-from bpfree.lab.tables.reading import read
-from bpfree.lab.tables.recipe import find
 
 WIDTH = 80
 

@@ -25,12 +25,12 @@ from bpfree.lab import data
 from bpfree.lab.cli import main
 from bpfree.lab.data.samples import PUBLISHED
 from bpfree.lab.errors import DamageError, DataError, LedgerError, RunError, SettingsError, WriteError
+from bpfree.lab.recipe.reading import read
 from bpfree.lab.tables import inputs, markdown, page, provenance, result, storage, team, workers
 from bpfree.lab.tables.attempts import GIVEN_BACK
 from bpfree.lab.tables.ledger import Claim, Ledger
 from bpfree.lab.tables.options import ReportOptions, TableOptions
 from bpfree.lab.tables.plan import plan, works
-from bpfree.lab.tables.reading import read
 from bpfree.lab.tables.table import table
 from bpfree.lab.tables.work import Training
 from support import tiny_lab, tiny_table, tiny_text

@@ -10,9 +10,9 @@ import pytest
 from bpfree.lab import trust
 from bpfree.lab.cli import main
 from bpfree.lab.errors import TrustError
+from bpfree.lab.recipe.locate import FOLDER, find, names
+from bpfree.lab.recipe.reading import read
 from bpfree.lab.tables.options import ReportOptions, TableOptions
-from bpfree.lab.tables.reading import read
-from bpfree.lab.tables.recipe import FOLDER, find, names
 
 RECIPE = "title: Made up\nbase: {{data: digits, epochs: 1, {base}}}\nrows: {{a: {{}}}}\ncolumns: {{accuracy: {{}}}}\n"
 CODE = {

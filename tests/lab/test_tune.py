@@ -16,10 +16,10 @@ from test_ledger import away
 from bpfree.lab import data, report
 from bpfree.lab.cli import main
 from bpfree.lab.errors import DataError, LedgerError, RunError, SettingsError
+from bpfree.lab.recipe.reading import read
 from bpfree.lab.tables import page
 from bpfree.lab.tables import tune as tuning
 from bpfree.lab.tables.options import ReportOptions, TableOptions, TuneOptions
-from bpfree.lab.tables.reading import read
 from bpfree.lab.tables.table import table
 from bpfree.lab.tables.tune import tune
 from bpfree.lab.tables.work import Training

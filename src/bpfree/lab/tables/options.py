@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.tables.reading import read
-from bpfree.lab.tables.recipe import Recipe, find, names
+from bpfree.lab.recipe.locate import find, names
+from bpfree.lab.recipe.reading import read
+from bpfree.lab.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from bpfree.lab.tables.workers import Order

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from bpfree.lab.recipe.schema import Recipe, Scale
 from bpfree.lab.report.text import DASH, count, failures, mean_std, number, tolerances
-from bpfree.lab.tables.recipe import Recipe, Scale
 
 MARKS = {True: "yes", False: "no", None: DASH}
 

@@ -11,12 +11,12 @@ from bpfree.errors import nearest
 from bpfree.lab.arguments import FROM_DATA, arguments
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.options import TrainOptions
+from bpfree.lab.recipe import search
+from bpfree.lab.recipe.merging import merged
+from bpfree.lab.recipe.schema import Recipe, Scale
 from bpfree.lab.settings import PRESETS
-from bpfree.lab.tables import search
-from bpfree.lab.tables.inherit import merged
 from bpfree.lab.tables.options import TuneOptions
 from bpfree.lab.tables.plan import chosen_cells
-from bpfree.lab.tables.recipe import Recipe, Scale
 from bpfree.lab.tables.work import Training, imported
 from bpfree.lab.tables.work import works as of_settings
 from bpfree.lab.tasks import TASKS, task_of

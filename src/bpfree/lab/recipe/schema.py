@@ -11,13 +11,11 @@ from typing import Any
 
 from bpfree.errors import nearest
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.files import storable
 from bpfree.lab.options import TrainOptions
+from bpfree.lab.recipe.locate import ENDINGS, FOLDER
+from bpfree.lab.recipe.merging import merged
 from bpfree.lab.settings import RuleOverrides
-from bpfree.lab.tables.inherit import merged
 
-FOLDER = Path(__file__).parents[1] / "recipes"
-_ENDINGS = (".yaml", ".yml")
 _OF_THE_COMMAND = {"data_dir", "out", "settings", "seed", "resume"}  # not the recipe's business
 _OPTIONS = [entry.name for kind in (TrainOptions, RuleOverrides) for entry in fields(kind)]
 SETTINGS = [
@@ -150,7 +148,7 @@ class Recipe:
     def is_run_by(self, command: str) -> bool:
         """Whether a command runs this file, as far as can be told of one that was given in another folder."""
         name = Path(shlex.split(command)[-1])
-        if name.suffix not in _ENDINGS or self.path.resolve().parent == FOLDER.resolve():
+        if name.suffix not in ENDINGS or self.path.resolve().parent == FOLDER.resolve():
             return command == self.command
         if name.is_file():
             return name.samefile(self.path)
@@ -189,31 +187,3 @@ def known(name: Any, valid: Any, where: str, recipe: str) -> Any:
     if name not in valid:
         raise SettingsError(f"{recipe}: {where} is not known. {nearest(str(name), list(valid))}")
     return name
-
-
-def find(name: str, folder: Path = Path()) -> Path:
-    """The file of a recipe: one of the package's by name, or any by path.
-
-    Args:
-        name: The name, or the path.
-        folder: Where a relative path begins.
-
-    Raises:
-        SettingsError: There is none.
-    """
-    path = folder / Path(name).expanduser()
-    if storable(path.stem) != path.stem:
-        raise SettingsError(f"recipe {storable(name)}: its name is no UTF-8; rename the file.")
-    if path.suffix in _ENDINGS:
-        if not path.is_file():
-            raise SettingsError(f"recipe {name}: there is no such file.")
-        return path
-    if name not in names():
-        hint = nearest(name, names()) if names() else ""
-        raise SettingsError(f"recipe {name!r} is not known. {hint} One of your own is named by its file, NAME.yaml.")
-    return FOLDER / f"{name}.yaml"
-
-
-def names() -> list[str]:
-    """The names of the package's recipes."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))

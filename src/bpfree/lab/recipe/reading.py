@@ -12,11 +12,12 @@ from jsonargparse import get_loader
 
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.files import storable
+from bpfree.lab.recipe import yaml_keys
+from bpfree.lab.recipe.locate import find
+from bpfree.lab.recipe.merging import extended
+from bpfree.lab.recipe.schema import SETTINGS, Chart, Column, Expected, Recipe, Scale, known
 from bpfree.lab.report.style import LIGHT
 from bpfree.lab.report.text import is_number
-from bpfree.lab.tables import keys
-from bpfree.lab.tables.extending import extended
-from bpfree.lab.tables.recipe import SETTINGS, Chart, Column, Expected, Recipe, Scale, find, known
 from bpfree.lab.trust import CLASSES, vouched
 
 
@@ -80,11 +81,11 @@ def _said(path: Path) -> Any:
         if path.stat().st_size > _LARGEST:
             raise ValueError(f"it is larger than {_LARGEST:,} bytes")
         text = path.read_text(encoding="utf-8")
-        keys.check_size(text)
+        yaml_keys.check_size(text)
         content = _named(get_loader("yaml")(text))
     except Exception as error:  # the loader's errors have no public base
         raise SettingsError(f"{path} cannot be read as YAML ({error}).") from error
-    keys.check(text, path.stem)
+    yaml_keys.check(text, path.stem)
     return content
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from optuna.trial import Trial
 
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.recipe.merging import merged
+from bpfree.lab.recipe.schema import SETTINGS, Recipe, known
 from bpfree.lab.report.text import is_number
-from bpfree.lab.tables.inherit import merged
-from bpfree.lab.tables.recipe import SETTINGS, Recipe, known
 from bpfree.lab.trust import CLASSES
 
 _RANGE = ("low", "high", "log", "step")
