@@ -13,9 +13,9 @@ from sqlalchemy import exc, text
 from test_ledger import RUN, away
 
 from bpfree.lab.errors import LedgerError
-from bpfree.lab.tables import pulses, storage
-from bpfree.lab.tables.address import Address
-from bpfree.lab.tables.ledger import Ledger
+from bpfree.lab.queue import pulses, storage
+from bpfree.lab.queue.address import Address
+from bpfree.lab.queue.ledger import Ledger
 
 
 @pytest.mark.parametrize(

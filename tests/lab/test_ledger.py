@@ -21,8 +21,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import DataError, OperationalError
 
 from bpfree.lab.errors import LedgerError
-from bpfree.lab.tables import packing, storage
-from bpfree.lab.tables.ledger import Claim, Ledger
+from bpfree.lab.queue import record_attributes, storage
+from bpfree.lab.queue.ledger import Claim, Ledger
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,9 @@ def test_connections_to_a_server_are_tried_before_they_are_used(monkeypatch: pyt
 
 def test_parts_that_are_large_together_are_divided_too() -> None:
     record = {"label": "a", "seed": 0, **dict.fromkeys(("one", "two", "three"), "x" * 29000)}
-    attributes = packing.split(record)
+    attributes = record_attributes.split(record)
     assert max(len(optuna.storages._rdb.storage.json.dumps(value)) for value in attributes.values()) < 2**16
-    assert packing.joined(attributes) == record
+    assert record_attributes.joined(attributes) == record
 
 
 def test_large_parts_of_a_record_are_divided(ledger: Ledger) -> None:
@@ -217,7 +217,7 @@ def test_large_parts_of_a_record_are_divided(ledger: Ledger) -> None:
         "visualized": {"module": "conv", "png": 'ü"\\' * 30_000},
         "epochs": [{"epoch": number} for number in range(1, 13)],
     }
-    attributes = packing.split(record)
+    attributes = record_attributes.split(record)
     # Optuna keeps each as JSON, in a column that holds 64 KB in MySQL.
     assert max(len(optuna.storages._rdb.storage.json.dumps(value)) for value in attributes.values()) < 2**16
     ledger.ask([RUN], again=True)

@@ -15,8 +15,9 @@ import pytest
 from bpfree.errors import BpfreeWarning
 from bpfree.lab import checksums, files
 from bpfree.lab.errors import DamageError, LedgerError
-from bpfree.lab.tables import packing, result, seal
-from bpfree.lab.tables.ledger import Ledger
+from bpfree.lab.queue import record_attributes
+from bpfree.lab.queue.ledger import Ledger
+from bpfree.lab.tables import result, seal
 from lab.damage.alter import flipped
 from lab.damage.kinds import KINDS, RUNS, document, ledger, read_ledger, records
 from lab.damage.search import outcome
@@ -156,12 +157,12 @@ def test_a_missing_part_of_a_record_is_noticed(tmp_path: Path) -> None:
 
 def test_large_records_keep_their_checksum_through_their_parts() -> None:
     record = records()[0] | {"filters": [[0.1 * i for i in range(5000)]] * 3}
-    attributes = packing.split(record)
-    assert packing.joined(attributes) == record
+    attributes = record_attributes.split(record)
+    assert record_attributes.joined(attributes) == record
     part = next(name for name in attributes if name.startswith("part of filters"))
     text = attributes[part]
     with pytest.raises(DamageError, match="checksum"):
-        packing.joined(attributes | {part: text.replace("0.1", "0.2", 1)})
+        record_attributes.joined(attributes | {part: text.replace("0.1", "0.2", 1)})
 
 
 @pytest.mark.parametrize("how", ["header", "middle", "half", "text", "attributes"])

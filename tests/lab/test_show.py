@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from bpfree.lab.queue.ledger import State
 from bpfree.lab.recipe.locate import find
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.tables import result, show
-from bpfree.lab.tables.ledger import State
 from bpfree.lab.tables.plan import plan
 
 WIDTH = 80

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from bpfree.lab.queue.ledger import State
 from bpfree.lab.recipe.schema import Column, Expected, Scale
 from bpfree.lab.report.text import tolerances
 from bpfree.lab.tables import markdown, result
-from bpfree.lab.tables.ledger import State
 from bpfree.lab.tables.plan import Cell
 
 

@@ -25,10 +25,11 @@ from bpfree.lab import data
 from bpfree.lab.cli import main
 from bpfree.lab.data.samples import PUBLISHED
 from bpfree.lab.errors import DamageError, DataError, LedgerError, RunError, SettingsError, WriteError
+from bpfree.lab.queue import processes, storage
+from bpfree.lab.queue.attempts import GIVEN_BACK
+from bpfree.lab.queue.ledger import Claim, Ledger
 from bpfree.lab.recipe.reading import read
-from bpfree.lab.tables import inputs, markdown, page, provenance, result, storage, team, workers
-from bpfree.lab.tables.attempts import GIVEN_BACK
-from bpfree.lab.tables.ledger import Claim, Ledger
+from bpfree.lab.tables import inputs, markdown, page, provenance, result, workers
 from bpfree.lab.tables.options import ReportOptions, TableOptions
 from bpfree.lab.tables.plan import plan, works
 from bpfree.lab.tables.table import table
@@ -41,7 +42,7 @@ def tiny_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(data.DATA_SETS, "tiny", lambda folder: tiny_lab.splits())
     monkeypatch.chdir(tmp_path)
     # Children know the tiny data if they are copies of this process.
-    monkeypatch.setattr(team, "METHOD", "fork")
+    monkeypatch.setattr(processes, "METHOD", "fork")
     monkeypatch.setattr(workers, "_POLL", 0.1)
     tiny_table.write(tmp_path)
 
@@ -383,7 +384,7 @@ def test_workers_that_are_killed_are_named_and_replaced(monkeypatch: pytest.Monk
     table(options(seeds=1, cell=["DFA", "sum"]))
     Path("results/tiny.json").unlink()
     monkeypatch.setattr(workers, "_worker", lambda order: os.kill(os.getpid(), signal.SIGKILL))
-    monkeypatch.setattr(team, "_REPLACED", 2)
+    monkeypatch.setattr(processes, "_REPLACED", 2)
     shown = io.StringIO()
     with pytest.raises(RunError, match=r"all workers have ended, and 1 runs are missing \(exit code -9, SIGKILL\)"):
         table(options(seeds=1, workers=2), Console(file=shown, width=200))
@@ -409,9 +410,9 @@ def test_a_worker_that_ends_between_two_looks_is_said_at_the_next(monkeypatch: p
         def is_alive(self) -> bool:
             return self.exitcode is None
 
-    monkeypatch.setattr(team.Team, "_started", lambda self: Ending())
+    monkeypatch.setattr(processes.Team, "_started", lambda self: Ending())
     said: list[str] = []
-    several = team.Team(lambda: None, 1, said.append)
+    several = processes.Team(lambda: None, 1, said.append)
     assert [several.alive(), several.alive()] == [True, False]
     assert said == ["A worker has died: exit code 3."]
 

@@ -23,12 +23,13 @@ from bpfree.lab.files import write_json
 from bpfree.lab.heap import keep_freed_memory
 from bpfree.lab.length import Length
 from bpfree.lab.measure import peak_bytes, seconds, stored_bytes
+from bpfree.lab.queue.work_protocol import Work
 from bpfree.lab.recipe.schema import Recipe, Scale
 from bpfree.lab.runs import learner, training_step
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tables import flops
 from bpfree.lab.tables.result import COST_FORMAT, of_format
-from bpfree.lab.tables.work import Training, Work
+from bpfree.lab.tables.work import Training
 from bpfree.lab.tasks import TASKS
 from bpfree.lab.tasks.feed import Feed
 from bpfree.lab.tasks.learner import Learner

@@ -14,13 +14,13 @@ from rich.console import Console
 import bpfree.lab.report
 from bpfree.lab.compare import FORMAT
 from bpfree.lab.files import write_text
+from bpfree.lab.queue.ledger import Ledger, State
 from bpfree.lab.recipe.schema import Recipe, Scale
 from bpfree.lab.report import recipe_charts, text
 from bpfree.lab.report.page import bundle, embedded, figures, specifications
 from bpfree.lab.report.template import HERE, rendered
 from bpfree.lab.summary import summarize
 from bpfree.lab.tables import result
-from bpfree.lab.tables.ledger import Ledger, State
 from bpfree.lab.tables.options import ReportOptions
 from bpfree.lab.tables.plan import Cell, plan, works
 from bpfree.lab.tables.table import cautions, known, seeds

@@ -9,15 +9,16 @@ from typing import Any
 from rich.console import Console
 
 from bpfree.lab.errors import RunError, SettingsError
+from bpfree.lab.queue.ledger import Ledger, State
+from bpfree.lab.queue.work_protocol import Work
 from bpfree.lab.recipe.locate import find, names
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.recipe.schema import Recipe, Scale
 from bpfree.lab.tables import inputs, markdown, result, show
-from bpfree.lab.tables.ledger import Ledger, State
 from bpfree.lab.tables.options import RecipeOptions, TableOptions
 from bpfree.lab.tables.plan import Cell, plan, works
 from bpfree.lab.tables.provenance import source
-from bpfree.lab.tables.work import Training, Work
+from bpfree.lab.tables.work import Training
 from bpfree.lab.tables.workers import Order, run_all
 
 

@@ -21,10 +21,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from bpfree.errors import BpfreeWarning
 from bpfree.lab.errors import DamageError, LedgerError
-from bpfree.lab.tables import attempts, packing
-from bpfree.lab.tables.pulses import Pulses
-from bpfree.lab.tables.storage import FAILURES, open_storage, patient
-from bpfree.lab.tables.work import Work
+from bpfree.lab.queue import attempts, record_attributes
+from bpfree.lab.queue.pulses import Pulses
+from bpfree.lab.queue.storage import FAILURES, open_storage, patient
+from bpfree.lab.queue.work_protocol import Work
 
 _KEY = "key"
 
@@ -128,8 +128,8 @@ class Ledger:
         here = {trial.user_attrs[_KEY] for trial in finished if self._record(trial) is not None}
         for key, record in records.items():
             if key not in here:
-                told = {_KEY: key, "label": record["label"], "seed": record["seed"], **packing.split(record)}
-                number = packing.value(record)
+                told = {_KEY: key, "label": record["label"], "seed": record["seed"], **record_attributes.split(record)}
+                number = record_attributes.value(record)
                 self._study.add_trial(create_trial(state=TrialState.COMPLETE, value=number, user_attrs=told))
 
     def _ask(self, works: Iterable[Work], *, again: bool) -> None:
@@ -204,7 +204,7 @@ class Ledger:
         """The record of a finished trial; None if it is damaged, which is told once."""
         if trial.number not in self._records:
             try:
-                found = packing.joined(trial.user_attrs)
+                found = record_attributes.joined(trial.user_attrs)
                 if found.get(_KEY, key := trial.user_attrs.get(_KEY)) != key:
                     raise DamageError("it stands under another run's key")
             except DamageError as error:
@@ -260,7 +260,7 @@ class Claim:
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Enter the record."""
-        self._end(TrialState.COMPLETE, packing.split(record), packing.value(record))
+        self._end(TrialState.COMPLETE, record_attributes.split(record), record_attributes.value(record))
 
     def fail(self, reason: str) -> None:
         """Say why there is none; others of the same command will not try it again."""

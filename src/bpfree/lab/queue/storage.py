@@ -16,8 +16,8 @@ from sqlalchemy import create_engine, event, exc
 
 from bpfree.errors import BpfreeError
 from bpfree.lab.errors import LedgerError
-from bpfree.lab.tables.address import Address
-from bpfree.lab.tables.shield import shielded
+from bpfree.lab.queue.address import Address
+from bpfree.lab.queue.delay_signals import shielded
 
 HEARTBEAT = 15
 """Seconds between two signs of life of a worker."""

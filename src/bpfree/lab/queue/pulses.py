@@ -7,7 +7,7 @@ import time
 from optuna.storages import RDBStorage
 from sqlalchemy import text
 
-from bpfree.lab.tables.storage import GRACE
+from bpfree.lab.queue.storage import GRACE
 
 _LAST = text(
     "SELECT trials.trial_id, heartbeat FROM trials "
