@@ -11,7 +11,7 @@ import pytest
 from bpfree.lab.compare import plan_runs
 from bpfree.lab.recipe.reading import content_of, read
 from bpfree.lab.settings import plain
-from bpfree.lab.tables.plan import plan, works
+from bpfree.lab.tables.cells import plan, works
 from support.cli import compare_options
 
 ROOT = Path(__file__).parents[2]

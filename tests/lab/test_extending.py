@@ -15,7 +15,7 @@ from bpfree.lab.errors import SettingsError
 from bpfree.lab.recipe.locate import find
 from bpfree.lab.recipe.reading import content_of, read
 from bpfree.lab.recipe.schema import Expected, Recipe
-from bpfree.lab.tables.plan import plan, works
+from bpfree.lab.tables.cells import plan, works
 from support import tiny_lab, tiny_table
 
 

@@ -29,8 +29,8 @@ from bpfree.lab.recipe.locate import find
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.runs import Places, run
 from bpfree.lab.settings import RuleSettings, RunSettings, rule_settings
-from bpfree.lab.tables.options import TableOptions
-from bpfree.lab.tables.plan import plan, works
+from bpfree.lab.tables.cells import plan, works
+from bpfree.lab.tables.command_options import TableOptions
 from bpfree.lab.tables.table import table
 from support import tiny_graph
 

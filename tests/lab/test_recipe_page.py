@@ -24,9 +24,9 @@ from bpfree.lab.recipe.schema import Chart, Recipe
 from bpfree.lab.report import recipe_charts
 from bpfree.lab.report.charts import finish
 from bpfree.lab.report.picture import vega_lite
-from bpfree.lab.tables import page
-from bpfree.lab.tables.options import ReportOptions, TableOptions
-from bpfree.lab.tables.plan import plan
+from bpfree.lab.tables import recipe_page
+from bpfree.lab.tables.cells import plan
+from bpfree.lab.tables.command_options import ReportOptions, TableOptions
 from bpfree.lab.tables.table import table
 from support import browser, tiny_lab
 
@@ -96,7 +96,7 @@ def visited(chromium: str, folder: Path, text: str) -> dict[str, Any]:
 
 def test_figure_4_shows_its_14_points_and_the_papers(chromium: str, tmp_path: Path) -> None:
     recipe = read(find("launay2019-figure4"))
-    found = visited(chromium, tmp_path, page.html(recipe, "", entries(recipe, 0.02), [], []))
+    found = visited(chromium, tmp_path, recipe_page.html(recipe, "", entries(recipe, 0.02), [], []))
     charts = found["charts"]
     assert set(charts) == {"chart-0", "chart-1"}
     for chart, columns in (("chart-0", 2), ("chart-1", 3)):
@@ -117,7 +117,7 @@ def test_figure_4_shows_its_14_points_and_the_papers(chromium: str, tmp_path: Pa
 
 def test_figures_without_published_numbers_and_many_columns(chromium: str, tmp_path: Path) -> None:
     recipe = read(find("grape-figure2"))
-    text = page.html(recipe, "", entries(recipe), [], [])
+    text = recipe_page.html(recipe, "", entries(recipe), [], [])
     assert "paper&#39;s" not in text.partition("</table>")[0].partition("<table")[2]
     found = visited(chromium, tmp_path, text)
     assert [len(chart["points"]) for chart in found["charts"].values()] == [30] * len(recipe.charts)
@@ -127,7 +127,7 @@ def test_figures_without_published_numbers_and_many_columns(chromium: str, tmp_p
 def test_pictures_of_filters_are_shown(chromium: str, tmp_path: Path) -> None:
     recipe = read(find("launay2019-table3"))
     shown = [{"label": rule, **_picture()} for rule in ("BP", "DFA")]
-    found = visited(chromium, tmp_path, page.html(recipe, "", entries(recipe), [], [], shown))
+    found = visited(chromium, tmp_path, recipe_page.html(recipe, "", entries(recipe), [], [], shown))
     assert [size[:2] for size in found["pictures"]] == [[20, 12]] * 2
     assert min(width for *_, width in found["pictures"]) > 200
     assert not found["charts"]
@@ -143,11 +143,11 @@ def test_filters_of_a_table_come_from_its_first_seed(tmp_path: Path, monkeypatch
     )
     records = table(TableOptions(name="pictured.yaml"))["records"]
     shown = {record["label"]: record["visualized"]["png"] for record in records if record["seed"] == 0}
-    text = page.report(ReportOptions(name="pictured.yaml")).read_text(encoding="utf-8")
+    text = recipe_page.report(ReportOptions(name="pictured.yaml")).read_text(encoding="utf-8")
     assert re.findall(r'src="data:image/png;base64,([^"]*)"', html.unescape(text)) == [shown["BP"], shown["DFA"]]
     # Another table that has the same runs calls them by its own rows.
     Path("other.yaml").write_text(Path("pictured.yaml").read_text().replace("{BP: {rule", '{"up": {rule'))
-    text = page.report(ReportOptions(name="other.yaml")).read_text(encoding="utf-8")
+    text = recipe_page.report(ReportOptions(name="other.yaml")).read_text(encoding="utf-8")
     assert re.findall(r"<figcaption>(.*?)</figcaption>", text) == ["up", "DFA"]
 
 
@@ -170,7 +170,7 @@ def test_a_page_of_curves_says_what_its_rows_have_in_common_and_how_to_repeat_th
     Path("widths.yaml").write_text(CURVES)
     for row, seeds in (("narrow", 1), ("wide", 2)):
         table(TableOptions(name="widths.yaml", scale="short", seeds=seeds, cell=[row]))
-    shown = page.report(ReportOptions(name="widths.yaml", scale="short")).read_text(encoding="utf-8")
+    shown = recipe_page.report(ReportOptions(name="widths.yaml", scale="short")).read_text(encoding="utf-8")
     curves = Path("results/widths-curves.html").read_text(encoding="utf-8")
     # 64 x 8 + 8 + 8 x 4 + 4 and 64 x 16 + 16 + 16 x 4 + 4; 180 and 210 of 240 images are trained on.
     lead = re.search(r'<p class="lead">(.*?)</p>', curves, re.DOTALL)[1]
@@ -188,7 +188,7 @@ def test_a_page_of_curves_says_what_its_rows_have_in_common_and_how_to_repeat_th
 def test_rows_whose_letters_are_the_same_have_pages_of_their_own() -> None:
     recipe = read(find("launay2019-table2"))
     rows = {name: {} for name in ("x(-0.5)", "x(+0.5)", "curves", "X--0-5-")}
-    files = page._file_names(replace(recipe, name="t", rows=rows, columns={}))
+    files = recipe_page._file_names(replace(recipe, name="t", rows=rows, columns={}))
     assert list(files.values()) == ["t-curves.html", "t-x--0-5-.html", "t-x--0-5--2.html", "t-X--0-5--3.html"]
 
 
@@ -197,7 +197,7 @@ def test_a_cell_of_other_seeds_than_its_row_says_so() -> None:
     shown = entries(recipe)
     shown[0] |= {"mean": 49.0, "std": 1.0, "seeds": 3}
     shown[1] |= {"mean": 7.0, "std": 2.0, "seeds": 5}
-    text = page.html(recipe, "", shown, [], [])
+    text = recipe_page.html(recipe, "", shown, [], [])
     assert "49.00 ± 1.00 (3)" in text
     assert "7.00 ± 2.00<" in text
     assert "<td>5</td>" in text
@@ -205,10 +205,10 @@ def test_a_cell_of_other_seeds_than_its_row_says_so() -> None:
 
 def test_a_columns_tolerance_stands_below_its_name() -> None:
     recipe = read(find("launay2020-table3"))
-    text = page.html(recipe, "", entries(recipe), [], [])
+    text = recipe_page.html(recipe, "", entries(recipe), [], [])
     assert text.count("<small>−1.5/+∞</small>") == 3  # of six columns three have published numbers
     assert '<th scope="col">Cora<br><small>−1.5/+∞</small></th>' in text
-    text = page.html(read(find("launay2019-table2")), "", entries(read(find("launay2019-table2"))), [], [])
+    text = recipe_page.html(read(find("launay2019-table2")), "", entries(read(find("launay2019-table2"))), [], [])
     assert '<th scope="col">alignment 1<br><small>± 0.1</small></th>' in text
 
 
@@ -216,7 +216,7 @@ def test_seeds_that_failed_are_told() -> None:
     recipe = read(find("launay2019-table1"))
     shown = entries(recipe)
     shown[0] |= {"mean": 49.0, "std": None, "seeds": 1, "failed": 4}
-    assert "49.00 (4 of 5 seeds failed)" in page.html(recipe, "", shown, [], [])
+    assert "49.00 (4 of 5 seeds failed)" in recipe_page.html(recipe, "", shown, [], [])
 
 
 def _picture() -> dict[str, Any]:
@@ -232,7 +232,7 @@ def test_rules_are_drawn_together_on_one_network_and_data_set(tmp_path: Path) ->
     def drawn(name: str) -> dict[str, list[str]]:
         recipe = read(find(name))
         cells = plan(recipe, recipe.scale("full"), 1)
-        return {group: list(found) for group, found in page.groups(recipe, cells).items()}
+        return {group: list(found) for group, found in recipe_page.groups(recipe, cells).items()}
 
     assert drawn("grape-table2") == {"AlexNet": ["BP", "DFA", "GrAPE"], "VGG-16": ["BP", "DFA", "GrAPE"]}
     assert list(drawn("launay2019-table3")) == ["curves"]
@@ -248,7 +248,7 @@ def test_rules_are_drawn_together_on_one_network_and_data_set(tmp_path: Path) ->
 def test_columns_of_the_same_runs_have_one_page_of_curves() -> None:
     recipe = read(find("launay2020-table3"))
     cells = plan(recipe, recipe.scale("full"), 1, ["GraphConv BP", "GraphConv DFA"])
-    assert list(page.groups(recipe, cells)) == ["Cora", "CiteSeer", "PubMed"]
+    assert list(recipe_page.groups(recipe, cells)) == ["Cora", "CiteSeer", "PubMed"]
 
 
 def test_charts_of_one_quantity_have_one_axis_and_empty_ones_are_left_out() -> None:
@@ -269,7 +269,7 @@ def test_a_chart_and_its_key_agree_on_every_column() -> None:
     columns = {name: replace(column, name=name) for name, column in columns.items()}
     charts = {"six": Chart(names, "x", "y"), "two": Chart(names[1::-1], "x", "z")}
     changed = replace(recipe, columns=columns, charts=charts, expected={})
-    text = page.html(changed, "", entries(changed), [], [])
+    text = recipe_page.html(changed, "", entries(changed), [], [])
     keys = re.findall(r'<p class="key">(.*?)</p>', text, re.DOTALL)
     specs = json.loads(re.search(r'<script type="application/json" id="specs">(.*?)</script>', text, re.DOTALL)[1])
     assert len(keys) == len(specs) == 2
@@ -302,6 +302,6 @@ def test_a_line_is_broken_where_nothing_was_measured() -> None:
 
 def test_a_page_without_figures_carries_no_drawing_library() -> None:
     recipe = read(find("launay2019-table1"))
-    text = page.html(recipe, "", entries(recipe), [], [])
+    text = recipe_page.html(recipe, "", entries(recipe), [], [])
     assert len(text) < 50_000
     assert "What filters look for" not in text

@@ -19,8 +19,8 @@ from bpfree.lab.recipe.merging import merged
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.recipe.schema import Chart, Column, Expected
 from bpfree.lab.runs import learner
+from bpfree.lab.tables.cells import plan, works
 from bpfree.lab.tables.metrics import value
-from bpfree.lab.tables.plan import plan, works
 from support import tiny_lab, tiny_table
 
 

@@ -11,8 +11,8 @@ from rich.table import Table
 from bpfree.lab.queue.ledger import State
 from bpfree.lab.recipe.locate import find
 from bpfree.lab.recipe.reading import read
-from bpfree.lab.tables import result, show
-from bpfree.lab.tables.plan import plan
+from bpfree.lab.tables import result, terminal_view
+from bpfree.lab.tables.cells import plan
 
 WIDTH = 80
 
@@ -30,7 +30,7 @@ def test_every_number_of_a_table_is_there_on_80_columns(name: str) -> None:
     entries = result.entries(plan(recipe, scale, 1), State({}, {}, []), scale)
     for number, entry in enumerate(entries):
         entry |= {"mean": 10 + number / 100, "std": 0.25, "seeds": 10, "failed": number % 2, "within": False}
-    text = shown(show.table(recipe, scale, entries))
+    text = shown(terminal_view.table(recipe, scale, entries))
     assert max(map(len, text.splitlines())) <= WIDTH
     for entry in entries:
         digits = entry["digits"]
@@ -47,7 +47,7 @@ def test_every_number_of_a_cost_is_there_on_80_columns() -> None:
     row |= {"hours": 5770.78, "gpu_hours": 1023.37}
     environment = {"threads": 1, "processor": "any", "gpu": None}
     taken = {"rows": [row], "runs": 1234, "environment": environment, "assumed": None}
-    text = shown(show.cost(recipe, taken | {name: row[name] for name in ("bytes", "hours", "gpu_hours")}))
+    text = shown(terminal_view.cost(recipe, taken | {name: row[name] for name in ("bytes", "hours", "gpu_hours")}))
     assert max(map(len, text.splitlines())) <= WIDTH
     for number in ("1,234", "468,750", "1,234.5", "10.61", "5,770.78", "1,023.37"):
         assert f" {number} " in text

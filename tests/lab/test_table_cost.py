@@ -12,7 +12,7 @@ import torch
 from bpfree.lab import data
 from bpfree.lab.errors import DamageError, SettingsError, WriteError
 from bpfree.lab.tables import cost, flops
-from bpfree.lab.tables.options import TableOptions
+from bpfree.lab.tables.command_options import TableOptions
 from bpfree.lab.tables.table import table
 from support import tiny_graph, tiny_lab, tiny_table
 

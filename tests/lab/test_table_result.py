@@ -11,7 +11,7 @@ from bpfree.lab.queue.ledger import State
 from bpfree.lab.recipe.schema import Column, Expected, Scale
 from bpfree.lab.report.text import tolerances
 from bpfree.lab.tables import markdown, result
-from bpfree.lab.tables.plan import Cell
+from bpfree.lab.tables.cells import Cell
 
 
 def entry(paper: float | None, measured: float, **column: Any) -> dict[str, Any]:

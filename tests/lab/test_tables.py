@@ -29,9 +29,9 @@ from bpfree.lab.queue import processes, storage
 from bpfree.lab.queue.attempts import GIVEN_BACK
 from bpfree.lab.queue.ledger import Claim, Ledger
 from bpfree.lab.recipe.reading import read
-from bpfree.lab.tables import inputs, markdown, page, provenance, result, workers
-from bpfree.lab.tables.options import ReportOptions, TableOptions
-from bpfree.lab.tables.plan import plan, works
+from bpfree.lab.tables import markdown, provenance, recipe_page, result, run_data, workers
+from bpfree.lab.tables.cells import plan, works
+from bpfree.lab.tables.command_options import ReportOptions, TableOptions
 from bpfree.lab.tables.table import table
 from bpfree.lab.tables.work import Training
 from support import tiny_lab, tiny_table, tiny_text
@@ -307,7 +307,7 @@ def test_seeds_that_diverged_are_told_and_leave_no_verdict(how: Exception | None
 
 
 def test_what_is_shown_of_seeds_and_code_is_the_same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "compared", lambda *_: None)
+    monkeypatch.setattr(recipe_page, "compared", lambda *_: None)
     found(monkeypatch, lambda work: 60.0 + work.seed)
     table(options(seeds=3, cell=["DFA/accuracy"]))
     change_the_code(monkeypatch)
@@ -320,7 +320,7 @@ def test_what_is_shown_of_seeds_and_code_is_the_same_everywhere(monkeypatch: pyt
         if (entry["row"], entry["column"]) == ("DFA", "training"):
             entry["seeds"] = 2
     markdowned = markdown.section(document)
-    html = page.report(ReportOptions(name="tiny.yaml")).read_text()
+    html = recipe_page.report(ReportOptions(name="tiny.yaml")).read_text()
     for text in (shown.getvalue(), markdowned, html):
         assert "61.00 ± 1.00" in text
     assert "| DFA | 61.00 ± 1.00 ✓<br>50.00 ± 1.50 | 61.00 ± 1.00 (2) |" in markdowned
@@ -329,22 +329,23 @@ def test_what_is_shown_of_seeds_and_code_is_the_same_everywhere(monkeypatch: pyt
     assert '<code id="command">bpfree table tiny.yaml</code>' in html
     for given, words in (({"cell": ["DFA"]}, " --cell DFA --seeds 3"), ({"cell": ["BP"]}, " --cell BP")):
         assert (
-            f"bpfree table tiny.yaml{words}</code>" in page.report(ReportOptions(name="tiny.yaml", **given)).read_text()
+            f"bpfree table tiny.yaml{words}</code>"
+            in recipe_page.report(ReportOptions(name="tiny.yaml", **given)).read_text()
         )
     table(options(seeds=3))
-    assert "bpfree table tiny.yaml --seeds 3</code>" in page.report(ReportOptions(name="tiny.yaml")).read_text()
+    assert "bpfree table tiny.yaml --seeds 3</code>" in recipe_page.report(ReportOptions(name="tiny.yaml")).read_text()
     chosen = ReportOptions(name="tiny.yaml", scale="reduced", seeds=1, cell=["BP/cosine 1"])
-    html = page.report(chosen).read_text()
+    html = recipe_page.report(chosen).read_text()
     assert "bpfree table tiny.yaml --scale reduced --cell &#39;BP/cosine 1&#39;</code>" in html
 
 
 def test_a_page_of_a_scale_without_runs_says_which_scale_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "compared", lambda *_: None)
+    monkeypatch.setattr(recipe_page, "compared", lambda *_: None)
     found(monkeypatch, lambda work: 60.0)
 
     def said() -> str:
         shown = io.StringIO()
-        page.report(ReportOptions(name="tiny.yaml"), Console(file=shown, width=200))
+        recipe_page.report(ReportOptions(name="tiny.yaml"), Console(file=shown, width=200))
         return shown.getvalue().split("page:")[0].strip()
 
     nothing = "The page is empty: no run of it has finished at scale full."
@@ -514,7 +515,7 @@ def test_a_damaged_file_of_the_tables_own_name_is_left_as_it_is(content: str, me
     Path("results").mkdir()
     path = Path("results/tiny.json")
     path.write_text(content)
-    for command, chosen in ((table, options(seeds=1)), (page.report, ReportOptions(name="tiny.yaml"))):
+    for command, chosen in ((table, options(seeds=1)), (recipe_page.report, ReportOptions(name="tiny.yaml"))):
         with pytest.raises((DamageError, WriteError), match=f"results/tiny.json .*{message}"):
             command(chosen)
     assert path.read_text() == content
@@ -701,7 +702,7 @@ scales: {full: {seeds: 1}}
 
 
 def test_numbers_of_another_folder_are_not_taken_for_this_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "_KNOWN", {})
+    monkeypatch.setattr(run_data, "_KNOWN", {})
     tiny_table.write(Path(), TEXT, "a")
     tiny_table.write(Path(), TEXT, "b")
     for name in ("one", "other"):
@@ -721,7 +722,7 @@ def test_numbers_of_another_folder_are_not_taken_for_this_ones(monkeypatch: pyte
     assert ran == ["one", "other"]
     # Nor those of a text that has been changed since, which another process finds.
     Path("one/valid.txt").write_text("the cat hears trees .\n" * 40)
-    inputs._KNOWN.clear()
+    run_data._KNOWN.clear()
     table(options(name="a.yaml", data_dir="one"))
     assert ran == ["one", "other", "one"]
     with pytest.raises(DataError, match="a: BP: pass --data-dir DIR, even to show what is finished"):
@@ -729,7 +730,7 @@ def test_numbers_of_another_folder_are_not_taken_for_this_ones(monkeypatch: pyte
 
 
 def test_other_files_of_a_data_set_than_are_read_now_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "_KEPT", {})
+    monkeypatch.setattr(run_data, "_KEPT", {})
     loaded = []
 
     def load(folder: Path) -> Any:

@@ -12,7 +12,7 @@ from bpfree.lab.cli import main
 from bpfree.lab.errors import TrustError
 from bpfree.lab.recipe.locate import FOLDER, find, names
 from bpfree.lab.recipe.reading import read
-from bpfree.lab.tables.options import ReportOptions, TableOptions
+from bpfree.lab.tables.command_options import ReportOptions, TableOptions
 
 RECIPE = "title: Made up\nbase: {{data: digits, epochs: 1, {base}}}\nrows: {{a: {{}}}}\ncolumns: {{accuracy: {{}}}}\n"
 CODE = {

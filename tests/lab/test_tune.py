@@ -17,9 +17,9 @@ from bpfree.lab import data, report
 from bpfree.lab.cli import main
 from bpfree.lab.errors import DataError, LedgerError, RunError, SettingsError
 from bpfree.lab.recipe.reading import read
-from bpfree.lab.tables import page
+from bpfree.lab.tables import recipe_page
 from bpfree.lab.tables import tune as tuning
-from bpfree.lab.tables.options import ReportOptions, TableOptions, TuneOptions
+from bpfree.lab.tables.command_options import ReportOptions, TableOptions, TuneOptions
 from bpfree.lab.tables.table import table
 from bpfree.lab.tables.tune import tune
 from bpfree.lab.tables.work import Training
@@ -283,7 +283,7 @@ class Texts(HTMLParser):
 
 def test_the_page_of_a_recipe() -> None:
     document = table(TableOptions(name="tiny.yaml", seeds=1, cell=["DFA", "BP"]))
-    path = page.report(ReportOptions(name="tiny.yaml", seeds=1))
+    path = recipe_page.report(ReportOptions(name="tiny.yaml", seeds=1))
     shown = Texts(path.read_text())
     mean = next(entry["mean"] for entry in document["tables"]["full"] if entry["row"] == "BP")
     for expected in ("Rules on tiny pictures", f"{mean:.2f} ✓", "50.00 ± 1.50", "The pictures are <made up>."):
@@ -297,6 +297,6 @@ def test_the_page_of_a_recipe() -> None:
 
 def test_a_recipe_that_is_not_measured_has_a_page_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "write", lambda *_: pytest.fail("there is nothing to draw"))
-    shown = Texts(page.report(ReportOptions(name="tiny.yaml")).read_text())
+    shown = Texts(recipe_page.report(ReportOptions(name="tiny.yaml")).read_text())
     assert shown.links == []
     assert "90.00" in shown.text

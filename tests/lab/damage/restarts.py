@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bpfree.lab.queue import processes, storage
 from bpfree.lab.tables import workers
-from bpfree.lab.tables.options import TableOptions
+from bpfree.lab.tables.command_options import TableOptions
 from bpfree.lab.tables.table import table
 from lab.damage.server import Server
 

@@ -18,8 +18,8 @@ from bpfree.lab.files import storable, write_text
 from bpfree.lab.queue.ledger import State
 from bpfree.lab.recipe.schema import Column, Recipe, Scale
 from bpfree.lab.summary import deviation
+from bpfree.lab.tables.cells import Cell
 from bpfree.lab.tables.metrics import value
-from bpfree.lab.tables.plan import Cell
 
 FORMAT = "bpfree-table/1"
 COST_FORMAT = "bpfree-cost/1"

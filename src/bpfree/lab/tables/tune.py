@@ -30,10 +30,10 @@ from bpfree.lab.recipe.merging import merged
 from bpfree.lab.recipe.reading import content_of
 from bpfree.lab.recipe.schema import Recipe
 from bpfree.lab.settings import plain
-from bpfree.lab.tables.options import TuneOptions
+from bpfree.lab.tables.command_options import TuneOptions
 from bpfree.lab.tables.provenance import code, source
 from bpfree.lab.tables.result import cautions
-from bpfree.lab.tables.subject import Subject, subjects
+from bpfree.lab.tables.tuned_settings import Subject, subjects
 from bpfree.lab.tables.workers import work_on
 from bpfree.lab.terminal import Display
 

@@ -24,7 +24,7 @@ from bpfree.lab.own_code import own_code, own_codes
 from bpfree.lab.parser import Parser, add_options, default, read_options
 from bpfree.lab.queue.work_protocol import Work
 from bpfree.lab.settings import PRESETS, RuleOverrides, RunSettings, import_path, plain
-from bpfree.lab.tables import inputs
+from bpfree.lab.tables import run_data
 from bpfree.lab.tasks import TASKS
 from bpfree.lab.terminal import Display
 
@@ -86,7 +86,7 @@ class Training:
 
     def data(self, data_dir: str | None) -> Any:
         """What is trained and evaluated on."""
-        return inputs.loaded(self.options.data, data_dir, self.options.reading)
+        return run_data.loaded(self.options.data, data_dir, self.options.reading)
 
 
 _TOLD = {"label", "seed", "rule", "model"}  # of a run's settings: those that are told elsewhere in its key
@@ -180,7 +180,7 @@ def works(label: str, settings: Mapping[str, Any], seeds: int, data_dir: str | N
     if "function" in settings:
         return _measurements(label, settings, seeds)
     options, run = _resolved(label, json.dumps(settings, sort_keys=True))
-    files = inputs.of_folder(options.data, data_dir, options.reading)
+    files = run_data.of_folder(options.data, data_dir, options.reading)
     return tuple(Training(label, seed, options, replace(run, seed=seed), files) for seed in range(seeds))
 
 

@@ -24,7 +24,7 @@ from bpfree.lab.queue.ledger import Claim, Ledger
 from bpfree.lab.queue.processes import Team
 from bpfree.lab.queue.work_protocol import Work
 from bpfree.lab.recipe.reading import read
-from bpfree.lab.tables.plan import plan, works
+from bpfree.lab.tables.cells import plan, works
 from bpfree.lab.tables.provenance import code, source
 from bpfree.lab.terminal import Display
 

@@ -13,8 +13,8 @@ from bpfree.lab.errors import DataError, SettingsError
 from bpfree.lab.queue.work_protocol import Work
 from bpfree.lab.recipe.schema import Column, Expected, Recipe, Scale
 from bpfree.lab.settings import plain
-from bpfree.lab.tables.inputs import ANY_FOLDER
 from bpfree.lab.tables.metrics import check
+from bpfree.lab.tables.run_data import ANY_FOLDER
 from bpfree.lab.tables.work import Training
 from bpfree.lab.tables.work import works as of_settings
 

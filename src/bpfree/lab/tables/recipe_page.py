@@ -21,8 +21,8 @@ from bpfree.lab.report.page import bundle, embedded, figures, specifications
 from bpfree.lab.report.template import HERE, rendered
 from bpfree.lab.summary import summarize
 from bpfree.lab.tables import result
-from bpfree.lab.tables.options import ReportOptions
-from bpfree.lab.tables.plan import Cell, plan, works
+from bpfree.lab.tables.cells import Cell, plan, works
+from bpfree.lab.tables.command_options import ReportOptions
 from bpfree.lab.tables.table import cautions, known, seeds
 from bpfree.lab.tables.work import Training
 from bpfree.lab.tasks import TASKS

@@ -15,8 +15,8 @@ from bpfree.lab.recipe import search
 from bpfree.lab.recipe.merging import merged
 from bpfree.lab.recipe.schema import Recipe, Scale
 from bpfree.lab.settings import PRESETS
-from bpfree.lab.tables.options import TuneOptions
-from bpfree.lab.tables.plan import chosen_cells
+from bpfree.lab.tables.cells import chosen_cells
+from bpfree.lab.tables.command_options import TuneOptions
 from bpfree.lab.tables.work import Training, imported
 from bpfree.lab.tables.work import works as of_settings
 from bpfree.lab.tasks import TASKS, task_of
