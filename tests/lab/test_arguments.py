@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bpfree.lab.arguments import arguments
+from bpfree.lab.signatures import arguments
 
 
 class Base:

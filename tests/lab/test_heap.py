@@ -13,7 +13,7 @@ ROUNDS, MIB = 12, 64
 SCRIPT = f"""
 import json, resource, sys
 import torch
-from bpfree.lab.heap import keep_freed_memory
+from bpfree.lab.glibc_heap import keep_freed_memory
 
 if "keep" in sys.argv:
     keep_freed_memory()

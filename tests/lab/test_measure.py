@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.measure import input_share, paired_ratio, peak_bytes, stored_bytes
+from bpfree.lab.time_and_memory import input_share, paired_ratio, peak_bytes, stored_bytes
 
 MIB = 2**20
 
@@ -82,7 +82,7 @@ def test_ratio_of_known_waits() -> None:
 def test_ratio_is_taken_within_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     # The reference takes 1, 2, 4, 8 and the subject twice, thrice, twice, thrice as long: ratios 2, 3, 2, 3.
     times = {"subject": iter([2.0, 6.0, 8.0, 24.0]), "reference": iter([1.0, 2.0, 4.0, 8.0])}
-    monkeypatch.setattr("bpfree.lab.measure.seconds", lambda call, synchronize: next(times[call()]))
+    monkeypatch.setattr("bpfree.lab.time_and_memory.seconds", lambda call, synchronize: next(times[call()]))
     ratio = paired_ratio(lambda: "subject", lambda: "reference", repeats=4, warmup=0)
     assert (ratio.lower, ratio.median, ratio.upper) == (2.0, 2.5, 3.0)
     assert (ratio.subject_seconds, ratio.reference_seconds) == (7.0, 3.0)
@@ -95,7 +95,7 @@ def test_one_pair_has_no_spread() -> None:
 
 def test_input_share_of_known_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("bpfree.lab.measure.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("bpfree.lab.time_and_memory.time.perf_counter", lambda: clock[0])
 
     def loader():
         for batch in range(5):

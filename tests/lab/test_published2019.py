@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from bpfree.lab.tasks.published2019 import cosines
+from bpfree.lab.tasks.alignment_launay2019 import cosines
 
 SAMPLES = 128
 

@@ -26,7 +26,7 @@ CODE = {
     "within": "within: marker.Within",
     "model": "model: marker.Net",
     "argument of a model": "model: {class_path: MLP, init_args: {activation: marker.run}}",
-    "what a module of bpfree has imported": "model: {class_path: bpfree.lab.heap.ctypes.CDLL}",
+    "what a module of bpfree has imported": "model: {class_path: bpfree.lab.glibc_heap.ctypes.CDLL}",
 }
 
 

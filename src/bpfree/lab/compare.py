@@ -21,8 +21,8 @@ from bpfree.lab.options import CompareOptions, command_line
 from bpfree.lab.runs import Places, run
 from bpfree.lab.settings import RunSettings, plain
 from bpfree.lab.summary import summarize
-from bpfree.lab.table import table
 from bpfree.lab.terminal import Display
+from bpfree.lab.terminal_table import table
 
 FORMAT = "bpfree-comparison/1"
 _WARM_STEPS = 20

@@ -18,8 +18,8 @@ from bpfree.lab.environment import device
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.files import file_name
 from bpfree.lab.identity import identity
-from bpfree.lab.length import Length
 from bpfree.lab.own_code import own_codes
+from bpfree.lab.run_length import Length
 
 Optimizer: TypeAlias = Literal["Adam", "AdamW", "SGD"]
 Schedule: TypeAlias = Literal["constant", "cosine", "exponential", "multistep", "plateau"]

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 import bpfree.lab.models as builtin
-from bpfree.lab.arguments import FROM_DATA, arguments
+from bpfree.lab.argument_errors import in_one_line
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.mistakes import in_one_line
+from bpfree.lab.signatures import FROM_DATA, arguments
 
 
 @dataclass(frozen=True)

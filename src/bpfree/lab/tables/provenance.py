@@ -18,7 +18,7 @@ _SHOWS = (
 )  # code that shows numbers or plans runs, and changes none
 _SHOW_FILES = tuple(
     f"lab/{name}.py"
-    for name in ("cli", "commands", "extras", "parser", "trust", "table", "terminal", "compare", "train")
+    for name in ("cli", "commands", "extras", "parser", "trust", "terminal_table", "terminal", "compare", "train")
 )
 
 

@@ -16,8 +16,8 @@ from jsonargparse import ArgumentError
 
 import bpfree
 from bpfree.errors import nearest
+from bpfree.lab.argument_errors import in_one_line
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.mistakes import in_one_line
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import TrainOptions
 from bpfree.lab.own_code import own_code, own_codes

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bpfree.lab.length import Length
+from bpfree.lab.run_length import Length
 from bpfree.lab.tasks import Metric, compared
 
 _TAPS = 4  # cosines shown of one rule; of a deeper net the lower and the upper ones

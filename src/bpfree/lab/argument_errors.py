@@ -9,7 +9,7 @@ from typing import NamedTuple
 import bpfree
 import bpfree.lab.models as builtin
 from bpfree.errors import nearest
-from bpfree.lab.arguments import FROM_DATA, arguments
+from bpfree.lab.signatures import FROM_DATA, arguments
 
 _SWITCH = "<class 'bool'>"
 _NEEDED = {
