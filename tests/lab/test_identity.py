@@ -13,6 +13,7 @@ from bpfree.lab.run_identity import LATER_ARGUMENTS, LATER_SETTINGS
 import bpfree
 from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.run_identity import LATER_ARGUMENTS, LATER_SETTINGS
 from bpfree.lab.settings import RuleSettings, RunSettings, plain
 from support import tiny_lab
 

@@ -17,8 +17,7 @@ from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.environment import device
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.files import file_name
-from bpfree.lab.identity import identity
-from bpfree.lab.own_code import own_codes
+from bpfree.lab.run_identity import identity, own_codes
 from bpfree.lab.run_length import Length
 
 Optimizer: TypeAlias = Literal["Adam", "AdamW", "SGD"]

@@ -20,9 +20,9 @@ from bpfree.lab.argument_errors import in_one_line
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import TrainOptions
-from bpfree.lab.own_code import own_code, own_codes
 from bpfree.lab.parser import Parser, add_options, default, read_options
 from bpfree.lab.queue.work_protocol import Work
+from bpfree.lab.run_identity import own_code, own_codes
 from bpfree.lab.settings import PRESETS, RuleOverrides, RunSettings, import_path, plain
 from bpfree.lab.tables import run_data
 from bpfree.lab.tasks import TASKS

@@ -1,4 +1,9 @@
-"""Code of one's own that a run depends on: it changes without a version, so the identity of a run holds its hash."""
+"""The identity of a run: the settings and the user's own code that decide its numbers.
+
+File names of records and keys of a table's runs hold hashes of it. A setting that is added later must not change the
+identity of runs that do not use it, or their records would no longer be found: at the value listed here it is left out.
+A user's own code changes without a version, so the identity holds a hash of its files.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,65 @@ from pathlib import Path
 from typing import Any
 
 _VERSIONED = ("bpfree", "torch")
+
+LATER_SETTINGS: dict[str, Any] = {
+    "augmentation": {
+        "crop_padding": 0,
+        "flip": False,
+        "resized_crop_scale": None,
+        "resized_crop_ratio": [3 / 4, 4 / 3],
+    },
+    "alignment": "every",
+    "visualize": None,
+}
+"""Setting of a run -> what runs did before it came."""
+LATER_INSIDE: dict[tuple[str, ...], Any] = {
+    ("rule", "decayed"): None,
+    ("rule", "rule", "feedback", "spread"): 0,
+    ("rule", "rule", "feedback", "max_bytes"): 4 * 2**30,
+}
+"""The same of settings inside others, by the way to them."""
+LATER_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "bpfree.lab.models.MLP": {
+        "negative_slope": 0.01,
+        "batch_norm": False,
+        "input_dropout": 0.0,
+        "dropout_before_activation": False,
+    },
+    "bpfree.lab.models.CNN": {"batch_norm": False, "input_dropout": 0.0, "conv_dropout": 0.0, "dropout": 0.0},
+}
+"""Model -> its argument -> what it did before that came."""
+
+
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings, as plain values, without its label and without later settings that it does not use."""
+    model = settings["model"]
+    later = LATER_ARGUMENTS.get(model.get("class_path", ""), {})
+    return {
+        **_without_inside(_without(settings, LATER_SETTINGS)),
+        "model": model | ({"init_args": _without(model["init_args"], later)} if later else {}),
+        "label": None,
+    }
+
+
+def _without_inside(settings: dict[str, Any]) -> dict[str, Any]:
+    for (*way, name), value in LATER_INSIDE.items():
+        settings = _left_out(settings, way, name, value)
+    return settings
+
+
+def _left_out(settings: Any, way: list[str], name: str, value: Any) -> Any:
+    """``settings`` without the one of this name at the end of a way, if it has this value."""
+    if not isinstance(settings, Mapping):
+        return settings
+    if way:
+        first, *rest = way
+        return {**settings, first: _left_out(settings[first], rest, name, value)} if first in settings else settings
+    return _without(settings, {name: value})
+
+
+def _without(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in later or value != later[name]}
 
 
 def own_code(module: str) -> str | None:
