@@ -11,7 +11,7 @@ from bpfree.lab.recipe.locate import find
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.recipe.schema import Recipe
 
-SHARED = Path(__file__).parents[3] / "shared"
+SHARED = Path(__file__).parents[4] / "shared"
 NUMBER = r"\d+\.?\d*|\.\d+"
 
 

@@ -23,7 +23,7 @@ from support.fake_network import Answers
 
 N = 20
 FILES = [*cifar10.TRAIN, cifar10.TEST]
-REAL = Path(__file__).parents[3] / "shared" / "data" / "CIFAR10"
+REAL = Path(__file__).parents[4] / "shared" / "data" / "CIFAR10"
 
 
 def batch(number: int) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_one_of_the_package_is_extended_by_name(tmp_path: Path) -> None:
 
 
 def test_the_example_in_the_docs_is_one(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "tables.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "tables.md").read_text()
     _, text = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     own, theirs = read(tiny_table.write(tmp_path, text)), read(find("launay2019-table2"))
     known, found = runs(theirs), runs(own)

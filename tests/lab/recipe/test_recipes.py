@@ -414,7 +414,7 @@ def test_every_layer_of_grapes_first_table_learns() -> None:
 
 
 def test_the_recipe_of_the_documentation_is_one(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "tables.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "tables.md").read_text()
     text, _ = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     recipe = read(tiny_table.write(tmp_path, text))
     assert len(works(plan(recipe, recipe.scale("full")))) == 9

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from bpfree.lab.run_identity import LATER_ARGUMENTS, LATER_SETTINGS
 
 import bpfree
 from bpfree.lab.data.augmentation import Augmentation

@@ -14,7 +14,7 @@ from bpfree.lab.settings import plain
 from bpfree.lab.tables.cells import plan, works
 from support.cli import compare_options
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FILES = sorted((ROOT / "experiments").glob("*.yaml"))
 RECIPES = [path for path in FILES if "title" in content_of(path)]
 COMPARISONS = [path for path in FILES if path not in RECIPES]

@@ -22,7 +22,7 @@ from lab.damage.alter import flipped
 from lab.damage.kinds import KINDS, RUNS, document, ledger, read_ledger, records
 from lab.damage.search import outcome
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_checksum_is_of_values_and_not_of_their_order() -> None:

@@ -23,7 +23,7 @@ from bpfree.lab.errors import DataError, SettingsError
 from support import tiny_graph
 from support.fake_network import Answers
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "Planetoid"
+REAL = Path(__file__).parents[4] / "shared" / "data" / "Planetoid"
 
 
 def pairs(edges: torch.Tensor) -> list[tuple[int, int]]:
