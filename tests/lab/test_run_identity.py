@@ -11,7 +11,7 @@ import torch
 
 import bpfree
 from bpfree.lab.data.augmentation import Augmentation
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.run_identity import LATER_ARGUMENTS, LATER_SETTINGS
 from bpfree.lab.settings import RuleSettings, RunSettings, plain
 from support import tiny_lab

@@ -16,7 +16,7 @@ from bpfree.lab.data import Data, load
 from bpfree.lab.errors import DataError, RunError, WriteError
 from bpfree.lab.files import write_json
 from bpfree.lab.leftovers import sweep, temporary_folder
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.options import CompareOptions, command_line
 from bpfree.lab.runs import Places, run
 from bpfree.lab.settings import RunSettings, plain

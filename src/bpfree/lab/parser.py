@@ -19,7 +19,7 @@ from torch import nn
 
 from bpfree.errors import nearest
 from bpfree.lab.argument_errors import mistake
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.options import Options
 from bpfree.lab.settings import default
 from bpfree.lab.signatures import FROM_DATA

@@ -23,7 +23,7 @@ from bpfree.lab.environment import device
 from bpfree.lab.errors import DataError, RunError, WriteError
 from bpfree.lab.files import make_folder, read_json, write_json
 from bpfree.lab.glibc_heap import keep_freed_memory
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.quiet import quiet
 from bpfree.lab.settings import RunSettings, plain
 from bpfree.lab.summary import mean_cosine

@@ -223,7 +223,7 @@ class RunSettings:
         label: The run's name in tables.
         seed: Determines the initial weights, the order of the data and the feedback.
         rule: The rule and its optimizer.
-        model: The model, as :meth:`bpfree.lab.models.build.ModelSettings.describe` gives it.
+        model: The model, as :meth:`bpfree.lab.model_settings.ModelSettings.describe` gives it.
         task: What is trained on what, one of :data:`bpfree.lab.tasks.TASKS`.
         taps: Names or patterns of the taps; None for every non-linearity.
         error_at: The module at whose output the error is taken; None for the model's.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import bpfree
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.models import CNN, MLP, VGG16, AlexNet, BottleneckMLP, LeNet4
-from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import CompareOptions
 
 IMAGE, LARGE = (3, 32, 32), (3, 224, 224)

@@ -23,7 +23,7 @@ from bpfree.lab.data import load
 from bpfree.lab.data.graphs import Graph, GraphSettings, unlinked
 from bpfree.lab.data.planetoid import PUBMED
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.options import CompareOptions
 from bpfree.lab.recipe.locate import find
 from bpfree.lab.recipe.reading import read

@@ -24,8 +24,8 @@ from bpfree.lab.commands import main, make_parser
 from bpfree.lab.compare import compare, plan_runs
 from bpfree.lab.data.text import Text
 from bpfree.lab.errors import RunError, SettingsError
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.models import CausalTransformer
-from bpfree.lab.models.build import ModelSettings
 from bpfree.lab.options import CompareOptions, command_line
 from bpfree.lab.parser import read_options, with_model
 from bpfree.lab.runs import Places, run

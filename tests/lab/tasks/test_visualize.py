@@ -15,7 +15,7 @@ from torch import nn
 import bpfree
 from bpfree.lab import runs
 from bpfree.lab.errors import RunError
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.runs import run
 from bpfree.lab.tasks.visualize import exciting, visualized
 from support import tiny_lab

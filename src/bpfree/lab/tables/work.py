@@ -18,7 +18,7 @@ import bpfree
 from bpfree.errors import nearest
 from bpfree.lab.argument_errors import in_one_line
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.options import TrainOptions
 from bpfree.lab.parser import Parser, add_options, default, read_options
 from bpfree.lab.queue.work_protocol import Work
