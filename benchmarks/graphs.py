@@ -19,8 +19,8 @@ from torch import nn
 import bpfree
 from bpfree.lab.data import load
 from bpfree.lab.data.graphs import Graph
-from bpfree.lab.measure import paired_ratio
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
+from bpfree.lab.time_and_memory import paired_ratio
 from common import results, script
 
 REFERENCE = "torch_geometric, BP"

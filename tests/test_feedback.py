@@ -103,8 +103,8 @@ def test_equal_widths_share_one_signal_tensor_that_lives_no_longer_than_needed()
 @pytest.mark.parametrize("feedback", [bpfree.Feedback(), bpfree.Feedback(shared=False)], ids=["shared", "own"])
 def test_a_convolutional_step_takes_no_more_memory_than_backpropagation(feedback):
     # Signals of all widths at once would add a sixth on this network.
-    from bpfree.lab.measure import peak_bytes
     from bpfree.lab.models.cnn import CNN
+    from bpfree.lab.time_and_memory import peak_bytes
 
     x, y = torch.randn(16, 3, 32, 32), torch.randint(0, 10, (16,))
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 from torch.utils.flop_counter import FlopCounterMode
 
 import bpfree
-from bpfree.lab.measure import peak_bytes
+from bpfree.lab.time_and_memory import peak_bytes
 from common.nets import MLP, Net
 
 LEARNING_RATE = 1e-4

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from bpfree.lab.measure import paired_ratio, seconds
+from bpfree.lab.time_and_memory import paired_ratio, seconds
 from common.subjects import Step
 
 
 def timed(step: Step, reference: Step, pairs: int, *, warmup: int = 2) -> dict[str, Any]:
-    """The ratio of their times within ``pairs`` pairs, see :func:`bpfree.lab.measure.paired_ratio`.
+    """The ratio of their times within ``pairs`` pairs, see :func:`bpfree.lab.time_and_memory.paired_ratio`.
 
     A step whose work comes again after several steps is timed over all of them, beside as many of the reference.
     """

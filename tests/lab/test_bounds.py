@@ -20,7 +20,7 @@ from bpfree.lab.data.pickled import NUMBERS, parse_pickle, unpickled
 from bpfree.lab.data.planetoid import _part
 from bpfree.lab.data.text import TextSettings, Vocabulary, load_text
 from bpfree.lab.errors import DataError, SettingsError
-from bpfree.lab.tables.reading import read
+from bpfree.lab.recipe.reading import read
 from lab.damage.kinds import KINDS
 
 ROOM = 2**24  # bytes that reading a small file may take here; what the files below ask for is far more

@@ -17,7 +17,7 @@ from bpfree.lab.commands import main, make_parser
 from bpfree.lab.compare import compare, plan_runs
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.files import read_json
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.options import CompareOptions, TrainOptions, command_line
 from bpfree.lab.parser import read_options
 from bpfree.lab.settings import RuleOverrides, rule_settings

@@ -14,9 +14,10 @@ import torch
 from bpfree.lab import files, report, runs
 from bpfree.lab.checkpoints import WholeFiles, damage_of, previous
 from bpfree.lab.errors import LedgerError, WriteError
+from bpfree.lab.queue import storage
+from bpfree.lab.queue.ledger import Ledger
 from bpfree.lab.runs import run
-from bpfree.lab.tables import markdown, result, storage
-from bpfree.lab.tables.ledger import Ledger
+from bpfree.lab.tables import markdown, result
 from lab.damage.kinds import RUNS, records
 from support import tiny_lab
 from support.fake_comparison import comparison

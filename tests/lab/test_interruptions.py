@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_ledger import RUN
 
-from bpfree.lab.tables.ledger import Ledger
+from bpfree.lab.queue.ledger import Ledger
 from lab.damage.interruptions import interrupted
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from bpfree.lab import files, leftovers
 from bpfree.lab.errors import WriteError
-from bpfree.lab.tables.options import TableOptions
+from bpfree.lab.tables.command_options import TableOptions
 from bpfree.lab.tables.table import table
 from support import tiny_table
 

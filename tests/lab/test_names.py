@@ -14,9 +14,9 @@ from bpfree.lab.data import ImageSettings, load
 from bpfree.lab.data.text import TextSettings, load_text
 from bpfree.lab.errors import DamageError, DataError, SettingsError
 from bpfree.lab.options import TrainOptions
+from bpfree.lab.recipe.locate import find
 from bpfree.lab.settings import RuleOverrides
 from bpfree.lab.tables import markdown, result
-from bpfree.lab.tables.recipe import find
 from support import tiny_lab
 
 NO_TEXT = os.fsdecode(b"caf\xe9")

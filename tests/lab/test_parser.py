@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bpfree.lab.argument_errors import Mistake
 from bpfree.lab.cli import main
-from bpfree.lab.mistakes import Mistake
 from support.cli import compare_options
 
 

@@ -22,7 +22,7 @@ from bpfree.lab import runs
 from bpfree.lab.checkpoints import WholeFiles
 from bpfree.lab.errors import RunError, SettingsError, WriteError
 from bpfree.lab.files import read_json, write_json
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.runs import Places, run
 from bpfree.lab.settings import RuleSettings, RunSettings, Schedule, rule_settings
 from bpfree.lab.terminal import Display

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bpfree.lab.summary import deviation, mean_cosine, recovery, summarize
-from bpfree.lab.table import table
 from bpfree.lab.tasks import LANGUAGE
+from bpfree.lab.terminal_table import table
 
 
 def tap(name: str, cosine: float | None, valid: int = 10) -> dict:

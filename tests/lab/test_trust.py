@@ -10,9 +10,9 @@ import pytest
 from bpfree.lab import trust
 from bpfree.lab.cli import main
 from bpfree.lab.errors import TrustError
-from bpfree.lab.tables.options import ReportOptions, TableOptions
-from bpfree.lab.tables.reading import read
-from bpfree.lab.tables.recipe import FOLDER, find, names
+from bpfree.lab.recipe.locate import FOLDER, find, names
+from bpfree.lab.recipe.reading import read
+from bpfree.lab.tables.command_options import ReportOptions, TableOptions
 
 RECIPE = "title: Made up\nbase: {{data: digits, epochs: 1, {base}}}\nrows: {{a: {{}}}}\ncolumns: {{accuracy: {{}}}}\n"
 CODE = {
@@ -26,7 +26,7 @@ CODE = {
     "within": "within: marker.Within",
     "model": "model: marker.Net",
     "argument of a model": "model: {class_path: MLP, init_args: {activation: marker.run}}",
-    "what a module of bpfree has imported": "model: {class_path: bpfree.lab.heap.ctypes.CDLL}",
+    "what a module of bpfree has imported": "model: {class_path: bpfree.lab.glibc_heap.ctypes.CDLL}",
 }
 
 

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from bpfree.lab.data.graphs import Graph, GraphSettings
 from bpfree.lab.data.planetoid import CORA, Citations, load_planetoid
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.settings import RunSettings, rule_settings
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bpfree.lab.data import Images, Normalization, Splits
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.settings import RunSettings, rule_settings
 
 

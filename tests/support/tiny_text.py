@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfree.lab.data.text import Text, TextSettings, load_text
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.settings import RunSettings, rule_settings
 
 SMALL = {"blocks": 2, "width": 16, "heads": 2, "hidden": 32}

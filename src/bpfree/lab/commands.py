@@ -12,7 +12,7 @@ import bpfree
 from bpfree.errors import BpfreeError
 from bpfree.lab.options import CompareOptions, TrainOptions
 from bpfree.lab.parser import Parser, add_options, read_options, summary, with_model
-from bpfree.lab.tables.options import ReportOptions, TableOptions, TuneOptions
+from bpfree.lab.tables.command_options import ReportOptions, TableOptions, TuneOptions
 from bpfree.lab.trust import FLAG, names_code, search_current_folder
 
 _DESCRIPTION = """Train neural networks without backpropagation, and see what that costs and buys.
@@ -71,7 +71,7 @@ _MODULES = {
     "train": "bpfree.lab.train",
     "table": "bpfree.lab.tables.table",
     "tune": "bpfree.lab.tables.tune",
-    "report": "bpfree.lab.tables.page",
+    "report": "bpfree.lab.tables.recipe_page",
 }
 """Command -> the module of the function that is called like it."""
 

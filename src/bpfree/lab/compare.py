@@ -16,13 +16,13 @@ from bpfree.lab.data import Data, load
 from bpfree.lab.errors import DataError, RunError, WriteError
 from bpfree.lab.files import write_json
 from bpfree.lab.leftovers import sweep, temporary_folder
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.options import CompareOptions, command_line
 from bpfree.lab.runs import Places, run
 from bpfree.lab.settings import RunSettings, plain
 from bpfree.lab.summary import summarize
-from bpfree.lab.table import table
 from bpfree.lab.terminal import Display
+from bpfree.lab.terminal_table import table
 
 FORMAT = "bpfree-comparison/1"
 _WARM_STEPS = 20

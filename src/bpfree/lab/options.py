@@ -16,7 +16,7 @@ from bpfree.lab.data import GraphSettings, ImageSettings, TextSettings
 from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.files import file_name
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.settings import (
     RuleOverrides,
     RunSettings,

@@ -18,11 +18,11 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, get_lo
 from torch import nn
 
 from bpfree.errors import nearest
-from bpfree.lab.arguments import FROM_DATA
-from bpfree.lab.mistakes import mistake
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.argument_errors import mistake
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.options import Options
 from bpfree.lab.settings import default
+from bpfree.lab.signatures import FROM_DATA
 from bpfree.lab.tasks import task_of
 from bpfree.lab.trust import FLAG, vouched
 

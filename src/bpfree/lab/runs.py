@@ -22,9 +22,8 @@ from bpfree.lab.data.samples import Data
 from bpfree.lab.environment import device
 from bpfree.lab.errors import DataError, RunError, WriteError
 from bpfree.lab.files import make_folder, read_json, write_json
-from bpfree.lab.heap import keep_freed_memory
-from bpfree.lab.measure import peak_bytes, stored_bytes
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.glibc_heap import keep_freed_memory
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.quiet import quiet
 from bpfree.lab.settings import RunSettings, plain
 from bpfree.lab.summary import mean_cosine
@@ -34,6 +33,7 @@ from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.records import EpochRecords, TrainingSeconds
 from bpfree.lab.tasks.visualize import find, visualized
 from bpfree.lab.terminal import Display, ShowProgress
+from bpfree.lab.time_and_memory import peak_bytes, stored_bytes
 
 _WARM_STEPS = 3
 _PICTURES = dict.fromkeys(("filters", "filters_shape", "embedding"))  # what a record says where none were asked for

@@ -17,9 +17,8 @@ from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.environment import device
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.files import file_name
-from bpfree.lab.identity import identity
-from bpfree.lab.length import Length
-from bpfree.lab.own_code import own_codes
+from bpfree.lab.run_identity import identity, own_codes
+from bpfree.lab.run_length import Length
 
 Optimizer: TypeAlias = Literal["Adam", "AdamW", "SGD"]
 Schedule: TypeAlias = Literal["constant", "cosine", "exponential", "multistep", "plateau"]
@@ -224,7 +223,7 @@ class RunSettings:
         label: The run's name in tables.
         seed: Determines the initial weights, the order of the data and the feedback.
         rule: The rule and its optimizer.
-        model: The model, as :meth:`bpfree.lab.models.build.ModelSettings.describe` gives it.
+        model: The model, as :meth:`bpfree.lab.model_settings.ModelSettings.describe` gives it.
         task: What is trained on what, one of :data:`bpfree.lab.tasks.TASKS`.
         taps: Names or patterns of the taps; None for every non-linearity.
         error_at: The module at whose output the error is taken; None for the model's.

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 from rich.text import Text
 
-from bpfree.lab.length import Length
+from bpfree.lab.run_length import Length
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks import CLASSIFICATION, TASKS
 

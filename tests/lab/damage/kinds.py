@@ -29,9 +29,9 @@ from bpfree.lab.data.planetoid import CORA, _indices, _neighbours
 from bpfree.lab.data.text import _lines
 from bpfree.lab.errors import WriteError
 from bpfree.lab.files import read_json, write_json
+from bpfree.lab.queue.ledger import Ledger
+from bpfree.lab.recipe.reading import read
 from bpfree.lab.tables import result
-from bpfree.lab.tables.ledger import Ledger
-from bpfree.lab.tables.reading import read
 from support import tiny_table
 
 RUNS = [Asked(key) for key in ("a", "b", "c")]

@@ -11,8 +11,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from bpfree.lab.tables import storage, team, workers
-from bpfree.lab.tables.options import TableOptions
+from bpfree.lab.queue import processes, storage
+from bpfree.lab.tables import workers
+from bpfree.lab.tables.command_options import TableOptions
 from bpfree.lab.tables.table import table
 from lab.damage.server import Server
 
@@ -68,7 +69,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=10)
     asked = parser.parse_args()
-    team.METHOD, workers._POLL = "fork", 0.2
+    processes.METHOD, workers._POLL = "fork", 0.2
     storage._PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
     counts = restarted(asked.times, asked.rows, asked.seeds, pause=2.0)
     print(f"{len(counts)} of {asked.rows * asked.seeds} runs; so often: {Counter(counts.values())}")

@@ -8,10 +8,10 @@ from typing import Any
 
 import altair as alt
 
-from bpfree.lab.length import Length
 from bpfree.lab.report.panels import Panel
 from bpfree.lab.report.series import Row, short
 from bpfree.lab.report.style import Style
+from bpfree.lab.run_length import Length
 
 # The page's parameter that holds the labels chosen in its legend; empty means all.
 CHOSEN = "chosen"

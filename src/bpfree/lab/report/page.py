@@ -12,12 +12,12 @@ import vl_convert
 from markupsafe import Markup
 
 from bpfree.lab.files import write_text
-from bpfree.lab.length import Length
 from bpfree.lab.report import charts, panels, series, tables
 from bpfree.lab.report.filters import filters
 from bpfree.lab.report.picture import vega_lite
 from bpfree.lab.report.style import Style, marks, on_screen
 from bpfree.lab.report.template import HERE, rendered
+from bpfree.lab.run_length import Length
 from bpfree.lab.tasks import compared
 
 

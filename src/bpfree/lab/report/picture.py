@@ -10,9 +10,9 @@ import altair as alt
 import vl_convert
 
 from bpfree.lab.files import replacing
-from bpfree.lab.length import Length
 from bpfree.lab.report import charts, panels, series
 from bpfree.lab.report.style import Style, marks, on_paper
+from bpfree.lab.run_length import Length
 
 COLUMNS = 4
 WIDTH = 840

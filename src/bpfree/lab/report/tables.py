@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bpfree.lab.length import Length
 from bpfree.lab.report import series, text
+from bpfree.lab.run_length import Length
 from bpfree.lab.tasks import compared
 
 Comparison = Mapping[str, Any]

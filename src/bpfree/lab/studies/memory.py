@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 import bpfree
-from bpfree.lab.measure import held_bytes
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
+from bpfree.lab.time_and_memory import held_bytes
 
 _BYTES = 4  # of a number in single precision
 

@@ -1,5 +1,5 @@
-"""Published tables as recipes: what is missing of one is run, and its cells stand beside the paper's.
+"""The commands on published tables: run what is missing of one, and show its cells beside the paper's.
 
-``recipe`` reads a file, ``plan`` makes runs of its cells, ``ledger`` keeps what was found and says who runs what,
-``workers`` run it, ``result`` makes numbers of it. ``table``, ``tune`` and ``page`` are the commands.
+``cells`` plans the runs of a recipe (:mod:`bpfree.lab.recipe`), ``workers`` run them, ``result`` makes numbers of the
+records. ``table``, ``tune`` and ``recipe_page`` are the commands.
 """

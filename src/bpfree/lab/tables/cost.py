@@ -20,19 +20,20 @@ from bpfree.lab.data.samples import Data
 from bpfree.lab.environment import device
 from bpfree.lab.errors import SettingsError, WriteError
 from bpfree.lab.files import write_json
-from bpfree.lab.heap import keep_freed_memory
-from bpfree.lab.length import Length
-from bpfree.lab.measure import peak_bytes, seconds, stored_bytes
+from bpfree.lab.glibc_heap import keep_freed_memory
+from bpfree.lab.queue.work_protocol import Work
+from bpfree.lab.recipe.schema import Recipe, Scale
+from bpfree.lab.run_length import Length
 from bpfree.lab.runs import learner, training_step
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tables import flops
-from bpfree.lab.tables.recipe import Recipe, Scale
 from bpfree.lab.tables.result import COST_FORMAT, of_format
-from bpfree.lab.tables.work import Training, Work
+from bpfree.lab.tables.work import Training
 from bpfree.lab.tasks import TASKS
 from bpfree.lab.tasks.feed import Feed
 from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.source import One
+from bpfree.lab.time_and_memory import peak_bytes, seconds, stored_bytes
 
 GPU_FLOPS = 10e12
 """Operations a second that a GPU is assumed to sustain in single precision: half of what an A100 has at most."""

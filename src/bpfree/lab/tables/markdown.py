@@ -8,7 +8,7 @@ from typing import Any
 
 from bpfree.lab.files import write_text
 from bpfree.lab.report.text import DASH, count, failures, mean_std, others, tolerances
-from bpfree.lab.tables import show
+from bpfree.lab.tables import terminal_view
 from bpfree.lab.tables.result import COST_FORMAT, FORMAT, cautions, of_format, seeds_of_rows
 
 _HEAD = """# Results
@@ -41,8 +41,8 @@ def taken(costs: Sequence[Mapping[str, Any]]) -> str:
     for document in costs:
         for name, scale in document["scales"].items():
             told = _in_cell(f"{name} ({scale['cut']})" if scale["cut"] else name)
-            lines.append([_in_cell(document["name"]), told, f"{scale['runs']:,}", *show.hours(scale)])
-            said[show.assumption(scale)] = None
+            lines.append([_in_cell(document["name"]), told, f"{scale['runs']:,}", *terminal_view.hours(scale)])
+            said[terminal_view.assumption(scale)] = None
     head = [
         "## What they take",
         "",

@@ -9,8 +9,9 @@ from typing import Any
 from bpfree.alignment import TapAlignment
 from bpfree.errors import nearest
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.tables.recipe import Column
-from bpfree.lab.tables.work import Training, Work
+from bpfree.lab.queue.work_protocol import Work
+from bpfree.lab.recipe.schema import Column
+from bpfree.lab.tables.work import Training
 from bpfree.lab.tasks import PUBLISHED_COSINE, TASKS
 
 _ALIGNMENT, _OF = "alignment", "of"

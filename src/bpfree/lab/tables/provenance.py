@@ -10,10 +10,15 @@ from pathlib import Path
 import bpfree
 
 _PACKAGE = Path(bpfree.__file__).parent
-_SHOWS = ("lab/report", "lab/tables", "pipeline")  # code that shows numbers or plans runs, and changes none
+_SHOWS = (
+    "lab/report",
+    "lab/recipe",
+    "lab/tables",
+    "pipeline",
+)  # code that shows numbers or plans runs, and changes none
 _SHOW_FILES = tuple(
     f"lab/{name}.py"
-    for name in ("cli", "commands", "extras", "parser", "trust", "table", "terminal", "compare", "train")
+    for name in ("cli", "commands", "extras", "parser", "trust", "terminal_table", "terminal", "compare", "train")
 )
 
 

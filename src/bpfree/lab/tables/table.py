@@ -9,14 +9,16 @@ from typing import Any
 from rich.console import Console
 
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.tables import inputs, markdown, result, show
-from bpfree.lab.tables.ledger import Ledger, State
-from bpfree.lab.tables.options import RecipeOptions, TableOptions
-from bpfree.lab.tables.plan import Cell, plan, works
+from bpfree.lab.queue.ledger import Ledger, State
+from bpfree.lab.queue.work_protocol import Work
+from bpfree.lab.recipe.locate import find, names
+from bpfree.lab.recipe.reading import read
+from bpfree.lab.recipe.schema import Recipe, Scale
+from bpfree.lab.tables import markdown, result, run_data, terminal_view
+from bpfree.lab.tables.cells import Cell, plan, works
+from bpfree.lab.tables.command_options import RecipeOptions, TableOptions
 from bpfree.lab.tables.provenance import source
-from bpfree.lab.tables.reading import read
-from bpfree.lab.tables.recipe import Recipe, Scale, find, names
-from bpfree.lab.tables.work import Training, Work
+from bpfree.lab.tables.work import Training
 from bpfree.lab.tables.workers import Order, run_all
 
 
@@ -38,7 +40,7 @@ def table(options: TableOptions, console: Console | None = None) -> dict[str, An
     """
     if options.list:
         if console is not None:
-            console.print(show.recipes([read(find(name)) for name in names()]))
+            console.print(terminal_view.recipes([read(find(name)) for name in names()]))
         return {}
     if options.workers < 1:
         raise SettingsError(f"--workers {options.workers} must be at least 1.")
@@ -95,7 +97,7 @@ def _cost(
     taken = cost(recipe, scale, found, options.data_dir)
     paths = [write(recipe, taken, folder), markdown.write(folder)] if whole else []
     if console is not None:
-        console.print(show.cost(recipe, taken))
+        console.print(terminal_view.cost(recipe, taken))
         for path in paths:
             console.print(f"{path.name}: {path}", soft_wrap=True)
     return taken
@@ -137,7 +139,7 @@ def _show(console: Console, recipe: Recipe, scale: Scale, options: TableOptions,
     cells = plan(recipe, scale, seeds(options, scale, ledger), options.cell or (), options.data_dir)
     state = ledger.state(works(cells))
     entries = result.entries(cells, state, scale)
-    console.print(show.table(recipe, scale, entries))
+    console.print(terminal_view.table(recipe, scale, entries))
     wrong = [*state.wrong.values(), *(entry["wrong"] for entry in entries if entry["wrong"])]
     for line in [*cautions(cells, state, options.data_dir), *dict.fromkeys(wrong)]:
         console.print(line, soft_wrap=True)
@@ -151,4 +153,4 @@ def seeds(options: RecipeOptions, scale: Scale, ledger: Ledger) -> int:
 def cautions(cells: Sequence[Cell], state: State, data_dir: str | None) -> list[str]:
     """What a reader must know about how the records came about, beside the present code and data."""
     data = [(work.options.data, work.options.reading) for work in works(cells) if isinstance(work, Training)]
-    return result.cautions(state.records.values(), source(), files=inputs.at_hand(data, data_dir))
+    return result.cautions(state.records.values(), source(), files=run_data.at_hand(data, data_dir))

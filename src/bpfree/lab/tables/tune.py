@@ -23,17 +23,17 @@ from bpfree.lab.checksums import checksum
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.files import write_text
 from bpfree.lab.leftovers import sweep
+from bpfree.lab.queue.ledger import Ledger
+from bpfree.lab.queue.storage import open_storage, patient, persistent
+from bpfree.lab.recipe import search
+from bpfree.lab.recipe.merging import merged
+from bpfree.lab.recipe.reading import content_of
+from bpfree.lab.recipe.schema import Recipe
 from bpfree.lab.settings import plain
-from bpfree.lab.tables import search
-from bpfree.lab.tables.inherit import merged
-from bpfree.lab.tables.ledger import Ledger
-from bpfree.lab.tables.options import TuneOptions
+from bpfree.lab.tables.command_options import TuneOptions
 from bpfree.lab.tables.provenance import code, source
-from bpfree.lab.tables.reading import content_of
-from bpfree.lab.tables.recipe import Recipe
 from bpfree.lab.tables.result import cautions
-from bpfree.lab.tables.storage import open_storage, patient, persistent
-from bpfree.lab.tables.subject import Subject, subjects
+from bpfree.lab.tables.tuned_settings import Subject, subjects
 from bpfree.lab.tables.workers import work_on
 from bpfree.lab.terminal import Display
 

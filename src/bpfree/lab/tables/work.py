@@ -1,4 +1,4 @@
-"""The unit of work: one run or measurement, which several cells of a table may read."""
+"""One run or measurement, which several cells of a table may read."""
 
 from __future__ import annotations
 
@@ -10,49 +10,23 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from jsonargparse import ArgumentError
 
 import bpfree
 from bpfree.errors import nearest
+from bpfree.lab.argument_errors import in_one_line
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.mistakes import in_one_line
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.options import TrainOptions
-from bpfree.lab.own_code import own_code, own_codes
 from bpfree.lab.parser import Parser, add_options, default, read_options
+from bpfree.lab.queue.work_protocol import Work
+from bpfree.lab.run_identity import own_code, own_codes
 from bpfree.lab.settings import PRESETS, RuleOverrides, RunSettings, import_path, plain
-from bpfree.lab.tables import inputs
+from bpfree.lab.tables import run_data
 from bpfree.lab.tasks import TASKS
 from bpfree.lab.terminal import Display
-
-
-class Work(Protocol):
-    """What can be run for a cell.
-
-    Attributes:
-        label: What it is called while it runs.
-        seed: The seed.
-    """
-
-    label: str
-    seed: int
-
-    @property
-    def key(self) -> str:
-        """A hash of all that is asked for: what has the same key has the same result at one state of the code."""
-
-    @property
-    def metric(self) -> str | None:
-        """The number that a column shows unless it names another."""
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """Others that only runs of this task have."""
-
-    def perform(self, folder: Path, data_dir: str | None, display: Display) -> dict[str, Any]:
-        """Do it, and return the record."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +86,7 @@ class Training:
 
     def data(self, data_dir: str | None) -> Any:
         """What is trained and evaluated on."""
-        return inputs.loaded(self.options.data, data_dir, self.options.reading)
+        return run_data.loaded(self.options.data, data_dir, self.options.reading)
 
 
 _TOLD = {"label", "seed", "rule", "model"}  # of a run's settings: those that are told elsewhere in its key
@@ -206,7 +180,7 @@ def works(label: str, settings: Mapping[str, Any], seeds: int, data_dir: str | N
     if "function" in settings:
         return _measurements(label, settings, seeds)
     options, run = _resolved(label, json.dumps(settings, sort_keys=True))
-    files = inputs.of_folder(options.data, data_dir, options.reading)
+    files = run_data.of_folder(options.data, data_dir, options.reading)
     return tuple(Training(label, seed, options, replace(run, seed=seed), files) for seed in range(seeds))
 
 

@@ -20,12 +20,12 @@ from bpfree.errors import BpfreeError
 from bpfree.lab import environment
 from bpfree.lab.errors import RunError
 from bpfree.lab.leftovers import sweep
-from bpfree.lab.tables.ledger import Claim, Ledger
-from bpfree.lab.tables.plan import plan, works
+from bpfree.lab.queue.ledger import Claim, Ledger
+from bpfree.lab.queue.processes import Team
+from bpfree.lab.queue.work_protocol import Work
+from bpfree.lab.recipe.reading import read
+from bpfree.lab.tables.cells import plan, works
 from bpfree.lab.tables.provenance import code, source
-from bpfree.lab.tables.reading import read
-from bpfree.lab.tables.team import Team
-from bpfree.lab.tables.work import Work
 from bpfree.lab.terminal import Display
 
 _POLL = 1.0  # seconds between two looks at the ledger

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from bpfree.lab.data.graphs import Graph
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.measure import clock
 from bpfree.lab.models.graphs.layers import SplineConv
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks import PUBLISHED_ALIGNMENT
@@ -23,6 +22,7 @@ from bpfree.lab.tasks.published import alignment
 from bpfree.lab.tasks.source import One
 from bpfree.lab.tasks.task import Task
 from bpfree.lab.tasks.whole_graph import Whole, WholeGraph
+from bpfree.lab.time_and_memory import clock
 from bpfree.rules.direct import IGNORED
 
 

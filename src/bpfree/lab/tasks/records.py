@@ -15,10 +15,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import bpfree
 from bpfree.errors import TapSelectionError
 from bpfree.lab.errors import RunError
-from bpfree.lab.measure import clock
 from bpfree.lab.settings import Times
 from bpfree.lab.tasks import PUBLISHED_COSINE
 from bpfree.lab.tasks.learner import Learner
+from bpfree.lab.time_and_memory import clock
 
 
 class TrainingSeconds(Callback):

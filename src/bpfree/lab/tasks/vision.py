@@ -11,9 +11,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from bpfree.lab.data import Splits
 from bpfree.lab.settings import RunSettings
+from bpfree.lab.tasks.alignment_launay2019 import cosines
 from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.pictures import embedding, filters
-from bpfree.lab.tasks.published2019 import cosines
 
 
 class Classification(Learner):

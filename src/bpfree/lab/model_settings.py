@@ -1,0 +1,94 @@
+"""A model by import path, its arguments checked against its signature."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+import bpfree.lab.models as builtin
+from bpfree.lab.argument_errors import in_one_line
+from bpfree.lab.errors import SettingsError
+from bpfree.lab.signatures import FROM_DATA, arguments
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model is built.
+
+    Args:
+        class_path: Import path of any ``nn.Module``, or the name of one in :mod:`bpfree.lab.models`.
+        init_args: Its arguments; ``shape`` and ``classes`` come from the data where the model takes them.
+    """
+
+    class_path: str = f"{builtin.__name__}.MLP"
+    init_args: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def full_path(self) -> str:
+        """The import path of the class."""
+        # Other packages have classes of these names too, and those that are imported would make it ambiguous.
+        known = self.class_path in builtin.__all__
+        return f"{builtin.__name__}.{self.class_path}" if known else self.class_path
+
+    def describe(self) -> dict[str, Any]:
+        """``class_path`` and ``init_args``, with the values of arguments that were not given.
+
+        Raises:
+            SettingsError: There is no such class, or the arguments do not fit it.
+        """
+        _, parsed = self._parse(self.init_args, skip=FROM_DATA)
+        shown = parsed.model.as_dict()
+        return {"class_path": shown["class_path"], "init_args": shown.get("init_args", {})}
+
+    def suggestion(self, name: str) -> Any:
+        """The ``suggested_<name>`` of the model's class, or None.
+
+        ``taps`` are names or patterns of where feedback enters, ``error_at`` names where the error is taken. A class
+        whose suggestion depends on its arguments has a static method, which is given all but ``shape`` and ``classes``.
+
+        Raises:
+            SettingsError: There is no such class, or the arguments do not fit it.
+        """
+        found = getattr(self._class(), f"suggested_{name}", None)
+        if callable(found):
+            found = found(**self.describe()["init_args"])
+        return list(found) if isinstance(found, tuple) else found
+
+    def _class(self) -> type[nn.Module]:
+        module, _, name = self.describe()["class_path"].rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+    def build(self, shape: Sequence[int], classes: int) -> nn.Module:
+        """The model for inputs of this shape, its weights drawn from the global random state.
+
+        Raises:
+            SettingsError: There is no such class, or the arguments do not fit it, or make a layer of no numbers.
+        """
+        taken = arguments(self._class()).names
+        known = {"shape": list(shape), "classes": classes}
+        from_data = {name: value for name, value in known.items() if name in taken}
+        parser, parsed = self._parse(self.init_args | from_data)
+        try:
+            model: nn.Module = parser.instantiate(parsed).model
+        except (ValueError, TypeError, ArithmeticError) as error:
+            # What a model says of its arguments comes wrapped in what jsonargparse has tried besides.
+            raise SettingsError(f"--model {self.class_path}: {error.__cause__ or error}") from error
+        for name, parameter in model.named_parameters():
+            if not is_lazy(parameter) and not parameter.numel():
+                shape = tuple(parameter.shape)
+                raise SettingsError(f"--model {self.class_path}: {name} has the shape {shape}: a layer of no numbers.")
+        return model
+
+    def _parse(self, init_args: dict[str, Any], skip: frozenset[str] = frozenset()) -> tuple[ArgumentParser, Namespace]:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(nn.Module, "model", required=True, skip=set(skip))
+        try:
+            return parser, parser.parse_object({"model": {"class_path": self.full_path, "init_args": init_args}})
+        except ArgumentError as error:
+            raise SettingsError(f"--model {self.class_path}: {in_one_line(str(error), 'model')}") from error

@@ -1,0 +1,77 @@
+"""Laying settings over settings: particular ones over general ones, and a recipe over the one that it extends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bpfree.lab.trust import CLASSES
+
+_LISTED = ("rows", "columns", "scales")  # a file that has these has those that it lists, and no others
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, each layer over those before it; of a class the arguments are merged one by one."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            known = result.get(name)
+            result[name] = _class(known, value) if name in CLASSES else _value(known, value)
+    return result
+
+
+def _class(known: Any, value: Any) -> Any:
+    """A class over another: of the same one, or of none by name, it changes some arguments."""
+    known, value = _named(known), _named(value)
+    if not (isinstance(known, Mapping) and isinstance(value, Mapping)):
+        return value
+    if value.get("class_path", known.get("class_path")) != known.get("class_path"):
+        return value  # another class has other arguments
+    return _value(known, value)
+
+
+def _named(value: Any) -> Any:
+    return {"class_path": value} if isinstance(value, str) else value
+
+
+def _value(known: Any, value: Any) -> Any:
+    if not (isinstance(known, Mapping) and isinstance(value, Mapping)):
+        return value
+    return {**known, **{name: _value(known.get(name), item) for name, item in value.items()}}
+
+
+def extended(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says, over what the recipe says that it extends.
+
+    Args:
+        theirs: The other recipe's parts, which are in order.
+        own: The file's; those of a wrong shape are left for the reader to name.
+    """
+    result = {**theirs, **own, "title": own.get("title"), "base": _over(theirs.get("base"), own.get("base"))}
+    for part in _LISTED:
+        if isinstance(own.get(part), Mapping):
+            known = theirs.get(part) or {}
+            result[part] = {name: _over(known.get(name), value) for name, value in own[part].items()}
+    rows, columns = (result[part] if isinstance(result[part], Mapping) else {} for part in ("rows", "columns"))
+    names = [f"{row}/{column}" for row in rows for column in columns]
+    cells = _only(names, theirs.get("cells"))
+    expected = {row: _only(columns, numbers) for row, numbers in _only(rows, theirs.get("expected")).items()}
+    return result | {"cells": _added(cells, own.get("cells")), "expected": _added(expected, own.get("expected"))}
+
+
+def _over(theirs: Any, own: Any) -> Any:
+    """Settings over settings."""
+    if theirs is None or own is None:
+        return theirs if own is None else own
+    return merged(theirs, own) if isinstance(own, Mapping) else own
+
+
+def _only(names: Any, entries: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (entries or {}).items() if name in names}
+
+
+def _added(theirs: dict[str, Any], own: Any) -> Any:
+    """Entries, and others over them; what a file leaves empty is so."""
+    if not isinstance(own, Mapping):
+        return theirs if own is None else own
+    return theirs | {name: None if value is None else _over(theirs.get(name), value) for name, value in own.items()}

@@ -1,0 +1,189 @@
+"""Recipes: what a table is, with its cells' settings and the numbers that a paper gives for them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from bpfree.errors import nearest
+from bpfree.lab.errors import SettingsError
+from bpfree.lab.options import TrainOptions
+from bpfree.lab.recipe.locate import ENDINGS, FOLDER
+from bpfree.lab.recipe.merging import merged
+from bpfree.lab.settings import RuleOverrides
+
+_OF_THE_COMMAND = {"data_dir", "out", "settings", "seed", "resume"}  # not the recipe's business
+_OPTIONS = [entry.name for kind in (TrainOptions, RuleOverrides) for entry in fields(kind)]
+SETTINGS = [
+    *(name for name in dict.fromkeys(_OPTIONS) if name not in _OF_THE_COMMAND),
+    "details",
+    "function",
+    "arguments",
+]
+"""What a cell can be set to: the options of ``bpfree train`` and of a rule, if pictures are kept, or a function."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a paper gives for a cell: its mean, and the standard deviation if it says one."""
+
+    mean: float
+    std: float | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        name: Its heading.
+        metric: Which number of a run's record stands in it: a name, or ``{"alignment": tap}``; None for what the task
+            is measured by.
+        tolerance: How far the measured mean may be from the paper's; None if nothing is said.
+        above: Whether it may be above the paper's by any amount.
+        settings: What its cells have in common.
+    """
+
+    name: str
+    metric: str | dict[str, Any] | None = None
+    tolerance: float | None = None
+    above: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of a published experiment is run.
+
+    Attributes:
+        name: ``full``, or ``reduced`` and the like.
+        seeds: The number of seeds.
+        cut: What was cut, in words; empty for the full scale.
+        settings: What differs from the full scale.
+    """
+
+    name: str
+    seeds: int = 1
+    cut: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of a recipe whose rows are numbers: columns as curves over the rows.
+
+    Attributes:
+        columns: The columns that are drawn.
+        x: What the rows' numbers are.
+        y: What the columns' numbers are. Charts of the same words share an axis.
+        log: Whether rows are placed by their logarithm.
+    """
+
+    columns: list[str]
+    x: str
+    y: str
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A table.
+
+    Attributes:
+        name: The name of its file.
+        path: Its file.
+        title: What it shows.
+        source: Where the expected numbers are from: paper, table, and what else helps to find them.
+        base: Settings of all cells.
+        rows: Row -> what its cells have in common.
+        columns: The columns.
+        cells: ``ROW/COLUMN`` -> what is particular to that cell; None where the table has no such cell.
+        expected: Row -> column -> the paper's number.
+        scales: Scale by name.
+        deviations: What differs from the paper, or in the paper from its code, a sentence each.
+        search: Settings that ``bpfree tune`` chooses, and among which values.
+        remarks: What else a reader must know, such as the explanation of a deviating result.
+        charts: Figures of the table, by heading.
+    """
+
+    name: str
+    path: Path
+    title: str
+    source: dict[str, Any]
+    base: dict[str, Any]
+    rows: dict[str, dict[str, Any]]
+    columns: dict[str, Column]
+    cells: dict[str, dict[str, Any] | None]
+    expected: dict[str, dict[str, Expected]]
+    scales: dict[str, Scale]
+    deviations: list[str]
+    search: dict[str, Any]
+    remarks: list[str]
+    charts: dict[str, Chart]
+
+    @property
+    def command(self) -> str:
+        """What runs it: its name, or the path of a file of one's own from the current folder."""
+        if self.path.resolve().parent == FOLDER.resolve():
+            return f"bpfree table {self.name}"
+        return f"bpfree table {shlex.quote(os.path.relpath(self.path.parent.resolve() / self.path.name))}"
+
+    def repeated(self, scale: Scale, seeds: int, cells: Sequence[str]) -> str:
+        """What makes a part of the table again.
+
+        Args:
+            scale: The scale.
+            seeds: Seeds a cell.
+            cells: The chosen cells; empty for all.
+        """
+        words = [f"--scale {shlex.quote(scale.name)}"] if scale.name != "full" else []
+        words += [f"--cell {shlex.join(cells)}"] if cells else []
+        words += [f"--seeds {seeds}"] if seeds != scale.seeds else []
+        return " ".join([self.command, *words])
+
+    def is_run_by(self, command: str) -> bool:
+        """Whether a command runs this file, as far as can be told of one that was given in another folder."""
+        name = Path(shlex.split(command)[-1])
+        if name.suffix not in ENDINGS or self.path.resolve().parent == FOLDER.resolve():
+            return command == self.command
+        if name.is_file():
+            return name.samefile(self.path)
+        below = tuple(part for part in name.parts if part != os.pardir)
+        return self.path.resolve().parts[-len(below) :] == below
+
+    def scale(self, name: str) -> Scale:
+        """The scale of this name.
+
+        Raises:
+            SettingsError: There is none.
+        """
+        return self.scales[known(name, self.scales, f"--scale {name}", self.name)]
+
+    @property
+    def by_cell(self) -> bool:
+        """Whether a row's cells differ in what is run, and not only in what is read of it."""
+        return any(column.settings for column in self.columns.values()) or any(self.cells.values())
+
+    def empty(self, row: str, column: str) -> bool:
+        """Whether the table has no such cell."""
+        return self.cells.get(f"{row}/{column}", {}) is None
+
+    def settings(self, row: str, column: str, scale: Scale) -> dict[str, Any]:
+        """A cell's settings: more particular ones go before more general ones, and the scale's before all."""
+        own = self.cells.get(f"{row}/{column}") or {}
+        return merged(self.base, self.rows[row], self.columns[column].settings, own, scale.settings)
+
+
+def known(name: Any, valid: Any, where: str, recipe: str) -> Any:
+    """``name``, which is one of ``valid``.
+
+    Raises:
+        SettingsError: It is not.
+    """
+    if name not in valid:
+        raise SettingsError(f"{recipe}: {where} is not known. {nearest(str(name), list(valid))}")
+    return name

@@ -1,0 +1,171 @@
+"""What settings are chosen for, and which of the searched ones each row takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import bpfree
+from bpfree.errors import nearest
+from bpfree.lab.errors import SettingsError
+from bpfree.lab.options import TrainOptions
+from bpfree.lab.recipe import search
+from bpfree.lab.recipe.merging import merged
+from bpfree.lab.recipe.schema import Recipe, Scale
+from bpfree.lab.settings import PRESETS
+from bpfree.lab.signatures import FROM_DATA, arguments
+from bpfree.lab.tables.cells import chosen_cells
+from bpfree.lab.tables.command_options import TuneOptions
+from bpfree.lab.tables.work import Training, imported
+from bpfree.lab.tables.work import works as of_settings
+from bpfree.lab.tasks import TASKS, task_of
+
+_ROWS = "Make the values rows of a table: {}"
+_CHOSEN_ELSEWHERE = {
+    "tokens": _ROWS.format("text is measured on its validation file anyway."),
+    "nodes": _ROWS.format("metric best_validation_accuracy says how well the validation nodes did."),
+    "edges": _ROWS.format("metric validation_auc says how well the validation edges did."),
+}
+"""What settings are chosen on where no image can be held out."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What settings are chosen for: a row, or a cell where columns have settings of their own.
+
+    Attributes:
+        place: Where a recipe keeps its settings, ``rows`` or ``cells``.
+        name: Its name there.
+        settings: What it is set to before.
+        search: What is chosen, and among which values: of the recipe's search what this row takes.
+        validation: Training images that are held out.
+        data_dir: The folder of the data.
+    """
+
+    place: str
+    name: str
+    settings: dict[str, Any]
+    search: dict[str, Any]
+    validation: int
+    data_dir: str | None
+
+    def work(self, chosen: Mapping[str, Any]) -> Training:
+        """A run with chosen values, measured on held-out training data."""
+        settings = merged(self.settings, search.settings(chosen), {"validation": self.validation})
+        return _training(self.name, settings, self.data_dir)
+
+    @property
+    def first(self) -> Training:
+        """A run with some values that the search allows."""
+        return self.work(search.first(self.search))
+
+    @property
+    def higher(self) -> bool:
+        """Whether a higher score is better."""
+        return TASKS[self.first.settings.task].metric.better == "higher"
+
+
+def subjects(recipe: Recipe, options: TuneOptions) -> list[Subject]:
+    """What settings are chosen for; rows that take nothing of what is searched are left out.
+
+    Raises:
+        SettingsError: A searched name fits no row, or would have no effect; or there is nothing to tune, or nothing to
+            tune it on.
+    """
+    scale = recipe.scale(options.scale)
+    tuned = _settings(recipe, scale, options.cell or ())
+    for settings in tuned.values():
+        _check_data(recipe, settings.get("data", TrainOptions.data))
+    _check_fit(recipe, scale)
+    found = []
+    for name, settings in tuned.items():
+        run = _training(name, settings)
+        own = {key: among for key, among in recipe.search.items() if _takes(run, key)}
+        _check_scale(recipe, scale, settings, own)
+        if own:
+            place = "cells" if recipe.by_cell else "rows"
+            found.append(Subject(place, name, settings, own, options.validation, options.data_dir))
+    if not found:
+        raise SettingsError(f"{recipe.name}: no row of --cell takes what is searched: {', '.join(recipe.search)}.")
+    return found
+
+
+def _settings(recipe: Recipe, scale: Scale, chosen: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The settings of rows, or of cells where columns have settings of their own, by name."""
+    found: dict[str, dict[str, Any]] = {}
+    for row, column in chosen_cells(recipe, chosen):
+        name = f"{row}/{column.name}" if recipe.by_cell else row
+        found.setdefault(name, recipe.settings(row, column.name, scale))
+    return found
+
+
+def _training(name: str, settings: Mapping[str, Any], data_dir: str | None = None) -> Training:
+    found = of_settings(name, settings, 1, data_dir)[0]
+    if not isinstance(found, Training):
+        raise SettingsError(f"{name} is computed by a function; there is nothing to tune.")
+    return found
+
+
+def _check_fit(recipe: Recipe, scale: Scale) -> None:
+    """Find out whether every searched name fits some row, be it one that is not tuned now."""
+    every = _settings(recipe, scale, ())
+    runs = [_training(name, settings) for name, settings in every.items() if "function" not in settings]
+    for name in recipe.search:
+        if runs and not any(_takes(run, name) for run in runs):
+            hint = nearest(name, dict.fromkeys(argument for run in runs for argument in _arguments(run)))
+            raise SettingsError(f"{recipe.name}: search: {name} is an argument of no row's class. {hint}")
+
+
+def _check_data(recipe: Recipe, data: str) -> None:
+    samples = task_of(data).samples
+    if samples in _CHOSEN_ELSEWHERE:
+        raise SettingsError(
+            f"{recipe.name}: settings are chosen on held-out training images, and {data} has none. "
+            f"{_CHOSEN_ELSEWHERE[samples]}"
+        )
+
+
+def _check_scale(recipe: Recipe, scale: Scale, settings: Mapping[str, Any], searched: Iterable[str]) -> None:
+    """Refuse what would be chosen and written, and then overruled when the new recipe runs at this scale."""
+    for name in searched:
+        chosen = merged(settings, search.settings({name: _ANYTHING}))
+        if merged(chosen, scale.settings) != chosen:
+            raise SettingsError(
+                f"{recipe.name}: search: {name} is set by scale {scale.name}, which goes before what is chosen. Leave "
+                "it out there, or tune at another scale."
+            )
+
+
+_ANYTHING = object()  # equal to no value that a scale sets
+
+
+def _takes(run: Training, name: str) -> bool:
+    """Whether a searched name is a setting that all runs have, or an argument of one of this run's classes."""
+    setting, _, argument = name.partition(".")
+    kind = _classes(run).get(setting)
+    return not argument or (kind is not None and _has(kind, argument))
+
+
+def _has(kind: type, argument: str) -> bool:
+    taken = arguments(kind)
+    return taken.more or argument.partition(".")[0] in taken.names  # feedback, of feedback.shared and the like
+
+
+def _classes(run: Training) -> dict[str, type]:
+    """The classes of a run whose arguments can be chosen, by setting."""
+    of_rule = run.settings.rule
+    found = {"rule": type(of_rule.rule), "model": imported(run.settings.model["class_path"])}
+    if run.options.rule in PRESETS and run.options.rule not in bpfree.RULES:
+        del found["rule"]  # a name for a rule with certain arguments, which takes no others
+    return found | ({} if of_rule.within is None else {"within": type(of_rule.within)})
+
+
+def _arguments(run: Training) -> list[str]:
+    """What can be searched of a run's classes."""
+    return [
+        f"{setting}.{argument}"
+        for setting, kind in _classes(run).items()
+        for argument in arguments(kind).names
+        if argument not in FROM_DATA
+    ]
