@@ -110,10 +110,8 @@ def _optimizers(row: Row, model: nn.Module, attachment: bpfree.Attachment) -> li
     """The optimizer that follows the scaler, and one for feedback whose gradients do not come from the loss."""
     if not isinstance(row.rule, bpfree.LMS):
         return [sgd(model, attachment)]
-    options = {"lr": 0.5, "weight_decay": 0.1}
-    feedback = list(attachment.parameters())
-    of_model = torch.optim.SGD(model.parameters(), **options)
-    return [of_model, torch.optim.SGD(feedback, **options)] if feedback else [of_model]
+    groups = [list(model.parameters()), list(attachment.parameters())]
+    return [torch.optim.SGD(group, lr=0.5, weight_decay=0.1) for group in groups if group]
 
 
 def scaler(row: Row) -> None:

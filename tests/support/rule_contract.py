@@ -129,7 +129,9 @@ def cut(model: nn.Module, names: list[str]) -> list[Cut]:
 
 def matrices(attachment: bpfree.Attachment) -> list[Tensor]:
     """B_l of every tap of the last forward pass."""
-    return [attachment.feedback.matrix(site) for site in attachment.mechanism.sites]
+    feedback: Any = attachment.feedback
+    mechanism: Any = attachment.mechanism
+    return [feedback.matrix(site) for site in mechanism.sites]
 
 
 def project(error: Tensor, B: Tensor, h: Tensor) -> Tensor:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import bpfree
+from support import models
 from support.matrix import Row
+from support.models import CLASSES
 
-N, CLASSES, STEPS = 8, 4, 3
+N, STEPS = 8, 3
 RATE, DECAY = 0.5, 0.01
 """Of plain SGD. Kolen-Pollack wants a decay above zero."""
 
@@ -25,7 +27,7 @@ Numbers = dict[str, Tensor]
 def mlp() -> nn.Sequential:
     """Two hidden layers; the same numbers at every call."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, CLASSES))
+    return models.mlp()
 
 
 class Checkpointed(nn.Module):

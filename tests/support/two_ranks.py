@@ -1,23 +1,31 @@
 """Processes for tests: a few ranks on loopback, gloo, one thread each."""
 
+from __future__ import annotations
+
 import fcntl
 import os
 import pickle
 import queue
 import socket
 import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+Made = TypeVar("Made")
 
-def run_on_two_ranks(function, *args):
+
+def run_on_two_ranks(function: Callable[..., Any], *args: Any) -> list[Any]:
     """Run ``function(rank, *args)`` on two processes; return what each put out, by rank."""
     return run_on_ranks(2, function, *args)
 
 
-def run_on_ranks(count, function, *args):
+def run_on_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """Run ``function(rank, *args)`` on ``count`` processes; return what each put out, by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -40,8 +48,8 @@ def run_on_ranks(count, function, *args):
     return [found[rank][1] for rank in range(count)]
 
 
-def once_per_run(tmp_path_factory, name, make):
-    """What ``make()`` returns, made by one of pytest's workers for all of them."""
+def once_per_run(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[], Made]) -> Made:
+    """Return what ``make()`` returns, made by one of pytest's workers for all of them."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return make()
     place = tmp_path_factory.getbasetemp().parent / f"{name}.pickle"
@@ -49,11 +57,12 @@ def once_per_run(tmp_path_factory, name, make):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not place.exists():
             place.write_bytes(pickle.dumps(make()))
-    return pickle.loads(place.read_bytes())
+    made: Made = pickle.loads(place.read_bytes())
+    return made
 
 
-def _next(results, processes):
-    """What the next process puts out; an error as soon as one has died without a word."""
+def _next(results: Any, processes: Sequence[BaseProcess]) -> Any:
+    """Return what the next process puts out; an error as soon as one has died without a word."""
     for _ in range(120):
         died = [rank for rank, process in enumerate(processes) if process.exitcode not in (None, 0)]
         try:
@@ -63,7 +72,7 @@ def _next(results, processes):
     raise TimeoutError("the processes put out nothing for two minutes")
 
 
-def _rank(rank, count, port, results, function, args):
+def _rank(rank: int, count: int, port: int, results: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     try:

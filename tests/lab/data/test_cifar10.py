@@ -19,11 +19,12 @@ from bpfree.lab.data import cifar10, load
 from bpfree.lab.data import download as downloading
 from bpfree.lab.data.pickled import parse_pickle
 from bpfree.lab.errors import DataError
+from support import sheets
 from support.fake_network import Answers
 
 N = 20
 FILES = [*cifar10.TRAIN, cifar10.TEST]
-REAL = Path(__file__).parents[4] / "shared" / "data" / "CIFAR10"
+REAL = sheets.DATA / "CIFAR10"
 
 
 def batch(number: int) -> dict[str, Any]:
@@ -239,24 +240,18 @@ def test_the_archive_is_fetched_once_and_only_its_known_files_are_unpacked(
     assert len(load("cifar10").train) == 5 * N
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the images of CIFAR-10 are not in ../shared/data")
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/CIFAR10")
 def test_real_images_have_the_mean_and_deviation_that_they_are_normalized_by(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from PIL import Image
-
-    images = 1000
-    monkeypatch.setattr(cifar10, "IMAGES", images)
+    monkeypatch.setattr(cifar10, "IMAGES", sheets.IMAGES)
     labels = np.load(REAL / "labels.npz")
     for number, name in enumerate(FILES):
         part = "test" if name == cifar10.TEST else "train"
-        sheet = np.asarray(Image.open(REAL / f"{part}_{number % 5:02}.webp").convert("RGB"))
-        rows = sheet.reshape(25, 32, 40, 32, 3).transpose(0, 2, 4, 1, 3).reshape(images, -1)
-        known = labels[f"{part}_labels"][images * (number % 5) :][:images].tolist()
+        known = labels[f"{part}_labels"][sheets.IMAGES * (number % 5) :][: sheets.IMAGES].tolist()
+        rows = sheets.pictures(REAL / f"{part}_{number % 5:02}.webp")
         (tmp_path / name).write_bytes(pickle.dumps({"data": rows, "labels": known}))
     (tmp_path / cifar10.META).write_bytes(pickle.dumps(meta()))
     splits = load("cifar10", tmp_path)
-    # Of 5,000 images, whose mean strays by about 1/sqrt(5000) of an image's own deviation (below 0.6).
-    torch.testing.assert_close(splits.train.x.mean((0, 2, 3)), torch.zeros(3), atol=0.04, rtol=0)
-    torch.testing.assert_close(splits.train.x.std((0, 2, 3)), torch.ones(3), atol=0.04, rtol=0)
+    sheets.assert_normalized(splits.train.x)
     assert splits.evaluation.y.bincount().tolist() == [100] * 10

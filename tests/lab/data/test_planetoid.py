@@ -22,8 +22,9 @@ from bpfree.lab.data.planetoid import CITESEER, CORA, PUBLISHER, PUBMED, Citatio
 from bpfree.lab.errors import DataError, SettingsError
 from support import tiny_graph
 from support.fake_network import Answers
+from support.sheets import DATA
 
-REAL = Path(__file__).parents[4] / "shared" / "data" / "Planetoid"
+REAL = DATA / "Planetoid"
 
 
 def pairs(edges: torch.Tensor) -> list[tuple[int, int]]:
