@@ -42,6 +42,8 @@ from bpfree.rules import KolenPollack as KolenPollack
 from bpfree.rules import Shallow as Shallow
 from bpfree.rules import SignSymmetry as SignSymmetry
 from bpfree.rules import WeightMirror as WeightMirror
+from bpfree.suggest import TapSuggestion as TapSuggestion
+from bpfree.suggest import suggest_taps as suggest_taps
 from bpfree.taps import Tap as Tap
 from bpfree.verification.verify import Verification as Verification
 from bpfree.verification.verify import verify as verify

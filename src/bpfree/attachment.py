@@ -25,6 +25,7 @@ from bpfree.mechanisms.layerwise.weight_mirror import WeightMirrorMechanism
 from bpfree.plan import Plan, SampleAxes
 from bpfree.registry import keep, make_room
 from bpfree.rerun.snapshot import preserved
+from bpfree.suggest import suggested_blocks
 from bpfree.tabulate import fold, tabulate
 from bpfree.taps import TapChoice, select_taps, tensor_keys
 
@@ -58,8 +59,9 @@ def attach(
             patterns (``"blocks.*.mlp"``), or those for which a predicate ``(name, module)`` is true. None: after
             every non-linearity module and every :class:`bpfree.Tap`. Where a module returns a tuple, list, dictionary
             or object, its first floating point tensor is tapped; a mapping names another by index, key or path:
-            ``{"rnn": (1, 0), "blocks.*": "hidden"}``. A rule without taps uses them for :func:`bpfree.alignment`
-            alone.
+            ``{"rnn": (1, 0), "blocks.*": "hidden"}``. ``"blocks"``: the repeated blocks and the ``error_at`` of
+            :func:`bpfree.suggest_taps` (a single module of that name: ``["blocks"]``). A rule without taps uses them
+            for :func:`bpfree.alignment` alone.
         error_at: The name of the module at whose output the error is taken; what lies above it is trained
             exactly. For a transformer's vocabulary head, or a model that computes its own loss. Several names,
             ``("policy", "value")``: every tap gets the sum of its signals from those above it, each by feedback of its
@@ -122,6 +124,9 @@ def attach(
     """
     check_options(rule, window, streaming, threads)
     check_attachable(model, seed, batch_dims)
+    if taps == "blocks":
+        suggestion = suggested_blocks(model)
+        taps, error_at = suggestion.taps, suggestion.error_at if error_at is None else error_at
     chosen = select_taps(model, taps)
     check_sample_axes(sample_axes, batch_dims, chosen)
     _let_compilers_see_hooks()

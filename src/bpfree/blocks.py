@@ -1,31 +1,18 @@
-"""Numbered lists of blocks: what a pattern leaves out of them, and which pattern matches them all."""
+"""Numbered lists of modules: what a pattern leaves out of them, and which pattern matches them all."""
 
 from __future__ import annotations
 
 import fnmatch
 import re
 import warnings
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
-
-from torch import nn
 
 from bpfree.errors import BpfreeWarning
 from bpfree.tabulate import fold_names
 
 _WILDCARD = re.compile(r"[*?\[]")
 _NUMBER = re.compile(r"\d+")
-
-
-def repeated_blocks(model: nn.Module) -> Iterator[str]:
-    """The text of a pattern for each list of blocks of one kind in ``model``, from the outside in."""
-    names = [name for name, _ in model.named_modules()]
-    for name, module in model.named_modules():
-        children = list(module.named_children())
-        alike = len(children) > 1 and len({type(child) for _, child in children}) == 1
-        if alike and all(next(child.children(), None) is not None for _, child in children):
-            family = [f"{name}.{child}".lstrip(".") for child, _ in children]
-            yield _text(_pattern(family, names))
 
 
 def warn_of_left_out_blocks(found: Mapping[Any, Sequence[str]], names: Iterable[str]) -> None:
@@ -56,9 +43,10 @@ def _is_cut_at_ten(family: Mapping[int, str], chosen: Container[str]) -> bool:
 
 
 def _warn(pattern: str, family: Sequence[str], left_out: Sequence[str], names: Iterable[str]) -> None:
+    everything = pattern_text(patterns_for(family, names))
     warnings.warn(
         f"taps=: {pattern!r} matches only a part of {', '.join(fold_names(family))}: it leaves out "
-        f"{', '.join(fold_names(left_out))}. All are matched by taps={_text(_pattern(family, names))}. If a part is "
+        f"{', '.join(fold_names(left_out))}. All are matched by taps={everything}. If a part is "
         "meant, name its modules without a pattern.",
         BpfreeWarning,
         stacklevel=5,
@@ -78,7 +66,7 @@ def _templates(name: str) -> list[tuple[tuple[str, str], int]]:
     return [((name[: at.start()], name[at.end() :]), int(at.group())) for at in _NUMBER.finditer(name)]
 
 
-def _pattern(family: Sequence[str], names: Iterable[str]) -> list[str]:
+def patterns_for(family: Sequence[str], names: Iterable[str]) -> list[str]:
     """Patterns that match the names in ``family``, which differ in one number, and no others; at worst the names."""
     before = _common(family)
     after = _common([name[len(before) :][::-1] for name in family])[::-1]
@@ -99,5 +87,6 @@ def _common(names: Sequence[str]) -> str:
     return first[:end]
 
 
-def _text(patterns: Sequence[str]) -> str:
+def pattern_text(patterns: Sequence[str]) -> str:
+    """Write patterns as ``taps=`` takes them."""
     return repr(patterns[0]) if len(patterns) == 1 else repr(list(patterns))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
 from typing import Any, TypeAlias
 
 from torch import nn
 
-from bpfree.blocks import repeated_blocks, warn_of_left_out_blocks
+from bpfree.blocks import pattern_text, patterns_for, warn_of_left_out_blocks
 from bpfree.errors import TapSelectionError, nearest
 from bpfree.nonlinearities import is_nonlinearity
+from bpfree.repeated_blocks import blocks_below_the_end
 from bpfree.tabulate import fold_names
 from bpfree.tap_values import Key
 
@@ -19,7 +19,7 @@ TapPart: TypeAlias = "type[nn.Module] | str"
 """A module type, a name or a glob pattern."""
 
 TapChoice: TypeAlias = "TapPart | Callable[[str, nn.Module], bool] | Sequence[TapPart] | Mapping[TapPart, Key] | None"
-"""What ``taps=`` accepts: a module type, a name or glob pattern, several of these, a predicate, or None.
+"""What ``taps=`` accepts: a module type, a name or glob pattern, several of these, a predicate, "blocks", or None.
 
 A mapping also says which tensor of the modules' outputs is meant: ``{"rnn": (1, 0), nn.Tanh: None}``.
 """
@@ -111,16 +111,26 @@ def _nonlinearities(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 def nothing_to_tap(model: nn.Module) -> TapSelectionError:
     """What is raised where a rule needs taps, none are named, and the model has no non-linearity modules."""
-    recurrent = (repr(name) for name, module in model.named_modules() if name and isinstance(module, nn.RNNBase))
-    place = next(chain(repeated_blocks(model), recurrent), None)
+    place = _place(model)
     kinds = fold_names(f"{name} ({type(module).__name__})" for name, module in model.named_children())
     what = f"It has {_listed(kinds)}." if kinds else "It has no submodules at all."
-    named = "" if place is None else f" Name the modules behind which feedback is to enter, for example taps={place}."
+    named = "" if place is None else f" Name the modules behind which feedback is to enter: {place}."
     return TapSelectionError(
         "taps=: no module of the model is a non-linearity of torch, or is named and built like one, so feedback has no "
         f"place to enter. {what}{named} Non-linearities that are functions (torch.relu, F.gelu) are not seen: put a "
         "bpfree.Tap() behind them."
     )
+
+
+def _place(model: nn.Module) -> str | None:
+    """The option that names repeated blocks or recurrent layers, as it is written; None where there are none."""
+    blocks = blocks_below_the_end(model)
+    if blocks:
+        patterns = patterns_for(blocks, [name for name, _ in model.named_modules()])
+        short = f"taps={pattern_text(patterns)}. Or " if len(patterns) < 4 else ""
+        return f"{short}taps='blocks', which means {_listed(fold_names(blocks))}"
+    recurrent = (name for name, module in model.named_modules() if name and isinstance(module, nn.RNNBase))
+    return next((f"taps={name!r}" for name in recurrent), None)
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:
