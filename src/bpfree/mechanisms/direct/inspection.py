@@ -19,6 +19,7 @@ from bpfree.forward_mode.tangents import eager
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.survey import Survey, SurveyPass
 from bpfree.rerun.arguments import holders_in
+from bpfree.rerun.own_graphs import OverwrittenError, of_version, own_graphs, with_version
 from bpfree.rerun.trial import copied, without_trace
 from bpfree.verification.finding import Finding
 from bpfree.verification.laws import Gradients
@@ -65,7 +66,8 @@ class Inspection:
                 exact = self._look()
             if exact is not None:
                 self._compare(exact)
-                self.findings += mechanism.check_estimates(call, list(self.sites.values()))
+                with own_graphs(), suppress(OverwrittenError):
+                    self.findings += mechanism.check_estimates(call, list(self.sites.values()))
 
     def _look(self) -> ExactSignals | None:
         """Run the model with its graph whole."""
@@ -84,11 +86,11 @@ class Inspection:
             taps = sum(tap.numel() * tap.element_size() for tap in found.taps)
             weights = sum(weight.numel() * weight.element_size() for weight in plan.parameters)
             room = _SHARE * (graph.bytes + 2 * weights)
-            with suppress(_OverwrittenError):
+            with suppress(OverwrittenError):
                 self._compare_rows(found, room)
             if not self._thorough and taps > room:
                 return None
-            with suppress(_OverwrittenError):
+            with suppress(OverwrittenError):
                 return ExactSignals.of(found, dict(plan.model.named_parameters()))
             return None
 
@@ -116,8 +118,13 @@ class Inspection:
         mechanism, plan = self._mechanism, self._mechanism.plan
         state = PassState(again=True, survey=self.survey, signals=dict(exact.signals))
         with without_trace(plan, self._call), mechanism.stored():
-            state.run = mechanism.start_run(self.survey)
-            with mechanism.recutting(state.run), self._listening() as heard:
+            state.run, found = mechanism.start_run(self.survey), None
+            with (
+                mechanism.recutting(state.run),
+                self._listening() as heard,
+                own_graphs(),
+                suppress(OverwrittenError),
+            ):
                 found = self._gradients_of_cut(state, exact)
         # The segments of a window run once for every step.
         self.unheard -= set() if plan.window > 1 else heard
@@ -144,7 +151,7 @@ class Inspection:
         try:
             self._run(state, copied(self._call))
             return exact.gradients_of(state.exits, dict(self._mechanism.plan.model.named_parameters()))
-        except BpfreeError:
+        except (BpfreeError, OverwrittenError):
             raise
         except RuntimeError as error:
             raise VerificationError(
@@ -200,20 +207,13 @@ class _Graph:
         if tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
             self.storages[storage.data_ptr()] = storage.nbytes()
-        return tensor, tensor._version
+        return with_version(tensor)
 
     @staticmethod
     def unpack(saved: tuple[Tensor, int] | None) -> Tensor:
         if saved is None:
             raise StreamingError("the model asks for gradients in its own forward pass: train it without streaming.")
-        tensor, version = saved
-        if tensor._version != version:  # autograd itself does not look where there are such hooks
-            raise _OverwrittenError
-        return tensor
-
-
-class _OverwrittenError(Exception):
-    """A tensor that the graph needs was changed in place: the user's own backward pass will say so."""
+        return of_version(saved)
 
 
 @contextmanager
