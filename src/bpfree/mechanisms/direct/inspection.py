@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from bpfree.errors import BpfreeError, SecondRunError, StreamingError, Verificat
 from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.tangents import eager
 from bpfree.mechanisms.direct.pass_state import PassState
+from bpfree.mechanisms.direct.side_terms import fetched_through
 from bpfree.mechanisms.direct.survey import Survey, SurveyPass
 from bpfree.rerun.arguments import holders_in
 from bpfree.rerun.own_graphs import OverwrittenError, of_version, own_graphs, with_version
@@ -76,12 +77,11 @@ class Inspection:
         with without_trace(plan, self._call):
             # A stream never holds the graph of a whole pass.
             stored, given = self._thorough or not plan.streaming, copied(self._call)
-            with _weighed(stored=stored) as graph, self._listening() as self.unheard:
+            with _weighed(stored=stored) as graph, self._listening() as heard:
                 returned = self._run(PassState(run=found, again=True), given)
-            places = [*plan.state.holders, *holders_in(*given)]
-            kept = (tensor for holder in places for _, tensor in holder.tensors if tensor.requires_grad)
-            self.survey = Survey.of(found, returned, kept)
-            del returned
+            self.unheard = set(heard)
+            self.survey = Survey.of(found, returned, self._kept(given))
+            del returned, heard
             if not stored or found.is_overwritten:
                 return None
             taps = sum(tap.numel() * tap.element_size() for tap in found.taps)
@@ -94,6 +94,11 @@ class Inspection:
             with suppress(OverwrittenError):
                 return ExactSignals.of(found, dict(plan.model.named_parameters()))
             return None
+
+    def _kept(self, given: Any) -> Iterator[Tensor]:
+        """Yield the tensors with a graph that the model, its hooks and its arguments keep."""
+        places = [*self._mechanism.plan.state.holders, *holders_in(*given)]
+        return (tensor for holder in places for _, tensor in holder.tensors if tensor.requires_grad)
 
     def _compare_rows(self, found: SurveyPass, room: float) -> None:
         """Look whether the rows of the layout are those of the graph, at one tap at least and as many as fit."""
@@ -120,26 +125,20 @@ class Inspection:
         state = PassState(again=True, survey=self.survey, signals={} if exact is None else dict(exact.signals))
         with without_trace(plan, self._call), mechanism.stored():
             state.run, found = mechanism.start_run(self.survey), None
-            with (
-                mechanism.recutting(state.run),
-                self._listening() as heard,
-                own_graphs(),
-                suppress(OverwrittenError),
-            ):
+            with mechanism.recutting(state.run), own_graphs(), suppress(OverwrittenError):
                 found = self._gradients_of_cut(state, exact)
-        # The segments of a window run once for every step.
-        self.unheard -= set() if plan.window > 1 else heard
         if exact is not None and found is not None:
             self.findings += found.compare(exact.gradients, exact.dtype)
 
     @contextmanager
-    def _listening(self) -> Generator[set[str]]:
-        """Within this context the modules with backward hooks are noted whose outputs have a graph."""
-        heard: set[str] = set()
+    def _listening(self) -> Generator[dict[str, list[Tensor]]]:
+        """Within this context the outputs with a graph are noted of the modules with backward hooks."""
+        heard: dict[str, list[Tensor]] = {}
 
         def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
-            if any(tensor.requires_grad for _, tensor in tensors_in(output)):
-                heard.add(name)
+            graphs = [tensor for _, tensor in tensors_in(output) if tensor.requires_grad]
+            if graphs:
+                heard.setdefault(name, []).extend(graphs)
 
         handles = [module.register_forward_hook(partial(note, name)) for name, module in self._hooked.items()]
         try:
@@ -149,8 +148,13 @@ class Inspection:
                 handle.remove()
 
     def _gradients_of_cut(self, state: PassState, exact: ExactSignals | None) -> Gradients | None:
+        given = copied(self._call)
         try:
-            self._run(state, copied(self._call))
+            with self._listening() as heard:
+                returned = self._run(state, given)
+            if self._hooked and self._mechanism.plan.window == 1:  # segments of a window run once for every step
+                terms = [*(tensor for _, tensor in tensors_in(returned)), *self._kept(given)]
+                self.unheard -= heard.keys() - fetched_through(heard, terms)
             if exact is None:
                 return None
             return exact.gradients_of(state.exits, dict(self._mechanism.plan.model.named_parameters()))
