@@ -1,5 +1,7 @@
 """Losses besides the error: they reach what lies above a tap, and the segment below it, as backpropagation does."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -190,6 +192,21 @@ def test_a_stream_has_no_such_loss_and_refuses():
     bpfree.attach(model, bpfree.DFA(), streaming=True)
     with pytest.raises(errors.StreamingError, match=r"'balance'.*Train without streaming"):
         model(x)
+
+
+@pytest.mark.parametrize(("name", "is_told"), [("route", True), ("experts", False), ("b", False)])
+def test_backward_hooks_that_hear_such_a_loss_apart_are_told(name, is_told):
+    model, x, _ = setting("returned")
+    heard = []
+    model.get_submodule(name).register_full_backward_hook(lambda module, inputs, outputs: heard.append(1))
+    bpfree.attach(model, bpfree.DFA())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        output, balance = model(x)
+    assert any(f"backward hooks on '{name}' do not see" in str(warning.message) for warning in told) == is_told
+    (output.square().mean() + balance).backward()
+    if not is_told:
+        assert len(heard) == 1
 
 
 def test_models_without_such_terms_form_no_gradient_between_segments():

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import bpfree
+from support.by_hand import assert_same
 
 C = 4
 
@@ -120,6 +121,42 @@ def test_a_later_wider_tap_is_refused_only_where_its_matrix_depends_on_the_wides
 @pytest.mark.parametrize("rule", [bpfree.FDFA(every=2), bpfree.DKP(every=2), bpfree.GrAPE(calibrate=2)], ids=str)
 def test_the_second_run_of_a_checkpoint_is_no_pass_of_its_own(batch, rule):
     assert_checkpointed_alike(rule, *batch, steps=4, use_reentrant=False)
+
+
+def wide_mlp():
+    """More weights than activations: the first look at it then also runs it cut, and tries its tangents."""
+    return nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, C))
+
+
+class Gated(nn.Module):
+    """Takes a factor out of the graph, so that gradients stay on in an estimating pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = wide_mlp()
+
+    def forward(self, x):
+        with torch.no_grad():
+            gate = x.sigmoid()
+        return self.layers(x * gate)
+
+
+@pytest.mark.parametrize("make", [wide_mlp, Gated])
+@pytest.mark.parametrize("outside", [False, True], ids=["data", "output of another part"])
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.FDFA(), bpfree.GrAPE(), bpfree.ForwardGradient()], ids=str)
+def test_a_whole_model_in_a_checkpoint_learns_as_outside(double, rule, outside, make):
+    def gradients(run_by):
+        torch.manual_seed(1)
+        part, model = nn.Linear(32, 32), make()
+        with bpfree.attach(model, rule, seed=2):
+            for _ in range(2):
+                model.zero_grad()
+                x, y = torch.randn(3, 32), torch.randint(0, C, (3,))
+                learn(lambda x, model=model: run_by(model, x), part(x) if outside else x, y)
+        return [parameter.grad for parameter in model.parameters()]
+
+    checkpointed = gradients(lambda model, x: checkpoint(model, x, use_reentrant=False))
+    assert_same(checkpointed, gradients(lambda model, x: model(x)))
 
 
 def test_measuring_shows_the_rule_and_no_calibrating_pass(batch):

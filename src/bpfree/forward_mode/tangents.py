@@ -26,6 +26,7 @@ from bpfree.forward_mode.dual_level import Shared, dual_level
 from bpfree.forward_mode.grad_mode import GradModeWatch, frozen, watched_gradients
 from bpfree.forward_mode.surrogate_jvp import SurrogateJvps, function_without_jvp
 from bpfree.plan import Plan
+from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.rerun.stop import StopForward
 
@@ -155,7 +156,9 @@ class ForwardMode:
             if watch is None:
                 stack.enter_context(torch.no_grad())
             else:
-                stack.enter_context(frozen(model) if freeze else nullcontext())
+                if freeze:  # a pass beside the model's own
+                    stack.enter_context(frozen(model))
+                    stack.enter_context(own_graphs())
                 stack.enter_context(watched_gradients(watch))
             yield
         if watch is not None:
@@ -239,7 +242,7 @@ class DualPass:
             raise nothing_arrives(f"perturbation of the taps arrives at {plan.where}")
         return [
             {
-                path: torch.zeros_like(primal) if tangent is None else tangent
+                path: torch.zeros_like(primal) if tangent is None else tangent.detach()
                 for path, (primal, tangent) in found.items()
             }
             for found in pairs

@@ -75,8 +75,9 @@ class FirstLook:
             mechanism.tell_once(
                 "backward hooks",
                 f"full backward hooks on {name_some(inspection.unheard)} do not see what they would under "
-                "backpropagation: no gradient passes a tap, and with window= one comes for every step. Put the hooks "
-                "on taps, or on modules between a tap and a layer with weights.",
+                "backpropagation: no gradient passes a tap, and one comes for every step of a window= and for every "
+                "further loss that is made of a tap's output. Put the hooks on taps, or on modules between a tap and "
+                "a layer with weights.",
             )
         self._remarks = self._describe(survey)
         inspection.require_right()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,8 +17,10 @@ from bpfree.errors import BpfreeError, SecondRunError, StreamingError, Verificat
 from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.tangents import eager
 from bpfree.mechanisms.direct.pass_state import PassState
+from bpfree.mechanisms.direct.side_terms import fetched_through
 from bpfree.mechanisms.direct.survey import Survey, SurveyPass
 from bpfree.rerun.arguments import holders_in
+from bpfree.rerun.own_graphs import OverwrittenError, of_version, own_graphs, with_version
 from bpfree.rerun.trial import copied, without_trace
 from bpfree.verification.finding import Finding
 from bpfree.verification.laws import Gradients
@@ -63,9 +65,11 @@ class Inspection:
         with silent_rules():
             with mechanism.recutting(None):
                 exact = self._look()
-            if exact is not None:
+            if thorough or not plan.streaming:
                 self._compare(exact)
-                self.findings += mechanism.check_estimates(call, list(self.sites.values()))
+            if exact is not None:
+                with own_graphs(), suppress(OverwrittenError):
+                    self.findings += mechanism.check_estimates(call, list(self.sites.values()))
 
     def _look(self) -> ExactSignals | None:
         """Run the model with its graph whole."""
@@ -73,24 +77,28 @@ class Inspection:
         with without_trace(plan, self._call):
             # A stream never holds the graph of a whole pass.
             stored, given = self._thorough or not plan.streaming, copied(self._call)
-            with _weighed(stored=stored) as graph, self._listening() as self.unheard:
+            with _weighed(stored=stored) as graph, self._listening() as heard:
                 returned = self._run(PassState(run=found, again=True), given)
-            places = [*plan.state.holders, *holders_in(*given)]
-            kept = (tensor for holder in places for _, tensor in holder.tensors if tensor.requires_grad)
-            self.survey = Survey.of(found, returned, kept)
-            del returned
+            self.unheard = set(heard)
+            self.survey = Survey.of(found, returned, self._kept(given))
+            del returned, heard
             if not stored or found.is_overwritten:
                 return None
             taps = sum(tap.numel() * tap.element_size() for tap in found.taps)
             weights = sum(weight.numel() * weight.element_size() for weight in plan.parameters)
             room = _SHARE * (graph.bytes + 2 * weights)
-            with suppress(_OverwrittenError):
+            with suppress(OverwrittenError):
                 self._compare_rows(found, room)
             if not self._thorough and taps > room:
                 return None
-            with suppress(_OverwrittenError):
+            with suppress(OverwrittenError):
                 return ExactSignals.of(found, dict(plan.model.named_parameters()))
             return None
+
+    def _kept(self, given: Any) -> Iterator[Tensor]:
+        """Yield the tensors with a graph that the model, its hooks and its arguments keep."""
+        places = [*self._mechanism.plan.state.holders, *holders_in(*given)]
+        return (tensor for holder in places for _, tensor in holder.tensors if tensor.requires_grad)
 
     def _compare_rows(self, found: SurveyPass, room: float) -> None:
         """Look whether the rows of the layout are those of the graph, at one tap at least and as many as fit."""
@@ -111,27 +119,26 @@ class Inspection:
             asked = plan.batch_dims is not None or plan.sample_axes is not None
             self.findings += check_rows([taps[i] for i in seen], error, [sites[i] for i in seen], asked=asked)
 
-    def _compare(self, exact: ExactSignals) -> None:
-        """Run the model cut, and send it the exact signals."""
+    def _compare(self, exact: ExactSignals | None) -> None:
+        """Run the model cut, and send it the exact signals; without them only see that it runs."""
         mechanism, plan = self._mechanism, self._mechanism.plan
-        state = PassState(again=True, survey=self.survey, signals=dict(exact.signals))
+        state = PassState(again=True, survey=self.survey, signals={} if exact is None else dict(exact.signals))
         with without_trace(plan, self._call), mechanism.stored():
-            state.run = mechanism.start_run(self.survey)
-            with mechanism.recutting(state.run), self._listening() as heard:
+            state.run, found = mechanism.start_run(self.survey), None
+            with mechanism.recutting(state.run), own_graphs(), suppress(OverwrittenError):
                 found = self._gradients_of_cut(state, exact)
-        # The segments of a window run once for every step.
-        self.unheard -= set() if plan.window > 1 else heard
-        if found is not None:
+        if exact is not None and found is not None:
             self.findings += found.compare(exact.gradients, exact.dtype)
 
     @contextmanager
-    def _listening(self) -> Generator[set[str]]:
-        """Within this context the modules with backward hooks are noted whose outputs have a graph."""
-        heard: set[str] = set()
+    def _listening(self) -> Generator[dict[str, list[Tensor]]]:
+        """Within this context the outputs with a graph are noted of the modules with backward hooks."""
+        heard: dict[str, list[Tensor]] = {}
 
         def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
-            if any(tensor.requires_grad for _, tensor in tensors_in(output)):
-                heard.add(name)
+            graphs = [tensor for _, tensor in tensors_in(output) if tensor.requires_grad]
+            if graphs:
+                heard.setdefault(name, []).extend(graphs)
 
         handles = [module.register_forward_hook(partial(note, name)) for name, module in self._hooked.items()]
         try:
@@ -140,11 +147,18 @@ class Inspection:
             for handle in handles:
                 handle.remove()
 
-    def _gradients_of_cut(self, state: PassState, exact: ExactSignals) -> Gradients | None:
+    def _gradients_of_cut(self, state: PassState, exact: ExactSignals | None) -> Gradients | None:
+        given = copied(self._call)
         try:
-            self._run(state, copied(self._call))
+            with self._listening() as heard:
+                returned = self._run(state, given)
+            if self._hooked and self._mechanism.plan.window == 1:  # segments of a window run once for every step
+                terms = [*(tensor for _, tensor in tensors_in(returned)), *self._kept(given)]
+                self.unheard -= heard.keys() - fetched_through(heard, terms)
+            if exact is None:
+                return None
             return exact.gradients_of(state.exits, dict(self._mechanism.plan.model.named_parameters()))
-        except BpfreeError:
+        except (BpfreeError, OverwrittenError):
             raise
         except RuntimeError as error:
             raise VerificationError(
@@ -200,20 +214,13 @@ class _Graph:
         if tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
             self.storages[storage.data_ptr()] = storage.nbytes()
-        return tensor, tensor._version
+        return with_version(tensor)
 
     @staticmethod
     def unpack(saved: tuple[Tensor, int] | None) -> Tensor:
         if saved is None:
             raise StreamingError("the model asks for gradients in its own forward pass: train it without streaming.")
-        tensor, version = saved
-        if tensor._version != version:  # autograd itself does not look where there are such hooks
-            raise _OverwrittenError
-        return tensor
-
-
-class _OverwrittenError(Exception):
-    """A tensor that the graph needs was changed in place: the user's own backward pass will say so."""
+        return of_version(saved)
 
 
 @contextmanager

@@ -215,14 +215,14 @@ class DirectMechanism(Mechanism):
         call = PassState(frame=None if compiling else sys._getframe(1))
         # The second run of a checkpoint is no training pass of its own, unless the first one had no gradients.
         call.counts = active and (not again or stack.ungraded)
-        if not again:
-            stack.ungraded = not active
         if active:
             if not compiling:
                 self._look_at_model()
                 warn_of_input_gradients((*args, *kwargs.values()), self.tell_once, self.rule)
                 self.first_look.at(call, *stack.arguments)
             call.run = self.start_run(call.survey)
+        if not again:  # behind the first look, which may run the model without gradients
+            stack.ungraded = not active
         stack.calls.append(call)
         self._on_begin(call, (args, kwargs))
         run = call.run

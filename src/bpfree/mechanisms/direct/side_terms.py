@@ -9,7 +9,7 @@ output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from bpfree.containers import tensors_in
 from bpfree.errors import OptionError
-from bpfree.mechanisms.autograd import Fetching, first_order_only
+from bpfree.mechanisms.autograd import Fetching, Gate, first_order_only
 from bpfree.plan import Plan
 from bpfree.rerun.arguments import holders_in
 from bpfree.segments import Reach, graph_nodes
@@ -71,6 +71,24 @@ class SideTerm(torch.autograd.Function):
         finally:
             ctx.fetching.under_way = False
         return None, None, None, grad, *found
+
+
+def fetched_through(outputs: Mapping[str, Sequence[Tensor]], terms: Iterable[Tensor]) -> set[str]:
+    """Return the names of those ``outputs`` through which a side term among ``terms`` fetches a gradient for taps.
+
+    Backward hooks there are called once more than by backpropagation.
+    """
+    found: list[Any] = [node for node in graph_nodes(*terms) if isinstance(node, SideTerm._backward_cls)]
+    below = {node for side in found for node in graph_nodes(side.term, stops={tap.edge.node for tap in side.taps})}
+    return {
+        name
+        for name, tensors in outputs.items()
+        if any(tensor.grad_fn in below and _is_behind_a_gate(tensor) for tensor in tensors)
+    }
+
+
+def _is_behind_a_gate(tensor: Tensor) -> bool:
+    return any(isinstance(node, Gate._backward_cls) for node in graph_nodes(tensor))
 
 
 def with_side_gradients(term: Tensor, taps: Sequence[SoftTap], fetching: Fetching) -> Tensor:

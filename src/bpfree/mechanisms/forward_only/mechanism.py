@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -29,6 +29,7 @@ from bpfree.mechanisms.no_gradient_warnings import warn_of_a_call, warn_of_argum
 from bpfree.module_tree import ModuleTree, followed
 from bpfree.passes import Passes
 from bpfree.plan import Plan
+from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.trial import copied, without_trace
 
 Gradients: TypeAlias = Callable[[Tensor], Mapping[Tensor, Tensor]]
@@ -161,7 +162,7 @@ class ForwardOnlyMechanism(Mechanism):
         try:
             names = self._kept_in_a_plain_pass(call, saved_tensors_hooks(_nothing, _asked_for))
         except RuntimeError:  # a model that differentiates in its own pass needs what its graph stores
-            names = self._kept_in_a_plain_pass(call, nullcontext())
+            names = self._kept_in_a_plain_pass(call, own_graphs())
         if names:
             self.tell_once(
                 "kept",

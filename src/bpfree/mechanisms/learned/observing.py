@@ -18,6 +18,7 @@ from bpfree.mechanisms.direct.rule import DirectRule
 from bpfree.mechanisms.direct.survey import error_key
 from bpfree.plan import Plan
 from bpfree.rerun.snapshot import RunSnapshot
+from bpfree.rerun.trial import without_trace
 from bpfree.verification.adjoint import check_adjoint
 from bpfree.verification.finding import Finding
 from bpfree.verification.second_run import check_second_run
@@ -63,7 +64,9 @@ class ObservingMechanism(DirectMechanism):
         found = check_second_run(self.plan, call)
         if found or not sites:
             return found
-        return check_adjoint(self._estimator, call, RunSnapshot.now(self.plan, call), sites)
+        # Gradients are asked for too: hooks on them, and what they count, are the user's.
+        with without_trace(self.plan, call):
+            return check_adjoint(self._estimator, call, RunSnapshot.now(self.plan, call), sites)
 
     def install(self) -> None:
         """Also keep what costly layers give, and look back when the forward pass has ended."""

@@ -1,0 +1,37 @@
+"""Graphs that the library makes beside the user's pass, where the whole model may be inside a checkpoint.
+
+A checkpoint counts every tensor that is saved within it, and expects the same tensors from its second run. The first
+look at a model, and an estimating pass, run in its first run alone: what they save must stay out of that count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+
+class OverwrittenError(RuntimeError):
+    """A tensor that a graph needs was changed in place: the user's own backward pass will say so."""
+
+
+def with_version(tensor: Tensor) -> tuple[Tensor, int]:
+    """Return a tensor with the count of writes to it: autograd does not look at it where there are hooks."""
+    return tensor, tensor._version
+
+
+def of_version(saved: tuple[Tensor, int]) -> Tensor:
+    """Return the saved tensor, if it has not been written to since."""
+    tensor, version = saved
+    if tensor._version != version:
+        raise OverwrittenError("a tensor that is needed for a gradient was changed in place.")
+    return tensor
+
+
+@contextmanager
+def own_graphs() -> Generator[None]:
+    """Within this context graphs save their tensors themselves, also inside a checkpoint."""
+    with saved_tensors_hooks(with_version, of_version):
+        yield
