@@ -1,5 +1,5 @@
 # `make demo` and `make test` each work alone on a fresh clone with Python 3.11 or later, pip and a package index.
-.PHONY: demo test check support install format clean
+.PHONY: demo test check docs support install format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,6 +15,11 @@ check: install
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/mypy
+
+# A broken link or reference fails. Nothing here asks the network.
+docs: $(VENV)/docs
+	$(RUN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/site
+	@echo "Open build/site/index.html"
 
 support: install
 	PYTHONPATH=tests $(RUN)/python -m support.page
@@ -37,5 +42,9 @@ $(VENV)/dev: $(VENV)/lab
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,models]"
 	touch $@
 
+$(VENV)/docs: $(VENV)/lab
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache runs
+	rm -rf $(VENV) .pytest_cache .ruff_cache build runs

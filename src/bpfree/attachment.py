@@ -46,58 +46,61 @@ def attach(
     verify: bool = True,
     example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
 ) -> Attachment:
-    """Let ``model`` learn by ``rule``; the training loop stays what it was.
+    """Let ``model`` learn by ``rule``; the training loop stays as it is.
 
     The model's class, forward signature and ``state_dict`` keys do not change: hooks go in, and
-    :meth:`Attachment.detach` takes them out.
+    :meth:`Attachment.detach` takes them out. The errors below come from the model's first forward pass, or from
+    ``attach`` itself where it runs one (``example_inputs``).
 
     Args:
-        model: Any module. Its own output, or that of ``error_at``, is one tensor, or a tuple, dictionary or dataclass
-            of tensors: each of these is then an error of its own.
+        model: Any module. Its output, or that of the module ``error_at``, is a tensor, or a tuple, dictionary or
+            dataclass of tensors: then each tensor has an error of its own.
         rule: The learning rule, for example ``bpfree.DFA()``.
-        taps: Where feedback enters: the outputs of modules of a type or several types, of these names or glob
-            patterns (``"blocks.*.mlp"``), or those for which a predicate ``(name, module)`` is true. None: after
-            every non-linearity module and every :class:`bpfree.Tap`. Where a module returns a tuple, list, dictionary
-            or object, its first floating point tensor is tapped; a mapping names another by index, key or path:
-            ``{"rnn": (1, 0), "blocks.*": "hidden"}``. ``"blocks"``: the repeated blocks and the ``error_at`` of
-            :func:`bpfree.suggest_taps` (a single module of that name: ``["blocks"]``). A rule without taps uses them
-            for :func:`bpfree.alignment` alone.
-        error_at: The name of the module at whose output the error is taken; what lies above it is trained
-            exactly. For a transformer's vocabulary head, or a model that computes its own loss. Several names,
-            ``("policy", "value")``: every tap gets the sum of its signals from those above it, each by feedback of its
-            own. Default: the model's output, before a softmax, log_softmax or sigmoid that ends it; ``""`` is behind.
-        batch_dims: How many leading dimensions are samples and not features, for the error and all taps. None: the
-            first one, and where the error has its channels last those between as far as taps have them in the same
-            place (tokens, nodes, points). A tap without them (an encoder's tokens of another length) gets the sum of
-            its sample's errors; one that is called once for each step of a loop over time gets that step's error.
-        sample_axes: The axes that number rows, for tensors with time first or classes in the middle: one, or several in
-            the order in which error and taps share them. ``{"*": 1}`` for taps ``(T, N, d)`` under an error ``(N, c)``,
-            by name or glob pattern of taps; ``{"error": (0, 2)}`` for an error ``(N, classes, T)``; ``(1, 0)`` for all
-            places. What is not named is found out.
-        window: For direct rules: the parameters of a segment learn from the signal ``window`` - 1 taps further up,
-            carried down by the segments between. 1 is the plain rule; a window as deep as the network is
-            backpropagation. One pass of input gradients more for every step beyond 1.
-        within: For direct rules: the layerwise rule that carries signals down inside a segment and a window, in place
-            of backpropagation's transposed weights: with ``bpfree.KolenPollack()`` no weight below ``error_at`` is
-            transported at all.
-        streaming: For direct rules: store no graph. In the backward pass the model runs a second time, under the same
-            random numbers, and each segment learns at once: the activations of one segment are in memory at a time,
-            for the arithmetic of one step of backpropagation. The numbers are those of the stored graph. Forward hooks
-            of yours run twice, and every cut must be one that no path leads around.
-        threads: For direct rules on a CPU: on how many threads segments run at once in the backward pass. 1 leaves them
-            to autograd, one after another, each on all of torch's threads; that is faster for large layers, several
-            threads for many small ones. None measures both ways in the first passes and keeps the faster. The numbers
-            are the same. Hooks on parameters are called from those threads.
-        seed: Seeds everything the rule draws. The global random state is neither read nor changed.
-        verify: For direct rules: look at a first pass of every kind with its graph whole before it is cut, which finds
-            side heads and further losses, and check there that the model learns what the rule says, see
-            :func:`bpfree.verify`. False saves these passes; a model that returns one tensor and keeps none on itself
-            learns the same.
-        example_inputs: A tensor, or the arguments (tuple) or keyword arguments (mapping) of one forward pass, run at
-            once to find the shapes. Without it the first forward pass does; the numbers drawn are the same.
+        taps: The modules whose outputs get feedback: a type or several types of modules, names or glob patterns
+            (``"blocks.*.mlp"``), or a predicate ``(name, module) -> bool``. None: every non-linearity module and every
+            :class:`bpfree.Tap`. Where a module returns a tuple, list, dictionary or object, its first floating point
+            tensor is tapped; a mapping names another by index, key or path: ``{"rnn": (1, 0), "blocks.*": "hidden"}``.
+            ``"blocks"``: the repeated blocks and the ``error_at`` of :func:`bpfree.suggest_taps` (for a single module of
+            that name pass ``["blocks"]``). A rule without taps uses them only for :func:`bpfree.alignment`.
+        error_at: The name of the module at whose output the error is taken; the layers above it get exact gradients.
+            Use it for a transformer's vocabulary head, or for a model that computes its own loss. With several names,
+            ``("policy", "value")``, every tap gets the sum of the signals of the errors above it, and each error has
+            feedback of its own. Default: the model's output, before a softmax, log_softmax or sigmoid that ends it;
+            ``""`` takes the error after that function.
+        batch_dims: The number of leading dimensions that are samples and not features, for the error and all taps.
+            None finds it: the first dimension; and where the error has its channels last also the dimensions between
+            (tokens, nodes, points), as far as taps have them in the same place. A tap without them (an encoder's
+            tokens of another length) gets the sum of its sample's errors. A tap that is called once for each step of a
+            loop over time gets that step's error.
+        sample_axes: The axes that number samples, for tensors with time first or classes in the middle: one axis, or
+            several in the order in which the error and the taps share them. ``{"*": 1}`` for taps ``(T, N, d)`` under
+            an error ``(N, c)``, by the name or glob pattern of taps; ``{"error": (0, 2)}`` for an error
+            ``(N, classes, T)``; ``(1, 0)`` for the error and all taps. Axes that are not named are found.
+        window: For direct rules: how many segments a signal passes. The parameters of a segment learn from the signal
+            that enters ``window`` - 1 taps further up and is carried down through the segments between. 1 is the plain
+            rule; a window as deep as the network is backpropagation. Each further step costs one pass of input
+            gradients.
+        within: For direct rules: a layerwise rule that carries signals down inside a segment and a window, in place of
+            backpropagation's transposed weights. With ``bpfree.KolenPollack()`` no weight below ``error_at`` is
+            transported.
+        streaming: For direct rules: store no graph. ``loss.backward()`` runs the model a second time, with the same
+            random numbers, and each segment learns and is dropped at once: only one segment's activations are in
+            memory. The arithmetic is that of one step of backpropagation, the numbers are those of the stored graph.
+            Your forward hooks run twice, and no path may lead around a tap.
+        threads: For direct rules on a CPU: how many segments run at the same time in the backward pass. With 1 they run
+            one after another, each on all of torch's threads, which is faster for large layers; several threads are
+            faster for many small layers. None measures both in the first passes and keeps the faster. The numbers are
+            the same. Hooks on parameters are called from those threads.
+        seed: The seed of everything that the rule draws. The global random state is neither read nor changed.
+        verify: For direct rules: run the first pass of every kind with its whole graph, to find side heads and further
+            losses and to check that the model learns what the rule says (:func:`bpfree.verify`). False saves these
+            passes; a model that returns one tensor and keeps no tensor on itself learns the same.
+        example_inputs: A tensor, or the arguments of one forward pass (a tuple, or a mapping of keyword arguments). It
+            is run at once to find the shapes. Without it the first forward pass finds them; the numbers drawn are the
+            same.
 
     Returns:
-        The attachment: an ``nn.Module`` with the rule's state, and a context manager that detaches.
+        The attachment, an ``nn.Module`` with the rule's state and a context manager that detaches.
 
     Raises:
         OptionError: ``rule`` or its feedback, ``seed``, ``batch_dims``, ``sample_axes``, ``window``, ``within``,
@@ -119,8 +122,6 @@ def attach(
         UnsupportedLayerError: No layer of the model can be served by the rule.
         AlreadyAttachedError: ``model``, a part of it, or a model that shares layers or taps with it has a rule already.
         AlreadyShardedError: ``fully_shard`` has it already; attach first.
-
-        ``attach`` runs a forward pass with ``example_inputs`` alone; else the model's first one raises these.
     """
     check_options(rule, window, streaming, threads)
     check_attachable(model, seed, batch_dims)
@@ -217,22 +218,22 @@ class Attachment(nn.Module):
 
     @property
     def feedback(self) -> nn.Module:
-        """What the rule draws and learns, by name; the tensors there may be written into.
+        """The matrices that the rule draws and learns, by name; their tensors may be written into.
 
-        - A direct rule: ``"shared"``, one matrix for all taps (``Projection``). With one a tap:
-          ``"TAP:WIDTH"``, for example ``"blocks.0.act:512"``; ``"TAP:CHANNELSxMODES"`` with spatial modes; ``"TAP"``
-          where an optimizer steps it.
+        - A direct rule with one matrix for all taps: ``"shared"``. With one matrix for each tap: ``"TAP:WIDTH"``, for
+          example ``"blocks.0.act:512"``; ``"TAP:CHANNELSxMODES"`` with spatial modes; ``"TAP"`` where an optimizer
+          steps it.
         - A layerwise rule: ``"LAYER"``, the name of the layer.
         - :class:`bpfree.PEPITA`: ``"F"``.
 
-        Where the feedback is a callable of yours, that is ``feedback.project``.
+        Where the feedback is a callable of yours, ``feedback.project`` is that callable.
         """
         feedback: nn.Module = self.mechanism.feedback
         return feedback
 
     @property
     def feedbacks(self) -> Mapping[str, nn.Module]:
-        """The same by the error's name, where there are several: ``feedbacks["value"]``."""
+        """The feedback of each error by the error's name, as in ``feedbacks["value"]``."""
         further: Mapping[str, Any] = getattr(self.mechanism, "further", {})
         first = getattr(self.mechanism, "first_error", self.mechanism.plan.error_name)
         return {first: self.feedback, **{name_of(key): mechanism.feedback for key, mechanism in further.items()}}

@@ -39,7 +39,7 @@ def attach_stage(
 ) -> StageAttachment:
     """Let the module of ``stage`` learn by ``rule``, as a part of the model that all stages are together.
 
-    Call it in every process with the same arguments; a schedule of :mod:`bpfree.pipeline` does the rest. The feedback
+    Call it in every process with the same arguments; a schedule of ``bpfree.pipeline`` does the rest. The feedback
     is that of :func:`bpfree.attach` on the whole model, number by number, if the taps keep their names: they do in a
     slice of an ``nn.Sequential`` (``model[4:8]``), and ``prefix`` restores them elsewhere.
 

@@ -23,23 +23,25 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class DFA(DirectRule):
-    """Direct feedback alignment: the signal at tap l is d_l = e B_l, with fixed random B_l.
+    r"""Direct feedback alignment: the error reaches every tap through a fixed random matrix.
 
-    Free of weight transport and of the backward lock: no segment needs another's weights or result.
+    .. math:: d_l = e B_l
+
+    No segment needs another segment's weights (no weight transport) or result (no backward lock).
 
     Args:
         feedback: How B is drawn, or a callable projector; see :class:`bpfree.Feedback`.
         error: ``"exact"`` projects e (Noekland 2016). ``"sign"`` projects sign(e) (sDFA, Frenkel et al. 2021).
-            ``"ternary"`` projects e quantized to -1, 0 and 1, as an optical co-processor takes it (Launay et al.
+            ``"ternary"`` projects e rounded to -1, 0 and 1, the input of an optical co-processor (Launay et al.
             2020): entries of at most ``threshold`` in magnitude become 0.
-        reduction: ``"mean"`` takes e as autograd delivers it from a mean loss (1/N in it). ``"sum"`` multiplies it by
-            the N rows of the batch for the taps, and leaves the output's as it is (Launay et al. 2019's code):
-            at batch 128, hidden layers see gradients 128 times as large relative to the head's. Rows whose error is
-            zero, which no loss touches (nodes without a label, padding), are not counted in N. A quantized
-            vector has 1/N in it with ``"mean"`` and not with ``"sum"``; its size does not follow the loss's, so
-            it is not for a GradScaler.
-        threshold: Where ``"ternary"`` begins to count, in units of one sample's error N e (for softmax and
-            cross-entropy: of a probability), at least 0.
+        reduction: ``"mean"`` takes e as autograd delivers it from a mean loss, with the factor 1/N. ``"sum"``
+            multiplies it by N for the taps and leaves the output layer's gradient as it is (the code of Launay et
+            al. 2019): at batch 128 the hidden layers get gradients that are 128 times as large. N counts the rows
+            that the loss touches; rows whose error is zero (nodes without a label, padding) are left out. A rounded
+            error has the factor 1/N with ``"mean"`` and lacks it with ``"sum"``. Its size does not follow the size
+            of the loss, so do not use it with a GradScaler.
+        threshold: The largest magnitude that ``"ternary"`` rounds to 0, in units of one sample's error N e (for
+            softmax with cross-entropy: of a probability), at least 0.
     """
 
     error: Literal["exact", "sign", "ternary"] = "exact"
@@ -53,7 +55,15 @@ class DFA(DirectRule):
             raise OptionError(f"threshold={self.threshold} is negative.")
 
     def vector(self, delivery: Delivery) -> Tensor:
-        """The error as ``error`` and ``reduction`` ask for it, shape ``(N, c)``."""
+        r"""Return what is projected, shape ``(N, c)``.
+
+        .. math::
+
+            e, \qquad \mathrm{sign}(e)/N, \qquad
+            \mathrm{sign}(Ne)\,[\,|Ne| > \mathrm{threshold}\,]/N
+
+        for ``error="exact"``, ``"sign"`` and ``"ternary"``; each is N times as large with ``reduction="sum"``.
+        """
         e = delivery.error
         if self.error == "exact" and self.reduction == "mean":
             return e
@@ -67,18 +77,22 @@ class DFA(DirectRule):
 
 @dataclass(frozen=True)
 class DRTP(DirectRule):
-    """Direct random target projection: the signal at tap l is y B_l, with y the one-hot target.
+    r"""Direct random target projection: the one-hot target y takes the place of the error.
 
-    No error is needed, so the taps could learn while the forward pass still runs. The output layer learns from its
-    exact gradient. Give the targets with ``attachment.targets(y)`` before ``loss.backward()`` (before the forward
-    pass where the model is compiled). Class numbers of -100 get no signal, as in cross-entropy. The signal does not
-    follow the loss's scale, so it is not for a GradScaler. Source: Frenkel et al. 2021.
+    .. math:: d_l = \tfrac{1}{N}\, y B_l
+
+    No error is needed, so with ``streaming=True`` the segments learn while the forward pass still runs. The output
+    layer learns from its exact gradient. Give the targets with ``attachment.targets(y)`` before ``loss.backward()``;
+    for a compiled model give them before the forward pass. The class number -100 gets no signal, as in cross-entropy.
+    The size of the signal does not follow the size of the loss, so do not use it with a GradScaler. Source: Frenkel
+    et al. 2021.
 
     Args:
         feedback: How B is drawn, or a callable projector; see :class:`bpfree.Feedback`.
         reduction: ``"mean"`` divides the signal by the N rows of the batch, as a mean loss does; ``"sum"`` does not
-            (the published code). Rows whose error is zero are not counted and get no signal: no loss touches them.
-            (With ``streaming=True`` and targets given before the forward pass the error is not known: say -100.)
+            (the published code). Rows whose error is zero are not counted and get no signal, because the loss does
+            not touch them. Where segments learn in the forward pass the error is not known yet: mark such rows with
+            -100.
     """
 
     reduction: Reduction = "mean"
@@ -92,7 +106,7 @@ class DRTP(DirectRule):
         return False
 
     def vector(self, delivery: Delivery) -> Tensor:
-        """The targets, shape ``(N, c)``, one-hot where they were given as class numbers ``(N,)``.
+        """Return the targets, shape ``(N, c)``; class numbers ``(N,)`` become one-hot rows.
 
         Raises:
             TargetsError: No targets were given, or they do not fit the output.

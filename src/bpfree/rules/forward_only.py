@@ -26,21 +26,25 @@ Per: TypeAlias = Literal["sample", "row", "batch"]
 
 @dataclass(frozen=True)
 class ForwardGradient(DirectRule):
-    """The directional derivative of the loss along a random direction, times the direction.
+    r"""Forward gradient: the slope of the loss along a random direction, times the direction.
 
-    On average over directions this is the gradient: E[(g . v) v] = g. Its variance grows with the number of directions
-    that are perturbed at once.
+    .. math:: \mathbb{E}[(g \cdot v)\,v] = g
+
+    On average over directions this is the gradient g. Its variance grows with the number of entries that are perturbed
+    at once.
 
     Args:
-        of: ``"activations"`` (FG-A, Ren et al. 2022): v_l at every tap, and the signal d_l = (e . odot) v_l with odot
-            the output's tangent, sum_k J_k v_k; backpropagation inside a segment, the output layer exact.
-            ``"weights"`` (FG-W; Silver et al. 2021, Baydin et al. 2022): V for every trainable parameter that the
-            pass uses below ``error_at``, which gets (sum_b e_b . odot_b) V; no graph is stored and nothing runs
-            backward. The model is not compiled, and its forward hooks see dual numbers.
-        perturbations: ``"normal"`` or ``"rademacher"``, the distribution of v.
-        per: For activations, over what e . odot is summed. ``"sample"``: over what lies behind the first dimension
-            (tokens that see each other). ``"row"``: over nothing, for rows that are independent (points): less noise,
-            biased where rows see each other. ``"batch"``: over everything (nodes of one graph, batch normalization).
+        of: ``"activations"`` (FG-A, Ren et al. 2022): a direction v_l at every tap and the signal
+            d_l = (e . odot) v_l, where odot = sum_k J_k v_k is the output's tangent. Inside a segment backpropagation
+            runs; the output layer is exact. ``"weights"`` (FG-W; Silver et al. 2021, Baydin et al. 2022): a direction
+            V for every trainable parameter that the pass uses below ``error_at``. Its gradient is
+            (sum_b e_b . odot_b) V. No graph is stored and nothing runs backward. The model is not compiled, and its
+            forward hooks get dual numbers.
+        perturbations: ``"normal"`` or ``"rademacher"`` (random signs), the distribution of v.
+        per: The group of rows over which e . odot is summed, for activations. ``"sample"``: all rows of one sample
+            (tokens that see each other). ``"row"``: each row by itself, for rows that are independent (points); less
+            noise, but biased where rows see each other. ``"batch"``: all rows (nodes of one graph, batch
+            normalization).
     """
 
     of: Of = "activations"
@@ -54,12 +58,15 @@ class ForwardGradient(DirectRule):
         choice("per", self.per, ("sample", "row", "batch"))
 
     def mechanism(self, plan: Plan) -> Mechanism:
-        """An estimating pass behind the forward pass, or a forward pass with dual numbers."""
+        """Return the mechanism: an estimating pass after the forward pass, or a forward pass with dual numbers."""
         kind = ActivationsMechanism if self.of == "activations" else WeightsMechanism
         return kind(self, plan, self.perturbations)
 
     def signals(self, delivery: Delivery) -> Sequence[Tensor | None]:
-        """(e . odot) v_l, shape ``(N, n_l)``, for every tap."""
+        r"""Return the signal of every tap, shape ``(N, n_l)``.
+
+        .. math:: d_l = (e \cdot \dot o)\,v_l
+        """
         seen = delivery.observation
         assert seen is not None
         slopes = (delivery.error.to(seen.change) * seen.change).sum(1)
@@ -85,28 +92,33 @@ class ForwardGradient(DirectRule):
 
 @dataclass(frozen=True)
 class PEPITA(Rule):
-    """PEPITA: a second forward pass on x - F e; a layer learns from how its activation differs between the passes.
+    r"""PEPITA: a second forward pass runs on x - F e, and layers learn from how their activations differ.
 
-    dL/dW_l is taken to be (1/N) sum_b (h_l - h_l^err) (x) h_(l-1)^err, for the bias likewise; no derivative of the
-    non-linearity enters. The output layer's is (1/N) sum_b e (x) h_(L-1)^err. e is the error of one sample, N dL/do, N
-    the number of rows that the loss touches: those whose error is not zero throughout. F,
-    ``attachment.feedback["F"]``, is fixed, of shape ``(n_in, c)``, uniform on +-``amplitude`` sqrt(6 / n_in). Sources:
-    Dellaferrera and Kreiman 2022, Srinivasan et al. 2023.
+    .. math::
 
-    The layers that learn are Linear and Conv1d, 2d, 3d ones that a tap of their output's shape follows (their
-    non-linearity; a dropout module behind it belongs to h_l), and the last one, whose output is the error's place.
-    Everything else below ``error_at`` gets no gradient (None; zeros under DDP). The size of the error matters, so it
-    is not for a GradScaler.
+        \nabla W_l = \frac{1}{N} \sum_b (h_l - h_l^{\mathrm{err}}) \otimes h_{l-1}^{\mathrm{err}}, \qquad
+        \nabla W_L = \frac{1}{N} \sum_b e \otimes h_{L-1}^{\mathrm{err}}
+
+    The second equation is the output layer's. Biases learn likewise; no derivative of the non-linearity enters. e is
+    the error of one sample, N dL/do, and N the number of rows that the loss touches (those whose error is not zero
+    throughout). F, ``attachment.feedback["F"]``, is fixed, of shape ``(n_in, c)``, uniform on
+    +-``amplitude`` sqrt(6 / n_in). Sources: Dellaferrera and Kreiman 2022, Srinivasan et al. 2023.
+
+    These layers learn: Linear, Conv1d, Conv2d and Conv3d layers that are followed by a tap of their output's shape
+    (their non-linearity; a dropout module after it belongs to h_l), and the last layer, at whose output the error is
+    taken. Everything else below ``error_at`` gets no gradient (None; zeros under DDP). The size of the error matters,
+    so do not use it with a GradScaler.
 
     Args:
         amplitude: The factor of F's standard deviation, .05 in the paper.
-        output_error: ``"first"``: the output layer gets the first pass's error (the published rule). ``"second"``: the
-            second pass's (the released code), softmax(o_err) - y, for the softmax cross-entropy alone: y is found in
-            the first error.
-        positions: How a convolution's positions enter: their ``"mean"`` (the released code), the sum over the root
-            of their number (``"sqrt"``, its option), or the ``"sum"``, as in a convolution's gradient.
-        scale: What the mean loss is multiplied by before ``backward()``: 1/k for each of k micro-batches. e is what
-            it would be without, and the gradients what they would be times ``scale``.
+        output_error: The error that the output layer gets. ``"first"``: the first pass's (the published rule).
+            ``"second"``: the second pass's (the released code), softmax(o_err) - y. That one is for softmax
+            cross-entropy only, because y is computed from the first error.
+        positions: How the positions of a convolution enter: their ``"mean"`` (the released code), their sum divided by
+            the root of their number (``"sqrt"``, an option of that code), or their ``"sum"``, as in a convolution's
+            gradient.
+        scale: The factor by which the mean loss is multiplied before ``backward()``, for example 1/k for each of k
+            micro-batches. The rule divides it out of e and multiplies the gradients by it.
     """
 
     amplitude: float = 0.05
@@ -122,6 +134,6 @@ class PEPITA(Rule):
                 raise OptionError(f"{option}={value} must be positive.")
 
     def mechanism(self, plan: Plan) -> Mechanism:
-        """A forward pass without a graph, and a second one when the error arrives."""
+        """Return the mechanism: a forward pass without a graph, and a second one when the error arrives."""
         options = PepitaOptions(self.amplitude, self.output_error, self.positions, self.scale)
         return PepitaMechanism(self, plan, options)

@@ -20,13 +20,16 @@ from bpfree.plan import Plan
 
 @dataclass(frozen=True)
 class FA(LayerwiseRule):
-    """Feedback alignment: B_l is a fixed random matrix of W_l's shape. Source: Lillicrap et al. 2016.
+    r"""Feedback alignment: a layer passes the error down through a fixed random B_l of W_l's shape.
 
-    ``attachment.feedback[name]`` is the B of the layer of that name.
+    .. math:: d_{l-1} = \delta_l\,B_l \quad\text{in place of}\quad \delta_l\,W_l
+
+    The row vector delta_l is the gradient at the layer's output, before the non-linearity.
+    ``attachment.feedback[name]`` is the B of the layer of that name. Source: Lillicrap et al. 2016.
 
     Args:
-        distribution: ``"uniform"`` or ``"normal"``; mean zero and the standard deviation that the layer's weights
-            have when the rule first runs (that of PyTorch's initialization, if they are all alike then).
+        distribution: ``"uniform"`` or ``"normal"``. The mean is zero. The standard deviation is that of the layer's
+            weights when the rule first runs, or that of PyTorch's initialization where all weights are equal then.
     """
 
     distribution: Literal["uniform", "normal"] = "uniform"
@@ -35,19 +38,21 @@ class FA(LayerwiseRule):
         choice("distribution", self.distribution, ("uniform", "normal"))
 
     def draw(self, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """B, of ``weight``'s shape."""
+        """Draw B, of ``weight``'s shape."""
         return _random_like(weight, self.distribution, generator) * _deviation(weight)
 
 
 @dataclass(frozen=True)
 class SignSymmetry(LayerwiseRule):
-    """Sign symmetry: the way back uses the signs of W and other magnitudes.
+    r"""Sign symmetry: a layer passes the error down through the signs of W with other magnitudes.
+
+    .. math:: B_l = s\,\mathrm{sign}(W_l) \qquad\text{or}\qquad B_l = |M_l| \odot \mathrm{sign}(W_l)
 
     Args:
-        magnitude: ``"uniform"`` B = s sign(W) (uSF, Liao et al. 2016); ``"fixed"`` B = |M| sign(W) with M drawn once
-            (frSF); ``"batch"`` the same with M drawn anew in every forward pass (brSF) (Moskovitz et al. 2018). s is
-            the standard deviation of the layer's weights when the rule first runs, their initial one for a new
-            model, and M is normal with that standard deviation. ``"batch"`` cannot be compiled as one graph.
+        magnitude: ``"uniform"``: the number s (uSF, Liao et al. 2016). ``"fixed"``: random magnitudes M, drawn once
+            (frSF). ``"batch"``: M is drawn again in every forward pass (brSF; both Moskovitz et al. 2018), which cannot
+            be compiled as one graph. s is the standard deviation of the layer's weights when the rule first runs; M
+            is normal with that standard deviation.
     """
 
     magnitude: Literal["uniform", "fixed", "batch"] = "uniform"
@@ -61,12 +66,12 @@ class SignSymmetry(LayerwiseRule):
         return self.magnitude == "batch"
 
     def draw(self, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """|M| for ``"fixed"``, else the number s."""
+        """Draw the magnitudes of M for ``"fixed"``; else return the number s."""
         s = _deviation(weight)
         return _random_like(weight, "normal", generator).abs() * s if self.magnitude == "fixed" else s
 
     def backward_weight(self, weight: Tensor, kept: Tensor, generator: Callable[[], torch.Generator]) -> Tensor:
-        """Magnitude times sign(W), of ``weight``'s shape."""
+        """Return the magnitudes times sign(W), of ``weight``'s shape."""
         if self.magnitude == "batch":
             kept = _random_like(weight, "normal", generator()).abs() * kept
         return kept * weight.sign()
@@ -74,10 +79,13 @@ class SignSymmetry(LayerwiseRule):
 
 @dataclass(frozen=True)
 class KolenPollack(FA):
-    """Kolen-Pollack learning: B_l begins as feedback alignment's and gets the gradient of W_l in every step.
+    r"""Kolen-Pollack learning: B_l begins as in feedback alignment and gets the gradient of W_l in every step.
 
-    Where W_l and B_l take the same steps and both decay, W_l - B_l shrinks by the decay alone: by 1 - lr decay in each
-    step of SGD or AdamW, whatever the gradients are. So give one optimizer both, with a weight decay above zero::
+    .. math:: W_l - B_l \leftarrow (1 - \eta\lambda)\,(W_l - B_l)
+
+    W and B take the same steps, so their difference shrinks by the weight decay alone, in each step of SGD or AdamW
+    with learning rate eta and decay lambda, whatever the gradients are. Give one optimizer both lists, with a weight
+    decay above zero::
 
         torch.optim.SGD([*model.parameters(), *attachment.parameters()], lr=.1, weight_decay=1e-3)
 
@@ -85,8 +93,7 @@ class KolenPollack(FA):
     gradient in its ``.grad``. Source: Kolen and Pollack 1994; Akrout et al. 2019.
 
     Args:
-        distribution: Of the first B: ``"uniform"`` or ``"normal"``; mean zero and the standard deviation that the
-            layer's weights have when the rule first runs.
+        distribution: How the first B is drawn, as in :class:`bpfree.FA`.
     """
 
     def mechanism(self, plan: Plan) -> LayerwiseMechanism:
@@ -96,24 +103,26 @@ class KolenPollack(FA):
 
 @dataclass(frozen=True)
 class WeightMirror(FA):
-    """Weight mirrors: B_l learns W_l from noise that is sent through layer l alone.
+    r"""Weight mirrors: B_l learns W_l from noise that is sent through layer l alone.
 
-    B <- (1 - decay) B + (rate / n) sum_k y_k xi_k^T with n vectors xi of mean 0 and variance 1 and y = W xi, no bias
-    and no other layer. E[y xi^T] = W, so that B goes to (rate / decay) W. A convolution's xi is one window of its
-    input and a transposed convolution's one point: every entry of W then has n terms, whatever the padding and the
-    stride. Source: Akrout et al. 2019.
+    .. math:: B_l \leftarrow (1 - \gamma)\,B_l + \frac{\rho}{n} \sum_{k=1}^{n} y_k\,\xi_k^\top, \qquad y_k = W_l\,\xi_k
 
-    A mirror step runs before every training forward pass but the first; ``attachment.mirror(steps)`` runs more, as
-    before training. The noise comes from the rule's own generator and is the same on every process.
+    The n vectors xi have mean 0 and variance 1; no bias and no other layer takes part. E[y xi^T] = W, so B goes to
+    (rate / decay) W. In a convolution xi is one window of its input, in a transposed convolution one point: every entry
+    of W then has n terms, whatever the padding and the stride. Source: Akrout et al. 2019.
+
+    A mirror step runs before every training forward pass except the first. ``attachment.mirror(steps)`` runs more of
+    them, for example before training. The noise comes from the rule's own generator and is the same on every process.
 
     Args:
-        distribution: Of the first B, as in :class:`FA`.
-        rate: The weight of one step's estimate of W.
-        decay: What B loses in one step, in (0, 1]: outside B grows without bound, or swings. Equal to ``rate``, B goes
-            to W.
-        batch: n, the number of noise vectors of one step. B is off by noise of |W|^2 rate^2 fan_in /
-            (n decay (2 - decay)).
-        steps: The number of mirror steps before a training forward pass; 0 leaves all to ``attachment.mirror``.
+        distribution: How the first B is drawn, as in :class:`bpfree.FA`.
+        rate: rho, the weight of one step's estimate of W.
+        decay: gamma, the share of B that one step forgets, in (0, 1]; outside this range B grows without bound or
+            oscillates. Where it equals ``rate``, B goes to W.
+        batch: n, the number of noise vectors of one step. The squared error of B that is left is
+            ``|W|^2 rate^2 fan_in / (n decay (2 - decay))``.
+        steps: The number of mirror steps before a training forward pass; 0 leaves all of them to
+            ``attachment.mirror``.
     """
 
     rate: float = 0.01

@@ -22,22 +22,28 @@ GrAPEEstimate: TypeAlias = Literal["batch", "cumulative", "floor"]
 
 @dataclass(frozen=True)
 class GrAPE(ForwardLearnedRule):
-    """GrAPE: B_l turns towards the forward estimate of the mean Jacobian E[do/dh_l], its norm kept.
+    r"""GrAPE: the feedback turns towards the mean Jacobian that forward passes estimate, and keeps its norm.
 
-    With g = G/|G|, b = B/|B| and c = <g, b>: B <- B + step every (1 - c) |B| (g - c b), then B is rescaled to its
-    first norm: a gradient step on 1 - cos(B, G) weighted by 1 - c. Source: Caillon, Fagnou, Delattre and Allauzen, the
-    reading of their equation 6 that can align anything; as printed the equation only rescales B (``literal``).
+    .. math::
+
+        B_l \leftarrow B_l + \eta\,(1 - c)\,\|B_l\|\,(g - c\,b), \qquad
+        g = \frac{G_l}{\|G_l\|}, \quad b = \frac{B_l}{\|B_l\|}, \quad c = \langle g, b \rangle
+
+    Then B is rescaled to its first norm. G estimates E[do/dh_l]. This is a gradient step on 1 - cos(B, G), weighted by
+    1 - c. Source: Caillon, Fagnou, Delattre and Allauzen 2026. It is a reading of their equation 6: as printed the
+    equation only rescales B and aligns nothing (``literal``).
 
     Args:
-        step: eta, the step of the feedback for every training pass; one that is taken every ``every`` passes is
+        step: eta, the step of the feedback for one training pass. A step that is taken in every ``every``-th pass is
             ``every`` times as long.
-        estimate: G is this batch's estimate (``"batch"``), the average of all until now (``"cumulative"``, the
-            paper's), or one whose newest weight 1/t does not fall below ``floor`` (``"floor"``), so that it follows
-            weights that move.
+        estimate: What G is: this batch's estimate (``"batch"``), the average of all estimates so far
+            (``"cumulative"``, as in the paper), or an average in which the newest estimate weighs 1/t but at least
+            ``floor`` (``"floor"``), so that it follows weights that move.
         floor: The least weight of the newest estimate.
-        literal: The equation as printed, B <- B - step (1 - c) B and then the rescaling: B stays as it is. To show it.
-        calibrate: In every ``calibrate``-th training pass the weights take a true backpropagation gradient; 0 never.
-            That step is weight transport, and ``print(attachment)`` says so. In the paper one every T epochs.
+        literal: Take the equation as printed, B <- B - step (1 - c) B and then the rescaling, to show that B keeps its
+            direction.
+        calibrate: In every ``calibrate``-th training pass the weights get backpropagation's gradient; 0 for never. Such
+            a step transports weights, and ``print(attachment)`` says so. The paper takes one every T epochs.
     """
 
     step: float = 0.1
@@ -71,13 +77,18 @@ class GrAPE(ForwardLearnedRule):
         return True
 
     def memory(self, step: int) -> float:
-        """The weight of the newest estimate in G."""
+        """Return the weight of the newest estimate in G."""
         if self.estimate == "batch":
             return 1.0
         return max(1 / step, self.floor if self.estimate == "floor" else 0.0)
 
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
-        """-(1 - c) |B| (g - c b), shape ``(c, m)``; (1 - c) B if ``literal``."""
+        r"""Return what B moves against, shape ``(c, m)``.
+
+        .. math:: -(1 - c)\,\|B\|\,(g - c\,b)
+
+        With ``literal`` it is (1 - c) B.
+        """
         tiny = torch.finfo(matrix.dtype).tiny
         norm = matrix.norm()
         g, b = evidence / evidence.norm().clamp_min(tiny), matrix / norm.clamp_min(tiny)
@@ -86,7 +97,7 @@ class GrAPE(ForwardLearnedRule):
         return along * (1 - cosine)
 
     def rate(self, size: Size) -> float:
-        """eta, times the passes that one step stands for."""
+        """Return eta, times the passes that one step stands for."""
         return self.step * self.every
 
 
@@ -118,14 +129,16 @@ class CalibratedMechanism(ForwardLearnedMechanism):
 
 @dataclass(frozen=True)
 class FDFA(ForwardLearnedRule):
-    """Forward direct feedback alignment: B_l is a running average of the forward estimate G_l of E[do/dh_l].
+    r"""Forward direct feedback alignment: the feedback is a running average of forward estimates of E[do/dh_l].
 
-    B <- (1 - beta) B + beta G. Source: Bacho and Chu 2022.
+    .. math:: d_l = e B_l, \qquad B_l \leftarrow (1 - \beta)\,B_l + \beta\,G_l, \qquad \mathbb{E}[G_l] = \mathbb{E}[J_l]
+
+    G is the estimate of one pass. Source: Bacho and Chu 2022.
 
     Args:
-        beta: The weight of the newest estimate. Its noise grows with n_l, so wide layers want a small one.
-        debiased: The weight begins at 1 and falls as 1/t to ``beta``, so that B is an average from the first step on;
-            False keeps it at ``beta``, as the published code does, and B creeps up from zero.
+        beta: The weight of the newest estimate. The estimate's noise grows with n_l, so wide layers need a small beta.
+        debiased: Let the weight begin at 1 and fall as 1/t to ``beta``, so that B is an average from the first step on.
+            False keeps it at ``beta``, as the published code does: B then grows slowly from zero.
     """
 
     beta: float = 0.005
@@ -137,24 +150,30 @@ class FDFA(ForwardLearnedRule):
             raise OptionError(f"beta={self.beta} is not in (0, 1].")
 
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
-        """B - G, shape ``(c, m)``."""
+        """Return B - G, shape ``(c, m)``."""
         return matrix - evidence
 
     def rate(self, size: Size) -> float:
-        """The weight of the newest estimate."""
+        """Return the weight of the newest estimate."""
         return max(1 / size.step, self.beta) if self.debiased else self.beta
 
 
 @dataclass(frozen=True)
 class LMS(ForwardLearnedRule):
-    """Least mean squares: B_l learns from what the present B leaves unexplained of the output's change.
+    r"""Least mean squares: the feedback learns from the part of the output's change that it does not explain yet.
 
-    r_b = odot_b - sum_k B_k v_b,k and B_l <- B_l + mu mean_b r_b (x) v_b,l, with mu = scale N / (sum_k m_k + N), the
-    Widrow-Hoff rule with a normalised step. Its noise falls as B approaches E[J]; FDFA's does not.
+    .. math::
+
+        r_b = \dot o_b - \sum_k B_k v_{b,k}, \qquad
+        B_l \leftarrow B_l + \mu\,\frac{1}{N}\sum_b r_b \otimes v_{b,l}, \qquad
+        \mu = \frac{s\,N}{\sum_k m_k + N}
+
+    This is the Widrow-Hoff rule with a normalised step; m_k is the number of columns of B_k. Its noise falls as B
+    approaches E[J]; FDFA's does not.
 
     Args:
-        scale: s in mu; .1 to .5 serves, and above 1 B may diverge. A wide net (sum m_k large against N) forgets its
-            start slowly.
+        scale: s in mu. Values of .1 to .5 work; above 1 B may diverge. In a wide net (the sum of m_k far above N) B
+            forgets its start slowly.
     """
 
     scale: float = 0.1
@@ -165,7 +184,10 @@ class LMS(ForwardLearnedRule):
             raise OptionError(f"scale={self.scale} must be positive.")
 
     def evidence(self, seen: Observation, matrices: Sequence[Tensor]) -> list[Tensor]:
-        """mean_b r_b (x) v_b, shape ``(c, m_l)``, for every tap of ``seen``."""
+        r"""Return the correlation of residual and perturbation, shape ``(c, m_l)``, for every tap of ``seen``.
+
+        .. math:: \frac{1}{N}\sum_b r_b \otimes v_{b,l}
+        """
         residual = seen.change.to(matrices[0])
         # One at a time: behind a streaming pass each is drawn when it is asked for.
         for v, B, site in zip(seen.perturbations, matrices, seen.sites, strict=True):
@@ -176,24 +198,26 @@ class LMS(ForwardLearnedRule):
         return seen.correlations(residual)
 
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
-        """Against the evidence, shape ``(c, m)``."""
+        """Return the evidence with the opposite sign, shape ``(c, m)``."""
         return -evidence
 
     def rate(self, size: Size) -> float:
-        """The normalised step mu."""
+        """Return the normalised step mu."""
         return self.scale * size.rows / (size.width + size.rows)
 
 
 @dataclass(frozen=True)
 class DKP(LearnedRule):
-    """Direct Kolen-Pollack: B_l learns as a layer would that led from h_l straight to the output.
+    r"""Direct Kolen-Pollack: B_l learns like the weights of a layer that leads from h_l straight to the output.
 
-    Its gradient is sum_b e_b (x) h_b,l + decay B. The matrices are parameters of the attachment: give them to an
-    optimizer, ``torch.optim.Adam([*model.parameters(), *attachment.parameters()])``. No estimating pass. Source:
-    Webster, Choi and Ahn 2020.
+    .. math:: \nabla B_l = \sum_b e_b \otimes h_{b,l} + \lambda B_l
+
+    The matrices are parameters of the attachment: give them to an optimizer,
+    ``torch.optim.Adam([*model.parameters(), *attachment.parameters()])``. No estimating pass runs. Source: Webster,
+    Choi and Ahn 2020.
 
     Args:
-        decay: The decay of B.
+        decay: lambda, the decay of B.
     """
 
     decay: float = 1e-6
@@ -209,5 +233,8 @@ class DKP(LearnedRule):
         return ErrorLearnedMechanism(self, plan)
 
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
-        """e^T h + decay B, shape ``(c, m)``."""
+        r"""Return B's gradient, shape ``(c, m)``.
+
+        .. math:: e^\top h + \lambda B
+        """
         return torch.add(evidence, matrix, alpha=self.decay)

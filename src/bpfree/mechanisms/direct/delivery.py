@@ -30,7 +30,7 @@ class Delivery:
         sites: The taps that were reached, in forward order.
         targets: What ``attachment.targets(...)`` was given for this pass, or None.
         project: Maps a vector ``(N, c)`` to one signal ``(N, n_l)`` a tap through the rule's feedback.
-        observation: What the estimating pass saw, for rules that ask for one (:mod:`bpfree.forward_mode.estimate`).
+        observation: What the estimating pass saw, for rules that ask for one.
         error_known: Whether the error has come; segments that learn in the forward pass get zeros in its place.
     """
 

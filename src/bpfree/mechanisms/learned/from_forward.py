@@ -40,7 +40,10 @@ class ForwardLearnedRule(LearnedRule):
         return ForwardLearnedMechanism(self, plan)
 
     def evidence(self, seen: Observation, matrices: Sequence[Tensor]) -> list[Tensor]:
-        """G_l = mean_b odot_b (x) v_b, shape ``(c, m_l)``, for every tap of ``seen``; ``matrices`` are their B_l."""
+        r"""Return the forward estimate of every tap of ``seen``, shape ``(c, m_l)``; ``matrices`` are their B_l.
+
+        .. math:: G_l = \frac{1}{N}\sum_b \dot o_b \otimes v_{b,l}
+        """
         return seen.correlations(seen.change.to(matrices[0]))
 
 

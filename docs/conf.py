@@ -1,0 +1,58 @@
+"""Settings of the site: ``make docs`` builds it from these pages and from the docstrings, without a network."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+project = "bpfree"
+author = "The bpfree developers"
+html_title = "bpfree"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "command_help",
+    "mathml",
+]
+root_doc = "index"
+exclude_patterns = ["_extensions"]
+highlight_language = "text"
+
+# Pages are read on a code host too, so only Markdown that is shown there is used.
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+html_theme = "pydata_sphinx_theme"
+html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["bpfree.css"]
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "navbar_align": "left",
+    "header_links_before_dropdown": 6,
+    "navbar_end": ["theme-switcher"],
+    "show_prev_next": True,
+    "show_toc_level": 2,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+project_copyright = "The bpfree developers, Apache-2.0"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+napoleon_use_ivar = True
+
+# A reference that leads nowhere is an error. Other packages' names have no pages here, and neither have inner modules.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:class", r"(torch|nn|collections|typing|os)\..*|Tensor|PipelineStage"),
+    ("py:class", r"TapChoice|SampleAxes|Projector|Key|Observation"),
+    ("py:class", r"bpfree\.(projection|sites|verification|pipeline\.checkpoint)\..*"),
+]
