@@ -21,7 +21,6 @@ root_doc = "index"
 exclude_patterns = ["_extensions"]
 highlight_language = "text"
 
-# Pages are read on a code host too, so only Markdown that is shown there is used.
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
@@ -54,5 +53,5 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:class", r"(torch|nn|collections|typing|os)\..*|Tensor|PipelineStage"),
     ("py:class", r"TapChoice|SampleAxes|Projector|Key|Observation"),
-    ("py:class", r"bpfree\.(projection|sites|verification|pipeline\.checkpoint)\..*"),
+    ("py:class", r"bpfree\.(?!errors\.|pipeline\.[A-Z])([a-z_]+\.)+[A-Z]\w*"),
 ]

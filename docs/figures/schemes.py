@@ -1,4 +1,4 @@
-"""Two looks for every chart: one for light pages, one for dark ones. SVG with text as text, so that files stay small."""
+"""The look of every chart, once for light pages and once for dark ones. Text stays text in the SVG: small files."""
 
 from __future__ import annotations
 
