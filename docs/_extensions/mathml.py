@@ -25,7 +25,7 @@ def _inline(writer: Any, node: nodes.math) -> None:
 
 
 def _block(writer: Any, node: nodes.math_block) -> None:
-    writer.body.append(f'<div class="math">{_mathml(node, as_block=True)}</div>\n')
+    writer.body.append(f'<div class="equation">{_mathml(node, as_block=True)}</div>\n')
     raise nodes.SkipNode
 
 

@@ -120,42 +120,42 @@ FEATURES = {
         Feature(
             "ddp",
             "DDP",
-            "DistributedDataParallel on two processes, half of the batch each: after three steps weights and feedback "
-            "are those of one process on the whole batch, and the same on both. Rules with an estimating pass are "
-            "compared with one process that has the perturbations of both.",
+            "DistributedDataParallel on two processes with half of the batch each. After three steps weights and "
+            "feedback are those of one process on the whole batch, and the same on both. Rules with an estimating pass "
+            "are compared with one process that has the perturbations of both.",
         ),
         Feature(
             "fsdp2",
             "FSDP2",
-            "`fully_shard` on every layer and on the model, likewise. Attach first, then shard.",
+            "The same with `fully_shard` on every layer and on the model. Attach first, then shard.",
         ),
         Feature(
             "lightning",
             "Lightning, DDP",
-            "A LightningModule under automatic optimization and the DDP strategy, likewise.",
+            "The same with a LightningModule, automatic optimization and the DDP strategy.",
         ),
         Feature(
             "compile",
             "torch.compile",
-            "Three steps of the compiled model give the weights and the feedback of the eager one; one full graph "
-            "unless graph breaks are noted.",
+            "Three steps of the compiled model give the weights and the feedback of the eager one. It is one full "
+            "graph unless a note says that it breaks.",
         ),
         Feature(
             "bf16_autocast",
             "bf16 autocast",
-            "Three steps under `torch.autocast` move weights and feedback as float32 does, to 5 %.",
+            "Three steps under `torch.autocast` change weights and feedback as in float32, to 5 %.",
         ),
         Feature(
             "bf16_weights",
             "bf16 weights",
-            "The gradients of a model in bfloat16 are those of float32 to 5 %, and feedback that learns by itself gets "
-            "as far in 20 passes, to 5 %.",
+            "The gradients of a model in bfloat16 are those of float32 to 5 %. Feedback that learns by itself is after "
+            "20 passes where it is in float32, to 5 %.",
         ),
         Feature(
             "scaler",
             "GradScaler",
-            "Scaled by a power of two the steps are the same; under fp16 autocast a step that overflows is skipped, "
-            "and those behind it move the weights as float32 does, to 5 %.",
+            "With a loss scaled by a power of two the steps are the same. Under fp16 autocast a step that overflows is "
+            "skipped, and the next ones change the weights as in float32, to 5 %.",
         ),
         Feature(
             "checkpointing",
@@ -165,7 +165,7 @@ FEATURES = {
         Feature(
             "accumulation",
             "Accumulation",
-            "Two backward passes add up what each gives alone; where a pass depends on nothing but the weights, that "
+            "Two backward passes give the sum of what each gives alone. Where a pass depends on the weights only, this "
             "is the gradient of the whole batch.",
         ),
         Feature(
@@ -198,21 +198,29 @@ _UNUSED = Cell("holds", "With `find_unused_parameters=True`.")
 def _cells() -> Iterator[tuple[str, str, Cell]]:
     yield "ddp", "Shallow", _UNUSED
     yield "lightning", "Shallow", _UNUSED
-    yield "fsdp2", "DFA, 2 threads", Cell("holds", "Segments run one after another: weights are gathered in one order.")
+    yield (
+        "fsdp2",
+        "DFA, 2 threads",
+        Cell("holds", "Segments run one after another: weights are gathered in one order."),
+    )
     for row in _LEARNED:
         yield "bf16_weights", row, Cell("holds", "Feedback that learns is kept in float32.")
     yield "fsdp2", "KolenPollack", Cell("holds", "W is sharded, B is whole on every process.")
     yield "fsdp2", "WeightMirror", Cell("holds", "W is gathered, layer by layer, for its mirror step.")
     yield from _compiled()
     for feature in ("bf16_autocast", "bf16_weights"):
-        reason = "Signals are differences of nearly equal activations: of bfloat16's 8 bits too few are left."
+        reason = "Signals are differences of nearly equal activations: too few of bfloat16's 8 bits are left."
         yield feature, "PEPITA", Cell("gap", reason)
     yield from _scaled()
     yield from _accumulated()
     for row in _WITHOUT_STREAM:
-        yield "streaming", row, Cell("meaningless", "No direct rule: it needs the whole graph, or stores none anyway.")
+        yield (
+            "streaming",
+            row,
+            Cell("meaningless", "Not a direct rule: it needs the whole graph, or never stores one."),
+        )
     yield "streaming", "DFA, window 2", Cell("meaningless", "A window keeps the graphs of several segments.")
-    yield "streaming", "DFA, 2 threads", Cell("meaningless", "A stream has one segment at a time.")
+    yield "streaming", "DFA, 2 threads", Cell("meaningless", "Streaming runs one segment at a time.")
 
 
 def _compiled() -> Iterator[tuple[str, str, Cell]]:
@@ -228,16 +236,16 @@ def _compiled() -> Iterator[tuple[str, str, Cell]]:
     yield "compile", "KolenPollack", Cell("holds", f"{WITH_BREAKS}: B's gradients are copied when a pass ends.")
     yield "compile", "WeightMirror", Cell("holds", f"{WITH_BREAKS}: the mirror steps.")
     yield "compile", "PEPITA", Cell("holds", f"{WITH_BREAKS}: there is no graph to compile backward.")
-    reason = "Compiled graphs drop forward-mode tangents, which the model's own pass carries here. An error says so."
+    reason = "Compiled graphs drop forward-mode tangents, which this rule's forward pass needs. An error says so."
     yield "compile", "ForwardGradient, weights", Cell("gap", reason)
 
 
 def _scaled() -> Iterator[tuple[str, str, Cell]]:
     for row in ("DFA, ternary", "DRTP", "DRTP, streaming"):
-        yield "scaler", row, Cell("gap", "The signal does not follow the loss's scale. Take bfloat16.")
-    yield "scaler", "PEPITA", Cell("gap", "The size of the error matters, and the scale changes. Take bfloat16.")
+        yield "scaler", row, Cell("gap", "The signal does not follow the loss's scale. Use bfloat16.")
+    yield "scaler", "PEPITA", Cell("gap", "The size of the error matters, and the scale changes it. Use bfloat16.")
     for row in ("DKP", "DKP, streaming"):
-        reason = "Its decay is divided by the loss's scale: take `decay=0` and the optimizer's weight decay."
+        reason = "Its decay is divided by the loss's scale: use `decay=0` and the optimizer's weight decay."
         yield "scaler", row, Cell("gap", reason)
     yield "scaler", "LMS, stepped by an optimizer", Cell("holds", "The feedback has an optimizer of its own.")
 
@@ -249,7 +257,7 @@ def _accumulated() -> Iterator[tuple[str, str, Cell]]:
         elif isinstance(row.rule, DKP | FDFA | GrAPE | LMS):
             yield "accumulation", name, Cell("holds", "The feedback learns in every backward pass.")
         elif row.remembers:
-            yield "accumulation", name, Cell("holds", "Every pass draws anew.")
+            yield "accumulation", name, Cell("holds", "Every pass draws new random numbers.")
 
 
 CELLS = {(feature, row): cell for feature, row, cell in _cells()}

@@ -12,12 +12,12 @@ SIGNS = {"holds": "yes", "gap": "**gap**", "meaningless": "-"}
 HEAD = """\
 # What works with what
 
-Every rule under every feature of PyTorch. This page is made of `tests/support/matrix.py` by `make support`; each
-cell is a test in `tests/test_support.py`.
+Every rule under every feature of PyTorch. Each cell is a test in `tests/test_support.py`; `make support` writes this
+page from `tests/support/matrix.py`.
 
 - **yes**: the test passes.
-- **gap**: the test is there and must fail; as soon as it passes it has to be declared so.
-- **-**: there is nothing to test.
+- **gap**: it does not work. The test is there and must fail; when it passes, the cell has to be changed.
+- **-**: the combination has no meaning.
 """
 
 
