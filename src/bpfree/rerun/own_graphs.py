@@ -18,8 +18,12 @@ class OverwrittenError(RuntimeError):
 
 
 def with_version(tensor: Tensor) -> tuple[Tensor, int]:
-    """Return a tensor with the count of writes to it: autograd does not look at it where there are hooks."""
-    return tensor, tensor._version
+    """Return a tensor with the count of writes to it: autograd does not look at it where there are hooks.
+
+    Detached: an operation that saves its own output would otherwise hold itself, and what was never sent a gradient
+    would stay in memory for good. Autograd gives it its place in the graph again when it is unpacked.
+    """
+    return tensor.detach(), tensor._version
 
 
 def of_version(saved: tuple[Tensor, int]) -> Tensor:

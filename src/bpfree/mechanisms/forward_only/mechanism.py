@@ -32,7 +32,7 @@ from bpfree.plan import Plan
 from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.trial import copied, without_trace
 
-Gradients: TypeAlias = Callable[[Tensor], Mapping[Tensor, Tensor]]
+GradientsOfError: TypeAlias = Callable[[Tensor], Mapping[Tensor, Tensor]]
 """Maps dL/do, shaped as the output, to the gradients of the parameters that learn."""
 
 
@@ -82,7 +82,7 @@ class ForwardOnlyMechanism(Mechanism):
         """Make ready for a forward pass; ``stack`` takes what must be put back when the output leaves."""
 
     @abstractmethod
-    def _gradients(self, output: Tensor, where: str) -> tuple[Gradients, Tensor]:
+    def _gradients(self, output: Tensor, where: str) -> tuple[GradientsOfError, Tensor]:
         """What makes the gradients of this pass, and its output as a plain tensor."""
 
     # -- hooks ---------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ class ForwardOnlyMechanism(Mechanism):
     def _kept_in_a_plain_pass(self, call: Call, way: AbstractContextManager[Any]) -> list[str]:
         """The names of the tensors with a graph that the model keeps after a run on ``call``, done in ``way``."""
         args, kwargs = copied(call)
-        with without_trace(self.plan, call), silent_rules(), running_again(), way:
+        with without_trace(self.plan, call) as watched, silent_rules(), running_again(), way, watched:
             type(self.plan.model)._call_impl(self.plan.model, *args, **kwargs)  # type: ignore[no-untyped-call]
             places = [(holder, key, kept) for holder in self.plan.state.holders for key, kept in holder.tensors]
             return [holder.name(key) for holder, key, kept in places if kept.grad_fn is not None]
