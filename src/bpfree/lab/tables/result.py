@@ -15,7 +15,7 @@ from bpfree.lab.checksums import CHECKSUM, checksum, is_whole, sealed, unsealed
 from bpfree.lab.data.samples import PUBLISHED
 from bpfree.lab.errors import DamageError, SettingsError, WriteError
 from bpfree.lab.files import storable, write_text
-from bpfree.lab.queue.ledger import State
+from bpfree.lab.queue.snapshot import State
 from bpfree.lab.recipe.schema import Column, Recipe, Scale
 from bpfree.lab.summary import deviation
 from bpfree.lab.tables.cells import Cell
