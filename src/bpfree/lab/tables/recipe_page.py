@@ -13,6 +13,7 @@ from rich.console import Console
 
 import bpfree.lab.report
 from bpfree.lab.compare import FORMAT
+from bpfree.lab.comparison_page import SUFFIX, comparison_page
 from bpfree.lab.files import write_text
 from bpfree.lab.queue.ledger import Ledger, State
 from bpfree.lab.recipe.schema import Recipe, Scale
@@ -31,6 +32,8 @@ from bpfree.lab.tasks import TASKS
 def report(options: ReportOptions, console: Console | None = None) -> Path:
     """Write the page of a recipe: its table, and beside it one page of curves for all rows that can be compared.
 
+    A name that ends in ``.json`` is a comparison's, see :func:`~bpfree.lab.comparison_page.comparison_page`.
+
     Args:
         options: Which recipe, and which of its scales.
         console: Where the page's path is shown; None shows nothing.
@@ -41,6 +44,8 @@ def report(options: ReportOptions, console: Console | None = None) -> Path:
     Raises:
         SettingsError: There is no such recipe.
     """
+    if (options.name or "").endswith(SUFFIX):
+        return comparison_page(options, console)
     recipe, folder = options.recipe(), Path(options.out)
     scale = recipe.scale(options.scale)
     ledger, chosen = known(options), options.cell or ()
