@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from bpfree.lab.compare import compare
-from bpfree.lab.models.build import ModelSettings
+from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.options import CompareOptions, DemoOptions
 
 DEMO = CompareOptions(
@@ -22,7 +22,7 @@ DEMO = CompareOptions(
 )
 """What is compared. Deep enough, with weights large enough, that fixed feedback fails at every learning rate.
 
-Of 1e-4, 3e-4 and 1e-3, backpropagation and DFA do best at this one, and the rules that learn have their default options.
+Of 1e-4, 3e-4 and 1e-3, backpropagation and DFA do best at this one. GrAPE and FDFA have their default options.
 """
 
 STORY = """\

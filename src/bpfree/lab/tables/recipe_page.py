@@ -13,7 +13,6 @@ from rich.console import Console
 
 import bpfree.lab.report
 from bpfree.lab.compare import FORMAT
-from bpfree.lab.comparison_page import SUFFIX, comparison_page
 from bpfree.lab.files import write_text
 from bpfree.lab.queue.ledger import Ledger, State
 from bpfree.lab.recipe.schema import Recipe, Scale
@@ -24,6 +23,7 @@ from bpfree.lab.summary import summarize
 from bpfree.lab.tables import result
 from bpfree.lab.tables.cells import Cell, plan, works
 from bpfree.lab.tables.command_options import ReportOptions
+from bpfree.lab.tables.comparison_page import SUFFIX, comparison_page
 from bpfree.lab.tables.table import cautions, known, seeds
 from bpfree.lab.tables.work import Training
 from bpfree.lab.tasks import TASKS
@@ -32,7 +32,7 @@ from bpfree.lab.tasks import TASKS
 def report(options: ReportOptions, console: Console | None = None) -> Path:
     """Write the page of a recipe: its table, and beside it one page of curves for all rows that can be compared.
 
-    A name that ends in ``.json`` is a comparison's, see :func:`~bpfree.lab.comparison_page.comparison_page`.
+    A name that ends in ``.json`` is a comparison's, see :func:`~bpfree.lab.tables.comparison_page.comparison_page`.
 
     Args:
         options: Which recipe, and which of its scales.

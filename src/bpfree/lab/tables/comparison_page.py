@@ -9,7 +9,7 @@ from rich.console import Console
 
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.files import read_json
-from bpfree.lab.tables.options import ReportOptions
+from bpfree.lab.tables.command_options import ReportOptions
 
 SUFFIX = ".json"
 """A name that ends so is the file of a comparison; recipes are YAML files, or have a name alone."""
