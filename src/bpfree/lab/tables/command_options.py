@@ -119,4 +119,4 @@ class TuneOptions(ChosenOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions(RecipeOptions):
-    """Make the HTML page of a recipe from its finished runs."""
+    """Make the HTML page of a recipe, or of a comparison.json, from its finished runs."""

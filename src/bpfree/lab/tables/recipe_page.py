@@ -23,6 +23,7 @@ from bpfree.lab.summary import summarize
 from bpfree.lab.tables import result
 from bpfree.lab.tables.cells import Cell
 from bpfree.lab.tables.command_options import ReportOptions
+from bpfree.lab.tables.comparison_page import SUFFIX, comparison_page
 from bpfree.lab.tables.table_runs import TableRuns
 from bpfree.lab.tables.work import Training
 from bpfree.lab.tasks import TASKS
@@ -30,6 +31,8 @@ from bpfree.lab.tasks import TASKS
 
 def report(options: ReportOptions, console: Console | None = None) -> Path:
     """Write the page of a recipe: its table, and beside it one page of curves for all rows that can be compared.
+
+    A name that ends in ``.json`` is a comparison's, see :func:`~bpfree.lab.tables.comparison_page.comparison_page`.
 
     Args:
         options: Which recipe, and which of its scales.
@@ -41,6 +44,8 @@ def report(options: ReportOptions, console: Console | None = None) -> Path:
     Raises:
         SettingsError: There is no such recipe.
     """
+    if (options.name or "").endswith(SUFFIX):
+        return comparison_page(options, console)
     recipe, folder, chosen = options.recipe(), Path(options.out), options.cell or ()
     runs = TableRuns(recipe, options)
     cells, scale = runs.shown(), runs.scale
