@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -37,5 +38,8 @@ def of_version(saved: tuple[Tensor, int]) -> Tensor:
 @contextmanager
 def own_graphs() -> Generator[None]:
     """Within this context graphs save their tensors themselves, also inside a checkpoint."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:  # nothing counts; torch.func wants no hooks
+        yield
+        return
     with saved_tensors_hooks(with_version, of_version):
         yield
