@@ -6,7 +6,7 @@ VENV := .venv
 RUN := OMP_WAIT_POLICY=PASSIVE $(VENV)/bin
 
 demo: $(VENV)/lab
-	$(RUN)/bpfree compare --out runs/demo
+	$(RUN)/bpfree demo
 
 test: install
 	$(RUN)/python -m pytest -n 2 --dist loadgroup

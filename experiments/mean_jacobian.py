@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 import bpfree
+from bpfree.jacobian import mean_jacobians
 from bpfree.lab.runs import Places, learner, run
 from bpfree.lab.tables.work import Training, works
 from bpfree.lab.tasks import TASKS
 from bpfree.lab.tasks.learner import Learner
-from bpfree.mean_jacobian import mean_jacobians
 
 
 def measured(norm: str, block: int, seed: int, data_dir: str) -> dict[str, float]:

@@ -1,83 +1,112 @@
-"""The first look at a model: it leaves no trace, and refuses by name what the rule would make fail."""
+"""The first look at a model: it leaves weights that the model writes to as they were, and takes little memory."""
+
+from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 import bpfree
-from bpfree import errors
+from bpfree.lab.time_and_memory import peak_bytes
+from bpfree.rerun.own_graphs import own_graphs
+from bpfree.rerun.weights import weights_put_back
+
+WRITES = {
+    "in place": lambda layer: layer.weight.mul_(0.5),
+    "by .data": lambda layer: layer.weight.data.clamp_(-0.01, 0.01),
+    "into a view": lambda layer: layer.weight.view(-1)[:3].zero_(),
+    "into a row of .data": lambda layer: layer.weight.data[0].fill_(7),
+    "by an out= argument": lambda layer: torch.neg(layer.weight.detach(), out=layer.weight.data),
+    "with others": lambda layer: torch._foreach_mul_([layer.weight.data, layer.bias.data], 2.0),
+    "a new .data": lambda layer: setattr(layer.weight, "data", torch.zeros_like(layer.weight)),
+}
 
 
-class Force(nn.Module):
-    """The gradient of an energy that is made of a tap."""
+class Writing(nn.Module):
+    """A model that writes to a weight in its own forward pass."""
 
-    def __init__(self):
+    def __init__(self, write) -> None:
         super().__init__()
-        self.energy, self.act = nn.Linear(4, 4), nn.Tanh()
+        self.first, self.act, self.last, self.write = nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3), write
 
     def forward(self, x):
-        with torch.enable_grad():
-            at = x if x.requires_grad else x.detach().requires_grad_()
-            (force,) = torch.autograd.grad(self.act(self.energy(at)).square().sum(), at, create_graph=True)
-        return force
+        with torch.no_grad():
+            self.write(self.last)
+        return self.last(self.act(self.first(x)))
 
 
-class Checkpointed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.force, self.head = Force(), nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(checkpoint(self.force, x, use_reentrant=False))
-
-
-# In a checkpoint little is stored, and the exact signals of the tap would be the larger part of a step's memory: no
-# gradients are compared then, and the cut pass is run all the same.
-@pytest.mark.parametrize("model", [lambda: nn.Sequential(Force(), nn.Linear(4, 3)), Checkpointed])
-@pytest.mark.parametrize(
-    ("rule", "options"),
-    [(bpfree.DFA(), {}), (bpfree.LMS(), {}), (bpfree.DRTP(), {}), (bpfree.DFA(), {"window": 2})],
-    ids=str,
-)
-def test_a_tap_inside_what_the_model_differentiates_is_refused_before_anything_learns(model, rule, options):
-    model, x = model(), torch.randn(50, 4)
-    attachment = bpfree.attach(model, rule, **options)
-    attachment.targets(torch.randint(0, 3, (50,)))
-    with pytest.raises(errors.VerificationError, match=r"the model's own pass fails.*tap other modules"):
-        model(x)
-    assert all(parameter.grad is None for parameter in model.parameters())
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_weights_that_a_pass_writes_to_are_put_back(write):
+    model = Writing(write)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with weights_put_back(model) as watched, watched:
+        model(torch.randn(4, 6))
+        assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-class Counting(nn.Module):
-    """Counts the gradients that come back to a layer, by a hook on its output."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.gradients = nn.Linear(32, 3), 0
-
-    def count(self, gradient):
-        self.gradients += 1
-
-    def forward(self, x):
-        output = self.layer(x)
-        if output.requires_grad:
-            output.register_hook(self.count)
-        return output
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.ForwardGradient("weights")], ids=str)
+def test_a_first_step_writes_as_often_as_the_model_does(rule, write):
+    """With the checks a model's own writes are done once a pass, as without them."""
+    found = []
+    for verify in (True, False):
+        torch.manual_seed(0)
+        model = Writing(write)
+        bpfree.attach(model, rule, seed=1, verify=verify)
+        F.cross_entropy(model(torch.ones(4, 6)), torch.tensor([0, 1, 2, 0])).backward()
+        found.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("rule", [bpfree.GrAPE(), bpfree.FDFA(), bpfree.LMS(), bpfree.DFA()], ids=str)
-def test_hooks_on_gradients_hear_of_the_user_s_backward_pass_alone(rule):
-    model = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32), Counting())
-    calls = []
-    model[2].register_full_backward_hook(lambda module, inputs, outputs: calls.append("module"))
-    model[2].weight.register_hook(lambda gradient: calls.append("parameter"))
-    attachment = bpfree.attach(model, rule)
-    for step in range(1, 3):
-        F.cross_entropy(model(torch.randn(5, 32)), torch.randint(0, 3, (5,))).backward()
-        assert model[3].gradients == step
-        assert sorted(calls) == ["module"] * step + ["parameter"] * step
-    bpfree.verify(attachment, torch.randn(5, 32))
-    assert model[3].gradients == 2
-    assert len(calls) == 4
+def test_weights_that_no_pass_writes_to_are_not_copied():
+    model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512))
+
+    def run() -> None:
+        with weights_put_back(model) as watched, watched, torch.no_grad():
+            model(torch.randn(2, 512))
+
+    assert peak_bytes(run) < model[0].weight.nbytes
+
+
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.GrAPE(), bpfree.FDFA()], ids=str)
+@pytest.mark.parametrize(("width", "batch"), [(256, 64), (64, 512)])
+def test_a_first_step_takes_little_more_memory_than_a_step(rule, width, batch):
+    """Of wide layers the gradients take most of it, of large batches the activations."""
+    torch.manual_seed(0)
+    layers = [part for _ in range(8) for part in (nn.Linear(width, width), nn.ReLU())]
+    model, x, y = nn.Sequential(*layers, nn.Linear(width, 10)), torch.randn(batch, width), torch.arange(batch) % 10
+    bpfree.attach(model, rule)
+
+    def step() -> None:
+        F.cross_entropy(model(x), y).backward()
+
+    peaks = []
+    for _ in range(3):
+        model.zero_grad(set_to_none=True)
+        peaks.append(peak_bytes(step))
+    assert peaks[0] <= 1.3 * peaks[-1]
+
+
+def test_graphs_of_the_librarys_own_are_dropped_where_no_gradient_comes():
+    """An operation that saves its own output (tanh) must not hold itself."""
+    x = torch.randn(100_000, requires_grad=True)
+
+    def many() -> None:
+        for _ in range(20):
+            with own_graphs():
+                x.tanh()
+
+    assert peak_bytes(many) < 4 * x.nbytes
+
+
+def test_graphs_of_the_librarys_own_have_second_derivatives():
+    """A model that differentiates in its own forward pass asks for them there."""
+    x = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    with own_graphs():
+        (slope,) = torch.autograd.grad((x.tanh() * x).exp().sum(), x, create_graph=True)
+        (found,) = torch.autograd.grad(slope.square().sum(), x)
+    (slope,) = torch.autograd.grad((x.tanh() * x).exp().sum(), x, create_graph=True)
+    (expected,) = torch.autograd.grad(slope.square().sum(), x)
+    assert torch.equal(found, expected)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import bpfree
 from bpfree.axes.sites import ErrorRows, Site
@@ -304,6 +305,44 @@ def test_forward_gradients_of_weights_go_through_derivatives_that_the_model_take
     slope = found[0].abs().flatten()[0]
     along = sum((g * f).sum() / slope for g, f in zip(gradients, found, strict=True))
     torch.testing.assert_close(along, slope, rtol=1e-10, atol=1e-12)
+
+
+class TwoHeads(nn.Module):
+    """Forces, and two things that are read off them; in a checkpoint if need be."""
+
+    def __init__(self, *, checkpointed, detached):
+        super().__init__()
+        self.forces, self.inner = Forces(), nn.Linear(5, 5)
+        self.head, self.value = nn.Linear(5, CLASSES), nn.Linear(5, 1)
+        self.checkpointed, self.detached = checkpointed, detached
+
+    def forward(self, x):
+        h = self.forces(x)
+        h = checkpoint(self.inner, h, use_reentrant=False) if self.checkpointed else self.inner(h)
+        return self.head(h), self.value(h.detach() if self.detached else h)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_loss_of_a_graph_that_the_model_left_below_the_error_is_refused(double, checkpointed):
+    x = torch.randn(4, 5)
+    model = TwoHeads(checkpointed=checkpointed, detached=False)
+    bpfree.attach(model, bpfree.ForwardGradient("weights"), error_at="head")
+    output, value = model(x)
+    with pytest.raises(bpfree.errors.OptionError, match=r"from below 'head'.*detach\(\)"):
+        (output.square().mean() + value.square().mean()).backward()
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_loss_above_the_error_is_exact_where_the_model_differentiates(double, checkpointed):
+    x = torch.randn(4, 5)
+    model = TwoHeads(checkpointed=checkpointed, detached=True)
+    with bpfree.attach(model, bpfree.ForwardGradient("weights"), error_at="head"):
+        output, value = model(x)
+        (output.square().mean() + value.square().mean()).backward()
+    found = model.value.weight.grad
+    model.zero_grad()
+    model(x)[1].square().mean().backward()
+    torch.testing.assert_close(found, model.value.weight.grad)
 
 
 # -- several errors --------------------------------------------------------------------------------------------------

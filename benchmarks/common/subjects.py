@@ -105,6 +105,8 @@ class Subject:
         bf16: Run the forward pass under autocast to bfloat16.
         in_backward: Let the optimizer (SGD) step in the backward pass and drop each gradient behind it.
         segments: For backpropagation: the number of checkpointed segments; 0 keeps all activations.
+        verify: See :func:`bpfree.attach`.
+        begins_late: Leave what a first step does once (checks, the drawing of feedback) to the first step.
         reference: The name of the subject that it is timed against.
     """
 
@@ -116,12 +118,21 @@ class Subject:
     bf16: bool = False
     in_backward: bool = False
     segments: int = 0
+    verify: bool = True
+    begins_late: bool = False
     reference: str = "BP"
 
     def on(self, net: Net) -> Step:
         """The step of this subject on one network."""
         model, (x, y) = net.build(), net.data()
-        attachment = bpfree.attach(model, self.rule, window=self.window, streaming=self.streaming, example_inputs=x)
+        attachment = bpfree.attach(
+            model,
+            self.rule,
+            window=self.window,
+            streaming=self.streaming,
+            verify=self.verify,
+            example_inputs=None if self.begins_late else x,
+        )
         if self.in_backward:
             _step_in_backward(model)
         forward = self._forward(model)

@@ -18,7 +18,7 @@ from bpfree.axes.sites import Site, product
 from bpfree.errors import TapSelectionError
 from bpfree.feedback.projection import Projection
 from bpfree.forward_mode.grad_mode import rules_are_silent
-from bpfree.mean_jacobian import mean_jacobians
+from bpfree.jacobian import mean_jacobians
 from bpfree.mechanisms.base import Mechanism
 from bpfree.rerun.snapshot import preserved
 from bpfree.tabulate import tabulate

@@ -1,6 +1,8 @@
 """Layerwise rules and PEPITA on models that change after attach, or that are called without their own call."""
 
+import copy
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -256,6 +258,61 @@ def test_layerwise_rules_act_without_a_call_and_draw_anew(double):
         F.cross_entropy(twin(x), y).backward()
         expected.append(twin.one.weight.grad.clone())
     assert_same(found, expected)
+
+
+class Unrolled(Recommends):
+    """Calls one of its layers several times in a pass, whichever method runs it."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = nn.Linear(5, 5)
+
+    def forward(self, x):
+        h = self.act(self.one(x))
+        for _ in range(3):
+            h = self.act(self.again(h))
+        return self.two(h)
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["", "copied in between"])
+@pytest.mark.parametrize("rule", [bpfree.SignSymmetry("batch"), bpfree.WeightMirror(), bpfree.FA()], ids=str)
+def test_a_layer_that_is_called_again_begins_no_pass_of_its_own(double, rule, copied):
+    torch.manual_seed(0)
+    models, (x, y) = [Unrolled()], batch("mlp")
+    models.append(copy.deepcopy(models[0]))
+    attached = [bpfree.attach(model, rule) for model in models]
+    for _ in range(3):
+        if copied:
+            models, attached = copy.deepcopy((models, attached))
+        for model, run in zip(
+            models, (CALLS["forward"], lambda model, x, y: F.cross_entropy(model(x), y)), strict=True
+        ):
+            model.zero_grad()
+            run(model, x, y).backward()
+        assert_same(*([parameter.grad for parameter in model.parameters()] for model in models))
+
+
+@pytest.mark.parametrize("call", ["forward", "loss"])
+@pytest.mark.parametrize("rule", [bpfree.FA(), bpfree.SignSymmetry("batch"), bpfree.WeightMirror()], ids=str)
+def test_a_new_layer_that_may_have_run_without_b_is_refused_once(double, rule, call):
+    model, (x, y) = Unrolled(), batch("mlp")
+    attachment = bpfree.attach(model, rule)
+    CALLS[call](model, x, y).backward()
+    model.again = nn.Linear(5, 5)
+    model.zero_grad()
+    with pytest.raises(bpfree.errors.VerificationError, match=r"layer 'one'.*run this pass again"), _untold():
+        CALLS[call](model, x, y)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    CALLS[call](model, x, y).backward()
+    assert "again" in attachment.feedback
+
+
+@contextmanager
+def _untold():
+    """Within this context the warning about the new layer is not shown."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", bpfree.BpfreeWarning)
+        yield
 
 
 def test_what_lies_above_the_error_is_exact_without_a_call(double):

@@ -10,14 +10,14 @@ from typing import Any
 
 import bpfree
 from bpfree.errors import BpfreeError
-from bpfree.lab.options import CompareOptions, TrainOptions
+from bpfree.lab.options import CompareOptions, DemoOptions, TrainOptions
 from bpfree.lab.parser import Parser, add_options, read_options, summary, with_model
 from bpfree.lab.tables.command_options import ReportOptions, TableOptions, TuneOptions
 from bpfree.lab.trust import FLAG, names_code, search_current_folder
 
 _DESCRIPTION = """Train neural networks without backpropagation, and see what that costs and buys.
 
-Begin with:  bpfree compare            (5,000 digits, no network needed, a few minutes)
+Begin with:  bpfree demo               (5,000 digits, no network needed, a minute)
 Then:        bpfree compare --data mnist --data-dir DIR --epochs 10
              bpfree train --rule DFA --model my_file.MyNet
              bpfree table --list       (published tables, beside the papers' numbers)
@@ -60,6 +60,7 @@ def _explained(name: str, error: BpfreeError) -> int:
 
 
 _COMMANDS: dict[str, type[Any]] = {
+    "demo": DemoOptions,
     "compare": CompareOptions,
     "train": TrainOptions,
     "table": TableOptions,
@@ -67,6 +68,7 @@ _COMMANDS: dict[str, type[Any]] = {
     "report": ReportOptions,
 }
 _MODULES = {
+    "demo": "bpfree.lab.demo",
     "compare": "bpfree.lab.compare",
     "train": "bpfree.lab.train",
     "table": "bpfree.lab.tables.table",

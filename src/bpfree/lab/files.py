@@ -84,8 +84,26 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> Path:
-    """Write ``values`` as JSON in one step, a checksum behind them; see :func:`storable`."""
-    return write_text(path, json.dumps(sealed(storable(values)), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write ``values`` as JSON in one step, a checksum behind them; see :func:`storable` and :func:`json_lines`."""
+    return write_text(path, json_lines(sealed(storable(values))))
+
+
+def json_lines(values: dict[str, Any]) -> str:
+    """Return JSON of one line an entry, and of one line an item where an entry is a list of dictionaries.
+
+    Without spaces: indented, the files of results are half as large again. In one line, no change could be read.
+    """
+    return "{\n" + ",\n".join(f"{_json(name)}:{_lines(value)}" for name, value in values.items()) + "\n}\n"
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return "[\n" + ",\n".join(map(_json, value)) + "\n]"
+    return _json(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def read_json(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""What the two commands can be asked, and the command line that asks it."""
+"""What the commands that train can be asked, and the command line that asks it."""
 
 from __future__ import annotations
 
@@ -267,6 +267,17 @@ class TrainOptions(Options):
     def default_name(self) -> str:
         """One folder a data set, rule and seed."""
         return f"train-{self.data}-{file_name(self.rule)}-seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """Compare five rules on a network where fixed feedback fails: a minute, without a network connection.
+
+    Args:
+        out: The folder for results.
+    """
+
+    out: str = "runs/demo"
 
 
 def command_line(command: str, options: Options) -> str:

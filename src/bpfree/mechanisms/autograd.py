@@ -209,8 +209,8 @@ class GradientsFromError(torch.autograd.Function):
         make, ctx.make = ctx.make, None
         if make is None:
             raise used_record(
-                "This rule, or the way it is attached, cannot keep it for a second (retain_graph=True): run the model "
-                "again before the next loss.backward()."
+                "Run the model again before the next loss.backward(): this rule, or the way it is attached, cannot "
+                "keep the pass for a second one (retain_graph=True)."
             )
         made = make(grads[0])
         return None, None, None, *made, *((None,) if ctx.anchor is not None else ())

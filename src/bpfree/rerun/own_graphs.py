@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -18,8 +19,12 @@ class OverwrittenError(RuntimeError):
 
 
 def with_version(tensor: Tensor) -> tuple[Tensor, int]:
-    """Return a tensor with the count of writes to it: autograd does not look at it where there are hooks."""
-    return tensor, tensor._version
+    """Return a tensor with the count of writes to it: autograd does not look at it where there are hooks.
+
+    Detached: an operation that saves its own output would otherwise hold itself, and what was never sent a gradient
+    would stay in memory for good. Autograd gives it its place in the graph again when it is unpacked.
+    """
+    return tensor.detach(), tensor._version
 
 
 def of_version(saved: tuple[Tensor, int]) -> Tensor:
@@ -33,5 +38,8 @@ def of_version(saved: tuple[Tensor, int]) -> Tensor:
 @contextmanager
 def own_graphs() -> Generator[None]:
     """Within this context graphs save their tensors themselves, also inside a checkpoint."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:  # nothing counts; torch.func wants no hooks
+        yield
+        return
     with saved_tensors_hooks(with_version, of_version):
         yield

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bpfree.distributed import ranks
 from bpfree.plan import Plan
@@ -17,38 +18,30 @@ from bpfree.rerun.find_holders import objects_among
 from bpfree.rerun.module_state import State
 from bpfree.rerun.random_state import RandomState
 from bpfree.rerun.snapshot import hooks_put_back, put_back
+from bpfree.rerun.weights import weights_put_back
 
 
 @contextmanager
-def without_trace(plan: Plan, call: Any) -> Generator[None]:
+def without_trace(plan: Plan, call: Any) -> Generator[TorchDispatchMode]:
     """Within this context the model of ``plan`` may run on ``call``, (args, kwargs): nothing of it is left behind.
 
-    Put back are the random state, what the model, its hooks and its arguments keep, and its weights. These are copied,
-    for a model may move them in its own forward pass. No gradient is there yet when a pass is the first, so that the
-    copies take the place that the gradients will have.
+    Put back are the random state, what the model, its hooks and its arguments keep, and its weights.
+
+    Yields:
+        A context for the calls of the model: it sees which weights they write to.
     """
     model, states = plan.model, [plan.state]
     if objects := objects_among(*call):
         states.append(State(objects))
-    owners = [(owner, dict(owner._parameters)) for owner in model.modules() if owner._parameters]
-    weights = {p: (p._version, p.detach().clone()) for p in model.parameters() if not p.is_inference()}
-    try:
-        with ExitStack() as stack:
-            stack.callback(RandomState.now(model).restore)
-            stack.enter_context(hooks_put_back(list(model.modules())))
-            for state in states:
-                stack.enter_context(put_back(state, state.now(copies=True)))
-            stack.enter_context(_without_backward_hooks(model))
-            stack.enter_context(torch.enable_grad())
-            yield
-    finally:
-        for owner, parameters in owners:
-            if owner._parameters != parameters:
-                owner._parameters.update(parameters)
-        with torch.no_grad():
-            for weight, (version, copy) in weights.items():
-                if weight._version != version:
-                    weight.copy_(copy)
+    with ExitStack() as stack:
+        watched = stack.enter_context(weights_put_back(model))
+        stack.callback(RandomState.now(model).restore)
+        stack.enter_context(hooks_put_back(list(model.modules())))
+        for state in states:
+            stack.enter_context(put_back(state, state.now(copies=True)))
+        stack.enter_context(_without_backward_hooks(model))
+        stack.enter_context(torch.enable_grad())
+        yield watched
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.tangents import Call, eager, run_to
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.verification.finding import Finding
-from bpfree.verification.local_adjoint import ModuleCalls
+from bpfree.verification.local_adjoint import ModuleCalls, Precision
 
 
 def check_adjoint(
@@ -38,15 +39,20 @@ def check_adjoint(
         sites: The taps that it reaches.
         seed: That of the perturbations.
     """
-    calls = ModuleCalls(estimator.plan.model)
-    plain = _PlainPass.run(estimator, call, start, sites, calls)
-    sides = _compare(estimator, call, start, sites, seed, plain)
+    model = estimator.plan.model
+    precision = Precision(model)
+    plain = _PlainPass.run(estimator, call, start, sites, precision.noted())
+    tolerance = precision.tolerance
+    sides = _compare(estimator, call, start, sites, seed, plain, tolerance, keep_graph=False)
     if sides.agree:
         return []
+    # Once more, with every module's call kept: that takes the memory of all activations several times over.
+    calls = ModuleCalls(model, tolerance)
+    plain = _PlainPass.run(estimator, call, start, sites, calls.graph())
     # What is wrong lies above the last tap whose own tangent is wrong.
     for number in reversed(range(len(sites))):
         with calls.tangents():
-            alone = _compare(estimator, call, start, [sites[number]], seed, plain)
+            alone = _compare(estimator, call, start, [sites[number]], seed, plain, tolerance, keep_graph=True)
         if not alone.agree:
             return [_finding(alone, sites, number, calls)]
     return [_finding(sides, sites, 0, calls)]
@@ -67,15 +73,19 @@ class _Sides:
 
 @dataclass(frozen=True)
 class _PlainPass:
-    """A pass that autograd can differentiate: its outputs at taps, its errors, and the tolerance for its precision."""
+    """A pass that autograd can differentiate: its outputs at taps, and its errors."""
 
     taps: dict[str, Tensor]
     errors: list[dict[str, Tensor]]
-    tolerance: float
 
     @classmethod
     def run(
-        cls, estimator: Estimator, call: Call, start: RunSnapshot, sites: Sequence[Site], calls: ModuleCalls
+        cls,
+        estimator: Estimator,
+        call: Call,
+        start: RunSnapshot,
+        sites: Sequence[Site],
+        watch: AbstractContextManager[None],
     ) -> _PlainPass:
         taps: dict[str, Tensor] = {}
 
@@ -87,13 +97,21 @@ class _PlainPass:
             return kept.clone()
 
         plan = estimator.plan
-        with start.restored(plan.model), silent_rules(), eager(), at_taps(plan, sites, keep), calls.graph():
+        with start.restored(plan.model), silent_rules(), eager(), at_taps(plan, sites, keep), watch:
             outputs = run_to(plan.model, list(plan.errors.values()), call)
-        return cls(taps, [error_tensors(output) for output in outputs], calls.tolerance)
+        return cls(taps, [error_tensors(output) for output in outputs])
 
 
 def _compare(
-    estimator: Estimator, call: Call, start: RunSnapshot, sites: Sequence[Site], seed: int, plain: _PlainPass
+    estimator: Estimator,
+    call: Call,
+    start: RunSnapshot,
+    sites: Sequence[Site],
+    seed: int,
+    plain: _PlainPass,
+    tolerance: float,
+    *,
+    keep_graph: bool,
 ) -> _Sides:
     seen = estimator.run(call, start, sites, seed)
     places = zip(plain.errors, seen.tangents, strict=True)
@@ -104,21 +122,26 @@ def _compare(
     u = [change / size if bool(change.any()) else _signs(change) for _, change in changes]
     forward = sum(_dot(one, change) for one, (_, change) in zip(u, changes, strict=True))
     taps = [(plain.taps[site.name], site, v) for site, v in zip(seen.sites, seen.perturbations, strict=True)]
-    gradients = _gradients([error for error, _ in changes], [tap for tap, _, _ in taps], u)
-    products = [gradient.double() * estimator.direction(site, v, tap).detach().double()
-                for gradient, (tap, site, v) in zip(gradients, taps, strict=True) if gradient is not None]  # fmt: skip
-    backward = sum(float(product.sum()) for product in products)
-    scale = forward + math.sqrt(sum(float(product.square().sum()) for product in products))
-    return _Sides(forward, backward, plain.tolerance * scale)
+    gradients = _gradients([error for error, _ in changes], [tap for tap, _, _ in taps], u, keep_graph=keep_graph)
+    backward = squares = 0.0
+    for gradient, (tap, site, v) in zip(gradients, taps, strict=True):
+        if gradient is not None:
+            product = gradient.double() * estimator.direction(site, v, tap).detach().double()
+            backward += float(product.sum())
+            squares += float(product.square().sum())
+    scale = forward + math.sqrt(squares)
+    return _Sides(forward, backward, tolerance * scale)
 
 
-def _gradients(errors: Sequence[Tensor], taps: Sequence[Tensor], u: Sequence[Tensor]) -> Sequence[Tensor | None]:
+def _gradients(
+    errors: Sequence[Tensor], taps: Sequence[Tensor], u: Sequence[Tensor], *, keep_graph: bool
+) -> Sequence[Tensor | None]:
     """J_l^T u for every tap."""
     live = [(error, one) for error, one in zip(errors, u, strict=True) if error.requires_grad]
     if not live:
         return [None] * len(taps)
     outputs, given = zip(*live, strict=True)
-    return torch.autograd.grad(outputs, taps, given, retain_graph=True, allow_unused=True)
+    return torch.autograd.grad(outputs, taps, given, retain_graph=keep_graph, allow_unused=True)
 
 
 def _signs(like: Tensor) -> Tensor:

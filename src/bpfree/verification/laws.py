@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bpfree.verification.finding import Finding
+
+_PART = 2**16
+"""How many numbers of a gradient are projected at a time."""
 
 _NEGLIGIBLE = 1e-3
 """Gradients this much smaller than the largest one are compared with it: those of a bias before batch normalization."""
@@ -49,7 +53,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Gradients:
+class GradientSketch:
     """The gradients of one backward pass, as far as they must be known to compare them: without their memory.
 
     Attributes:
@@ -57,17 +61,47 @@ class Gradients:
         projections: The product with a fixed random vector of norm about 1 for each entry.
     """
 
-    norms: Mapping[str, float]
-    projections: Mapping[str, float]
+    norms: dict[str, float]
+    projections: dict[str, float]
 
     @classmethod
-    def of(cls, gradients: Mapping[str, Tensor | None]) -> Gradients:
-        """Reduce the gradients, one a parameter; None where there is none."""
-        there = {name: gradient.detach() for name, gradient in gradients.items() if gradient is not None}
-        norms = {name: float(gradient.norm()) for name, gradient in there.items()}
-        return cls(norms, {name: _projected(gradient) for name, gradient in there.items()})
+    def of(
+        cls,
+        outputs: Sequence[Tensor],
+        directions: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
+        others: Sequence[Tensor] = (),
+    ) -> tuple[GradientSketch, Sequence[Tensor | None]]:
+        """Send ``directions`` back from ``outputs``, and drop each parameter's gradient as it comes.
 
-    def compare(self, exact: Gradients, dtype: torch.dtype) -> list[Finding]:
+        Args:
+            outputs: Where the backward pass begins.
+            directions: The gradients there.
+            parameters: What is sketched, by name.
+            others: Tensors whose gradients are kept.
+
+        Returns:
+            The sketch, and the gradients of ``others``; None where there is none.
+        """
+        sketch = cls({}, {})
+        handles = [p.register_hook(partial(sketch._add, name)) for name, p in parameters.items()]  # type: ignore[no-untyped-call]
+        try:
+            wanted = [*others, *parameters.values()]
+            arrived = torch.autograd.grad(outputs, wanted, directions, allow_unused=True, materialize_grads=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return sketch, arrived[: len(others)]
+
+    def _add(self, name: str, gradient: Tensor) -> Tensor | None:
+        """Note a gradient, and return zeros without memory in its place."""
+        if name not in self.norms:  # a window's gradients come once from within and once as they are handed on
+            self.norms[name], self.projections[name] = float(gradient.norm()), _projected(gradient)
+        if type(gradient) is not Tensor or gradient.layout is not torch.strided:
+            return None
+        return gradient.new_zeros(()).expand(gradient.shape)
+
+    def compare(self, exact: GradientSketch, dtype: torch.dtype) -> list[Finding]:
         """Compare them with backpropagation's."""
         largest = max(exact.norms.values(), default=0.0)
         found = []
@@ -100,5 +134,9 @@ def _projected(gradient: Tensor) -> float:
     generator = torch.Generator(gradient.device).manual_seed(gradient.numel())
     dense = gradient.to_dense() if gradient.is_sparse else gradient
     dense = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
-    direction = torch.randn(dense.shape, generator=generator, device=dense.device, dtype=torch.float32)
-    return float((dense * direction.to(dense.dtype)).sum())
+    # A part at a time: the directions of a large layer would take as much memory as its gradient.
+    total = 0.0
+    for part in torch.split(dense.reshape(-1), _PART):
+        direction = torch.randn(part.shape, generator=generator, device=part.device, dtype=torch.float32)
+        total += float(part.to(direction) @ direction)
+    return total

@@ -35,10 +35,54 @@ class _ModuleCall:
         return same and [tensor._version for tensor in self.inputs] == self.versions
 
 
-class ModuleCalls:
-    """The calls of a model's modules in a plain pass, and the tangents of an estimating pass there."""
+class Precision:
+    """The coarsest precision of any module's output in a pass.
+
+    Args:
+        model: Whose pass it is.
+    """
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._epsilon = 0.0
+
+    @contextmanager
+    def noted(self) -> Generator[None]:
+        """Within this context a pass runs."""
+
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            self._epsilon = max([self._epsilon, *map(_epsilon, _floating(output))])
+
+        handles = [module.register_forward_hook(note) for module in self._model.modules() if module is not self._model]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def tolerance(self) -> float:
+        """How far apart rounding may put <u, J v> and <J^T u, v>, relative to |u| |J v| and the norm of (J^T u) o v.
+
+        It is sqrt(eps) / 4, for the coarsest precision of any module's output: 3.7e-9 in double precision, 8.6e-5 in
+        single, .008 in float16 and TF32, .022 in bfloat16. Each number on either way is rounded to a relative eps a few
+        times, by errors that are independent of each other: both sums then are off by few eps of those norms (up to 1.5
+        was measured). Norms of J^T u and v alone would excuse everything in a wide layer. The rest of the room is for
+        sums of differences. A sign that is wrong is 2 apart, a missing branch by the part of the change it carries.
+        """
+        return math.sqrt(self._epsilon) / 4
+
+
+class ModuleCalls:
+    """The calls of a model's modules in a plain pass, and the tangents of an estimating pass there.
+
+    Args:
+        model: The model.
+        tolerance: That of :class:`Precision`.
+    """
+
+    def __init__(self, model: nn.Module, tolerance: float) -> None:
+        self._tolerance = tolerance
         self._names = {module: name for name, module in model.named_modules() if name}
         self._calls: list[_ModuleCall] = []  # in the order in which they end: inner ones first
 
@@ -87,24 +131,11 @@ class ModuleCalls:
             for handle in handles:
                 handle.remove()
 
-    @property
-    def tolerance(self) -> float:
-        """How far apart rounding may put <u, J v> and <J^T u, v>, relative to |u| |J v| and the norm of (J^T u) o v.
-
-        It is sqrt(eps) / 4, for the coarsest precision of any module's output: 3.7e-9 in double precision, 8.6e-5 in
-        single, .008 in float16 and TF32, .022 in bfloat16. Each number on either way is rounded to a relative eps a few
-        times, by errors that are independent of each other: both sums then are off by few eps of those norms (up to 1.5
-        was measured). Norms of J^T u and v alone would excuse everything in a wide layer. The rest of the room is for
-        sums of differences. A sign that is wrong is 2 apart, a missing branch by the part of the change it carries.
-        """
-        coarsest = max((_epsilon(output) for call in self._calls for output in call.outputs), default=0.0)
-        return math.sqrt(coarsest) / 4
-
     def suspect(self) -> str:
         """The innermost module whose tangents do not fit its gradients, with its class; "" where all do."""
         modules = {name: module for module, name in self._names.items()}
         for call in self._calls:
-            if call.is_testable and not _fits(call, self.tolerance):
+            if call.is_testable and not _fits(call, self._tolerance):
                 return f"{call.name!r} ({type(modules[call.name]).__name__})"
         return ""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bpfree.lab.queue.ledger import State
+from bpfree.lab.queue.snapshot import State
 from bpfree.lab.recipe.schema import Column, Expected, Scale
 from bpfree.lab.report.text import tolerances
 from bpfree.lab.tables import markdown, result

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from bpfree.lab.queue.ledger import State
+from bpfree.lab.queue.snapshot import State
 from bpfree.lab.recipe.locate import find
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.tables import result, terminal_view

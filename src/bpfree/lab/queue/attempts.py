@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
+KEY = "key"
+"""Attribute of every attempt: the key of its run."""
 WRONG = "wrong"
 """Attribute of a failed attempt: why. One whose worker died has none."""
 GIVEN_BACK = "given back"

@@ -11,7 +11,6 @@ import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -23,25 +22,9 @@ from bpfree.errors import BpfreeWarning
 from bpfree.lab.errors import DamageError, LedgerError
 from bpfree.lab.queue import attempts, record_attributes
 from bpfree.lab.queue.pulses import Pulses
+from bpfree.lab.queue.snapshot import Snapshot, State
 from bpfree.lab.queue.storage import FAILURES, open_storage, patient
 from bpfree.lab.queue.work_protocol import Work
-
-_KEY = "key"
-
-
-@dataclass(frozen=True)
-class State:
-    """How far the runs of a table are.
-
-    Attributes:
-        records: What is finished, by key.
-        wrong: Why a run failed when it was last tried, by key.
-        unfinished: Keys of the runs that wait or are being run, or whose worker has died.
-    """
-
-    records: dict[str, dict[str, Any]]
-    wrong: dict[str, str]
-    unfinished: set[str]
 
 
 class Ledger:
@@ -71,6 +54,15 @@ class Ledger:
         return study, self._storage.get_study_id_from_name(name)
 
     @patient
+    def snapshot(self) -> Snapshot:
+        """Return all attempts that there are now."""
+        return self._look()
+
+    def state(self, works: Iterable[Work]) -> State:
+        """Return how far these runs are."""
+        return self.snapshot().state(works)
+
+    @patient
     def ask(self, works: Iterable[Work], *, again: bool) -> None:
         """Let those of the runs wait that are neither finished nor waiting nor being run.
 
@@ -85,9 +77,9 @@ class Ledger:
     def claim(self, works: Sequence[Work]) -> Claim | None:
         """A run that waits, one that has failed least often first; it is the caller's alone. None if none waits."""
         self._revive(works)
-        trials = self._trials()
-        for work in sorted(works, key=lambda work: attempts.failures(trials.get(work.key, []))):
-            trial = attempts.counting(trials.get(work.key, []))
+        known = self._look().attempts
+        for work in sorted(works, key=lambda work: attempts.failures(known.get(work.key, []))):
+            trial = attempts.counting(known.get(work.key, []))
             if trial is None or trial.state != TrialState.WAITING:
                 continue
             number = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
@@ -98,44 +90,19 @@ class Ledger:
         return None
 
     @patient
-    def state(self, works: Iterable[Work]) -> State:
-        """How far these runs are."""
-        trials = self._trials()
-        state = State({}, {}, set())
-        for key in dict.fromkeys(work.key for work in works):
-            known = trials.get(key, [])
-            trial, reason = attempts.counting(known), attempts.reason(known)
-            if trial is not None and trial.state == TrialState.COMPLETE:
-                state.records[key] = self._record(trial) or {}
-            elif trial is None and reason is not None:
-                state.wrong[key] = reason
-            elif known:
-                state.unfinished.add(key)
-        return state
-
-    @patient
-    def seeds(self) -> int:
-        """One more than the highest seed of a run that has finished or failed; 0 if there is none."""
-        trials = [trial for known in self._trials().values() for trial in known]
-        ended = [trial for trial in trials if trial.state == TrialState.COMPLETE or attempts.WRONG in trial.user_attrs]
-        return max([trial.user_attrs["seed"] + 1 for trial in ended], default=0)
-
-    @patient
     def adopt(self, records: Mapping[str, Mapping[str, Any]]) -> None:
         """Enter records by key that another ledger has given out, unless this one has them."""
-        # Of any code: what is here already is not entered again because other code is asked for.
-        finished = self._study.get_trials(False, (TrialState.COMPLETE,))
-        here = {trial.user_attrs[_KEY] for trial in finished if self._record(trial) is not None}
+        seen = self._look()
         for key, record in records.items():
-            if key not in here:
-                told = {_KEY: key, "label": record["label"], "seed": record["seed"], **record_attributes.split(record)}
+            if not seen.has_record(key):
+                told = _named(key, record["label"], record["seed"]) | record_attributes.split(record)
                 number = record_attributes.value(record)
                 self._study.add_trial(create_trial(state=TrialState.COMPLETE, value=number, user_attrs=told))
 
     def _ask(self, works: Iterable[Work], *, again: bool) -> None:
-        trials, added = self._trials(), {}
+        seen, added = self._look().attempts, {}
         for work in works:
-            known = trials.get(work.key, [])
+            known = seen.get(work.key, [])
             trial = attempts.counting(known)
             if again and trial is not None and not trial.state.is_finished() and attempts.deaths(known):
                 self._forgive(trial)
@@ -155,14 +122,14 @@ class Ledger:
             self._storage.set_trial_user_attr(number, attempts.ASKED, True)
 
     def _add(self, work: Work, state: TrialState, told: Mapping[str, Any]) -> int:
-        told = {_KEY: work.key, "label": work.label, "seed": work.seed, **told}
+        told = {**_named(work.key, work.label, work.seed), **told}
         return self._storage.create_new_trial(self._id, create_trial(state=state, user_attrs=told))
 
     def _withdraw(self, added: Mapping[str, int]) -> None:
         """Take back what another process has asked for between the look at the ledger and the asking."""
-        trials = self._trials()
+        seen = self._look().attempts
         for key, number in added.items():
-            first = attempts.counting(trials[key])
+            first = attempts.counting(seen[key])
             if first is not None and first.number != self._storage.get_trial_number_from_id(number):
                 with suppress(optuna.exceptions.UpdateFinishedTrialError):
                     self._storage.set_trial_user_attr(number, attempts.WITHDRAWN, True)
@@ -184,28 +151,17 @@ class Ledger:
         except optuna.exceptions.UpdateFinishedTrialError:
             return False
 
-    def _trials(self) -> dict[str, list[FrozenTrial]]:
-        """All attempts by key, the earliest first."""
-        found: dict[str, list[FrozenTrial]] = {}
-        for trial in self._study.get_trials(deepcopy=False):
-            if self._counts(trial):
-                found.setdefault(trial.user_attrs[_KEY], []).append(trial)
-        return found
-
-    def _counts(self, trial: FrozenTrial) -> bool:
-        if attempts.WITHDRAWN in trial.user_attrs:
-            return False
-        if trial.state != TrialState.COMPLETE:
-            return True
-        record = self._record(trial)
-        return record is not None and self._source in (None, record.get("code", {}).get("source"))
+    def _look(self) -> Snapshot:
+        trials = self._study.get_trials(deepcopy=False)
+        finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        return Snapshot(trials, {trial.number: self._record(trial) for trial in finished}, self._source)
 
     def _record(self, trial: FrozenTrial) -> dict[str, Any] | None:
         """The record of a finished trial; None if it is damaged, which is told once."""
         if trial.number not in self._records:
             try:
                 found = record_attributes.joined(trial.user_attrs)
-                if found.get(_KEY, key := trial.user_attrs.get(_KEY)) != key:
+                if found.get(attempts.KEY, key := trial.user_attrs.get(attempts.KEY)) != key:
                     raise DamageError("it stands under another run's key")
             except DamageError as error:
                 warnings.warn(_broken(trial, error), BpfreeWarning, 2)
@@ -213,6 +169,10 @@ class Ledger:
             else:
                 self._records[trial.number] = found
         return self._records[trial.number]
+
+
+def _named(key: str, label: str, seed: int) -> dict[str, Any]:
+    return {attempts.KEY: key, "label": label, "seed": seed}
 
 
 def _broken(trial: FrozenTrial, error: Exception) -> str:

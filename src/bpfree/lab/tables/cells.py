@@ -61,9 +61,7 @@ def plan(
         SettingsError: A name is not known, or a setting means nothing.
         DataError: The data may be any folder's, and none is given that can be read.
     """
-    count = scale.seeds if seeds is None else seeds
-    if count < 1:
-        raise SettingsError(f"--seeds {count} must be at least 1.")
+    count = count_seeds(scale, seeds)
     known: dict[str, tuple[Work, ...]] = {}
     cells = []
     for row, column in chosen_cells(recipe, chosen):
@@ -76,6 +74,17 @@ def plan(
         check(column, known[same][0], recipe.name)
         cells.append(Cell(row, column, recipe.expected.get(row, {}).get(column.name), known[same]))
     return cells
+
+
+def count_seeds(scale: Scale, asked: int | None) -> int:
+    """Return the seeds a cell: as many as are asked for, else the scale's.
+
+    Raises:
+        SettingsError: They are fewer than one.
+    """
+    if asked is not None and asked < 1:
+        raise SettingsError(f"--seeds {asked} must be at least 1.")
+    return scale.seeds if asked is None else asked
 
 
 def _works(recipe: Recipe, label: str, settings: dict[str, Any], count: int, data_dir: str | None) -> tuple[Work, ...]:

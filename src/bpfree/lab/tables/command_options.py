@@ -37,7 +37,7 @@ class ChosenOptions:
     trust: bool = False
 
     def recipe(self) -> Recipe:
-        """The recipe.
+        """Read the recipe.
 
         Raises:
             SettingsError: None is named, or there is no such recipe.
@@ -47,13 +47,13 @@ class ChosenOptions:
             raise SettingsError(f"Name a recipe: {', '.join(names())}, or a YAML file of your own.")
         return read(find(self.name), trust=self.trust)
 
-    def order(self, *, again: bool = False) -> Order:
-        """What workers need to know of it."""
+    def order(self, recipe: Recipe, *, again: bool = False) -> Order:
+        """Return what workers need to know of the recipe and its chosen part."""
         # The database's packages are not loaded to answer --help.
         from bpfree.lab.tables.workers import Order
 
         return Order(
-            recipe=self.recipe().path.resolve(),
+            recipe=recipe.path.resolve(),
             scale=self.scale,
             seeds=None,
             cells=tuple(self.cell or ()),
@@ -77,9 +77,9 @@ class RecipeOptions(ChosenOptions):
     seeds: int | None = None
     out: str = "results"
 
-    def order(self, *, again: bool = False) -> Order:
-        """What workers need to know of it."""
-        return replace(super().order(again=again), seeds=self.seeds)
+    def order(self, recipe: Recipe, *, again: bool = False) -> Order:
+        """Return what workers need to know of the recipe and its chosen part."""
+        return replace(super().order(recipe, again=again), seeds=self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,4 +119,4 @@ class TuneOptions(ChosenOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions(RecipeOptions):
-    """Make the HTML page of a recipe from its finished runs."""
+    """Make the HTML page of a recipe, or of a comparison.json, from its finished runs."""

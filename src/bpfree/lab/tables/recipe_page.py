@@ -14,22 +14,25 @@ from rich.console import Console
 import bpfree.lab.report
 from bpfree.lab.compare import FORMAT
 from bpfree.lab.files import write_text
-from bpfree.lab.queue.ledger import Ledger, State
+from bpfree.lab.queue.snapshot import State
 from bpfree.lab.recipe.schema import Recipe, Scale
 from bpfree.lab.report import recipe_charts, text
 from bpfree.lab.report.page import bundle, embedded, figures, specifications
 from bpfree.lab.report.template import HERE, rendered
 from bpfree.lab.summary import summarize
 from bpfree.lab.tables import result
-from bpfree.lab.tables.cells import Cell, plan, works
+from bpfree.lab.tables.cells import Cell
 from bpfree.lab.tables.command_options import ReportOptions
-from bpfree.lab.tables.table import cautions, known, seeds
+from bpfree.lab.tables.comparison_page import SUFFIX, comparison_page
+from bpfree.lab.tables.table_runs import TableRuns
 from bpfree.lab.tables.work import Training
 from bpfree.lab.tasks import TASKS
 
 
 def report(options: ReportOptions, console: Console | None = None) -> Path:
     """Write the page of a recipe: its table, and beside it one page of curves for all rows that can be compared.
+
+    A name that ends in ``.json`` is a comparison's, see :func:`~bpfree.lab.tables.comparison_page.comparison_page`.
 
     Args:
         options: Which recipe, and which of its scales.
@@ -41,12 +44,12 @@ def report(options: ReportOptions, console: Console | None = None) -> Path:
     Raises:
         SettingsError: There is no such recipe.
     """
-    recipe, folder = options.recipe(), Path(options.out)
-    scale = recipe.scale(options.scale)
-    ledger, chosen = known(options), options.cell or ()
-    count = seeds(options, scale, ledger)
-    cells = plan(recipe, scale, count, chosen, options.data_dir)
-    state = ledger.state(works(cells))
+    if (options.name or "").endswith(SUFFIX):
+        return comparison_page(options, console)
+    recipe, folder, chosen = options.recipe(), Path(options.out), options.cell or ()
+    runs = TableRuns(recipe, options)
+    cells, scale = runs.shown(), runs.scale
+    state = runs.state(cells)
     entries = result.entries(cells, state, scale)
     command = recipe.repeated(scale, _repeated_seeds(options, scale, entries), chosen)
     curves, files = [], _file_names(recipe)
@@ -54,22 +57,21 @@ def report(options: ReportOptions, console: Console | None = None) -> Path:
         comparison = compared(recipe, scale, found, state, command)
         if comparison is not None:
             curves.append((name, bpfree.lab.report.write(comparison, folder / files[name]).name))
-    said = cautions(cells, state, options.data_dir)
+    said = runs.cautions(cells, state)
     shown = html(recipe, scale.cut, entries, curves, said, pictures(cells, state), command)
     path = write_text(folder / f"{recipe.name}.html", shown)
     if console is not None:
         if not state.records:
-            console.print(_nothing_to_show(options, recipe, scale, ledger), soft_wrap=True)
+            console.print(_nothing_to_show(runs), soft_wrap=True)
         console.print(f"page: {path}", soft_wrap=True)
     return path
 
 
-def _nothing_to_show(options: ReportOptions, recipe: Recipe, asked: Scale, ledger: Ledger) -> str:
-    """That no run of a scale has finished, and of which others some have."""
-    said = f"The page is empty: no run of it has finished at scale {asked.name}."
-    for scale in recipe.scales.values():
-        cells = plan(recipe, scale, seeds(options, scale, ledger), options.cell or (), options.data_dir)
-        if count := len(ledger.state(works(cells)).records):
+def _nothing_to_show(runs: TableRuns) -> str:
+    """Message for an empty page: this scale has no finished run; name the scales that have."""
+    said = f"The page is empty: no run of it has finished at scale {runs.scale.name}."
+    for scale in runs.recipe.scales.values():
+        if count := len(runs.state(runs.shown(scale)).records):
             said += f" {count} {'has' if count == 1 else 'have'} at --scale {scale.name}."
     return said
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections import Counter
@@ -14,8 +13,8 @@ from bpfree.lab.bounded import parse_json
 from bpfree.lab.checksums import CHECKSUM, checksum, is_whole, sealed, unsealed
 from bpfree.lab.data.samples import PUBLISHED
 from bpfree.lab.errors import DamageError, SettingsError, WriteError
-from bpfree.lab.files import storable, write_text
-from bpfree.lab.queue.ledger import State
+from bpfree.lab.files import json_lines, storable, write_text
+from bpfree.lab.queue.snapshot import State
 from bpfree.lab.recipe.schema import Column, Recipe, Scale
 from bpfree.lab.summary import deviation
 from bpfree.lab.tables.cells import Cell
@@ -172,15 +171,13 @@ def _ended(entry: Mapping[str, Any]) -> bool:
 
 
 def write(document: Mapping[str, Any], folder: Path) -> Path:
-    """Write a document as ``NAME.json``, each record in one line: there are hundreds of them.
+    """Write a document as ``NAME.json``, each record in one line.
 
     Every record has its checksum, and the document has one of all that stands beside the records, and of theirs.
     """
     records = [sealed(record) for record in storable(document["records"])]
     content = storable({name: value for name, value in document.items() if name != "records"})
-    head = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
-    lines = ",\n  ".join(json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records)
-    text = f'{head},\n "records": [\n  {lines}\n ],\n "{CHECKSUM}": "{_checksum(content, records)}"\n}}\n'
+    text = json_lines({**content, "records": records, CHECKSUM: _checksum(content, records)})
     return write_text(folder / f"{document['name']}.json", text)
 
 

@@ -34,7 +34,7 @@ from bpfree.lab.tables.command_options import TuneOptions
 from bpfree.lab.tables.provenance import code, source
 from bpfree.lab.tables.result import cautions
 from bpfree.lab.tables.tuned_settings import Subject, subjects
-from bpfree.lab.tables.workers import work_on
+from bpfree.lab.tables.workers import Order, work_on
 from bpfree.lab.terminal import Display
 
 _TRIALS = 20  # of tpe, unless told otherwise
@@ -91,8 +91,9 @@ def tune(options: TuneOptions, console: Console | None = None) -> Path:
     if options.trials is not None and options.trials < 1:
         raise SettingsError(f"--trials {options.trials} must be at least 1.")
     found = subjects(recipe, options)
-    sweep(options.order().scratch, below=True)
-    tries = (_grid if options.sampler == "grid" else _tpe)(recipe, found, options, console)
+    order = options.order(recipe)
+    sweep(order.scratch, below=True)
+    tries = (_grid if options.sampler == "grid" else _tpe)(recipe, order, found, options, console)
     best = {subject.name: _best(subject, tries[subject.name]) for subject in found}
     path = Path(options.to or f"{recipe.name}-tuned.yaml")
     write_text(path, _written(recipe, found, best, tries, options))
@@ -102,7 +103,7 @@ def tune(options: TuneOptions, console: Console | None = None) -> Path:
 
 
 def _grid(
-    recipe: Recipe, found: Sequence[Subject], options: TuneOptions, console: Console | None
+    recipe: Recipe, order: Order, found: Sequence[Subject], options: TuneOptions, console: Console | None
 ) -> dict[str, list[Try]]:
     """Every combination, through the ledger as the runs of a table are."""
     combinations = {subject.name: search.grid(subject.search) for subject in found}
@@ -114,7 +115,7 @@ def _grid(
     ledger = Ledger(options.ledger, f"{recipe.name} (tuning)")
     ledger.ask(works, again=True)
     with Display(console, runs=len(works), measured_on="validation") as display:
-        work_on(options.order(), works, ledger, display)
+        work_on(order, works, ledger, display)
     state = ledger.state(works)
     return {
         name: [
@@ -126,11 +127,11 @@ def _grid(
 
 
 def _tpe(
-    recipe: Recipe, found: Sequence[Subject], options: TuneOptions, console: Console | None
+    recipe: Recipe, order: Order, found: Sequence[Subject], options: TuneOptions, console: Console | None
 ) -> dict[str, list[Try]]:
     """What Optuna's tree-structured Parzen estimator suggests after the earlier tries, in a study a subject."""
     storage, wanted = open_storage(options.ledger), options.trials or _TRIALS
-    folder, tries = options.order().folder(), {}
+    folder, tries = order.folder(), {}
     with Display(console, runs=len(found) * wanted, measured_on="validation") as display:
         for subject in found:
             study = patient(optuna.create_study)(

@@ -19,7 +19,6 @@ from rich.console import Console
 from bpfree.errors import BpfreeError
 from bpfree.lab import environment
 from bpfree.lab.errors import RunError
-from bpfree.lab.leftovers import sweep
 from bpfree.lab.queue.ledger import Claim, Ledger
 from bpfree.lab.queue.processes import Team
 from bpfree.lab.queue.work_protocol import Work
@@ -75,15 +74,20 @@ class Order:
         return Ledger(self.ledger, self.recipe.stem, source=source() if self.again else None)
 
 
-def run_all(order: Order, ledger: Ledger, workers: int, console: Console | None) -> None:
-    """Run what the ledger lacks of an order; returns when that is nothing, be it that others ran it.
+def run_all(order: Order, found: Sequence[Work], ledger: Ledger, workers: int, console: Console | None) -> None:
+    """Run what the ledger lacks; return when that is nothing, be it that others ran it.
+
+    Args:
+        order: What workers need to know.
+        found: The runs.
+        ledger: The order's ledger.
+        workers: The number of processes that run them.
+        console: Where progress is shown; None shows nothing.
 
     Raises:
         RunError: All workers ended before the work did.
         LedgerError: The ledger's database does not answer.
     """
-    sweep(order.scratch, below=True)
-    found = order.works()
     ledger.ask(found, again=True)
     missing = ledger.state(found).unfinished
     if not missing:

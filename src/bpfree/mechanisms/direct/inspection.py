@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from bpfree.rerun.arguments import holders_in
 from bpfree.rerun.own_graphs import OverwrittenError, of_version, own_graphs, with_version
 from bpfree.rerun.trial import copied, without_trace
 from bpfree.verification.finding import Finding
-from bpfree.verification.laws import Gradients
+from bpfree.verification.laws import GradientSketch
 from bpfree.verification.rows import check_rows
 
 if TYPE_CHECKING:
@@ -74,11 +74,11 @@ class Inspection:
     def _look(self) -> ExactSignals | None:
         """Run the model with its graph whole."""
         plan, found = self._mechanism.plan, SurveyPass()
-        with without_trace(plan, self._call):
+        with without_trace(plan, self._call) as watched:
             # A stream never holds the graph of a whole pass.
             stored, given = self._thorough or not plan.streaming, copied(self._call)
             with _weighed(stored=stored) as graph, self._listening() as heard:
-                returned = self._run(PassState(run=found, again=True), given)
+                returned = self._run(PassState(run=found, again=True), given, watched)
             self.unheard = set(heard)
             self.survey = Survey.of(found, returned, self._kept(given))
             del returned, heard
@@ -88,7 +88,7 @@ class Inspection:
             weights = sum(weight.numel() * weight.element_size() for weight in plan.parameters)
             room = _SHARE * (graph.bytes + 2 * weights)
             with suppress(OverwrittenError):
-                self._compare_rows(found, room)
+                self._compare_rows(found, room / 4)
             if not self._thorough and taps > room:
                 return None
             with suppress(OverwrittenError):
@@ -123,10 +123,10 @@ class Inspection:
         """Run the model cut, and send it the exact signals; without them only see that it runs."""
         mechanism, plan = self._mechanism, self._mechanism.plan
         state = PassState(again=True, survey=self.survey, signals={} if exact is None else dict(exact.signals))
-        with without_trace(plan, self._call), mechanism.stored():
+        with without_trace(plan, self._call) as watched, mechanism.stored():
             state.run, found = mechanism.start_run(self.survey), None
             with mechanism.recutting(state.run), own_graphs(), suppress(OverwrittenError):
-                found = self._gradients_of_cut(state, exact)
+                found = self._gradients_of_cut(state, exact, watched)
         if exact is not None and found is not None:
             self.findings += found.compare(exact.gradients, exact.dtype)
 
@@ -147,11 +147,13 @@ class Inspection:
             for handle in handles:
                 handle.remove()
 
-    def _gradients_of_cut(self, state: PassState, exact: ExactSignals | None) -> Gradients | None:
+    def _gradients_of_cut(
+        self, state: PassState, exact: ExactSignals | None, watched: AbstractContextManager[Any]
+    ) -> GradientSketch | None:
         given = copied(self._call)
         try:
             with self._listening() as heard:
-                returned = self._run(state, given)
+                returned = self._run(state, given, watched)
             if self._hooked and self._mechanism.plan.window == 1:  # segments of a window run once for every step
                 terms = [*(tensor for _, tensor in tensors_in(returned)), *self._kept(given)]
                 self.unheard -= heard.keys() - fetched_through(heard, terms)
@@ -167,10 +169,15 @@ class Inspection:
                 "bpfree.BP()."
             ) from error
 
-    def _run(self, state: PassState, given: tuple[tuple[Any, ...], Mapping[str, Any]]) -> Any:
+    def _run(
+        self,
+        state: PassState,
+        given: tuple[tuple[Any, ...], Mapping[str, Any]],
+        watched: AbstractContextManager[Any],
+    ) -> Any:
         args, kwargs = given
         # What is compiled part by part has graphs of its own, in which no tap can be found.
-        with self._mechanism.running(state), eager():
+        with self._mechanism.running(state), eager(), watched:
             return self._mechanism.plan.model(*args, **kwargs)
 
     def require_right(self) -> None:
@@ -243,7 +250,7 @@ class ExactSignals:
 
     directions: Mapping[str, Tensor]
     signals: Mapping[str, Tensor | None]
-    gradients: Gradients
+    gradients: GradientSketch
     dtype: torch.dtype
 
     @classmethod
@@ -254,23 +261,18 @@ class ExactSignals:
             return None
         directions = {name: _direction(error) for name, error in errors.items()}
         learning = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-        wanted = [*found.taps, *learning.values()]
-        arrived = torch.autograd.grad(
-            list(errors.values()), wanted, list(directions.values()), allow_unused=True, materialize_grads=False
-        )
-        signals = dict(zip(found.places, arrived, strict=False))
-        gradients = Gradients.of(dict(zip(learning, arrived[len(found.taps) :], strict=True)))
+        gradients, arrived = GradientSketch.of(list(errors.values()), list(directions.values()), learning, found.taps)
+        signals = dict(zip(found.places, arrived, strict=True))
         return cls(directions, signals, gradients, next(iter(errors.values())).dtype)
 
-    def gradients_of(self, exits: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Gradients | None:
+    def gradients_of(self, exits: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> GradientSketch | None:
         """What the parameters get from the same gradients at the errors of a cut pass."""
         left = {name: exits[name] for name in self.directions if name in exits and exits[name].requires_grad}
         learning = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         if not left or not learning:
             return None
         directions = [self.directions[name] for name in left]
-        arrived = torch.autograd.grad(list(left.values()), list(learning.values()), directions, allow_unused=True)
-        return Gradients.of(dict(zip(learning, arrived, strict=True)))
+        return GradientSketch.of(list(left.values()), directions, learning)[0]
 
 
 def _direction(error: Tensor) -> Tensor:

@@ -17,9 +17,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from bpfree.distributed import shared_out
+from bpfree.errors import OptionError
 from bpfree.finite import require_finite
 from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.tangents import Call
@@ -31,8 +33,9 @@ from bpfree.passes import Passes
 from bpfree.plan import Plan
 from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.trial import copied, without_trace
+from bpfree.segments import graph_nodes
 
-Gradients: TypeAlias = Callable[[Tensor], Mapping[Tensor, Tensor]]
+GradientsOfError: TypeAlias = Callable[[Tensor], Mapping[Tensor, Tensor]]
 """Maps dL/do, shaped as the output, to the gradients of the parameters that learn."""
 
 
@@ -44,11 +47,13 @@ class GraphlessPass:
         changes: What it has changed, until its output leaves; None where it is not of the rule.
         left: Whether its output has left through the rule's function.
         seen: What the mechanism keeps of it.
+        graph: The output with the graph that the model itself has made below it, where it differentiates.
     """
 
     changes: ExitStack | None = None
     left: bool = False
     seen: Any = None
+    graph: Tensor | None = None
 
     def close(self) -> None:
         """Put back what it has changed."""
@@ -82,7 +87,7 @@ class ForwardOnlyMechanism(Mechanism):
         """Make ready for a forward pass; ``stack`` takes what must be put back when the output leaves."""
 
     @abstractmethod
-    def _gradients(self, output: Tensor, where: str) -> tuple[Gradients, Tensor]:
+    def _gradients(self, output: Tensor, where: str) -> tuple[GradientsOfError, Tensor]:
         """What makes the gradients of this pass, and its output as a plain tensor."""
 
     # -- hooks ---------------------------------------------------------------------------------------------------
@@ -151,7 +156,7 @@ class ForwardOnlyMechanism(Mechanism):
     def _kept_in_a_plain_pass(self, call: Call, way: AbstractContextManager[Any]) -> list[str]:
         """The names of the tensors with a graph that the model keeps after a run on ``call``, done in ``way``."""
         args, kwargs = copied(call)
-        with without_trace(self.plan, call), silent_rules(), running_again(), way:
+        with without_trace(self.plan, call) as watched, silent_rules(), running_again(), way, watched:
             type(self.plan.model)._call_impl(self.plan.model, *args, **kwargs)  # type: ignore[no-untyped-call]
             places = [(holder, key, kept) for holder in self.plan.state.holders for key, kept in holder.tensors]
             return [holder.name(key) for holder, key, kept in places if kept.grad_fn is not None]
@@ -202,6 +207,7 @@ class ForwardOnlyMechanism(Mechanism):
         finally:
             run.close()
         run.left = True
+        run.graph = output if output.requires_grad else None
         # All that are trainable, for DDP waits for all of them; those that do not learn get None.
         parameters = [parameter for parameter in self.plan.model.parameters() if parameter.requires_grad]
 
@@ -223,6 +229,8 @@ class ForwardOnlyMechanism(Mechanism):
             raise not_reached(self.plan.error_name)
         if run.left and self.plan.error_name:
             warn_of_results(output, (args, kwargs), self.plan.error_name, self.rule)
+        if run.graph is not None:
+            _close_graph(run.graph, (args, kwargs), partial(_refuse_side_loss, self.plan.where, self.rule))
 
     def put_right(self) -> None:
         """Put back what passes of this thread have changed that were interrupted from the keyboard."""
@@ -235,3 +243,19 @@ class ForwardOnlyMechanism(Mechanism):
         self.put_right()
         with super().paused():
             yield
+
+
+def _close_graph(output: Tensor, given: Call, refuse: Callable[[Any], None]) -> None:
+    """Call ``refuse`` where a gradient enters the graph that the model has made below ``output`` in a pass."""
+    outside = {entry.grad_fn for entry in tree_leaves(given) if isinstance(entry, Tensor)}
+    for node in graph_nodes(output, stops=outside):
+        if node not in outside and not hasattr(node, "variable"):
+            node.register_prehook(refuse)
+
+
+def _refuse_side_loss(where: str, rule: Rule, _: Any) -> None:
+    raise OptionError(
+        f"a loss was made of a tensor that comes from below {where} and does not pass it. The model differentiates in "
+        f"its own forward pass, which leaves a graph there, and {rule} has no gradients for it. detach() that tensor "
+        "where it leaves the layers below, or use another rule (bpfree.DFA)."
+    )

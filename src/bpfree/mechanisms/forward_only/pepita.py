@@ -28,7 +28,7 @@ from bpfree.layers.first_argument import first_argument, with_first
 from bpfree.layers.function import Service, circumstances_of, find_service
 from bpfree.layers.kinds import CONVOLUTIONS
 from bpfree.mechanisms.base import Rule, taught
-from bpfree.mechanisms.forward_only.mechanism import ForwardOnlyMechanism, Gradients, GraphlessPass
+from bpfree.mechanisms.forward_only.mechanism import ForwardOnlyMechanism, GradientsOfError, GraphlessPass
 from bpfree.mechanisms.forward_only.pepita_passes import FirstPass, HeadError, LayerCall, Learners, SecondPass
 from bpfree.module_tree import newcomers
 from bpfree.plan import Plan
@@ -146,7 +146,7 @@ class PepitaMechanism(ForwardOnlyMechanism):
         assert run is not None
         run.seen = FirstPass(call, RunSnapshot.now(self.plan, call))
 
-    def _gradients(self, output: Tensor, where: str) -> tuple[Gradients, Tensor]:
+    def _gradients(self, output: Tensor, where: str) -> tuple[GradientsOfError, Tensor]:
         run = self._passes.now()
         assert run is not None
         first, run.seen = run.seen, None

@@ -20,7 +20,7 @@ from bpfree.feedback.random import derived_seed
 from bpfree.forward_mode.estimate import Perturbations, perturbation
 from bpfree.forward_mode.tangents import Call, DualPass, compiled, join, kind_of, nothing_arrives, split
 from bpfree.mechanisms.base import Rule
-from bpfree.mechanisms.forward_only.mechanism import ForwardOnlyMechanism, Gradients
+from bpfree.mechanisms.forward_only.mechanism import ForwardOnlyMechanism, GradientsOfError
 from bpfree.plan import Plan
 from bpfree.rerun.snapshot import RunSnapshot
 
@@ -133,7 +133,7 @@ class WeightsMechanism(ForwardOnlyMechanism):
         generator = torch.Generator(parameter.device).manual_seed(purpose)
         return perturbation((1, parameter.numel()), self._kind, parameter, generator).view(parameter.shape)
 
-    def _gradients(self, output: Tensor, where: str) -> tuple[Gradients, Tensor]:
+    def _gradients(self, output: Tensor, where: str) -> tuple[GradientsOfError, Tensor]:
         # FSDP2 gives a layer its whole parameters for as long as it runs: those that learn are the ones in their place.
         run = self._passes.now()
         assert run is not None

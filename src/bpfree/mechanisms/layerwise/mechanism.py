@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bpfree.errors import BpfreeWarning, StateError, UnsupportedLayerError
+from bpfree.errors import BpfreeWarning, StateError, UnsupportedLayerError, VerificationError
 from bpfree.feedback.lazy_buffers import LazyBuffers, at_least_single, name_of
 from bpfree.feedback.random import derived_seed
 from bpfree.layers.first_argument import first_argument, with_first
@@ -58,6 +58,7 @@ class _Calls:
         weights: Their weights, as a parametrization has computed them for this call.
         outside: The layers that were called without the model since a pass began there.
         reached: The places of errors that such a pass has reached.
+        sent_back: Whether an error has come back to such a pass: the next call of a layer belongs to another one.
         transporting: Whether B is W, to be compared with autograd.
     """
 
@@ -66,7 +67,14 @@ class _Calls:
     weights: dict[str, Tensor] = field(default_factory=dict)
     outside: set[str] = field(default_factory=set)
     reached: set[str] = field(default_factory=set)
+    sent_back: bool = False
     transporting: bool = False
+
+    def begin_outside(self) -> None:
+        """Forget what was called without the model: another pass begins there."""
+        self.outside.clear()
+        self.reached.clear()
+        self.sent_back = False
 
 
 class LayerwiseMechanism(Mechanism):
@@ -154,8 +162,7 @@ class LayerwiseMechanism(Mechanism):
         run, calls = _Pass(set(self.plan.errors)), self._calls()
         self._passes.begin(run)
         calls.run = run
-        calls.outside.clear()
-        calls.reached.clear()
+        calls.begin_outside()
         if not self.active or self.recomputing():  # a second run may end where the error is taken
             return
         if not torch.compiler.is_compiling():
@@ -191,14 +198,30 @@ class LayerwiseMechanism(Mechanism):
         return above
 
     def _is_above_outside(self, name: str, calls: _Calls) -> bool:
-        """The same where the model's own call is missing: a pass begins with a layer that was called already."""
-        if not calls.outside or name in calls.outside:
-            calls.outside.clear()
-            calls.reached.clear()
-            if self.active:
-                self._count_pass()
+        """Return the same where the model's own call is missing: a part of it, or another method, was called.
+
+        There a pass begins behind the backward pass of the one before. It also begins where all errors have been
+        reached, with a layer that was called already.
+        """
+        above, compiling = len(calls.reached) == len(self.plan.errors), torch.compiler.is_compiling()
+        if not calls.outside or calls.sent_back or (name in calls.outside and (above or compiling)):
+            calls.begin_outside()
+            above = False
+            if not compiling:
+                self._require_same_model(name)
+            self._count_pass()
         calls.outside.add(name)
-        return len(calls.reached) == len(self.plan.errors)
+        return above
+
+    def _require_same_model(self, name: str) -> None:
+        """Raise VerificationError where layers that are new in the model may have run in this pass without B."""
+        if self._tree.has_changed():
+            self._follow_model()
+            raise VerificationError(
+                f"modules of the model have changed, and layer {name!r} was reached without a call of the model: new "
+                f"layers that ran before it had no backward weights of {self.rule} yet. They have them now: run this "
+                "pass again. After such a change call the model itself first, model(...)."
+            )
 
     def _follow_model(self) -> None:
         """Take in the layers that came into the model since the last training pass, and forget those that went."""
@@ -287,6 +310,8 @@ class LayerwiseMechanism(Mechanism):
             input_gradient(layer, given) if service.way == "formula" else (given, function_gradient(layer, call))
         )
         B = (lambda: weight) if calls.transporting else self._backward_weight(name, layer, weight)
+        if calls.run is None and not torch.compiler.is_compiling():
+            B = partial(_end_outside, calls, B)
         result: Tensor = Join.apply(output, delivered, B, gradient)  # type: ignore[no-untyped-call]
         return result
 
@@ -368,6 +393,12 @@ class LayerwiseMechanism(Mechanism):
         if name in self._called:
             return "none: its input needs no gradient"
         return "not called as a module: ordinary gradients" if self._called else "drawn in the first forward pass"
+
+
+def _end_outside(calls: _Calls, weight: Callable[[], Tensor]) -> Tensor:
+    """Return the weight for the backward pass of a call without the model; that pass is over then."""
+    calls.sent_back = True
+    return weight()
 
 
 def _served(model: nn.Module) -> dict[str, nn.Module]:
