@@ -60,7 +60,7 @@ def attach(
             (``"blocks.*.mlp"``), or a predicate ``(name, module) -> bool``. None: every non-linearity module and every
             :class:`bpfree.Tap`. Where a module returns a tuple, list, dictionary or object, its first floating point
             tensor is tapped; a mapping names another by index, key or path: ``{"rnn": (1, 0), "blocks.*": "hidden"}``.
-            ``"blocks"``: the repeated blocks and the ``error_at`` of :func:`bpfree.suggest_taps` (for a single module of
+            ``"blocks"``: repeated blocks and ``error_at`` as :func:`bpfree.suggest_taps` finds them (for one module of
             that name pass ``["blocks"]``). A rule without taps uses them only for :func:`bpfree.alignment`.
         error_at: The name of the module at whose output the error is taken; the layers above it get exact gradients.
             Use it for a transformer's vocabulary head, or for a model that computes its own loss. With several names,
