@@ -188,7 +188,7 @@ def test_a_second_backward_pass_is_refused():
     bpfree.attach(model, bpfree.DFA(), window=2)
     loss = F.cross_entropy(model(x), y)
     loss.backward(retain_graph=True)
-    with pytest.raises(bpfree.errors.UsedRecordError, match="cannot keep it for a second"):
+    with pytest.raises(bpfree.errors.UsedRecordError, match="cannot keep the pass for a second one"):
         loss.backward()
 
 

@@ -102,14 +102,14 @@ def test_whatever_a_broken_connection_shows_itself_by_is_tried_again(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = Ledger(str(tmp_path / "ledger.db"), "made up")
-    look, left = ledger._trials, iter(range(2))
+    look, left = ledger._look, iter(range(2))
 
     def perhaps() -> Any:
         for number in left:
             raise error if number else optuna.exceptions.StorageInternalError from error
         return look()
 
-    monkeypatch.setattr(ledger, "_trials", perhaps)
+    monkeypatch.setattr(ledger, "_look", perhaps)
     monkeypatch.setattr(storage.time, "sleep", lambda _: None)
     assert ledger.state([RUN]).unfinished == set()
 

@@ -107,7 +107,7 @@ def test_interruptions_are_no_deaths(ledger: Ledger) -> None:
 
 def test_what_two_ask_for_at_once_is_run_once(ledger: Ledger, tmp_path: Path, monkeypatch: Any) -> None:
     other = Ledger(str(tmp_path / "ledger.db"), "made up")
-    look = ledger._trials
+    look = ledger._look
     interposed = iter([True])
 
     def between() -> dict:
@@ -117,7 +117,7 @@ def test_what_two_ask_for_at_once_is_run_once(ledger: Ledger, tmp_path: Path, mo
             other.ask([RUN], again=True)
         return seen
 
-    monkeypatch.setattr(ledger, "_trials", between)
+    monkeypatch.setattr(ledger, "_look", between)
     ledger.ask([RUN], again=True)
     with ledger.claim([RUN]) as claim:
         claim.fail("out of paper")

@@ -54,7 +54,7 @@ def test_a_changed_file_is_named(change: Any, said: str, tmp_path: Path) -> None
         files.read_json(path)
 
 
-@pytest.mark.parametrize("place", ["50.25", '"mean": 50.25', '"label"', '"Made up"', '"keys"', "bpfree-table/1"])
+@pytest.mark.parametrize("place", ["50.25", '"mean":50.25', '"label"', '"Made up"', '"keys"', "bpfree-table/1"])
 def test_a_table_with_another_number_is_refused_and_says_which_record(place: str, tmp_path: Path) -> None:
     path = document(tmp_path)
     text = path.read_text()

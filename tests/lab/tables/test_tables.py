@@ -29,7 +29,7 @@ from bpfree.lab.queue import processes, storage
 from bpfree.lab.queue.attempts import GIVEN_BACK
 from bpfree.lab.queue.ledger import Claim, Ledger
 from bpfree.lab.recipe.reading import read
-from bpfree.lab.tables import markdown, provenance, recipe_page, result, run_data, workers
+from bpfree.lab.tables import markdown, provenance, recipe_page, result, run_data, table_runs, workers
 from bpfree.lab.tables.cells import plan, works
 from bpfree.lab.tables.command_options import ReportOptions, TableOptions
 from bpfree.lab.tables.table import table
@@ -469,7 +469,7 @@ def running(found: Counter[tuple[str, str]]) -> list[int]:
 
 def change_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "source", lambda: "changed")
-    for module in (workers, __import__("bpfree.lab.tables.table", fromlist=["source"])):
+    for module in (workers, table_runs):
         monkeypatch.setattr(module, "source", lambda: "changed")
 
 

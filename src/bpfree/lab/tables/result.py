@@ -257,7 +257,7 @@ def _opened(content: dict[str, Any]) -> dict[str, Any]:
 
 
 _OURS = (FORMAT, COST_FORMAT)
-_END = re.compile(rb'"checksum": "[0-9a-f]{16}"\s*}\s*$')
+_END = re.compile(rb'"checksum": ?"[0-9a-f]{16}"\s*}\s*$')
 _REMEDY = "Mend it from a backup, or move it away to measure anew what the ledger does not have."
 
 
