@@ -18,24 +18,17 @@ LEAST_ACCEPTED = 0.5
 
 OPEN = {
     "outputs",
-    "backpropagation",
-    "transport",
     "streaming",
-    "detach",
     "untaught",
-    "copies",
     "calls",
-    "replacing",
     "verify",
-    "I: crashes where a model differentiates in its own forward pass",
-    "I: copies behind a pass",
     "I: a checkpoint whose parts are joined, or whose tap ends the model: torch's CheckpointError",
 }
-"""Laws, and kinds of what was found, that do not hold yet on some model: tests that may fail until they do."""
+"""Laws, and kinds of what was found, that do not hold yet: tests that fail, and must until they do."""
 
 
 def _each(names):
-    return [pytest.param(n, marks=pytest.mark.xfail(reason="open", strict=False)) if n in OPEN else n for n in names]
+    return [pytest.param(n, marks=pytest.mark.xfail(reason="open", strict=True)) if n in OPEN else n for n in names]
 
 
 pytestmark = pytest.mark.xdist_group("fuzz")  # the sample is made once
