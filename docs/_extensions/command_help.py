@@ -19,9 +19,10 @@ class CommandHelp(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the help as a literal block."""
-        os.environ["COLUMNS"] = "100"  # argparse asks for the width
+        os.environ["COLUMNS"] = "78"  # argparse asks for the width; a page shows this many
+        self.env.note_reread()  # the options are in the sources, which Sphinx does not watch
         _, commands = make_parser()
-        text = commands[self.arguments[0]].format_help()
+        text = commands[self.arguments[0]].format_help().replace(" \b", "")  # as a terminal shows a backspace
         return [nodes.literal_block(text, text, language="text")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -11,6 +12,14 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 _log = logging.getLogger(__name__)
+
+# docutils sets the index of an accented letter below the letter, as a limit of a sum.
+_INDEX_BELOW = re.compile(
+    r"<munderover>\s*(<mi>[^<]*</mi>)\s*(<mi>[^<]*</mi>|<mrow>(?:(?!<mrow>).)*?</mrow>)"
+    r"\s*(<mo[^>]*>[^<]*</mo>)\s*</munderover>",
+    re.DOTALL,
+)
+_INDEX_BESIDE = r'<msub><mover accent="true">\1\3</mover>\2</msub>'
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -31,8 +40,8 @@ def _block(writer: Any, node: nodes.math_block) -> None:
 
 def _mathml(node: nodes.Element, *, as_block: bool) -> str:
     try:
-        return str(tex2mathml(node.astext(), as_block=as_block))
+        return _INDEX_BELOW.sub(_INDEX_BESIDE, str(tex2mathml(node.astext(), as_block=as_block)))
     except MathError as error:
-        # A warning, and so an error of the strict build.
+        # A warning is an error of the strict build.
         _log.warning("no MathML for %r: %s", node.astext(), error, location=node)
         return ""
