@@ -1,4 +1,4 @@
-"""How a rule acts on a model.
+"""The mechanisms: they put a rule's hooks into a model.
 
 One step of a direct rule, hook by hook:
 
@@ -9,8 +9,8 @@ One step of a direct rule, hook by hook:
    whose inputs are the taps' outputs (``SignalsFromError`` in ``autograd.py``).
 4. ``model(x)`` ends in ``_end_pass``. Rules that learn from forward passes run the model once more with tangents
    (``learned/observing.py``).
-5. ``loss.backward()`` brings the error e to ``SignalsFromError``. ``RuleSignals`` (``direct/delivery.py``) lets learned
-   feedback take its step (``learned/``), and asks the rule for its signals, d_l = e B_l.
+5. ``loss.backward()`` brings the error e to ``SignalsFromError``. ``RuleSignals`` (``direct/rule_signals.py``) lets
+   learned feedback take its step (``learned/``), and asks the rule for its signals, d_l = e B_l.
 6. Autograd sends every signal into its segment, as it would have sent backpropagation's.
 
 The rooms, by family of rules:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bpfree.axes.layout import resized
 from bpfree.distributed import is_sharded, ranks
-from bpfree.mechanisms.direct.delivery import Layout, RuleSignals
+from bpfree.mechanisms.direct.delivery import ErrorHandler, Layout
 from bpfree.mechanisms.direct.forward_pass import StoredGraphPass, TappedRun, TrainingPass
 from bpfree.mechanisms.direct.learn_in_forward import LearnInForwardPass
 from bpfree.mechanisms.direct.segment_leaves import SegmentLeaves, kind_of_pass
@@ -83,7 +83,7 @@ class PassChooser:
     def start(
         self,
         known: Layout | None,
-        make_handler: Callable[[Layout], RuleSignals] | None,
+        make_handler: Callable[[Layout], ErrorHandler] | None,
         aside: frozenset[str],
         survey: Survey,
     ) -> TrainingPass:
@@ -128,7 +128,7 @@ class PassChooser:
         return ranks() > 1 and is_sharded(self._plan.model)
 
     def _immediate(
-        self, call: Arguments, known: Layout, make_handler: Callable[[Layout], RuleSignals]
+        self, call: Arguments, known: Layout, make_handler: Callable[[Layout], ErrorHandler]
     ) -> TrainingPass | None:
         """A pass that learns as it runs, where every gradient comes from one segment, in one process."""
         names = tuple(site.module for site in known.sites)

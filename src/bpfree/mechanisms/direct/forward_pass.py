@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,13 +14,10 @@ from torch import Tensor
 from bpfree.axes.memory_format import format_of
 from bpfree.errors import TapOutputError
 from bpfree.mechanisms.autograd import Fetching, gated, signals_from_error
+from bpfree.mechanisms.direct.delivery import ErrorHandler
 from bpfree.mechanisms.direct.side_terms import SoftTap
 from bpfree.rerun.stop import StopForward
 from bpfree.segments import Reach
-
-if TYPE_CHECKING:
-    from bpfree.mechanisms.direct.delivery import ErrorHandler
-
 
 Recut: TypeAlias = Callable[[str, Tensor], Tensor]
 """Maps a tap's name and output to what it hands on. It must hold no pass: it lasts longer, and is copied."""

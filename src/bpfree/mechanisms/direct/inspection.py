@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from bpfree.axes.sites import Site
 from bpfree.containers import tensors_in
 from bpfree.errors import BpfreeError, SecondRunError, StreamingError, VerificationError
 from bpfree.forward_mode.grad_mode import silent_rules
@@ -27,7 +28,6 @@ from bpfree.verification.laws import GradientSketch
 from bpfree.verification.rows import check_rows
 
 if TYPE_CHECKING:
-    from bpfree.axes.sites import Site
     from bpfree.mechanisms.direct.mechanism import DirectMechanism
 
 _SHARE = 0.25

@@ -39,13 +39,14 @@ from bpfree.mechanisms.base import Mechanism, not_a_tensor, not_reached, reached
 from bpfree.mechanisms.direct.backward_hooks import with_backward_hooks
 from bpfree.mechanisms.direct.choose_pass import PassChooser
 from bpfree.mechanisms.direct.connect import connect_error, require_plain_pass
-from bpfree.mechanisms.direct.delivery import Layout, PassMemory, RuleSignals
+from bpfree.mechanisms.direct.delivery import Layout, PassMemory
+from bpfree.mechanisms.direct.exchange_terms import exchange_terms
 from bpfree.mechanisms.direct.final_activation import FinalActivation
 from bpfree.mechanisms.direct.first_look import FirstLook
 from bpfree.mechanisms.direct.forward_pass import Recut, TappedRun, TrainingPass
 from bpfree.mechanisms.direct.layouts import Layouts
 from bpfree.mechanisms.direct.pass_state import PassStack, PassState
-from bpfree.mechanisms.direct.side_terms import exchange_terms
+from bpfree.mechanisms.direct.rule_signals import RuleSignals
 from bpfree.mechanisms.direct.survey import Survey, error_key, errors_of
 from bpfree.mechanisms.direct.tap_table import TapTable
 from bpfree.mechanisms.no_gradient_warnings import warn_of_input_gradients

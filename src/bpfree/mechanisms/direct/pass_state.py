@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from bpfree.mechanisms.direct.delivery import PassMemory
-    from bpfree.mechanisms.direct.forward_pass import TappedRun
-    from bpfree.mechanisms.direct.survey import Survey
+from bpfree.mechanisms.direct.delivery import PassMemory
+from bpfree.mechanisms.direct.forward_pass import TappedRun
+from bpfree.mechanisms.direct.survey import Survey
 
 
 @dataclass

@@ -9,26 +9,17 @@ output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from bpfree.containers import tensors_in
 from bpfree.errors import OptionError
 from bpfree.mechanisms.autograd import Fetching, Gate, first_order_only
-from bpfree.plan import Plan
-from bpfree.rerun.arguments import holders_in
-from bpfree.segments import Reach, graph_nodes
-from bpfree.tap_values import put
-
-if TYPE_CHECKING:
-    from bpfree.mechanisms.direct.forward_pass import TrainingPass
-    from bpfree.mechanisms.direct.pass_state import PassState
+from bpfree.segments import graph_nodes
 
 
 @dataclass(frozen=True)
@@ -142,43 +133,3 @@ def has_nodes_in(tensor: Tensor, inner: Collection[Any], exits: Collection[Any])
 def nodes_below(tensor: Tensor, stops: Collection[Any]) -> Iterator[Any]:
     """The nodes of ``tensor``'s graph that are in ``stops``, each once; none that lies below another one alone."""
     return (node for node in graph_nodes(tensor, stops=stops) if node in stops)
-
-
-def exchange_terms(plan: Plan, call: PassState, run: TrainingPass, output: Any, given: Any) -> Any:
-    """Exchange the side terms that the model returns, or keeps on itself or in its arguments, when a pass has ended.
-
-    Args:
-        plan: The model.
-        call: Its call under way.
-        run: How it was cut.
-        output: What it returns.
-        given: Its arguments, (args, kwargs).
-
-    Returns:
-        The output, with other tensors for its side terms.
-    """
-    exchanged = _exchanged(plan, call, run)
-    if exchanged is None:
-        return output
-    for path, term in list(tensors_in(output)):
-        found = exchanged(term) if term.requires_grad else None
-        output = output if found is None else put(output, path, found)
-    for holder in (*plan.state.holders, *holders_in(*given)):
-        for key, term in list(holder.tensors):
-            # One that keeps its gradient is to be looked at: another tensor in its place would have none.
-            found = exchanged(term) if term.requires_grad and not term.retains_grad else None
-            if found is not None:
-                holder.replace(key, found)
-    return output
-
-
-def _exchanged(plan: Plan, call: PassState, run: TrainingPass) -> Callable[[Tensor], Tensor | None] | None:
-    """Return what makes a tensor to stand in the place of a side term; None where all of them may stay."""
-    if run.soft_taps:
-        exits = {exit_.grad_fn for exit_ in call.exits.values()}
-        return partial(joined_to_taps, run.soft_taps, exits, run.fetching)
-    if plan.window > 1 and call.survey is not None and call.survey.sides:
-        exits = {exit_.grad_fn for exit_ in call.exits.values()}
-        inner = Reach.of(*run.outputs, *call.errors.values()).inner
-        return lambda term: refused(term) if has_nodes_in(term, inner, exits) else None
-    return None

@@ -1,0 +1,58 @@
+"""The end of a pass: side terms leave the model with their gradients for the segments below, or are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from bpfree.containers import tensors_in
+from bpfree.mechanisms.direct.forward_pass import TrainingPass
+from bpfree.mechanisms.direct.pass_state import PassState
+from bpfree.mechanisms.direct.side_terms import has_nodes_in, joined_to_taps, refused
+from bpfree.plan import Plan
+from bpfree.rerun.arguments import holders_in
+from bpfree.segments import Reach
+from bpfree.tap_values import put
+
+
+def exchange_terms(plan: Plan, call: PassState, run: TrainingPass, output: Any, given: Any) -> Any:
+    """Exchange the side terms that the model returns, or keeps on itself or in its arguments, when a pass has ended.
+
+    Args:
+        plan: The model.
+        call: Its call under way.
+        run: How it was cut.
+        output: What it returns.
+        given: Its arguments, (args, kwargs).
+
+    Returns:
+        The output, with other tensors for its side terms.
+    """
+    exchanged = _exchanged(plan, call, run)
+    if exchanged is None:
+        return output
+    for path, term in list(tensors_in(output)):
+        found = exchanged(term) if term.requires_grad else None
+        output = output if found is None else put(output, path, found)
+    for holder in (*plan.state.holders, *holders_in(*given)):
+        for key, term in list(holder.tensors):
+            # One that keeps its gradient is to be looked at: another tensor in its place would have none.
+            found = exchanged(term) if term.requires_grad and not term.retains_grad else None
+            if found is not None:
+                holder.replace(key, found)
+    return output
+
+
+def _exchanged(plan: Plan, call: PassState, run: TrainingPass) -> Callable[[Tensor], Tensor | None] | None:
+    """Return what makes a tensor to stand in the place of a side term; None where all of them may stay."""
+    if run.soft_taps:
+        exits = {exit_.grad_fn for exit_ in call.exits.values()}
+        return partial(joined_to_taps, run.soft_taps, exits, run.fetching)
+    if plan.window > 1 and call.survey is not None and call.survey.sides:
+        exits = {exit_.grad_fn for exit_ in call.exits.values()}
+        inner = Reach.of(*run.outputs, *call.errors.values()).inner
+        return lambda term: refused(term) if has_nodes_in(term, inner, exits) else None
+    return None

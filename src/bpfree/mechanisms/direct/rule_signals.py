@@ -1,0 +1,103 @@
+"""The error has come: the feedback learns, and the rule's signals go out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from bpfree.axes.sites import Site
+from bpfree.errors import TapShapeError
+from bpfree.feedback.signals import Signals
+from bpfree.finite import require_finite
+from bpfree.mechanisms.direct.delivery import Delivery, ErrorHandler, Layout, PassMemory
+from bpfree.mechanisms.direct.final_activation import FinalActivation
+
+if TYPE_CHECKING:
+    from bpfree.mechanisms.direct.mechanism import DirectMechanism
+
+
+class RuleSignals(ErrorHandler):
+    """Lets the feedback learn when the error comes, and asks the rule for its signals.
+
+    Args:
+        mechanism: Whose pass it was.
+        layout: What the pass looked like.
+        memory: What the mechanism keeps of it.
+        targets: The targets given for it.
+        behind: What the error is to be taken before, and the output behind it.
+    """
+
+    def __init__(
+        self,
+        mechanism: DirectMechanism,
+        layout: Layout,
+        memory: PassMemory,
+        targets: Tensor | None,
+        behind: tuple[FinalActivation, Tensor] | None = None,
+    ) -> None:
+        self._mechanism, self._layout, self._targets, self._behind = mechanism, layout, targets, behind
+        self.memory = memory
+
+    def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
+        """Return one signal a tap, which lies in memory as its output does; ``Signals`` are made when asked for."""
+        layout, mechanism = self._layout, self._mechanism
+        rows = self._rows(error)
+        require_finite(rows)
+        late = mechanism.take_targets()
+        given = self._targets if self._targets is not None else late
+        mechanism.learn(self.memory, rows)
+        project, seen = mechanism.feedback, self.memory.observation
+        delivery = Delivery(rows, layout.sites, given, project, seen, layout.error_known)
+        signals = mechanism.rule.signals(delivery)
+        if not isinstance(signals, Signals):
+            _check(signals, layout.sites)
+            return _shaped(signals, layout)
+        signals = signals.shaped(layout.sites, layout.formats)
+        return signals if layout.just_in_time else list(signals)
+
+    def on_tap_output(self, number: int, output: Tensor, error: Tensor) -> None:
+        """Show the mechanism a tap's output that is there only now."""
+        self._mechanism.on_tap_output(self.memory, number, output, self._rows(error))
+
+    def on_end(self, error: Tensor) -> None:
+        """Let the mechanism learn from what has passed."""
+        self._mechanism.learn(self.memory, self._rows(error))
+
+    def _rows(self, error: Tensor) -> Tensor:
+        """dL/do, or the gradient before a final softmax or sigmoid, one row a sample."""
+        if self._behind is not None:
+            final, output = self._behind
+            error = final.error_before(error, output)
+        return self._layout.rows.of(error, self._layout.c)
+
+
+def _check(signals: Sequence[Tensor | None], sites: Sequence[Site]) -> None:
+    """Raise TapShapeError unless ``signals`` are one a tap, each ``(N, n_l)``."""
+    if len(signals) != len(sites):
+        raise TapShapeError(f"the rule or its projector returned {len(signals)} signals for {len(sites)} taps.")
+    for signal, site in zip(signals, sites, strict=True):
+        if signal is not None and not isinstance(signal, Tensor):  # callers are not type-checked
+            raise TapShapeError(f"the signal for tap {site.name!r} is of type {type(signal).__name__}, not a tensor.")
+        if signal is not None and signal.shape != (site.rows, site.width):
+            raise TapShapeError(
+                f"the signal for tap {site.name!r} has shape {tuple(signal.shape)}; {(site.rows, site.width)} is "
+                "needed."
+            )
+
+
+def _shaped(signals: Sequence[Tensor | None], layout: Layout) -> list[Tensor | None]:
+    # Taps that share a signal get one tensor object: of several views, autograd would let several parameters keep
+    # the same memory as their .grad.
+    views: dict[tuple[Any, ...], Tensor] = {}
+    shaped: list[Tensor | None] = []
+    for signal, site, format in zip(signals, layout.sites, layout.formats, strict=True):
+        if signal is None:
+            shaped.append(None)
+            continue
+        key = (id(signal), site.arrangement, format)
+        if key not in views:
+            views[key] = site.arrangement.like(signal, format)
+        shaped.append(views[key])
+    return shaped
