@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 import bpfree
 from bpfree.lab.time_and_memory import peak_bytes
+from bpfree.pipeline.versions import Versions
 from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.weights import weights_put_back
 
@@ -89,13 +91,18 @@ def test_a_first_step_takes_little_more_memory_than_a_step(rule, width, batch):
     assert peaks[0] <= 1.3 * peaks[-1]
 
 
+def counted():
+    """What a checkpoint around the model does: it counts what is saved. Without one, such graphs are as any other."""
+    return saved_tensors_hooks(lambda saved: pytest.fail("saved within the checkpoint"), lambda saved: saved)
+
+
 def test_graphs_of_the_librarys_own_are_dropped_where_no_gradient_comes():
     """An operation that saves its own output (tanh) must not hold itself."""
     x = torch.randn(100_000, requires_grad=True)
 
     def many() -> None:
         for _ in range(20):
-            with own_graphs():
+            with counted(), own_graphs():
                 x.tanh()
 
     assert peak_bytes(many) < 4 * x.nbytes
@@ -104,9 +111,21 @@ def test_graphs_of_the_librarys_own_are_dropped_where_no_gradient_comes():
 def test_graphs_of_the_librarys_own_have_second_derivatives():
     """A model that differentiates in its own forward pass asks for them there."""
     x = torch.randn(5, dtype=torch.float64, requires_grad=True)
-    with own_graphs():
+    with counted(), own_graphs():
         (slope,) = torch.autograd.grad((x.tanh() * x).exp().sum(), x, create_graph=True)
         (found,) = torch.autograd.grad(slope.square().sum(), x)
     (slope,) = torch.autograd.grad((x.tanh() * x).exp().sum(), x, create_graph=True)
     (expected,) = torch.autograd.grad(slope.square().sum(), x)
     assert torch.equal(found, expected)
+
+
+def test_a_pipelines_pass_without_a_backward_pass_keeps_no_graph():
+    stage, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), torch.randn(20_000, 4)
+    versions = Versions(stage)
+
+    def many() -> None:
+        for _ in range(20):
+            with versions.recorded():
+                stage(x)
+
+    assert peak_bytes(many) < 10 * x.nbytes

@@ -18,11 +18,11 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parametrize
 
 from bpfree.layers.first_argument import first_argument, with_first
 from bpfree.layers.kinds import InputGradient, input_gradient, is_computed, is_plain
+from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.random_state import RandomState
 from bpfree.rerun.snapshot import Autocast
 
@@ -73,7 +73,7 @@ def find_service(layer: nn.Module, call: Call) -> Service:
     random = RandomState.now(layer)
     try:
         # A checkpoint around the layer counts what is saved in it, and would find less in its second run.
-        with saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
+        with own_graphs():
             return _Trial(layer, call, weight).service()
     except Exception as error:  # a forward of somebody else's, on inputs that it was not made for
         said = str(error).partition("\n")[0]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from bpfree.rerun.own_graphs import with_version
+
 
 class Versions:
     """Copies a weight before an update only if a graph still needs it as it is.
@@ -51,7 +53,8 @@ class _Saved:
     """A tensor in a graph, and the version that it had: autograd does not look at it where hooks save tensors."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._tensor, self._version = tensor, tensor._version
+        # Detached, or an operation that saves its own output holds itself: see own_graphs.with_version.
+        self._tensor, self._version = with_version(tensor)
 
     def keep(self, copies: dict[int, torch.UntypedStorage]) -> None:
         """Let the tensor be of a copy, one for all views of a weight."""

@@ -22,7 +22,7 @@ def weights_put_back(model: nn.Module) -> Generator[TorchDispatchMode]:
     owners = [(owner, dict(owner._parameters)) for owner in model.modules() if owner._parameters]
     parameters = [p for p in model.parameters() if not p.is_inference() and not is_lazy(p)]
     guard = _WriteGuard(parameters)
-    held = [(p, p.data) for p in parameters]
+    held = [(p, p.data) for p in parameters if _has_own_memory(p)]
     try:
         yield guard
     finally:
@@ -46,7 +46,7 @@ class _WriteGuard(TorchDispatchMode):
         self._copies: dict[nn.Parameter, Tensor] = {}
         self._by_storage: dict[int, list[nn.Parameter]] = {}
         for parameter in parameters:
-            if is_traceable_wrapper_subclass(parameter):  # sharded, quantized: their memory is not their own
+            if not _has_own_memory(parameter):
                 self._copies[parameter] = parameter.detach().clone()
             else:
                 self._by_storage.setdefault(parameter.untyped_storage().data_ptr(), []).append(parameter)
@@ -60,7 +60,7 @@ class _WriteGuard(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _copy(self, tensor: Tensor) -> None:
-        if tensor.layout is not torch.strided or is_traceable_wrapper_subclass(tensor):
+        if not _has_own_memory(tensor):
             return
         for parameter in self._by_storage.get(tensor.untyped_storage().data_ptr(), ()):
             if parameter not in self._copies:
@@ -72,6 +72,11 @@ class _WriteGuard(TorchDispatchMode):
             for parameter, copy in self._copies.items():
                 if not torch.equal(parameter, copy):
                     parameter.copy_(copy)
+
+
+def _has_own_memory(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers lie in one storage: a sparse, sharded or quantized one's lie in those of others."""
+    return tensor.layout is torch.strided and not is_traceable_wrapper_subclass(tensor)
 
 
 def _written(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
