@@ -2,7 +2,7 @@
 
 For every subject a fresh model takes its first step once with the checks and once without (``verify=False``). Both draw
 their feedback there; what the first takes longer is the checks. Memory is counted by torch's allocator, beside the
-weights and the batch, as in memory.py.
+weights, the batch and the feedback, as in memory.py.
 
     python benchmarks/first_step.py [--nets 8x1024@256 cnn@64] [--only "FDFA*"] [--repeats 7]
 """
@@ -21,7 +21,7 @@ import bpfree
 from bpfree.lab.time_and_memory import seconds
 from common import results, script
 from common.nets import Net, net
-from common.subjects import Subject
+from common.subjects import Step, Subject
 
 SUBJECTS: dict[str, Subject] = {
     "DFA": Subject(bpfree.DFA()),
@@ -39,36 +39,35 @@ LATER = 5
 """The median of so many later steps is a step."""
 
 
-def first_step(subject: Subject, on: Net) -> dict[str, float]:
-    """Seconds and bytes of a fresh model's first step, and of a later one."""
-    step = replace(subject, begins_late=True).on(on)
-    first_bytes = 0
-
-    def begin() -> None:
-        nonlocal first_bytes
-        first_bytes = step.peak_bytes()
-
-    counted = seconds(begin)
-    later = [seconds(step) for _ in range(LATER + 1)][1:]
-    return {"first": counted, "later": median(later), "first_bytes": first_bytes, "later_bytes": step.peak_bytes()}
+def fresh(subject: Subject, on: Net) -> Step:
+    """The step of a model that has taken none yet."""
+    gc.collect()
+    return replace(subject, begins_late=True).on(on)
 
 
-def first_seconds(subject: Subject, on: Net) -> float:
-    """Seconds of a fresh model's first step, its memory not counted."""
-    step = replace(subject, begins_late=True).on(on)
-    return seconds(step)
+def later_seconds(subject: Subject, on: Net) -> float:
+    """Seconds of a later step."""
+    step = fresh(subject, on)
+    step()
+    return median(seconds(step) for _ in range(LATER))
+
+
+def memory_ratio(subject: Subject, on: Net) -> float:
+    """The most bytes of a first step beside those of a later one, beside the feedback that it leaves."""
+    step = fresh(subject, on)
+    first = step.peak_bytes()
+    kept = sum(tensor.nbytes for tensor in step.feedback())
+    return (first - kept) / step.peak_bytes()
 
 
 def measured(name: str, subject: Subject, on: Net, repeats: int) -> results.Row:
     """One row: the checks in steps, and the first step's memory beside a later one's."""
     unchecked = replace(subject, verify=False)
-    first_step(subject, on)  # what the process does once: loading of kernels, caches
-    checks, memory = [], 0.0
-    for _ in range(repeats):
-        gc.collect()
-        found = first_step(subject, on)
-        checks.append((first_seconds(subject, on) - first_seconds(unchecked, on)) / found["later"])
-        memory = found["first_bytes"] / found["later_bytes"]
+    memory = memory_ratio(subject, on)  # first: what the process does once, such as loading kernels, is not timed
+    checks = [
+        (seconds(fresh(subject, on)) - seconds(fresh(unchecked, on))) / later_seconds(subject, on)
+        for _ in range(repeats)
+    ]
     return {"net": on.name, "subject": name, "check_steps": median(checks), "memory_ratio": memory}
 
 

@@ -28,11 +28,17 @@ class Step:
         model: What is trained.
         forward_backward: Forward, loss, backward.
         period: After how many steps the same work comes again.
+        attachment: The rule on the model.
     """
 
     model: nn.Module
     forward_backward: Callable[[], object]
     period: int = 1
+    attachment: bpfree.Attachment | None = None
+
+    def feedback(self) -> list[Tensor]:
+        """What the rule keeps."""
+        return [] if self.attachment is None else list(self.attachment.state_dict().values())
 
     def __call__(self) -> None:
         """Drop the old gradients, forward, loss, backward; as often as it takes until the same work comes again."""
@@ -146,7 +152,7 @@ class Subject:
                 attachment.targets(y)
             loss.backward()
 
-        return Step(model, forward_backward, getattr(self.rule, "every", 1))
+        return Step(model, forward_backward, getattr(self.rule, "every", 1), attachment)
 
     def _forward(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         if self.segments:

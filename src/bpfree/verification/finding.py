@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NOT_LEARNED = "No weight has learned. attach(..., verify=False) goes on."
+"""How the message of an error ends that a check of an attachment raises."""
+
 
 @dataclass(frozen=True)
 class Finding:

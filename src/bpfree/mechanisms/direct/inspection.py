@@ -14,16 +14,17 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from bpfree.axes.sites import Site
 from bpfree.containers import tensors_in
-from bpfree.errors import BpfreeError, SecondRunError, StreamingError, VerificationError
+from bpfree.errors import BpfreeError, SecondRunError, VerificationError
 from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.tangents import eager
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.side_terms import fetched_through
+from bpfree.mechanisms.direct.streaming import refuse_gradients
 from bpfree.mechanisms.direct.survey import Survey, SurveyPass
 from bpfree.rerun.arguments import holders_in
 from bpfree.rerun.own_graphs import OverwrittenError, of_version, own_graphs, with_version
 from bpfree.rerun.trial import copied, without_trace
-from bpfree.verification.finding import Finding
+from bpfree.verification.finding import NOT_LEARNED, Finding
 from bpfree.verification.laws import GradientSketch
 from bpfree.verification.rows import check_rows
 
@@ -186,7 +187,7 @@ class Inspection:
         if wrong:
             more = f" {len(wrong) - 1} more: bpfree.verify(attachment, *inputs) lists them." if wrong[1:] else ""
             kind = SecondRunError if wrong[0].check == "second run" else VerificationError
-            raise kind(f"{wrong[0]}{more} No weight has learned. attach(..., verify=False) goes on.")
+            raise kind(f"{wrong[0]}{more} {NOT_LEARNED}")
 
 
 def _fitting(sizes: Sequence[int], room: float, *, every: bool) -> list[int]:
@@ -225,9 +226,7 @@ class _Graph:
 
     @staticmethod
     def unpack(saved: tuple[Tensor, int] | None) -> Tensor:
-        if saved is None:
-            raise StreamingError("the model asks for gradients in its own forward pass: train it without streaming.")
-        return of_version(saved)
+        return refuse_gradients(saved) if saved is None else of_version(saved)
 
 
 @contextmanager

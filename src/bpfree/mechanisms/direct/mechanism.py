@@ -57,7 +57,7 @@ from bpfree.rerun.stop import StopForward
 from bpfree.tabulate import fold_names, name_some
 from bpfree.tap_values import put, take
 from bpfree.taps import nothing_to_tap
-from bpfree.verification.finding import Finding
+from bpfree.verification.finding import NOT_LEARNED, Finding
 from bpfree.verification.laws import compare_outputs
 
 if TYPE_CHECKING:
@@ -418,7 +418,7 @@ class DirectMechanism(Mechanism):
         # Without the numbers: they are needed for one comparison.
         survey.outputs.clear()
         if changed and not call.again:
-            raise VerificationError(f"{changed[0]} No weight has learned. attach(..., verify=False) goes on.")
+            raise VerificationError(f"{changed[0]} {NOT_LEARNED}")
 
     # -- the error has come --------------------------------------------------------------------------------------------
 

@@ -131,7 +131,7 @@ class StreamingPass(TrainingPass):
         """Run once more with graphs that hold no numbers, to see what the segments end in."""
         walk = (KeepingDryRun if self._keeps else DryRun)(tuple(self.names), self._seen)
         flat, outside = self._call.again()
-        with self._surroundings.restored(self._plan.model), saved_tensors_hooks(_drop, _refuse):
+        with self._surroundings.restored(self._plan.model), saved_tensors_hooks(_drop, refuse_gradients):
             before = {id(tensor) for tensor in self._surroundings.graphs().values()}
             self._call.lend(flat)
             output = self._run(walk, self._call.put_together(flat))
@@ -175,7 +175,8 @@ def _drop(saved: Tensor) -> None:
     return None
 
 
-def _refuse(_: None) -> Tensor:
+def refuse_gradients(_: None) -> Tensor:
+    """Raise StreamingError: the graph that is asked for numbers holds none."""
     raise StreamingError("the model asks for gradients in its own forward pass: train it without streaming.")
 
 
