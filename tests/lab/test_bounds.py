@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_pictures import GREY, png
 
 from bpfree.lab import bounded
 from bpfree.lab.data.pickled import NUMBERS, parse_pickle, unpickled
@@ -22,6 +21,7 @@ from bpfree.lab.data.text import TextSettings, Vocabulary, load_text
 from bpfree.lab.errors import DataError, SettingsError
 from bpfree.lab.recipe.reading import read
 from lab.damage.kinds import KINDS
+from support.png_files import GREY, png
 
 ROOM = 2**24  # bytes that reading a small file may take here; what the files below ask for is far more
 

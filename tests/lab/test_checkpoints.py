@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_runs import STEPS, Interrupting, crash
 
 from bpfree.errors import BpfreeWarning
 from bpfree.lab import checkpoints
@@ -20,6 +19,7 @@ from bpfree.lab.errors import DamageError, RunError
 from bpfree.lab.runs import Places, run
 from lab.damage.alter import flipped, truncated
 from support import tiny_lab
+from support.interrupted_runs import STEPS, Interrupting, crash
 
 
 def numbers(record: dict) -> str:

@@ -8,10 +8,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from test_ledger import RUN
 
 from bpfree.lab.queue.ledger import Ledger
 from lab.damage.interruptions import interrupted
+from support.ledger_runs import RUN
 
 
 def test_the_next_run_is_as_in_a_fresh_process() -> None:

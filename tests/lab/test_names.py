@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_trust import RECIPE
 
 from bpfree.lab import files
 from bpfree.lab.data import ImageSettings, load
@@ -18,6 +17,7 @@ from bpfree.lab.recipe.locate import find
 from bpfree.lab.settings import RuleOverrides
 from bpfree.lab.tables import markdown, result
 from support import tiny_lab
+from support.recipe_text import RECIPE
 
 NO_TEXT = os.fsdecode(b"caf\xe9")
 

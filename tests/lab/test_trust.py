@@ -13,8 +13,8 @@ from bpfree.lab.errors import TrustError
 from bpfree.lab.recipe.locate import FOLDER, find, names
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.tables.command_options import ReportOptions, TableOptions
+from support.recipe_text import RECIPE
 
-RECIPE = "title: Made up\nbase: {{data: digits, epochs: 1, {base}}}\nrows: {{a: {{}}}}\ncolumns: {{accuracy: {{}}}}\n"
 CODE = {
     "function": "function: marker.run",
     "a function that is here already": "function: os.system, arguments: {command: touch ran}",

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.sparse import csr_matrix
-from test_ledger import Asked
 
 from bpfree.errors import BpfreeWarning
 from bpfree.lab import checkpoints
@@ -33,6 +32,7 @@ from bpfree.lab.queue.ledger import Ledger
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.tables import result
 from support import tiny_table
+from support.ledger_runs import Asked
 
 RUNS = [Asked(key) for key in ("a", "b", "c")]
 

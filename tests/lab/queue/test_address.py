@@ -10,12 +10,12 @@ from typing import Any
 import optuna
 import pytest
 from sqlalchemy import exc, text
-from test_ledger import RUN, away
 
 from bpfree.lab.errors import LedgerError
 from bpfree.lab.queue import pulses, storage
 from bpfree.lab.queue.address import Address
 from bpfree.lab.queue.ledger import Ledger
+from support.ledger_runs import RUN, away
 
 
 @pytest.mark.parametrize(

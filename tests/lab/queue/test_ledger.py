@@ -8,7 +8,6 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,23 +22,7 @@ from sqlalchemy.exc import DataError, OperationalError
 from bpfree.lab.errors import LedgerError
 from bpfree.lab.queue import record_attributes, storage
 from bpfree.lab.queue.ledger import Claim, Ledger
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A run as the ledger sees it."""
-
-    key: str
-    seed: int = 0
-    metric: str | None = None
-    measures: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        return f"row {self.key}"
-
-
-RUN, OTHER = Asked("a"), Asked("b")
+from support.ledger_runs import OTHER, RUN, away
 
 
 @pytest.fixture
@@ -123,21 +106,6 @@ def test_what_two_ask_for_at_once_is_run_once(ledger: Ledger, tmp_path: Path, mo
         claim.fail("out of paper")
     assert other.claim([RUN]) is None
     assert ledger.state([RUN]).wrong == {"a": "out of paper"}
-
-
-def away(opened: Any, monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> list[float]:
-    """Let a storage, or all, not answer a number of times; returns the pauses that are made."""
-    pauses: list[float] = []
-    call, left = getattr(opened, name), iter(range(times))
-
-    def perhaps(*arguments: Any, **named: Any) -> Any:
-        for _ in left:
-            raise optuna.exceptions.StorageInternalError from OperationalError("SELECT", {}, Exception("gone away"))
-        return call(*arguments, **named)
-
-    monkeypatch.setattr(opened, name, perhaps)
-    monkeypatch.setattr(storage.time, "sleep", pauses.append)
-    return pauses
 
 
 @pytest.mark.parametrize("name", ["set_trial_user_attr", "set_trial_state_values"])

@@ -19,7 +19,6 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 from rich.console import Console
-from test_runs import Interrupting
 
 from bpfree.lab import data
 from bpfree.lab.cli import main
@@ -35,6 +34,7 @@ from bpfree.lab.tables.command_options import ReportOptions, TableOptions
 from bpfree.lab.tables.table import table
 from bpfree.lab.tables.work import Training
 from support import tiny_lab, tiny_table, tiny_text
+from support.interrupted_runs import Interrupting
 
 
 @pytest.fixture(autouse=True)

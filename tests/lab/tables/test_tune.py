@@ -11,7 +11,6 @@ import pytest
 import yaml
 from optuna.storages import RDBStorage
 from rich.console import Console
-from test_ledger import away
 
 from bpfree.lab import data, report
 from bpfree.lab.cli import main
@@ -24,6 +23,7 @@ from bpfree.lab.tables.table import table
 from bpfree.lab.tables.tune import tune
 from bpfree.lab.tables.work import Training
 from support import tiny_lab, tiny_table
+from support.ledger_runs import away
 
 
 @pytest.fixture(autouse=True)

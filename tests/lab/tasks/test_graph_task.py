@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 from sklearn.metrics import average_precision_score, roc_auc_score, silhouette_score
-from test_runs import Interrupting, assert_equal, crash
 from torch import Tensor, nn
 
 import bpfree
@@ -33,6 +32,7 @@ from bpfree.lab.tables.cells import plan, works
 from bpfree.lab.tables.command_options import TableOptions
 from bpfree.lab.tables.table import table
 from support import tiny_graph
+from support.interrupted_runs import Interrupting, assert_equal, crash
 
 pytestmark = pytest.mark.models
 pytest.importorskip("torch_geometric.nn", reason="needs torch_geometric: pip install bpfree[graphs]")

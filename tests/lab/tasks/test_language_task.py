@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from test_runs import Interrupting, assert_equal, crash
 from torch import nn
 
 import bpfree
@@ -34,6 +33,7 @@ from bpfree.lab.tasks import LANGUAGE
 from bpfree.lab.tasks.language import LanguageModel
 from support import tiny_text
 from support.cli import compare_options
+from support.interrupted_runs import Interrupting, assert_equal, crash
 
 SMALL = tiny_text.SMALL
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_runs import Interrupting, assert_equal, crash, timeless
 from torch import Tensor
 
 from bpfree.lab.data import load
@@ -20,6 +19,7 @@ from bpfree.lab.options import CompareOptions
 from bpfree.lab.runs import run
 from bpfree.rules.direct import IGNORED
 from support import tiny_graph
+from support.interrupted_runs import Interrupting, assert_equal, crash, timeless
 
 pytestmark = pytest.mark.models
 typing = pytest.importorskip("torch_geometric.typing", reason="needs torch_geometric: pip install bpfree[graphs]")
