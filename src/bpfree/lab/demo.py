@@ -20,7 +20,7 @@ DEMO = CompareOptions(
     schedule="constant",
     threads=1,
 )
-"""What is compared. Deep enough, with weights large enough, that fixed feedback fails at every learning rate.
+"""The settings of the demo: a network so deep, with weights so large, that fixed feedback fails at every learning rate.
 
 Of 1e-4, 3e-4 and 1e-3, backpropagation and DFA do best at this one. GrAPE and FDFA have their default options.
 """

@@ -1,4 +1,4 @@
-"""What the commands that train can be asked, and the command line that asks it."""
+"""The options of the commands that train, and the command line that reads them."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def first_order_only(backward: _Backward) -> _Backward:
 
 @dataclass
 class Fetching:
-    """Whether a side term fetches its gradient just now: the error then sends no signals.
+    """A mark that a side term is fetching its gradient: the error sends no signals meanwhile.
 
     There is one for each pass. It is not kept by thread: autograd runs parts of a backward pass on threads of its own.
     """

@@ -14,7 +14,7 @@ from bpfree.lab.queue.work_protocol import Work
 
 @dataclass(frozen=True)
 class State:
-    """How far the runs of a table are.
+    """The state of a table's runs.
 
     Attributes:
         records: What is finished, by key.

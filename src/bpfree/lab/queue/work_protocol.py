@@ -9,7 +9,7 @@ from bpfree.lab.terminal import Display
 
 
 class Work(Protocol):
-    """What can be run for a cell.
+    """A run of a cell.
 
     Attributes:
         label: What it is called while it runs.

@@ -1,4 +1,4 @@
-"""Where the error is taken: the output gets a graph through which its gradient sends each tap its signal."""
+"""Connect the model's output to the taps: its gradient, the error, then sends each tap a signal."""
 
 from __future__ import annotations
 

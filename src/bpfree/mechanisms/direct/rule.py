@@ -34,12 +34,12 @@ class DirectRule(Rule):
 
     @property
     def sends_signals(self) -> bool:
-        """Whether any tap may get a signal."""
+        """Tell whether any tap may get a signal."""
         return self.feedback is not None or type(self).signals is not DirectRule.signals
 
     @property
     def needs_error(self) -> bool:
-        """Whether signals depend on the error; where they do not, streaming sends them in the forward pass."""
+        """Tell whether signals depend on the error; if not, streaming sends them in the forward pass."""
         return True
 
     def vector(self, delivery: Delivery) -> Tensor:
