@@ -14,7 +14,7 @@ from bpfree.lab.options import CompareOptions, DemoOptions
 DEMO = CompareOptions(
     rules=["BP", "Shallow", "DFA", "GrAPE", "FDFA"],
     model=ModelSettings("MLP", {"hidden": [256] * 6, "activation": "relu", "initialization": "he"}),
-    epochs=6,
+    epochs=5,
     batch_size=64,
     lr=3e-4,
     schedule="constant",
@@ -22,7 +22,8 @@ DEMO = CompareOptions(
 )
 """The settings of the demo: a network so deep, with weights so large, that fixed feedback fails at every learning rate.
 
-Of 1e-4, 3e-4 and 1e-3, backpropagation and DFA do best at this one. GrAPE and FDFA have their default options.
+Backpropagation does best at this learning rate and at 1e-3. On held-out digits DFA stays below 65 % at every rate from
+1e-4 to 1e-2 (three seeds each), where the output layer alone reaches 67 %. GrAPE and FDFA have their default options.
 """
 
 STORY = """\
