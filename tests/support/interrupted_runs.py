@@ -12,7 +12,7 @@ from bpfree.lab.terminal import Display
 STEPS = 8  # an epoch of the tiny data
 
 
-class Interrupting(Display):  # type: ignore[misc] # mypy does not follow imports of the lab here
+class Interrupting(Display):
     """Stops a run after some steps, by whatever ``stop`` does."""
 
     def __init__(self, after: int, stop: Any) -> None:

@@ -9,8 +9,6 @@ import optuna
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from bpfree.lab.queue import storage
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -40,5 +38,5 @@ def away(opened: Any, monkeypatch: pytest.MonkeyPatch, name: str, times: int) ->
         return call(*arguments, **named)
 
     monkeypatch.setattr(opened, name, perhaps)
-    monkeypatch.setattr(storage.time, "sleep", pauses.append)
+    monkeypatch.setattr("bpfree.lab.queue.storage.time.sleep", pauses.append)
     return pauses

@@ -85,6 +85,15 @@ def settings(
 ) -> RunSettings:
     """Twelve steps, evaluated every four; dropout makes the random state matter."""
     built = ModelSettings(model, init_args or {})
-    given = {"label": label, "seed": 0, "rule": rule_settings(label, lr=0.01, schedule="constant"), "task": task}
-    given |= {"model": built.describe(), "taps": built.suggestion("taps"), "error_at": built.suggestion("error_at")}
+    given: dict[str, Any] = {
+        "label": label,
+        "seed": 0,
+        "rule": rule_settings(label, lr=0.01, schedule="constant"),
+        "task": task,
+    }
+    given |= {
+        "model": built.describe(),
+        "taps": built.suggestion("taps"),
+        "error_at": built.suggestion("error_at"),
+    }
     return RunSettings(**(given | {"epochs": 3, "steps": 12, "batch_size": 1, "threads": 1} | changes))

@@ -25,5 +25,12 @@ def splits() -> Splits:
 def settings(label: str = "DFA", **changes: Any) -> RunSettings:
     """Four epochs of eight steps; dropout makes the random state matter."""
     model = ModelSettings("MLP", {"hidden": [16, 16], "dropout": 0.2}).describe()
-    given = {"label": label, "seed": 0, "rule": rule_settings(label), "model": model, "epochs": 4, "batch_size": 32}
+    given: dict[str, Any] = {
+        "label": label,
+        "seed": 0,
+        "rule": rule_settings(label),
+        "model": model,
+        "epochs": 4,
+        "batch_size": 32,
+    }
     return RunSettings(**(given | {"threads": 1} | changes))

@@ -38,6 +38,12 @@ def text(path: Path) -> Text:
 def settings(label: str = "DFA", **changes: Any) -> RunSettings:
     """Twelve steps, evaluated every four; dropout makes the random state matter."""
     model = ModelSettings("CausalTransformer", SMALL | {"dropout": 0.2}).describe()
-    given = {"label": label, "seed": 0, "rule": rule_settings(label, lr=0.01), "model": model, "task": "language"}
+    given: dict[str, Any] = {
+        "label": label,
+        "seed": 0,
+        "rule": rule_settings(label, lr=0.01),
+        "model": model,
+        "task": "language",
+    }
     given |= {"taps": ["blocks.*.tap"], "error_at": "below_head", "epochs": 3, "steps": 12, "batch_size": 8}
     return RunSettings(**(given | {"threads": 1} | changes))

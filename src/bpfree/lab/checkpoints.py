@@ -70,7 +70,7 @@ def choose(paths: Sequence[Path]) -> Path | None:
     Raises:
         DamageError: There are some, and none is whole.
     """
-    said = []
+    said: list[str] = []
     for path in paths:
         damage = damage_of(path)
         if not damage:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 try:
     import fcntl
@@ -77,7 +78,7 @@ def _locked(make: Callable[[], tuple[int | None, str]]) -> tuple[int | None, Pat
             _close(handle)  # an open file could not be moved there
             return None, Path(path)
         with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(cast(int, handle), fcntl.LOCK_EX)
         if Path(path).exists():  # between making and locking a sweep may have taken it for a leftover
             return handle, Path(path)
         _close(handle)

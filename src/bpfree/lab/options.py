@@ -27,7 +27,8 @@ from bpfree.lab.settings import (
     rule_options,
     rule_settings,
 )
-from bpfree.lab.tasks import Task, task_of
+from bpfree.lab.tasks import task_of
+from bpfree.lab.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,8 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         # A shortened option would mean something else as soon as another one begins like it.
-        super().__init__(*args, **{"formatter_class": _Help, "allow_abbrev": False, "parser_mode": _MODE} | options)
+        ours: dict[str, Any] = {"formatter_class": _Help, "allow_abbrev": False, "parser_mode": _MODE}
+        super().__init__(*args, **ours | options)
 
     def parse_path(self, cfg_path: Any, *args: Any, **options: Any) -> Namespace:
         """Parse a configuration file, if it names no code, or the user has vouched for it."""

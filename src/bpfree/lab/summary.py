@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bpfree.lab.tasks import CLASSIFICATION, Metric
+from bpfree.lab.tasks import CLASSIFICATION
+from bpfree.lab.tasks.task import Metric
 
 REFERENCE, CONTROL = "BP", "Shallow"
 """The labels of backpropagation and of the frozen control."""

@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from bpfree.lab.run_length import Length
-from bpfree.lab.tasks import Metric, compared
+from bpfree.lab.tasks import compared
+from bpfree.lab.tasks.task import Metric
 
 _TAPS = 4  # cosines shown of one rule; of a deeper net the lower and the upper ones
 

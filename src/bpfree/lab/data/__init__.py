@@ -33,7 +33,7 @@ __all__ = [
     "load",
 ]
 
-DATA_SETS: dict[str, Callable[[Path | None], Data]] = {
+DATA_SETS: dict[str, Callable[..., Any]] = {
     "digits": load_digits,
     "mnist": load_mnist,
     "fashion-mnist": load_fashion_mnist,
@@ -43,7 +43,7 @@ DATA_SETS: dict[str, Callable[[Path | None], Data]] = {
     "text": load_text,
     **PLANETOID,
 }
-"""Name -> reader. A reader takes the folder given by the user (or None) and returns the data."""
+"""Name -> reader. A reader takes the folder given by the user (or None), maybe settings, and returns the data."""
 
 
 def load(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,7 +137,7 @@ def augmented_batches(
     return _loader(AugmentedBatches(samples, augmentation, black, order.seed), Numbered(order))
 
 
-def _loader(dataset: Dataset[tuple[Tensor, Tensor]], sampler: Sampler) -> DataLoader[tuple[Tensor, Tensor]]:
+def _loader(dataset: Dataset[tuple[Tensor, Tensor]], sampler: Sampler[Any]) -> DataLoader[tuple[Tensor, Tensor]]:
     # A loader draws a seed for its workers at every start. Its own generator keeps it from touching the global one,
     # whose state belongs to the model (dropout).
     return DataLoader(dataset, batch_size=None, sampler=sampler, generator=torch.Generator())

@@ -81,5 +81,8 @@ def download_members(folder: Path, members: Sequence[str], urls: Sequence[str], 
     with tarfile.open(archive) as packed:
         for name in members:
             with replacing(folder / name) as temporary:
-                temporary.write_bytes(packed.extractfile(f"{folder.name}/{name}").read())
+                found = packed.extractfile(f"{folder.name}/{name}")
+                if found is None:
+                    raise DataError(f"{archive}: {name} is no file in it.")
+                temporary.write_bytes(found.read())
     archive.unlink()

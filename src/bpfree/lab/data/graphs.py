@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class Graph:
     checksums: dict[str, str] = field(default_factory=dict)
     origin: str = ""
 
-    measured_on = "test"
+    measured_on: ClassVar[str] = "test"
 
     @property
     def shape(self) -> tuple[int, ...]:

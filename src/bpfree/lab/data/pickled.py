@@ -84,7 +84,7 @@ def _check(content: bytes) -> None:
         if number > most:
             raise DataError("it holds more values than a data set of its size")
         # A place in the list of what was read: the list is made as long as the highest one needs.
-        if instruction.name in _MEMO and not 0 <= argument <= number:
+        if instruction.name in _MEMO and argument is not None and not 0 <= argument <= number:
             raise DataError(f"it asks for a list of {argument:,} entries")
 
 

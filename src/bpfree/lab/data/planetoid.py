@@ -254,7 +254,8 @@ def _normalized(x: Csr) -> Csr:
 
 
 def _sparse(x: Csr) -> Tensor:
-    return compressed_rows(*(torch.from_numpy(part) for part in (x.indptr, x.indices, x.data)), x.shape)
+    starts, columns, values = (torch.from_numpy(part) for part in (x.indptr, x.indices, x.data))
+    return compressed_rows(starts, columns, values, x.shape)
 
 
 def _edges(neighbours: Mapping[int, list[int]], n: int, citations: Citations) -> Tensor:

@@ -77,6 +77,7 @@ def _renormalized(splits: Splits, wanted: Normalization) -> Splits:
     factor, shift = (std / other_std).float(), ((mean - other_mean) / other_std).float()
 
     def change(part: Images) -> Images:
+        assert isinstance(part.x, Tensor)  # nothing is made lazily before it has its size
         # In place: a second copy of CIFAR would be 614 MB, and nobody else has what was just read.
         return Images(part.x.mul_(factor).add_(shift), part.y)
 

@@ -40,16 +40,8 @@ class Data(Protocol):
     """A data set, ready for training."""
 
     @property
-    def train(self) -> Samples:
-        """What is trained on."""
-
-    @property
-    def evaluation(self) -> Samples:
-        """What the task's metric and alignment are measured on; never trained on."""
-
-    @property
     def measured_on(self) -> str:
-        """What that is: ``"test"`` or ``"validation"``."""
+        """What the task's metric is measured on: ``"test"`` or ``"validation"``."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,3 +56,15 @@ class Data(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What reports show of it, and all that tells it from other data: ``n_train``, ``n_eval``, ``checksums`` ..."""
+
+
+class Sampled(Data, Protocol):
+    """A data set of samples that are independent of one another, as the nodes of a graph are not."""
+
+    @property
+    def train(self) -> Samples:
+        """What is trained on."""
+
+    @property
+    def evaluation(self) -> Samples:
+        """What the task's metric and alignment are measured on; never trained on."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def compressed_rows(starts: Tensor, columns: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
+def compressed_rows(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
     """The matrix whose row i has ``values`` at ``columns`` from place ``starts[i]`` to ``starts[i + 1]``; unchecked."""
     return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
 

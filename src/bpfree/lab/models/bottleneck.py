@@ -85,10 +85,12 @@ class BottleneckMLP(MLP):
         if len(hidden) < 2:
             raise SettingsError(f"BottleneckMLP needs at least two hidden layers, not hidden={list(hidden)}.")
         super().__init__(shape, classes, hidden, activation)
-        second = [number for number, layer in enumerate(self) if isinstance(layer, nn.Linear)][1]
-        self[second] = Bottleneck(self[second], bottleneck)
+        second, linear = [(place, layer) for place, layer in enumerate(self) if isinstance(layer, nn.Linear)][1]
+        self[second] = Bottleneck(linear, bottleneck)
 
     @staticmethod
-    def suggested_taps(hidden: Sequence[int] = (800, 800, 800), **_: object) -> tuple[str, ...]:
+    def suggested_taps(  # type: ignore[override]  # models are asked with their own options, by name
+        hidden: Sequence[int] = (800, 800, 800), **_: object
+    ) -> tuple[str, ...]:
         """Behind the non-linearity of every hidden layer but the first."""
         return tuple(str(2 * layer) for layer in range(2, len(hidden) + 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class Planes:
         """
         layer = nn.Conv2d(self.channels, channels, kernel, **options)
         self.channels = channels
-        self._pass(kernel, layer.stride[0], layer.padding[0])
+        self._pass(kernel, layer.stride[0], cast(int, layer.padding[0]))  # a word only where one is asked for
         return layer
 
     def pooling(self, kind: type[nn.MaxPool2d | nn.AvgPool2d], kernel: int, stride: int) -> nn.Module:

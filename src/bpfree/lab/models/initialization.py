@@ -24,7 +24,8 @@ def initialize(model: nn.Module, initialization: Initialization) -> None:
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def begin_norms(model: nn.Module, batch_norm: BatchNorm) -> None:

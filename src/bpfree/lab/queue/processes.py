@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 """How workers begin: never as copies of this process, which may hold a GPU or threads."""
@@ -28,7 +29,7 @@ class Team:
 
     def __init__(self, work: Callable[[], None], size: int, say: Callable[[str], None]) -> None:
         self._work, self._say = work, say
-        self._context = multiprocessing.get_context(METHOD)
+        self._context: Any = multiprocessing.get_context(METHOD)  # without what its kinds have in common
         if METHOD == "forkserver":
             self._context.set_forkserver_preload(["bpfree.lab.runs"])  # imported once, not by every worker
         self._processes = [self._started() for _ in range(size)]
@@ -63,7 +64,7 @@ class Team:
         return f" ({', '.join(_end(code) for code in dict.fromkeys(self._codes))})" if self._codes else ""
 
     def _started(self) -> BaseProcess:
-        process = self._context.Process(target=self._work, daemon=True)
+        process: BaseProcess = self._context.Process(target=self._work, daemon=True)
         process.start()
         return process
 

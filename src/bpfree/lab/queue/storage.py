@@ -30,7 +30,8 @@ FAILURES = (optuna.exceptions.StorageInternalError, exc.SQLAlchemyError)
 """What Optuna's storage raises when its database does not do what it is asked."""
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError)
 """What arises where a database holds something else than was written."""
-_P, _T = ParamSpec("_P"), TypeVar("_T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def open_storage(place: str) -> RDBStorage:

@@ -9,15 +9,15 @@ from bpfree.lab.terminal import Display
 
 
 class Work(Protocol):
-    """A run of a cell.
+    """A run of a cell."""
 
-    Attributes:
-        label: What it is called while it runs.
-        seed: The seed.
-    """
+    @property
+    def label(self) -> str:
+        """What it is called while it runs."""
 
-    label: str
-    seed: int
+    @property
+    def seed(self) -> int:
+        """The seed."""
 
     @property
     def key(self) -> str:

@@ -152,7 +152,7 @@ class _Reader:
 
     def column(self, name: str, value: Any) -> Column:
         given = self.set(value, f"columns: {name}", "metric", "tolerance", "above")
-        own = {key: given.pop(key) for key in ("metric", "tolerance", "above") if key in given}
+        own: dict[str, Any] = {key: given.pop(key) for key in ("metric", "tolerance", "above") if key in given}
         metric, tolerance = own.get("metric"), own.get("tolerance")
         if not isinstance(metric, str | Mapping | None):
             raise SettingsError(f"{self.name}: columns: {name}: metric must be a name or {{alignment: TAP}}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import altair as alt
 
@@ -13,6 +13,8 @@ from bpfree.lab.report.series import Row, short
 from bpfree.lab.report.style import Style
 from bpfree.lab.run_length import Length
 
+Chart: TypeAlias = alt.LayerChart | alt.FacetChart
+"""Several layers in one chart, as altair's type of them is."""
 # The page's parameter that holds the labels chosen in its legend; empty means all.
 CHOSEN = "chosen"
 SHOWN = f"length({CHOSEN}) == 0 || indexof({CHOSEN}, datum.rule) >= 0"
@@ -22,7 +24,7 @@ CLASS_COLOURS = ["#cc6677", "#5d53d3", "#a99111", "#1d8a3f", "#349dc0"]
 CLASS_COLOURS += ["#aa4499", "#3ba292", "#8a8a2d", "#b0622d", "#708090"]
 
 
-def curves(rows: Sequence[Row], panel: Panel, style: Style, *, length: Length, interactive: bool) -> alt.LayerChart:
+def curves(rows: Sequence[Row], panel: Panel, style: Style, *, length: Length, interactive: bool) -> Chart:
     """Mean lines over a run, of this length, with a band from the smallest to the largest seed.
 
     Interactive charts show the values under the pointer and follow the page's parameter `chosen`.
@@ -61,9 +63,9 @@ def hover(base: alt.Chart, panel: Panel, length: Length) -> alt.Chart:
     )
 
 
-def scatter(embedding: Mapping[str, Any], style: Style) -> alt.LayerChart:
+def scatter(embedding: Mapping[str, Any], style: Style) -> Chart:
     """Points of an embedding in the plane coloured by class, each class's name at their median."""
-    points = [
+    points: list[dict[str, Any]] = [
         {"x": short(x), "y": short(y), "class": str(name)}
         for x, y, name in zip(embedding["x"], embedding["y"], embedding["label"], strict=True)
     ]
@@ -77,7 +79,7 @@ def scatter(embedding: Mapping[str, Any], style: Style) -> alt.LayerChart:
     hue = alt.Color("class:N", scale=scale, legend=None)
     dots = base.mark_circle(aria=False, size=16, opacity=0.8).encode(hue, tooltip=["class:N"])
     centre = base.transform_aggregate(x="median(x)", y="median(y)", groupby=["class"])
-    bold = {"fontSize": 14, "fontWeight": "bold", "aria": False}
+    bold: dict[str, Any] = {"fontSize": 14, "fontWeight": "bold", "aria": False}
     halo = centre.mark_text(stroke=style.paper, strokeWidth=4, strokeJoin="round", **bold).encode(text="class:N")
     name = centre.mark_text(fill=style.ink, **bold).encode(text="class:N")
     # A name at the edge must not make one plot taller than its neighbours.
@@ -92,7 +94,9 @@ def epochs(rows: Sequence[Row], length: Length) -> alt.X:
     domain = [start, last] if start < last else [start - 1, last + 1]
     step = epoch_step(last - start)
     values = [epoch for epoch in range(start, last + 1) if epoch % step == 0]
-    label = {"labelExpr": f"format(datum.value * {length.steps}, ',')"} if length.steps else {"format": "d"}
+    label: dict[str, Any] = (
+        {"labelExpr": f"format(datum.value * {length.steps}, ',')"} if length.steps else {"format": "d"}
+    )
     axis = alt.Axis(values=values, grid=False, labelOverlap="greedy", labelSeparation=6, **label)
     return alt.X("epoch:Q", title=length.unit, scale=alt.Scale(domain=domain, nice=False), axis=axis)
 

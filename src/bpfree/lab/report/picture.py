@@ -75,7 +75,7 @@ def alignment(comparison: Mapping[str, Any], style: Style) -> alt.ConcatChart | 
     return alt.concat(*found, columns=columns, spacing=24) if found else None
 
 
-def legend(style: Style) -> alt.LayerChart:
+def legend(style: Style) -> charts.Chart:
     """All rules, in as many lines as they need: a stroke as in the charts, and the label."""
     rows: list[dict[str, Any]] = []
     left, line = 0.0, 0
@@ -85,7 +85,7 @@ def legend(style: Style) -> alt.LayerChart:
             left, line = 0.0, line + 1
         rows.append({"rule": mark.label, "x": left, "end": left + STROKE, "line": line})
         left += width
-    axis = {"axis": None, "scale": alt.Scale(domain=[0, WIDTH])}
+    axis: dict[str, Any] = {"axis": None, "scale": alt.Scale(domain=[0, WIDTH])}
     base = alt.Chart().encode(alt.Y("line:O", axis=None))
     stroke = base.mark_rule(strokeWidth=2.5).encode(alt.X("x:Q", **axis), alt.X2("end"))
     stroke = stroke.encode(charts.colour(style), charts.dash(style))

@@ -8,6 +8,7 @@ from typing import Any
 
 import altair as alt
 
+from bpfree.lab.report.charts import Chart
 from bpfree.lab.report.series import short
 from bpfree.lab.report.style import DARK, DASHES, LIGHT, SOLID, Mark, on_screen
 
@@ -18,7 +19,7 @@ STYLE = on_screen(MARKS)
 _HEIGHT = 300
 
 
-def charts(recipe: Any, entries: Sequence[Mapping[str, Any]]) -> dict[str, alt.LayerChart]:
+def charts(recipe: Any, entries: Sequence[Mapping[str, Any]]) -> dict[str, Chart]:
     """One chart a heading of the recipe, in page colours; those without any measured number are left out.
 
     Args:
@@ -56,7 +57,7 @@ def _placed(mean: float | None, std: float | None) -> dict[str, float | None]:
     return {"y": short(mean), "low": short(mean - (std or 0.0)), "high": short(mean + (std or 0.0))}
 
 
-def curve(chart: Any, points: Sequence[Mapping[str, Any]], domain: Sequence[float] | None) -> alt.LayerChart:
+def curve(chart: Any, points: Sequence[Mapping[str, Any]], domain: Sequence[float] | None) -> Chart:
     """Measured: a line with filled points and a band of one standard deviation. The paper's: open points, dashed."""
     places = sorted({point["x"] for point in points})
     scale = alt.Scale(type="log" if chart.log else "linear", nice=False)
@@ -77,10 +78,12 @@ def curve(chart: Any, points: Sequence[Mapping[str, Any]], domain: Sequence[floa
         alt.Tooltip("x:Q", title=chart.x),
         alt.Tooltip("y:Q", title=chart.y),
     ]
-    layers = [measured.mark_area(aria=False, opacity=0.16).encode(alt.Y("low:Q", scale=across), alt.Y2("high"))]
+    layers: list[alt.Chart] = [
+        measured.mark_area(aria=False, opacity=0.16).encode(alt.Y("low:Q", scale=across), alt.Y2("high"))
+    ]
     if any(point["kind"] == PAPER and point["y"] is not None for point in points):
         outline = alt.Color("column:N", scale=hues, legend=None)
-        opened = {"filled": True, "fill": STYLE.paper, "fillOpacity": 1, "strokeWidth": 1.5}
+        opened: dict[str, Any] = {"filled": True, "fill": STYLE.paper, "fillOpacity": 1, "strokeWidth": 1.5}
         layers += [
             given.mark_line(aria=False, strokeDash=list(DASHES[1]), strokeWidth=1.25).encode(y),
             given.mark_point(aria=False, size=42, **opened).encode(y, stroke=outline, tooltip=values),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 DASH = "–"
 MINUS = "−"
@@ -49,13 +50,13 @@ def tolerances(entries: Iterable[Mapping[str, object]]) -> dict[str, str]:
     return found
 
 
-def failures(entry: Mapping[str, object]) -> str:
+def failures(entry: Mapping[str, Any]) -> str:
     """` (4 of 5 seeds failed)`, to stand behind the mean of a table's cell; nothing where none did."""
     failed = entry.get("failed", 0)  # files of before it was counted
     return f" ({failed} of {failed + entry['seeds']} seeds failed)" if failed else ""
 
 
-def mebibytes(size: object, digits: int = 1) -> str:
+def mebibytes(size: Any, digits: int = 1) -> str:
     """A size in bytes as MiB, with `digits` decimals below 100 MiB."""
     if not is_number(size):
         return DASH

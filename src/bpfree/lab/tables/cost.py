@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bpfree.lab import environment
-from bpfree.lab.data.samples import Data
+from bpfree.lab.data.samples import Data, Sampled
 from bpfree.lab.environment import device
 from bpfree.lab.errors import SettingsError, WriteError
 from bpfree.lab.files import write_json
@@ -146,7 +146,7 @@ def row_cost(runs: Sequence[Training], splits: Data) -> RowCost:
         started = evaluation["operations"]
     else:
         evaluation = _evaluation(task, feed.first(largest)[0], largest)
-        evaluated = len(splits.evaluation) * parts
+        evaluated = len(cast(Sampled, splits).evaluation) * parts
         started = 0  # hundreds of samples are evaluated at once: what they start is little beside the steps
     here = steps * step["seconds"] + evaluated * evaluation["seconds"]
     assumed = steps * max(step["flops"] / GPU_FLOPS, step["operations"] * GPU_LAUNCH)
@@ -177,7 +177,7 @@ def _widest(settings: RunSettings, splits: Data, feed: Feed) -> int:
     """The most samples that pass at once with a graph: a batch, or those that alignment is measured on."""
     if settings.alignment == "never" or feed.evaluation is None:
         return settings.batch_size
-    return max(settings.batch_size, min(TASKS[settings.task].alignment_samples, len(splits.evaluation)))
+    return max(settings.batch_size, min(TASKS[settings.task].alignment_samples, len(cast(Sampled, splits).evaluation)))
 
 
 def _lines(task: Learner, optimizer: torch.optim.Optimizer, feed: Feed, largest: int) -> dict[str, Linear]:
@@ -204,7 +204,7 @@ def _measured(task: Learner, step: Callable[[], None], every: int) -> dict[str, 
     with flops.counter() as counted, _Operations() as operations:
         for _ in range(every):
             step()
-    times = [_taken(lambda: [step() for _ in range(every)]) for _ in range(_REPEATS)]
+    times = [_taken(lambda: _repeat(step, every)) for _ in range(_REPEATS)]
     return {
         "flops": counted.get_total_flops() / every,
         "operations": operations.count / every,
@@ -222,6 +222,11 @@ def _evaluation(task: Learner, inputs: Any, samples: int) -> dict[str, float]:
             task(x)
         taken = statistics.median(_taken(lambda: task(x)) for _ in range(_REPEATS))
     return {"flops": counted.get_total_flops() / samples, "seconds": taken / samples, "operations": operations.count}
+
+
+def _repeat(call: Callable[[], None], times: int) -> None:
+    for _ in range(times):
+        call()
 
 
 def _taken(call: Callable[[], object]) -> float:

@@ -37,4 +37,4 @@ def _stored(matrix: Tensor) -> int:
 
 
 for _formula in (_product, _added, _sampled):
-    _formula._get_raw = True  # how the counter knows that a formula wants tensors and not their shapes
+    vars(_formula)["_get_raw"] = True  # how the counter knows that a formula wants tensors and not their shapes

@@ -37,7 +37,7 @@ def taken(costs: Sequence[Mapping[str, Any]]) -> str:
         ["table", "scale", "runs", "GiB", "hours, measured machine", "hours on a GPU"],
         ["---", "---", *["---:"] * 4],
     ]
-    said = {}
+    said: dict[str, None] = {}
     for document in costs:
         for name, scale in document["scales"].items():
             told = _in_cell(f"{name} ({scale['cut']})" if scale["cut"] else name)

@@ -72,7 +72,7 @@ def value(record: Mapping[str, Any], column: Column, metric: str | None) -> floa
     if asked == f"{_BEST}{metric}":
         return _best(record, metric)
     for part in (record.get("values", {}), record, (record.get("epochs") or [{}])[-1]):
-        if asked in part:
+        if asked is not None and asked in part:
             return part[asked]
     if asked == f"{metric}{_CHOSEN}":
         better = _better(metric)
@@ -88,7 +88,7 @@ def _best(record: Mapping[str, Any], metric: str | None) -> float:
 
 def _better(metric: str | None) -> Callable[[float], float]:
     """What is higher the better a value of the metric is."""
-    higher = {task.metric.name: task.metric.better == "higher" for task in TASKS.values()}[metric]
+    higher = any(task.metric.name == metric and task.metric.better == "higher" for task in TASKS.values())
     return lambda value: value if higher else -value
 
 

@@ -15,7 +15,7 @@ from bpfree.lab.data.samples import PUBLISHED
 from bpfree.lab.errors import DamageError, SettingsError, WriteError
 from bpfree.lab.files import json_lines, storable, write_text
 from bpfree.lab.queue.snapshot import State
-from bpfree.lab.recipe.schema import Column, Recipe, Scale
+from bpfree.lab.recipe.schema import Recipe, Scale
 from bpfree.lab.summary import deviation
 from bpfree.lab.tables.cells import Cell
 from bpfree.lab.tables.metrics import value
@@ -42,7 +42,9 @@ def _entry(cell: Cell, state: State, scale: Scale) -> dict[str, Any]:
     allowed = cell.column.tolerance
     tolerance = None if scale.settings else allowed
     # The mean of the seeds that went well says nothing about a cell of which others did not.
-    known = bool(found) and len(found) == len(numbers) and not wrong and None not in (expected, tolerance)
+    within = None
+    if mean is not None and expected is not None and tolerance is not None and not wrong and None not in numbers:
+        within = _within(mean, expected.mean, tolerance, above=cell.column.above)
     return {
         "row": cell.row,
         "column": cell.column.name,
@@ -56,7 +58,7 @@ def _entry(cell: Cell, state: State, scale: Scale) -> dict[str, Any]:
         "std": deviation(found),
         "seeds": len(found),
         "failed": len(wrong),
-        "within": _within(mean, expected.mean, cell.column) if known else None,
+        "within": within,
         "wrong": next(iter(wrong), mistake),
         "keys": [work.key for work in cell.works if work.key in state.records],
     }
@@ -70,9 +72,9 @@ def seeds_of_rows(entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return found
 
 
-def _within(mean: float, paper: float, column: Column) -> bool:
+def _within(mean: float, paper: float, tolerance: float, *, above: bool) -> bool:
     rounding = _ROUNDING * max(abs(mean), abs(paper))
-    return abs(mean - paper) <= column.tolerance + rounding or (column.above and mean > paper)
+    return abs(mean - paper) <= tolerance + rounding or (above and mean > paper)
 
 
 def _numbers(cell: Cell, state: State) -> tuple[list[float | None], list[str]]:
@@ -278,8 +280,9 @@ def _check(path: Path, content: dict[str, Any]) -> None:
             f"`python -m bpfree.lab.tables.seal {path}` gives it one."
         )
     if content.get("format") == FORMAT:
-        found = content.get("records")
-        for number, record in enumerate(found if isinstance(found, list) else [None], start=1):
+        listed = content.get("records")
+        found: list[Any] = listed if isinstance(listed, list) else [None]
+        for number, record in enumerate(found, start=1):
             if not is_whole(record):
                 raise DamageError(f"{path} is damaged: record {number} is not as it was written. {_REMEDY}")
         rest = {name: value for name, value in unsealed(content).items() if name != "records"}

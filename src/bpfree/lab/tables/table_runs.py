@@ -129,7 +129,8 @@ class TableRuns:
     def document(self) -> dict[str, Any]:
         """Return all that the ledger has of the recipe, at every scale, with every seed and of any code."""
         seen = self._seen.of_any_code()
-        tables, records = {}, {}
+        tables: dict[str, list[dict[str, Any]]] = {}
+        records: dict[str, dict[str, Any]] = {}
         for scale in self.recipe.scales.values():
             cells = self._cells(scale, max(scale.seeds, seen.seeds))
             state = seen.state(works(cells))

@@ -214,7 +214,7 @@ def _best(subject: Subject, tries: Sequence[Try]) -> Try:
             f"{reasons}"
         )
     better = 1 if subject.higher else -1
-    return max(scored, key=lambda one: better * one.score)
+    return max(scored, key=lambda one: better * (one.score or 0.0))
 
 
 def _show(console: Console, best: Mapping[str, Try], tries: Mapping[str, Sequence[Try]], path: Path) -> None:

@@ -20,10 +20,10 @@ from bpfree.lab.argument_errors import in_one_line
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.options import TrainOptions
-from bpfree.lab.parser import Parser, add_options, default, read_options
+from bpfree.lab.parser import Parser, add_options, read_options
 from bpfree.lab.queue.work_protocol import Work
 from bpfree.lab.run_identity import own_code, own_codes
-from bpfree.lab.settings import PRESETS, RuleOverrides, RunSettings, import_path, plain
+from bpfree.lab.settings import PRESETS, RuleOverrides, RunSettings, default, import_path, plain
 from bpfree.lab.tables import run_data
 from bpfree.lab.tasks import TASKS
 from bpfree.lab.terminal import Display
@@ -114,7 +114,7 @@ class Measurement:
     def metric(self) -> None:
         """None: a column of computed numbers names its metric."""
 
-    measures = ()
+    measures: tuple[str, ...] = ()
 
     @functools.cached_property
     def key(self) -> str:

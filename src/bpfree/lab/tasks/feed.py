@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
 from bpfree.lab.data.batches import InOrder, Shuffled, augmented_batches, batches
-from bpfree.lab.data.samples import Data
+from bpfree.lab.data.samples import Sampled
+from bpfree.lab.data.splits import Splits
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.task import Task
 
@@ -38,11 +39,11 @@ class Feed:
     aligned: Callable[[], Any]
 
 
-def sampled(settings: RunSettings, data: Data, task: Task) -> Feed:
+def sampled(settings: RunSettings, data: Sampled, task: Task) -> Feed:
     """Batches of samples: in an order drawn anew for each pass for training, and as they come for evaluation."""
     order = Shuffled(len(data.train), settings.batch_size, settings.seed, settings.length.steps)
     if settings.augmentation:
-        train = augmented_batches(data.train, order, settings.augmentation, data.normalization.black)
+        train = augmented_batches(data.train, order, settings.augmentation, cast(Splits, data).normalization.black)
     else:
         train = batches(data.train, order)
     # Fewer large samples at a time, so that their activations fit in memory.

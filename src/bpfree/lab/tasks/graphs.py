@@ -43,6 +43,11 @@ class NodeClassification(WholeGraph):
         SettingsError: The model needs the whole graph, and is to learn from parts of it.
     """
 
+    best: Tensor
+    _y: Tensor
+    _validation: Tensor
+    _test: Tensor
+
     def __init__(self, model: nn.Module, run: RunSettings, data: Graph) -> None:
         super().__init__(model, run)
         nodes = data.nodes(run.seed)

@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 import bpfree
-from bpfree.lab.data.samples import Data
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.feed import Feed, sampled
@@ -29,7 +28,7 @@ _COURSES: dict[str, Callable[[float, int], float]] = {
     "multistep": lambda done, epochs: 0.1 ** sum(done + _ROUNDING >= part for part in (0.6, 0.9)),
 }
 _ROUNDING = 1e-9  # of a step's number divided by the number of steps
-_PLATEAU = {"factor": 0.1, "patience": 5}
+_PLATEAU: dict[str, Any] = {"factor": 0.1, "patience": 5}
 
 
 class Learner(LightningModule):
@@ -96,8 +95,8 @@ class Learner(LightningModule):
         raise NotImplementedError
 
     @classmethod
-    def feed(cls, settings: RunSettings, data: Data, task: Task) -> Feed:
-        """The batches of a run, each ``(x, y)``."""
+    def feed(cls, settings: RunSettings, data: Any, task: Task) -> Feed:
+        """The batches of a run, each ``(x, y)``; the task says what ``data`` is, here images or text."""
         return sampled(settings, data, task)
 
     def pictures(self, splits: Any) -> dict[str, Any]:
@@ -126,8 +125,8 @@ class Learner(LightningModule):
         output = self(x)
         return self.loss(output, y), output
 
-    def training_step(self, batch: tuple[Any, Tensor]) -> Tensor:
-        """The loss of one batch; Lightning calls ``backward()`` on it."""
+    def training_step(self, batch: Any) -> Tensor | None:
+        """The loss of one batch ``(x, y)``; Lightning calls ``backward()`` on it."""
         loss, output = self._loss_and_output(batch)
         self._measure(self.train_measures, loss.detach(), output.detach(), batch[1])
         return loss
@@ -180,7 +179,7 @@ class Learner(LightningModule):
         settings = self.settings
         weights = self._weights()
         # Fused: one pass over the weights in place of ten, which on a CPU is a third of a small network's step.
-        options = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
+        options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
         if settings.optimizer == "SGD":
             return torch.optim.SGD(weights, momentum=settings.momentum, **options)
         kind = torch.optim.AdamW if settings.optimizer == "AdamW" else torch.optim.Adam

@@ -24,6 +24,13 @@ class LinkPrediction(WholeGraph):
         data: The graph.
     """
 
+    _x: Tensor
+    _train: Tensor
+    _validation: Tensor
+    _validation_others: Tensor
+    _test: Tensor
+    _test_others: Tensor
+
     def __init__(self, model: nn.Module, run: RunSettings, data: Graph) -> None:
         super().__init__(model, run)
         links = data.links(run.seed)

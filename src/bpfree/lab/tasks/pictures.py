@@ -27,7 +27,7 @@ def filters(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
         ``filters``, rows of ``height x width`` numbers, and ``filters_shape``, ``[height, width]``; channels are
         averaged. Both are None if the first layer with weights has no such form.
     """
-    weight = next((entry for entry in model.parameters() if entry.dim() >= 2), None)
+    weight: Tensor | None = next((entry for entry in model.parameters() if entry.dim() >= 2), None)
     if weight is not None and weight.dim() == 2 and weight.shape[1] == math.prod(shape):
         weight = weight.reshape(-1, *shape)
     if weight is None or weight.dim() != 4:

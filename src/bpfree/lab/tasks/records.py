@@ -35,12 +35,12 @@ class TrainingSeconds(Callback):
         """Begin at zero."""
         self.total = 0.0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Learner, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Start the clock, the device being idle."""
         pl_module.aside = 0.0
         self._start = clock(pl_module.device)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Learner, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop the clock when the device has finished."""
         self.total += clock(pl_module.device) - self._start - pl_module.aside
 
@@ -72,7 +72,7 @@ class EpochRecords(Callback):
         """Seconds since the run began, those of the processes among them whose checkpoint was continued."""
         return self._before + time.perf_counter() - self._began
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Learner) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write down the epoch; evaluation has run by now.
 
         Raises:
@@ -87,7 +87,7 @@ class EpochRecords(Callback):
                 )
         pl_module.epoch_ended(measured["train_loss"])
         pl_module.log_dict(measured | {"seconds": self._seconds.total}, batch_size=1)
-        record = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **measured}
+        record: dict[str, Any] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **measured}
         record["seconds"] = self._seconds.total
         last = trainer.current_epoch + 1 == trainer.max_epochs
         wanted = self._times == "every" or (self._times == "last" and last)

@@ -13,10 +13,13 @@ from torch import Tensor
 class Source(Protocol):
     """Where the steps of a run come from, batches ``((features, edges), targets)``."""
 
-    graph: tuple[Tensor, Tensor]
-    """Features and edges of all nodes, which are evaluated."""
-    every_step: bool
-    """Whether that is done behind every step, and not only behind each part of the run."""
+    @property
+    def graph(self) -> tuple[Tensor, Tensor]:
+        """Features and edges of all nodes, which are evaluated."""
+
+    @property
+    def every_step(self) -> bool:
+        """Whether that is done behind every step, and not only behind each part of the run."""
 
     def steps(self, n: int) -> Iterator[Any]:
         """The batches of the next ``n`` steps."""

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 import torch_geometric.nn as gnn
-from torch import Tensor, nn
+from torch import Tensor
+from torch_geometric.nn.conv.dna_conv import Linear as GroupedLinear
 
 from bpfree.lab.models.graphs.layers import Linear, normalized, of_edges
 from bpfree.lab.models.graphs.sparse import Pattern
@@ -113,7 +114,7 @@ class DNAConv(gnn.DNAConv):
         return to.pattern.product(weights.flatten(), v).view(n, channels)
 
 
-def grouped(layer: nn.Module, x: Tensor) -> Tensor:
+def grouped(layer: GroupedLinear, x: Tensor) -> Tensor:
     """What DNAConv's linear layer of several groups gives for ``(..., channels)``, as ``(rows, channels)``.
 
     Several groups together are one block of a diagonal: sixteen products with 8 x 8 matrices take seven times as long.

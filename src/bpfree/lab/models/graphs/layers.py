@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -122,8 +122,9 @@ class SplineConv(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel_size: int = 2) -> None:
         super().__init__()
         self.lins = nn.ModuleList([Linear(inputs, outputs, bias=False) for _ in range(kernel_size)])
+        bound = (inputs * kernel_size) ** -0.5
         for lin in self.lins:
-            nn.init.uniform_(lin.weight, -((inputs * kernel_size) ** -0.5), (inputs * kernel_size) ** -0.5)
+            nn.init.uniform_(cast(Linear, lin).weight, -bound, bound)
         self.lin = Linear(inputs, outputs, bias=False, weight_initializer="uniform")
         self.bias = nn.Parameter(torch.zeros(outputs))
 

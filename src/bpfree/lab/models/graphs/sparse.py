@@ -77,7 +77,8 @@ class Sparse:
     def at(cls, places: Tensor, values: Tensor, shape: tuple[int, int]) -> Sparse:
         """The matrix with ``values`` ``(k,)`` at these rows and columns, ``(2, k)``; values at one place add up."""
         found = torch.sparse_coo_tensor(places, values, shape, check_invariants=False).coalesce()
-        return cls(Pattern(*found.indices(), shape), found.values())
+        rows, columns = found.indices()
+        return cls(Pattern(rows, columns, shape), found.values())
 
     def __matmul__(self, dense: Tensor) -> Tensor:
         """The product with ``(m, c)``, which is ``(n, c)``."""
