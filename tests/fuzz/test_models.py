@@ -22,7 +22,6 @@ OPEN = {
     "untaught",
     "calls",
     "verify",
-    "I: a checkpoint whose parts are joined, or whose tap ends the model: torch's CheckpointError",
 }
 """Laws, and kinds of what was found, that do not hold yet: tests that fail, and must until they do."""
 

@@ -56,6 +56,10 @@ class Around(NamedTuple):
     first: tuple[Any, ...] = ()
     second: SecondRun | None = None
 
+    def second_run_within(self, model: Around) -> SecondRun | None:
+        """Return the second run that is of a part of the model, whose own call has ``model`` around it."""
+        return None if self.second == model.second else self.second
+
 
 NOWHERE = Around()
 """Where no checkpoint is around."""

@@ -281,9 +281,9 @@ class DirectMechanism(Mechanism):
     def _cut_in_checkpoint(self, call: PassState | None, name: str, module: nn.Module, args: Any, output: Any) -> Any:
         """Cut in the second run of a part as in the first, or autograd would save other tensors there."""
         around, cut = checkpoints_around(), None
-        second_pass = (NOWHERE if call is None else call.around).second
-        if around.second is not None and around.second != second_pass:
-            cut, key = self._in_checkpoints.next(around.second), self.plan.tensor_keys.get(name)
+        second = around.second_run_within(NOWHERE if call is None else call.around)
+        if second is not None:
+            cut, key = self._in_checkpoints.next(second), self.plan.tensor_keys.get(name)
             handed_on = None if cut is None else put(output, key, cut(take(output, key, name)))
         else:  # also where the whole pass is run again: its error is then taken again
             run = None if call is None else call.run
@@ -318,6 +318,12 @@ class DirectMechanism(Mechanism):
         call = self._calls().top
         if call is None or call.run is None:
             return None
+        if (
+            not call.is_compiled
+            and hooks_on_saving() is not None
+            and checkpoints_around().second_run_within(call.around) is not None
+        ):
+            return None  # the error is taken where this part ran first
         run = call.run
         if not isinstance(run, TrainingPass):
             return run.reach_again(place, output)
