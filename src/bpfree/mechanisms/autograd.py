@@ -13,6 +13,7 @@ function                 what its backward pass does
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, TypeAlias
@@ -24,6 +25,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from bpfree.errors import OptionError, SecondDerivativeError, UsedRecordError
 from bpfree.feedback.signals import Signals
+from bpfree.rerun.own_graphs import own_graphs
 
 MakeSignals: TypeAlias = Callable[[Tensor], Sequence["Tensor | None"]]
 """Maps dL/do, shaped as the output, to one signal for each tap, shaped as its output."""
@@ -81,7 +83,9 @@ def signals_from_error(
         fetching: Says when a side term is on its way to the gates, and not the error.
     """
     arrivals = [_Arrival(tap) for tap in taps] if just_in_time else []
-    result: Tensor = SignalsFromError.apply(make, arrivals, fetching, output, *taps)  # type: ignore[no-untyped-call]
+    # A checkpoint around the error's place alone makes this node once, and would miss what it saves in its second run.
+    with nullcontext() if torch.compiler.is_compiling() else own_graphs():
+        result: Tensor = SignalsFromError.apply(make, arrivals, fetching, output, *taps)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -19,14 +17,8 @@ from bpfree.mechanisms.direct.side_terms import SoftTap
 from bpfree.rerun.stop import StopForward
 from bpfree.segments import Reach
 
-Recut: TypeAlias = Callable[[str, Tensor], Tensor]
-"""Maps a tap's name and output to what it hands on. It must hold no pass: it lasts longer, and is copied."""
-
-
-def _recut(name: str, output: Tensor, soft: frozenset[str], aside: frozenset[str]) -> Tensor:
-    if name in aside:
-        return output
-    return gated(output) if name in soft else output.detach()
+Cut: TypeAlias = Callable[[Tensor], Tensor]
+"""Maps a tap's output to what the tap hands on. It must hold no pass: it lasts longer."""
 
 
 def modules_of(places: Iterable[str]) -> frozenset[str]:
@@ -42,7 +34,6 @@ class TappedRun(ABC):
         places: These calls by name: from a module's second call on with ``#2``, ``#3``, ... behind it.
         aside: The calls that are left alone: no error lies above them.
         reached: The errors' places that it has reached.
-        teaching: Whether a segment learns while the model runs: what runs through a tap then is a checkpoint.
     """
 
     def __init__(self) -> None:
@@ -50,26 +41,12 @@ class TappedRun(ABC):
         self.places: list[str] = []
         self.aside: frozenset[str] = frozenset()
         self.reached: set[str] = set()
-        self.teaching = False
         self._calls: dict[str, int] = {}
 
     def count_call(self, name: str) -> str:
         """The name of this call of a tap module, which is the next one."""
         calls = self._calls[name] = self._calls.get(name, 0) + 1
         return name if calls == 1 else f"{name}#{calls}"
-
-    @contextmanager
-    def learning_segment(self) -> Generator[None]:
-        """The context in which a segment learns."""
-        self.teaching = True
-        try:
-            yield
-        finally:
-            self.teaching = False
-
-    def cut_again(self, name: str, output: Tensor) -> Tensor:
-        """What a tap hands on where a checkpoint runs it again: cut as it was, or it would save other tensors."""
-        return output.detach() if name in self.names else output
 
     def reach_again(self, name: str, output: Any) -> Any:
         """Do with the output at an error's place what this second run is for; None leaves it as it is."""
@@ -81,9 +58,18 @@ class TappedRun(ABC):
         self.places.append(place)
         return self._take(output)
 
+    def last_cut(self) -> Cut:
+        """How the last tap was cut, for the second run of a checkpoint: autograd must save the same tensors there."""
+        return detached
+
     @abstractmethod
     def _take(self, output: Tensor) -> Tensor:
         """Do with a tap's output what this run is for, and return what the tap hands on."""
+
+
+def detached(output: Tensor) -> Tensor:
+    """The same numbers without a graph."""
+    return output.detach()
 
 
 class TrainingPass(TappedRun):
@@ -130,13 +116,6 @@ class TrainingPass(TappedRun):
         handed_on = self._take(output)
         self.handed_on.append(handed_on)
         return handed_on
-
-    def recut(self) -> Recut:
-        """Maps a tap's name and output to what it hands on where a checkpoint runs it again, when the pass is over.
-
-        Autograd must save the same tensors behind it as in the first run.
-        """
-        return partial(_recut, soft=frozenset(), aside=modules_of(self.aside))
 
     def ends_in_tap(self, output: Tensor) -> int | None:
         """The number of the tap that handed ``output`` on, if the error is taken right there."""
@@ -210,9 +189,9 @@ class StoredGraphPass(TrainingPass):
         self._soft_taps.append(SoftTap.of(handed_on, output))
         return handed_on
 
-    def recut(self) -> Recut:
+    def last_cut(self) -> Cut:
         """A tap that side terms use wants a gradient behind it."""
-        return partial(_recut, soft=modules_of(self._soft), aside=modules_of(self.aside))
+        return gated if self.places[-1] in self._soft else detached
 
     def _require_graphs(self) -> None:
         """Raise TapOutputError for a tap's output that is a view and was written to: torch then loses its graph."""

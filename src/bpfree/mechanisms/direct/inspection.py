@@ -63,13 +63,12 @@ class Inspection:
             if (module._backward_hooks or module._backward_pre_hooks) and name and module not in taps
         }
         # No layerwise rule within the segments takes part: backpropagation's signals are the measure.
-        with silent_rules():
-            with mechanism.recutting(None):
-                exact = self._look()
+        with silent_rules(), own_graphs():
+            exact = self._look()
             if thorough or not plan.streaming:
                 self._compare(exact)
             if exact is not None:
-                with own_graphs(), suppress(OverwrittenError):
+                with suppress(OverwrittenError):
                     self.findings += mechanism.check_estimates(call, list(self.sites.values()))
 
     def _look(self) -> ExactSignals | None:
@@ -126,7 +125,7 @@ class Inspection:
         state = PassState(again=True, survey=self.survey, signals={} if exact is None else dict(exact.signals))
         with without_trace(plan, self._call) as watched, mechanism.stored():
             state.run, found = mechanism.start_run(self.survey), None
-            with mechanism.recutting(state.run), own_graphs(), suppress(OverwrittenError):
+            with suppress(OverwrittenError):
                 found = self._gradients_of_cut(state, exact, watched)
         if exact is not None and found is not None:
             self.findings += found.compare(exact.gradients, exact.dtype)

@@ -70,8 +70,7 @@ class LearnInForwardPass(TrainingPass):
             if signal.shape != output.shape:
                 raise _way_changes(f"tap {name!r} in the shape {tuple(output.shape)}", str(tuple(signal.shape)))
             require_finite(output, f"the output of tap {self.names[number]!r}")
-            with self.learning_segment():
-                torch.autograd.backward(output, signal.to(output.dtype))
+            torch.autograd.backward(output, signal.to(output.dtype))
             self._left_gradients += [_LeftGradient(leaf) for leaf in self._ends[number][:1] if leaf.grad is not None]
         return output.detach()
 

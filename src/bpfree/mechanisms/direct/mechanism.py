@@ -43,7 +43,7 @@ from bpfree.mechanisms.direct.delivery import Layout, PassMemory
 from bpfree.mechanisms.direct.exchange_terms import exchange_terms
 from bpfree.mechanisms.direct.final_activation import FinalActivation
 from bpfree.mechanisms.direct.first_look import FirstLook
-from bpfree.mechanisms.direct.forward_pass import Recut, TappedRun, TrainingPass
+from bpfree.mechanisms.direct.forward_pass import Cut, TappedRun, TrainingPass
 from bpfree.mechanisms.direct.layouts import Layouts
 from bpfree.mechanisms.direct.pass_state import PassStack, PassState
 from bpfree.mechanisms.direct.rule_signals import RuleSignals
@@ -53,6 +53,7 @@ from bpfree.mechanisms.no_gradient_warnings import warn_of_input_gradients
 from bpfree.module_tree import ModuleTree, followed, newcomers
 from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
+from bpfree.rerun.checkpoints import NOWHERE, Repetition, checkpoints_around, hooks_on_saving
 from bpfree.rerun.stop import StopForward
 from bpfree.tabulate import fold_names, name_some
 from bpfree.tap_values import put, take
@@ -95,10 +96,7 @@ class DirectMechanism(Mechanism):
         self.first_error = plan.error_name
         self._table = TapTable(self)
         self._calls = PerThread(PassStack)
-        # How the last pass was cut; None where it was not.
-        self._recut: Recut | None = None
-        # Whether an inspection's cut pass is under way, in which no rule is active.
-        self._inspected = False
+        self._in_checkpoints: Repetition[Cut] = Repetition()
         # The forward hooks of every tap, and which of them is the rule's.
         self._hooks_of_taps: list[tuple[OrderedDict[int, Any], int]] = []
         self._targets: Tensor | None = None
@@ -108,7 +106,7 @@ class DirectMechanism(Mechanism):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy, or a pickle, has of it: not what passes have left or shown, which it finds again."""
-        return {**self.__dict__, "_recut": None, "_tree": None, "_known": {}}
+        return {**self.__dict__, "_tree": None, "_known": {}}
 
     def of_error(self, name: str, *, first: bool) -> DirectMechanism:
         """Return the mechanism with the feedback for this error: this one for the first, one of its own else."""
@@ -210,10 +208,10 @@ class DirectMechanism(Mechanism):
         stack = self._calls()
         top = stack.top
         if top is not None and top.again and not top.entered:
-            top.entered = True
+            top.entered, top.around = True, checkpoints_around()
             return None
         compiling, active, again = torch.compiler.is_compiling(), self.active, self.recomputing()
-        call = PassState(frame=None if compiling else sys._getframe(1))
+        call = PassState(is_compiled=True) if compiling else PassState(sys._getframe(1), checkpoints_around())
         # The second run of a checkpoint is no training pass of its own, unless the first one had no gradients.
         call.counts = active and (not again or stack.ungraded)
         if active:
@@ -227,8 +225,6 @@ class DirectMechanism(Mechanism):
         stack.calls.append(call)
         self._on_begin(call, (args, kwargs))
         run = call.run
-        if not compiling and active:
-            self._recut = run.recut() if isinstance(run, TrainingPass) else None
         return run.enter(args, kwargs) if isinstance(run, TrainingPass) else None
 
     def _look_at_model(self) -> None:
@@ -258,10 +254,13 @@ class DirectMechanism(Mechanism):
 
     # -- at a tap ------------------------------------------------------------------------------------------------------
 
-    def _cut_at_tap(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:
+    def _cut_at_tap(self, name: str, module: nn.Module, args: Any, output: Any, *, alone: bool = False) -> Any:
         call = self._calls().top
+        compiled = torch.compiler.is_compiling() if call is None else call.is_compiled
+        if not (alone or compiled) and hooks_on_saving() is not None:
+            return self._cut_in_checkpoint(call, name, module, args, output)
         if call is None:
-            return self._cut_outside_a_pass(name, output)
+            return self._tell_of_no_pass(name)
         run, plan = call.run, self.plan
         if run is None:
             return None
@@ -274,30 +273,36 @@ class DirectMechanism(Mechanism):
             return None
         key = plan.tensor_keys.get(name)
         tensor = take(output, key, name)
-        if run.teaching:
-            return put(output, key, run.cut_again(name, tensor))
         if (module._backward_hooks or module._backward_pre_hooks) and module is not plan.model:
             tensor = with_backward_hooks(module, args, tensor)
         handed_on = run.cut(name, place, tensor)
         return handed_on if tensor is output else put(output, key, handed_on)
 
-    def _cut_outside_a_pass(self, name: str, output: Any) -> Any:
-        if not self.active and not self._inspected:
-            return None
-        if self.recomputing():
-            # A checkpointed segment must be cut again, or it would save other tensors than the first time.
-            if self._recut is None:
-                return None
-            key = self.plan.tensor_keys.get(name)
-            return put(output, key, self._recut(name, take(output, key, name)))
-        self._recut = None  # nothing is cut here, and so nothing in a checkpoint's second run
+    def _cut_in_checkpoint(self, call: PassState | None, name: str, module: nn.Module, args: Any, output: Any) -> Any:
+        """Cut in the second run of a part as in the first, or autograd would save other tensors there."""
+        around, cut = checkpoints_around(), None
+        second = around.second_run_within(NOWHERE if call is None else call.around)
+        if second is not None:
+            cut, key = self._in_checkpoints.next(second), self.plan.tensor_keys.get(name)
+            handed_on = None if cut is None else put(output, key, cut(take(output, key, name)))
+        else:  # also where the whole pass is run again: its error is then taken again
+            run = None if call is None else call.run
+            before = 0 if run is None else len(run.names)
+            handed_on = self._cut_at_tap(name, module, args, output, alone=True)
+            if run is not None and len(run.names) > before:
+                cut = run.last_cut()
+        self._in_checkpoints.note(around.first, cut)
+        return handed_on
+
+    def _tell_of_no_pass(self, name: str) -> None:
+        if not self.active or self.recomputing():
+            return
         self.tell_once(
             "outside",
             f"tap {name!r} was reached without the model that {self.rule} is attached to: a part of the model was "
             "called alone, or model.forward() in place of model(), and trains by plain backpropagation. Call the model "
             "itself, attach the rule to that part, or say attachment.paused() where this is meant.",
         )
-        return None
 
     def _require_default_tap(self, name: str) -> None:
         """Raise ErrorPlacementError if a tap above the error was named; default taps there are left alone."""
@@ -313,6 +318,12 @@ class DirectMechanism(Mechanism):
         call = self._calls().top
         if call is None or call.run is None:
             return None
+        if (
+            not call.is_compiled
+            and hooks_on_saving() is not None
+            and checkpoints_around().second_run_within(call.around) is not None
+        ):
+            return None  # the error is taken where this part ran first
         run = call.run
         if not isinstance(run, TrainingPass):
             return run.reach_again(place, output)
@@ -478,16 +489,6 @@ class DirectMechanism(Mechanism):
                 yield
         finally:
             del calls[calls.index(state) :]
-
-    @contextmanager
-    def recutting(self, run: TappedRun | None) -> Generator[None]:
-        """Within this context a checkpoint's second run is cut as ``run`` is."""
-        before = self._recut, self._inspected
-        self._recut, self._inspected = (run.recut(), True) if isinstance(run, TrainingPass) else (None, False)
-        try:
-            yield
-        finally:
-            self._recut, self._inspected = before
 
     def _rerun(self, aside: frozenset[str], run: TappedRun, call: Any) -> Tensor:
         """Run the model on (args, kwargs) as far as the error's place, cut as ``run`` says; return the output there."""

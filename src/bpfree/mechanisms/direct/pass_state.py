@@ -13,6 +13,7 @@ from torch import Tensor
 from bpfree.mechanisms.direct.delivery import PassMemory
 from bpfree.mechanisms.direct.forward_pass import TappedRun
 from bpfree.mechanisms.direct.survey import Survey
+from bpfree.rerun.checkpoints import NOWHERE, Around
 
 
 @dataclass
@@ -20,6 +21,9 @@ class PassState:
     """One call of the model, from its first hook to its last.
 
     Attributes:
+        frame: Where it was called from.
+        around: The checkpoints around it.
+        is_compiled: Whether it is being compiled.
         run: How it is cut; None where it is plain autograd.
         again: Whether it is a second run of a pass, which the rule has asked for.
         entered: Whether that run has begun.
@@ -32,9 +36,11 @@ class PassState:
         learning: Whether the feedback learns from it.
         observed: Whether an estimating pass is to run behind it.
         memories: What it has left for its errors, and the numbers of each error, for the estimating pass.
-        frame: Where it was called from.
     """
 
+    frame: FrameType | None = None
+    around: Around = NOWHERE
+    is_compiled: bool = False
     run: TappedRun | None = None
     again: bool = False
     entered: bool = False
@@ -47,7 +53,6 @@ class PassState:
     learning: bool = False
     observed: bool = False
     memories: dict[str, tuple[PassMemory, int]] = field(default_factory=dict)
-    frame: FrameType | None = None
 
 
 class PassStack:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bpfree.errors import StreamingError
-from bpfree.mechanisms.direct.forward_pass import TappedRun
+from bpfree.mechanisms.direct.forward_pass import Cut, TappedRun
 from bpfree.mechanisms.direct.segment_leaves import SegmentLeaves
 from bpfree.rerun.fingerprint import Fingerprint
 from bpfree.rerun.snapshot import Autocast
@@ -86,6 +86,14 @@ class KeepingDryRun(DryRun):
         self.entries.append(handed_on.requires_grad_())
         return handed_on.clone()  # an in-place operation cannot follow the leaf itself
 
+    def last_cut(self) -> Cut:
+        """A leaf that wants a gradient."""
+        return _entry
+
+
+def _entry(output: Tensor) -> Tensor:
+    return output.detach().requires_grad_(output.requires_grad).clone()
+
 
 class LearningRun(DryRun):
     """The second run: every tap sends its signal into its segment.
@@ -128,8 +136,7 @@ class LearningRun(DryRun):
         """Send ``signal`` into the segment that ends in ``root``, and drop its graph."""
         if not root.requires_grad:
             return
-        with self.learning_segment():
-            self._teach(number, root, signal.to(root.dtype))
+        self._teach(number, root, signal.to(root.dtype))
 
     def _teach(self, number: int, root: Tensor, given: Tensor) -> None:
         places = self._of_segment[number]

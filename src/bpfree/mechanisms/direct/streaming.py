@@ -27,6 +27,7 @@ from bpfree.mechanisms.no_gradient_warnings import warn_of_results
 from bpfree.plan import Plan
 from bpfree.rerun.arguments import Arguments
 from bpfree.rerun.fingerprint import Fingerprint
+from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.snapshot import Autocast, RunSnapshot
 from bpfree.segments import Reach
 
@@ -131,7 +132,8 @@ class StreamingPass(TrainingPass):
         """Run once more with graphs that hold no numbers, to see what the segments end in."""
         walk = (KeepingDryRun if self._keeps else DryRun)(tuple(self.names), self._seen)
         flat, outside = self._call.again()
-        with self._surroundings.restored(self._plan.model), saved_tensors_hooks(_drop, refuse_gradients):
+        restored = self._surroundings.restored(self._plan.model)
+        with restored, own_graphs(), saved_tensors_hooks(_drop, refuse_gradients):
             before = {id(tensor) for tensor in self._surroundings.graphs().values()}
             self._call.lend(flat)
             output = self._run(walk, self._call.put_together(flat))

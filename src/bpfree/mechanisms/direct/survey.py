@@ -16,7 +16,7 @@ from bpfree.error_values import error_tensors, replace_errors
 from bpfree.errors import ErrorPlacementError
 from bpfree.mechanisms.autograd import mark
 from bpfree.mechanisms.direct.final_activation import FinalActivation
-from bpfree.mechanisms.direct.forward_pass import TappedRun, modules_of
+from bpfree.mechanisms.direct.forward_pass import Cut, TappedRun, modules_of
 from bpfree.mechanisms.direct.side_terms import has_nodes_in, nodes_below
 from bpfree.segments import Reach, graph_nodes
 
@@ -67,11 +67,14 @@ class SurveyPass(TappedRun):
         return super().cut(name, place, output)
 
     def _take(self, output: Tensor) -> Tensor:
-        # Also where nothing below learns: what uses the tap can then be followed.
-        marked = mark(output if output.requires_grad else output.detach().requires_grad_())
+        marked = _marked(output)
         self.taps.append(marked)
         self._versions.append(marked._version)
         return marked
+
+    def last_cut(self) -> Cut:
+        """No cut: a mark."""
+        return _marked
 
     @property
     def is_overwritten(self) -> bool:
@@ -87,6 +90,11 @@ class SurveyPass(TappedRun):
             if tensor.requires_grad:
                 marks[path] = self.marks[error_key(name, path)] = mark(tensor)
         return replace_errors(output, marks)
+
+
+def _marked(output: Tensor) -> Tensor:
+    # Also where nothing below learns: what uses the tap can then be followed.
+    return mark(output if output.requires_grad else output.detach().requires_grad_())
 
 
 @dataclass(frozen=True)

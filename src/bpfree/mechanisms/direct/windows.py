@@ -9,7 +9,6 @@ network is backpropagation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from bpfree.mechanisms.autograd import MakeSignals, gradients_from_error, mark
 from bpfree.mechanisms.direct.delivery import ErrorHandler
-from bpfree.mechanisms.direct.forward_pass import Recut, StoredGraphPass, modules_of
+from bpfree.mechanisms.direct.forward_pass import Cut, StoredGraphPass
 from bpfree.rerun.arguments import Arguments
 from bpfree.segments import Reach
 
@@ -66,9 +65,9 @@ class WindowedPass(StoredGraphPass):
             return entry
         return mark(entry.requires_grad_())
 
-    def recut(self) -> Recut:
-        """A leaf that wants a gradient, as in the first run."""
-        return partial(_leaf, aside=modules_of(self.aside))
+    def last_cut(self) -> Cut:
+        """A leaf that wants a gradient."""
+        return _entry
 
     def _give_back(self) -> Tensor:
         self._entries.pop()
@@ -84,10 +83,10 @@ class WindowedPass(StoredGraphPass):
         return gradients_from_error(record.gradients, output, [self._outside.get(leaf, leaf) for leaf in learners])
 
 
-def _leaf(name: str, output: Tensor, aside: frozenset[str]) -> Tensor:
-    if name in aside:
-        return output
-    return output.detach().requires_grad_(output.requires_grad)
+def _entry(output: Tensor) -> Tensor:
+    """What the segment above begins with."""
+    entry = output.detach()
+    return mark(entry.requires_grad_()) if output.requires_grad else entry
 
 
 class _Record:

@@ -31,6 +31,7 @@ from bpfree.module_tree import ModuleTree, followed, newcomers
 from bpfree.passes import Passes
 from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
+from bpfree.rerun.checkpoints import Repetition, checkpoints_around, hooks_on_saving
 from bpfree.tabulate import others
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class LayerwiseMechanism(Mechanism):
         self._called: set[str] = set()
         # Layers above the error's place, which learn exactly, in the last training pass.
         self._exact: set[str] = set()
+        self._in_checkpoints: Repetition[bool] = Repetition()
         self._passes: Passes[_Pass] = Passes()
         self._calls: PerThread[_Calls] = PerThread(_Calls)
 
@@ -262,7 +264,11 @@ class LayerwiseMechanism(Mechanism):
         calls = self._calls()
         if calls.inputs:
             calls.inputs.pop(name, None)  # of a call that has raised
-        if not self.active or self._is_exact(name, calls):
+        if not torch.compiler.is_compiling() and hooks_on_saving() is not None:
+            served = self._is_served_in_checkpoint(name, calls)
+        else:
+            served = self.active and not self._is_exact(name, calls)
+        if not served:
             return None
         if not calls.transporting:
             self._called.add(name)
@@ -274,6 +280,16 @@ class LayerwiseMechanism(Mechanism):
             return None
         calls.inputs[name] = given, (args, kwargs), service
         return with_first((args, kwargs), key, given.detach())
+
+    def _is_served_in_checkpoint(self, name: str, calls: _Calls) -> bool:
+        """Whether this call of a layer uses B; in the second run of a checkpointed part, as in its first run."""
+        around = checkpoints_around()
+        if around.second is None:
+            served = self.active and not self._is_exact(name, calls)
+        else:
+            served = self._in_checkpoints.next(around.second) is not None
+        self._in_checkpoints.note(around.first, True if served else None)
+        return served
 
     def _service(self, name: str, layer: nn.Module, call: Call) -> Service:
         """How to serve a layer; found out at its first call, and again when something about the layer has changed."""
