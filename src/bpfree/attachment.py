@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import config as dynamo
 
 from bpfree.checks import check_attachable, check_options, check_sample_axes, check_within, error_modules
 from bpfree.errors import (
@@ -161,6 +160,9 @@ def attach(
 
 def _let_compilers_see_hooks() -> None:
     """Let no code that was compiled for a model without hooks serve one of the same class that has a rule."""
+    # Imported here: it takes two seconds, and whoever asks for --help attaches nothing.
+    from torch._dynamo import config as dynamo
+
     # By default torch does not look whether modules have hooks now that had none when it compiled.
     if dynamo.skip_nnmodule_hook_guards:
         dynamo.skip_nnmodule_hook_guards = False

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree.axes.sites import Site, product
+from bpfree.compiled_code import outside_compiled_code
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
 from bpfree.forward_mode.tangents import Call, DualPass, Tangents, join, split
@@ -149,7 +150,7 @@ class Estimator:
         self._start: RunSnapshot | None = None
         self._keep = True
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_compiled_code
     def begin(self, call: Call, *, keep: bool) -> None:
         """Hear that a forward pass begins which :meth:`observe` will be asked about.
 
@@ -161,7 +162,7 @@ class Estimator:
         if keep:
             self.tape.record()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_compiled_code
     def observe(self, call: Call, groups: Sequence[Sequence[Site]], seed: int) -> list[Response]:
         """Run the pass that began once more for every group of taps, with perturbations drawn from ``seed``.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +17,7 @@ from torch.nn.parameter import is_lazy
 import bpfree.lab.models as builtin
 from bpfree.lab.argument_errors import in_one_line
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.settings import plain
 from bpfree.lab.signatures import FROM_DATA, arguments
 
 
@@ -42,6 +46,13 @@ class ModelSettings:
         Raises:
             SettingsError: There is no such class, or the arguments do not fit it.
         """
+        # In the text of an argument that is no plain value, a tuple say, something else would stand.
+        text = json.dumps(plain(self.init_args))
+        return (
+            copy.deepcopy(_described(self.class_path, text)) if json.loads(text) == self.init_args else self._describe()
+        )
+
+    def _describe(self) -> dict[str, Any]:
         _, parsed = self._parse(self.init_args, skip=FROM_DATA)
         shown = parsed.model.as_dict()
         return {"class_path": shown["class_path"], "init_args": shown.get("init_args", {})}
@@ -92,3 +103,8 @@ class ModelSettings:
             return parser, parser.parse_object({"model": {"class_path": self.full_path, "init_args": init_args}})
         except ArgumentError as error:
             raise SettingsError(f"--model {self.class_path}: {in_one_line(str(error), 'model')}") from error
+
+
+@functools.cache  # a table asks hundreds of times about a few models, and each answer takes a twentieth of a second
+def _described(class_path: str, init_args: str) -> dict[str, Any]:
+    return ModelSettings(class_path, json.loads(init_args))._describe()

@@ -24,6 +24,7 @@ from bpfree.lab.errors import DataError, RunError, WriteError
 from bpfree.lab.files import make_folder, read_json, write_json
 from bpfree.lab.glibc_heap import keep_freed_memory
 from bpfree.lab.model_settings import ModelSettings
+from bpfree.lab.progress import ShowProgress
 from bpfree.lab.quiet import quiet
 from bpfree.lab.settings import RunSettings, plain
 from bpfree.lab.summary import mean_cosine
@@ -32,7 +33,7 @@ from bpfree.lab.tasks.feed import Feed
 from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.records import EpochRecords, TrainingSeconds
 from bpfree.lab.tasks.visualize import find, visualized
-from bpfree.lab.terminal import Display, ShowProgress
+from bpfree.lab.terminal import Display
 from bpfree.lab.time_and_memory import peak_bytes, stored_bytes
 
 _WARM_STEPS = 3

@@ -6,8 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -119,25 +117,3 @@ class Display:
     def _picture(self) -> Group:
         last = "   ".join(f"{label} {self._metric.show(value)}" for label, value in self._last.items())
         return Group(self._bars, Text(f"last {self._measured_on} {self._metric.name}:  {last}" if last else ""))
-
-
-class ShowProgress(ProgressBar):
-    """Tells a :class:`Display` what Lightning does."""
-
-    def __init__(self, display: Display) -> None:
-        super().__init__()
-        self._display = display
-        self._resumed = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Training begins, anew or from a checkpoint."""
-        self._resumed = trainer.current_epoch > 0
-
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Pass it on."""
-        self._display.epoch_begins(trainer.current_epoch, resumed=self._resumed)
-        self._resumed = False
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Pass it on."""
-        self._display.step()

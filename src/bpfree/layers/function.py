@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bpfree.compiled_code import outside_compiled_code
 from bpfree.layers.first_argument import first_argument, with_first
 from bpfree.layers.kinds import InputGradient, input_gradient, is_computed, is_plain
 from bpfree.rerun.own_graphs import own_graphs
@@ -104,8 +105,7 @@ def function_gradient(layer: nn.Module, call: Call) -> InputGradient:
             weight = weight.to(grad.device, like)
             return _pull_back(exchanged(layer, weight), with_first(call, name, given), name, grad)
 
-    outside_compiled_code: InputGradient = torch.compiler.disable(gradient)  # type: ignore[no-untyped-call]
-    return outside_compiled_code
+    return outside_compiled_code(gradient)
 
 
 def parameter_gradients(layer: nn.Module, call: Call, signal: Tensor) -> list[tuple[str, Tensor]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.nn.parameter import is_lazy
 
+from bpfree.compiled_code import outside_compiled_code
 from bpfree.mechanisms.direct.forward_pass import modules_of
 from bpfree.mechanisms.direct.inspection import Inspection
 from bpfree.mechanisms.direct.pass_state import PassState
@@ -58,7 +58,7 @@ class FirstLook:
             self._inspect(kind, (args, kwargs))
         state.survey = self._surveys[kind]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_compiled_code
     def _inspect(self, kind: Any, call: Any) -> None:
         mechanism = self._mechanism
         inspection = Inspection(mechanism, call)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bpfree.compiled_code import outside_compiled_code
 from bpfree.mechanisms.autograd import MakeSignals, gradients_from_error, mark
 from bpfree.mechanisms.direct.delivery import ErrorHandler
 from bpfree.mechanisms.direct.forward_pass import Cut, StoredGraphPass
@@ -73,7 +74,7 @@ class WindowedPass(StoredGraphPass):
         self._entries.pop()
         return super()._give_back()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_compiled_code
     def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
         """The output as it is; its backward pass gives every parameter the gradient of its window."""
         below = {id(entry) for entry in self._entries}

@@ -20,6 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from bpfree.compiled_code import outside_compiled_code
 from bpfree.distributed import shared_out
 from bpfree.errors import OptionError
 from bpfree.finite import require_finite
@@ -161,7 +162,7 @@ class ForwardOnlyMechanism(Mechanism):
             places = [(holder, key, kept) for holder in self.plan.state.holders for key, kept in holder.tensors]
             return [holder.name(key) for holder, key, kept in places if kept.grad_fn is not None]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_compiled_code
     def _tell_of_kept(self, call: Call) -> None:
         """Tell of what a plain pass leaves in the model with a graph: a pass of this rule leaves it without."""
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bpfree.compiled_code import outside_compiled_code
 from bpfree.distributed import whole
 from bpfree.errors import OptionError, StateError
 from bpfree.feedback.random import derived_seed, draw
@@ -62,7 +63,7 @@ class WeightMirrorMechanism(LayerwiseMechanism):
             if self.feedback.numbers["passes"] > 1:
                 self._mirror(self._steps)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_compiled_code
     @torch.no_grad()
     def _mirror(self, steps: int) -> None:
         for _ in range(steps):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.axes.sites import Site
+from bpfree.compiled_code import outside_compiled_code
 from bpfree.distributed import average_over_ranks, ranks
 from bpfree.errors import BpfreeWarning, FeedbackDivergedError, OptionError, choice
 from bpfree.feedback.lazy_buffers import LazyBuffers, at_least_single
@@ -181,7 +182,7 @@ class LearnedMechanism(DirectMechanism):
                     self.norms[name] = self.feedback[name].detach().norm()
         return super()._remember(state, layout, outputs)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_compiled_code
     def _connect(
         self, call: PassState, run: TrainingPass, name: str, output: Tensor, *, first: bool, alone: bool
     ) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bpfree.axes.sites import Site
+from bpfree.compiled_code import outside_compiled_code
 from bpfree.feedback.spatial import Form
 from bpfree.forward_mode.estimate import Estimator, Observation, Perturbations, Response
 from bpfree.mechanisms.direct.delivery import PassMemory
@@ -93,7 +94,7 @@ class ObservingMechanism(DirectMechanism):
             self._observe(call, (args, kwargs))
         return output
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @outside_compiled_code
     def _observe(self, state: PassState, call: Any) -> None:
         groups, group_of = _grouped({name: memory for name, (memory, _) in state.memories.items()})
         with self.running(PassState(again=True)):
