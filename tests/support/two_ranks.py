@@ -30,7 +30,9 @@ def run_on_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[A
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = mp.get_context("spawn")
+    # One process imports what all need, and the others are copies of it: an import takes longer than most tests.
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["bpfree", "torch._dynamo", __name__])
     results = context.Queue()
     processes = [
         context.Process(target=_rank, args=(rank, count, port, results, function, args)) for rank in range(count)
