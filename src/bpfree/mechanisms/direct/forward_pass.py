@@ -183,7 +183,7 @@ class StoredGraphPass(TrainingPass):
 
     def _take(self, output: Tensor) -> Tensor:
         self._outputs.append(output)
-        if self.places[-1] not in self._soft:
+        if not self._is_gated():
             return output.detach()
         handed_on = gated(output)
         self._soft_taps.append(SoftTap.of(handed_on, output))
@@ -191,7 +191,11 @@ class StoredGraphPass(TrainingPass):
 
     def last_cut(self) -> Cut:
         """A tap that side terms use wants a gradient behind it."""
-        return gated if self.places[-1] in self._soft else detached
+        return gated if self._is_gated() else detached
+
+    def _is_gated(self) -> bool:
+        """Whether the last tap has a gate: where nothing below learns, a side term has no graph of its own either."""
+        return self.places[-1] in self._soft and self._outputs[-1].requires_grad
 
     def _require_graphs(self) -> None:
         """Raise TapOutputError for a tap's output that is a view and was written to: torch then loses its graph."""
