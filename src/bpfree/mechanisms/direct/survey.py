@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,14 +26,19 @@ def error_key(place: str, path: str) -> str:
     return ".".join(filter(None, (place, path)))
 
 
-def errors_of(output: Any) -> dict[str, Tensor]:
-    """The tensors of an output at which errors arrive, by path.
+def errors_of(output: Any, is_cut: Callable[[str, Tensor], bool]) -> dict[str, Tensor]:
+    """Return the tensors of an output at which errors arrive, by path.
 
-    Of several these are the floating point ones that have a graph and a batch dimension.
+    Of several these are the floating point ones that have a batch dimension, and a graph or ``is_cut``: they would have
+    a graph without the cuts.
     """
     if isinstance(output, Tensor):
         return {"": output} if output.is_floating_point() else {}
-    return {path: tensor for path, tensor in error_tensors(output).items() if tensor.requires_grad and tensor.dim()}
+    return {
+        path: tensor
+        for path, tensor in error_tensors(output).items()
+        if tensor.dim() and (tensor.requires_grad or is_cut(path, tensor))
+    }
 
 
 class SurveyPass(TappedRun):
@@ -85,7 +90,7 @@ class SurveyPass(TappedRun):
         """Mark the errors of one place."""
         self.reached.add(name)
         marks = {}
-        for path, tensor in errors_of(output).items():
+        for path, tensor in errors_of(output, lambda path, tensor: False).items():
             self.errors[error_key(name, path)] = tensor
             if tensor.requires_grad:
                 marks[path] = self.marks[error_key(name, path)] = mark(tensor)
