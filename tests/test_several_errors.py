@@ -178,6 +178,34 @@ def test_an_output_that_is_a_tap_needs_no_loss():
         torch.testing.assert_close(model.a.weight.grad, (e @ B["s"] * (1 - h * h)).T @ x)
 
 
+class Heads(nn.Module):
+    """Two heads above the same taps, whose segments keep numbers for their backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh())
+        self.policy, self.value = nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.trunk(x)
+        return self.policy(h), self.value(h)
+
+
+@pytest.mark.parametrize("options", [{}, {"error_at": ("policy", "value")}])
+def test_threads_let_a_segment_wait_for_all_errors(options):
+    found = []
+    for threads in (1, 2):
+        torch.manual_seed(0)
+        model, x, y = Heads(), torch.randn(10, 6), torch.randint(0, 3, (10,))
+        bpfree.attach(model, bpfree.DFA(), seed=0, threads=threads, **options)
+        for _ in range(3):
+            policy, value = model(x)
+            (F.cross_entropy(policy, y) + value.square().mean()).backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_losses_may_come_in_several_backward_calls():
     found = []
     for together in (True, False):

@@ -340,6 +340,7 @@ class DirectMechanism(Mechanism):
         alone = len(self.plan.errors) == 1 and isinstance(output, Tensor)
         if not alone:
             require_plain_pass(self.plan)
+            run.several = True
         connected: dict[str, Tensor] = {}
         for path, tensor in found.items():
             name, first = error_key(place, path), not connected and place == self.plan.error_name

@@ -16,7 +16,7 @@ from bpfree.error_values import error_tensors, replace_errors
 from bpfree.errors import ErrorPlacementError
 from bpfree.mechanisms.autograd import mark
 from bpfree.mechanisms.direct.final_activation import FinalActivation
-from bpfree.mechanisms.direct.forward_pass import Cut, TappedRun, modules_of
+from bpfree.mechanisms.direct.forward_pass import Cut, TappedRun
 from bpfree.mechanisms.direct.side_terms import has_nodes_in, nodes_below
 from bpfree.segments import Reach, graph_nodes
 
@@ -159,7 +159,7 @@ class Survey:
         sides = [tensor for _, tensor in tensors_in(returned) if tensor.requires_grad and id(tensor) not in marks]
         _require_no_loss(sides, found.errors, stops)
         kept = list(kept)
-        soft = modules_of(
+        soft = frozenset(
             place for term in (*sides, *kept) for node in nodes_below(term, stops) if (place := stops[node])
         )
         inner = Reach.of(*found.errors.values()).inner
@@ -167,8 +167,7 @@ class Survey:
         return cls(
             places=frozenset(found.places),
             below=below,
-            # A checkpoint's second run knows a tap's module, and not which of its calls it is.
-            soft=frozenset(place for place in used if modules_of((place,)) <= soft),
+            soft=soft,
             sides=is_returned or any(has_nodes_in(tensor, inner, exits) for tensor in kept),
             returned=is_returned,
             finals={key: final for key, tensor in found.errors.items() if (final := FinalActivation.of(tensor))},
