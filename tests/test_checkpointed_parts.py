@@ -79,6 +79,14 @@ class OneActivation(nn.Module):
         return self.head(self._part(lambda z: self.c(self.act(z)).sin() * self.act(z), h))
 
 
+class LastCallAlone(OneActivation):
+    """Of one module's three calls, the last is left alone: no layer is behind it."""
+
+    def forward(self, x):
+        h = self._part(lambda z: self.b(self.act(self.a(z))), x)
+        return self._part(lambda z: 2 * self.act(self.head(self.act(self.error(z)))), h)
+
+
 class ForceAbove(nn.Module):
     """Differentiates within its own pass, in the part that holds the tap: the part runs again inside the forward."""
 
@@ -106,6 +114,7 @@ MODELS = {
     "of the error's layer": (error_alone, {"error_at": "1.inner.0"}),
     "in each other": (nested, {}),
     "with one module": (OneActivation, {"error_at": "error"}),
+    "with one module at the end": (LastCallAlone, {}),
     "that differentiate": (ForceAbove, {}),
 }
 

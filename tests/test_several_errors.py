@@ -124,6 +124,88 @@ def test_every_tensor_that_the_model_returns_is_an_error(pack):
         torch.testing.assert_close(ours, expected, atol=1e-14, rtol=1e-10)
 
 
+class Hidden(nn.Module):
+    """Returns logits, and what ``of`` makes of the last tap's output: no layer is between them."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.a, self.s, self.b, self.t = nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh()
+        self.head, self.of = nn.Linear(8, 3), of
+
+    def forward(self, x):
+        h = self.t(self.b(self.s(self.a(x))))
+        return self.head(h), self.of(h)
+
+
+OF_TAP = {"the tap": lambda h: h, "twice the tap": lambda h: 2 * h}
+
+
+@pytest.mark.parametrize(
+    ("of", "verify"),
+    # Without the first look nothing shows that what is made of a tap's output depends on the model.
+    [("the tap", True), ("the tap", False), ("twice the tap", True)],
+)
+def test_an_error_at_a_named_taps_own_output(of, verify):
+    """At the tap itself it is that tap's exact signal; behind it the tap gets it by feedback, as all others do."""
+    torch.manual_seed(0)
+    model, x, y = Hidden(OF_TAP[of]), torch.randn(10, 6), torch.randint(0, 3, (10,))
+    attachment = bpfree.attach(model, bpfree.DFA(), taps=["s", "t"], verify=verify)
+    logits, hidden = model(x)
+    (F.cross_entropy(logits, y) + hidden.square().sum()).backward()
+    B = matrices(attachment, ("0", "1"))
+    with torch.no_grad():
+        h = torch.tanh(model.a(x))
+        k = torch.tanh(model.b(h))
+        e, f = (model.head(k).softmax(1) - F.one_hot(y, 3)) / 10, 2 * OF_TAP[of](k)
+        d = e @ B["0"]["t"] + (f if of == "the tap" else f @ B["1"]["t"])
+        torch.testing.assert_close(model.b.weight.grad, (d * (1 - k * k)).T @ h)
+        d = e @ B["0"]["s"] + f @ B["1"]["s"]
+        torch.testing.assert_close(model.a.weight.grad, (d * (1 - h * h)).T @ x)
+    assert ["1", "", "exact gradient", "b" if of == "the tap" else "nothing"] in attachment.mechanism.table()[1]
+
+
+def test_an_output_that_is_a_tap_needs_no_loss():
+    torch.manual_seed(0)
+    model, x, y = Hidden(OF_TAP["the tap"]), torch.randn(10, 6), torch.randint(0, 3, (10,))
+    attachment = bpfree.attach(model, bpfree.DFA(), taps=["s", "t"])
+    F.cross_entropy(model(x)[0], y).backward()
+    B = matrices(attachment, ("0", "1"))["0"]
+    with torch.no_grad():
+        h = torch.tanh(model.a(x))
+        k = torch.tanh(model.b(h))
+        e = (model.head(k).softmax(1) - F.one_hot(y, 3)) / 10
+        torch.testing.assert_close(model.b.weight.grad, (e @ B["t"] * (1 - k * k)).T @ h)
+        torch.testing.assert_close(model.a.weight.grad, (e @ B["s"] * (1 - h * h)).T @ x)
+
+
+class Heads(nn.Module):
+    """Two heads above the same taps, whose segments keep numbers for their backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh())
+        self.policy, self.value = nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.trunk(x)
+        return self.policy(h), self.value(h)
+
+
+@pytest.mark.parametrize("options", [{}, {"error_at": ("policy", "value")}])
+def test_threads_let_a_segment_wait_for_all_errors(options):
+    found = []
+    for threads in (1, 2):
+        torch.manual_seed(0)
+        model, x, y = Heads(), torch.randn(10, 6), torch.randint(0, 3, (10,))
+        bpfree.attach(model, bpfree.DFA(), seed=0, threads=threads, **options)
+        for _ in range(3):
+            policy, value = model(x)
+            (F.cross_entropy(policy, y) + value.square().mean()).backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_losses_may_come_in_several_backward_calls():
     found = []
     for together in (True, False):

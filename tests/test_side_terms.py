@@ -141,6 +141,43 @@ def test_a_term_made_in_a_checkpointed_part():
     torch.testing.assert_close(model.a.weight.grad, penalty_by_hand(model, x))
 
 
+class LookedAt(nn.Module):
+    """Keeps the mean square of its tap's output, also where nothing below the tap learns."""
+
+    def __init__(self, below, again):
+        super().__init__()
+        self.below, self.tap, self.head, self.again = below, nn.Tanh(), nn.Linear(6, 3), again
+        self.kept = None
+
+    def _part(self, x):
+        h = self.tap(self.below(x))
+        return h, h.square().mean()
+
+    def forward(self, x):
+        h, self.kept = checkpoint(self._part, x, use_reentrant=False) if self.again else self._part(x)
+        return self.head(h)
+
+
+BELOW = {
+    "inputs": nn.Identity,
+    "a frozen layer": lambda: nn.Linear(6, 6).requires_grad_(False),
+    "a layer": lambda: nn.Linear(6, 6),
+}
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("below", BELOW)
+def test_a_term_has_a_graph_where_it_has_one_without_the_rule(below, again):
+    torch.manual_seed(0)
+    model, x = LookedAt(BELOW[below](), again), torch.randn(5, 6)
+    with bpfree.attach(model, bpfree.DFA(), taps="tap"):
+        (model(x).square().sum() + model.kept).backward()
+        found = model.kept.requires_grad
+    assert found == (below == "a layer")
+    model(x)
+    assert model.kept.requires_grad == found
+
+
 def test_a_side_head_learns_from_its_own_loss():
     class Heads(nn.Module):
         def __init__(self):

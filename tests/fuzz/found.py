@@ -100,6 +100,20 @@ FOUND: dict[str, list[Case]] = {
         ("backpropagation", "full window", Model(parts=(Tied(),), output="two", error_at=True)),
         ("detach", "GrAPE, calibrated", Model(parts=HIDDEN, output="two")),
     ],
+    "C: a loss term kept on the module gets a graph where it has none without the rule": [
+        ("streaming", "DKP", Model(parts=(Shared((Extra("hook"),)),))),
+        ("outputs", "DFA", Model(parts=(Shared((Extra("hook"),)),))),
+        ("streaming", "DFA, ternary", Model(parts=(Extra("hook"), Extra(), *HIDDEN))),
+    ],
+    "C: of several outputs one is a named tap itself, or made of it alone: its loss teaches nothing": [
+        ("calls", "DRTP", Model(parts=(Recurrent(), Dense(kind="own")), output="object", call="nested", taps="linear")),
+        (
+            "calls",
+            "GrAPE, calibrated",
+            Model(parts=(Recurrent(), *HIDDEN), output="dict", call="keyword", taps="linear"),
+        ),
+        ("outputs", "DFA", Model(parts=(*HIDDEN, *HIDDEN), output="tuple", taps="leaves")),
+    ],
     "E: a subclass or hooked layer is taken for its plain map": [
         ("backpropagation", "B = W", Model(parts=(Dense(), Dense(kind="activated")))),
         ("backpropagation", "B = W", Model(parts=(Dense(), Dense(kind="extended")))),

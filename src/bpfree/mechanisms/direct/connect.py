@@ -47,8 +47,10 @@ def connect_error(
     if alone and tap is not None and tap == len(run.names) - 1:
         # The model ends in a tap (a final sigmoid, say): the error itself is that tap's exact gradient.
         output, tap = run.uncut(), None
-    elif tap is not None:
+    elif tap is not None and call.signals is None:
         output = run.outputs[tap]
+    else:  # signals that are given already hold what this error sends to the tap that it lies at
+        tap = None
     below = [number for number in _below(call, run, name, alone=alone) if number != tap]
     call.errors[name] = output
     if not below:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from torch.nn.parameter import is_lazy
 
 from bpfree.compiled_code import outside_compiled_code
-from bpfree.mechanisms.direct.forward_pass import modules_of
 from bpfree.mechanisms.direct.inspection import Inspection
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.survey import Survey
@@ -47,9 +46,12 @@ class FirstLook:
             VerificationError: The model would learn something else than the rule says.
         """
         mechanism, plan = self._mechanism, self._mechanism.plan
-        if not plan.verify or plan.is_stage or mechanism.recomputing():
+        if not plan.verify or plan.is_stage:
             return
         kind = kind_of_call(plan.model, args, kwargs)
+        if mechanism.recomputing():  # a checkpoint around the model: it is cut as in its first run
+            state.survey = self._surveys.get(kind)
+            return
         state.first = kind not in self._surveys
         if state.first:
             if any(map(is_lazy, plan.parameters)):
@@ -91,10 +93,7 @@ class FirstLook:
         plan = self._mechanism.plan
         if plan.explicit:
             return frozenset()
-        # A checkpoint's second run knows a tap's module, and not which of its calls it is.
-        elsewhere = modules_of(survey.places - survey.flat)
-        flat = {tap for tap in survey.flat if tap.partition("#")[0] not in elsewhere}
-        return frozenset(tap for tap in flat if not has_frozen_behind(plan.model, tap))
+        return frozenset(tap for tap in survey.flat if not has_frozen_behind(plan.model, tap.partition("#")[0]))
 
     def describe(self) -> list[str]:
         """Return what the attachment's table says of taps that are left alone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -19,11 +19,6 @@ from bpfree.segments import Reach
 
 Cut: TypeAlias = Callable[[Tensor], Tensor]
 """Maps a tap's output to what the tap hands on. It must hold no pass: it lasts longer."""
-
-
-def modules_of(places: Iterable[str]) -> frozenset[str]:
-    """The tap modules whose calls these are."""
-    return frozenset(place.partition("#")[0] for place in places)
 
 
 class TappedRun(ABC):
@@ -82,6 +77,7 @@ class TrainingPass(TappedRun):
         versions: How often they had been written to; None where a compiled graph lets nothing be overwritten.
         handed_on: What the taps gave to the layers behind them.
         fetching: Whether a side term fetches its gradient from this pass's graph.
+        several: Whether several errors are taken: the taps may get signals from each of them.
     """
 
     def __init__(self) -> None:
@@ -91,6 +87,7 @@ class TrainingPass(TappedRun):
         self.versions: list[int | None] = []
         self.handed_on: list[Tensor] = []
         self.fetching = Fetching()
+        self.several = False
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hear with which arguments the model begins; (args, kwargs) where it is to begin with others."""
@@ -183,7 +180,7 @@ class StoredGraphPass(TrainingPass):
 
     def _take(self, output: Tensor) -> Tensor:
         self._outputs.append(output)
-        if self.places[-1] not in self._soft:
+        if not self._is_gated():
             return output.detach()
         handed_on = gated(output)
         self._soft_taps.append(SoftTap.of(handed_on, output))
@@ -191,7 +188,11 @@ class StoredGraphPass(TrainingPass):
 
     def last_cut(self) -> Cut:
         """A tap that side terms use wants a gradient behind it."""
-        return gated if self.places[-1] in self._soft else detached
+        return gated if self._is_gated() else detached
+
+    def _is_gated(self) -> bool:
+        """Whether the last tap has a gate: where nothing below learns, a side term has no graph of its own either."""
+        return self.places[-1] in self._soft and self._outputs[-1].requires_grad
 
     def _require_graphs(self) -> None:
         """Raise TapOutputError for a tap's output that is a view and was written to: torch then loses its graph."""

@@ -332,7 +332,7 @@ class DirectMechanism(Mechanism):
         run.reached.add(place)
         if len(run.reached) == len(self.plan.errors):
             run.close()
-        found = errors_of(output)
+        found = errors_of(output, partial(_is_error, call, run, place))
         if not found:
             raise not_a_tensor(self.plan, output)
         if twice:
@@ -340,6 +340,7 @@ class DirectMechanism(Mechanism):
         alone = len(self.plan.errors) == 1 and isinstance(output, Tensor)
         if not alone:
             require_plain_pass(self.plan)
+            run.several = True
         connected: dict[str, Tensor] = {}
         for path, tensor in found.items():
             name, first = error_key(place, path), not connected and place == self.plan.error_name
@@ -530,6 +531,13 @@ class DirectMechanism(Mechanism):
         for key in {key.removeprefix(start).partition(".")[0] for key in state_dict if key.startswith(start)}:
             self.of_error(name_of(key), first=False)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _is_error(call: PassState, run: TrainingPass, place: str, path: str, tensor: Tensor) -> bool:
+    """Return whether a tensor among several is an error although cuts have left it without a graph."""
+    if call.survey is None:
+        return run.ends_in_tap(tensor) is not None
+    return bool(call.survey.below.get(error_key(place, path)))
 
 
 def _close(call: PassState) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from bpfree.error_values import error_tensors, replace_errors
 from bpfree.errors import ErrorPlacementError
 from bpfree.mechanisms.autograd import mark
 from bpfree.mechanisms.direct.final_activation import FinalActivation
-from bpfree.mechanisms.direct.forward_pass import Cut, TappedRun, modules_of
+from bpfree.mechanisms.direct.forward_pass import Cut, TappedRun
 from bpfree.mechanisms.direct.side_terms import has_nodes_in, nodes_below
 from bpfree.segments import Reach, graph_nodes
 
@@ -26,14 +26,19 @@ def error_key(place: str, path: str) -> str:
     return ".".join(filter(None, (place, path)))
 
 
-def errors_of(output: Any) -> dict[str, Tensor]:
-    """The tensors of an output at which errors arrive, by path.
+def errors_of(output: Any, is_cut: Callable[[str, Tensor], bool]) -> dict[str, Tensor]:
+    """Return the tensors of an output at which errors arrive, by path.
 
-    Of several these are the floating point ones that have a graph and a batch dimension.
+    Of several these are the floating point ones that have a batch dimension, and a graph or ``is_cut``: they would have
+    a graph without the cuts.
     """
     if isinstance(output, Tensor):
         return {"": output} if output.is_floating_point() else {}
-    return {path: tensor for path, tensor in error_tensors(output).items() if tensor.requires_grad and tensor.dim()}
+    return {
+        path: tensor
+        for path, tensor in error_tensors(output).items()
+        if tensor.dim() and (tensor.requires_grad or is_cut(path, tensor))
+    }
 
 
 class SurveyPass(TappedRun):
@@ -85,7 +90,7 @@ class SurveyPass(TappedRun):
         """Mark the errors of one place."""
         self.reached.add(name)
         marks = {}
-        for path, tensor in errors_of(output).items():
+        for path, tensor in errors_of(output, lambda path, tensor: False).items():
             self.errors[error_key(name, path)] = tensor
             if tensor.requires_grad:
                 marks[path] = self.marks[error_key(name, path)] = mark(tensor)
@@ -154,7 +159,7 @@ class Survey:
         sides = [tensor for _, tensor in tensors_in(returned) if tensor.requires_grad and id(tensor) not in marks]
         _require_no_loss(sides, found.errors, stops)
         kept = list(kept)
-        soft = modules_of(
+        soft = frozenset(
             place for term in (*sides, *kept) for node in nodes_below(term, stops) if (place := stops[node])
         )
         inner = Reach.of(*found.errors.values()).inner
@@ -162,8 +167,7 @@ class Survey:
         return cls(
             places=frozenset(found.places),
             below=below,
-            # A checkpoint's second run knows a tap's module, and not which of its calls it is.
-            soft=frozenset(place for place in used if modules_of((place,)) <= soft),
+            soft=soft,
             sides=is_returned or any(has_nodes_in(tensor, inner, exits) for tensor in kept),
             returned=is_returned,
             finals={key: final for key, tensor in found.errors.items() if (final := FinalActivation.of(tensor))},

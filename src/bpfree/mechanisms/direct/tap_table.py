@@ -37,7 +37,7 @@ class TapTable:
         if torch.compiler.is_compiling():
             return
         plan = self._mechanism.plan
-        kind = (tuple(run.places), tuple(call.errors), plan.learning)
+        kind = (tuple(run.places), tuple(call.errors), plan.learning, call.signals is None)
         if kind not in self._segments:
             ends = {name: run.ends(output) for name, output in call.errors.items()}
             below = next(iter(ends.values()))[:-1]

@@ -111,7 +111,7 @@ class ThreadedPass(StoredGraphPass):
         """The output as it is; its backward pass runs the segments."""
         # Where nothing above the last tap learns, there is no graph that the others could be started from. With several
         # errors a segment has to wait for all of them.
-        if output.device.type != "cpu" or not output.requires_grad or len(taps) < len(self.outputs):
+        if output.device.type != "cpu" or not output.requires_grad or self.several:
             return super().connect(output, handler, taps, just_in_time=just_in_time)
         choice, kind = self._choice, (tuple(self.names), self._learning)
         if not choice.knows(kind):
