@@ -15,6 +15,8 @@ from bpfree.mechanisms.direct.mechanism import DirectMechanism
 from bpfree.rerun.snapshot import preserved
 
 CLASSES = 3
+TIMES = 20
+"""Draws of an estimate in one pass."""
 
 
 def mlp(width=9, depth=3, activation=nn.Tanh):
@@ -147,16 +149,20 @@ def estimates(model, x, draws, kind="normal", **options):
     """G of every tap for ``draws`` seeds, shape ``(draws, c, m)``."""
     rule = bpfree.FDFA(perturbations=kind, feedback=bpfree.Feedback(shared=False, modes=options.pop("modes", None)))
     attachment = bpfree.attach(model, rule, **options)
-    model(x)
     mechanism: DirectMechanism = attachment.mechanism
     estimator, found = Estimator(mechanism.plan, kind, rule.feedback.form), []
-    for seed in range(draws):
-        estimator.begin(((x,), {}), keep=True)
-        (response,) = estimator.observe(((x,), {}), [mechanism.sites], seed)
+    # Every row has perturbations of its own: the same batch several times over is as many draws in one pass.
+    repeated = x.repeat(TIMES, *[1] * (x.dim() - 1))
+    model(repeated)
+    for seed in range(draws // TIMES):
+        estimator.begin(((repeated,), {}), keep=True)
+        (response,) = estimator.observe(((repeated,), {}), [mechanism.sites], seed)
         seen = response.observation(mechanism.sites[0].error.of(response.tangents[0][""], CLASSES), mechanism.sites)
-        found.append([seen.change.T @ v / len(v) for v in seen.perturbations])
+        rows = seen.change.unflatten(0, (TIMES, -1))
+        found.append([rows.mT @ v.unflatten(0, (TIMES, -1)) / rows.shape[1] for v in seen.perturbations])
+    model(x)
     attachment.detach()
-    return [torch.stack(parts) for parts in zip(*found, strict=True)], mechanism.sites
+    return [torch.cat(parts) for parts in zip(*found, strict=True)], mechanism.sites
 
 
 def mean_jacobian(J, rows, c):
