@@ -97,11 +97,11 @@ def current_weight(layer: nn.Module) -> Tensor | None:
 def function_gradient(layer: nn.Module, call: Call) -> InputGradient:
     """The gradient of the input of this ``call`` through the layer's own forward function, run with B."""
     name, given = first_argument(layer, *call)
-    given, surroundings = given.detach(), Autocast.now({"cpu", given.device.type})
+    given, precisions = given.detach(), Autocast.now({"cpu", given.device.type})
     like = layer.weight.dtype if isinstance(layer.weight, Tensor) and not is_computed(layer) else None
 
     def gradient(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        with surroundings.restored():
+        with precisions.restored():
             weight = weight.to(grad.device, like)
             return _pull_back(exchanged(layer, weight), with_first(call, name, given), name, grad)
 
