@@ -1,4 +1,4 @@
-"""How well a rule's signals agree with backpropagation's, tap by tap."""
+"""The alignment of a rule's signals with those of backpropagation, tap by tap."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ class AlignmentReport:
 
 @dataclass
 class _Pass:
-    """What one forward and backward pass showed at the taps, and at other layers."""
+    """The tensors that one forward and backward pass showed at the taps, and at other layers."""
 
     names: list[str] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
     error: Tensor | None = None
-    above: bool = False  # whether the pass under way has reached the error's place
+    above: bool = False  # whether the pass has reached the error's place
     jacobians: dict[str, Tensor] = field(default_factory=dict)
 
     def at(self, taps: Container[str]) -> dict[str, Tensor]:
@@ -249,11 +249,11 @@ def _observe(
 
 
 def _arriving(attachment: Attachment, loss: Tensor, outputs: list[Tensor]) -> Sequence[Tensor | None]:
-    """What comes down to the outputs."""
+    """Return the gradients that arrive at the outputs."""
     mechanism: Any = attachment.mechanism
     if mechanism.plan.window == 1 or not mechanism.active:
         return torch.autograd.grad(loss, outputs, allow_unused=True)
-    # Windows end in parameters and not in the taps' outputs. What is above the error, or ends the model, is in neither.
+    # With a window, gradients arrive at parameters, not at the taps' outputs. Modules above the error have neither.
     learners = [parameter for parameter in attachment.model.parameters() if parameter.requires_grad]
     found: Sequence[Tensor | None] = torch.autograd.grad(loss, [*outputs, *learners], allow_unused=True)[: len(outputs)]
     carried = [*mechanism.passes.carried, *[None] * (len(outputs) - len(mechanism.passes.carried))]

@@ -170,7 +170,7 @@ def _let_compilers_see_hooks() -> None:
 
 
 def _run_once(attachment: Attachment, inputs: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> None:
-    """One forward pass that leaves buffers, counters and random state as they were."""
+    """Run one forward pass, and put buffers, counters and random state back."""
     model = attachment.model
     with preserved(model, attachment), attachment.fixed(), torch.enable_grad():
         if isinstance(inputs, Mapping):

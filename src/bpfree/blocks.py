@@ -37,7 +37,7 @@ def warn_of_left_out_blocks(found: Mapping[Any, Sequence[str]], names: Iterable[
 
 
 def _is_cut_at_ten(family: Mapping[int, str], chosen: Container[str]) -> bool:
-    """Whether all numbers below ten are chosen, of a list that has several of these."""
+    """Return whether several numbers are below ten, and all of these are chosen."""
     below = [name for number, name in family.items() if number < 10]
     return len(below) > 1 and all(name in chosen for name in below)
 
@@ -81,7 +81,7 @@ def patterns_for(family: Sequence[str], names: Iterable[str]) -> list[str]:
 
 
 def _common(names: Sequence[str]) -> str:
-    """What all names begin with."""
+    """Return the longest beginning that all names share."""
     first, last = min(names), max(names)
     end = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return first[:end]

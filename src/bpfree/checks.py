@@ -1,4 +1,4 @@
-"""What ``attach()`` refuses: options that mean nothing, and modules that are not there."""
+"""The checks of ``attach()``: it refuses options that mean nothing, and modules that do not exist."""
 
 from __future__ import annotations
 

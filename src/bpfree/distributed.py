@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def ranks() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -27,7 +27,7 @@ def average_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether ``model``, or a part of it, has been given to ``fully_shard``."""
+    """Return whether ``model``, or a part of it, has been given to ``fully_shard``."""
     return any(hasattr(module, "set_requires_gradient_sync") for module in model.modules())
 
 

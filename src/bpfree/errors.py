@@ -1,4 +1,4 @@
-"""What can be wrong, and what to do about it.
+"""The library's exceptions and warnings.
 
 Every exception raised on purpose derives from :class:`BpfreeError`, every warning is a :class:`BpfreeWarning`. The
 message names the tap, layer, file or option concerned and says what to do.
@@ -27,7 +27,7 @@ class TapSelectionError(BpfreeError, ValueError):
 
 
 class TapOutputError(BpfreeError, TypeError):
-    """A tap's output is not a floating point tensor, so no teaching signal can be delivered to it."""
+    """A tap's output is not a floating point tensor, so it cannot receive a signal."""
 
 
 class TapShapeError(BpfreeError, ValueError):

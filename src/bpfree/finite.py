@@ -27,7 +27,7 @@ _LATE = ("cuda", "xpu")
 
 
 def may_overflow(error: Tensor) -> bool:
-    """Whether a rule must live with NaN or infinity in dL/do, or in what came with it: nobody has looked yet."""
+    """Return whether a rule must expect NaN or infinity in dL/do: in float16, or if nobody has checked it yet."""
     return error.dtype == torch.float16 or not _is_at_hand(error)
 
 
@@ -65,7 +65,7 @@ def _is_finite(numbers: Tensor) -> bool:
 
 
 def _is_captured() -> bool:
-    """Whether kernels are recorded for a CUDA graph, and none of them runs."""
+    """Return whether kernels are being recorded for a CUDA graph, so that none of them runs."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 

@@ -1,4 +1,4 @@
-"""State of the pass under way, one for each thread: an attached model may be evaluated while it trains."""
+"""State of the running pass, one for each thread: an attached model may be evaluated while it trains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ State = TypeVar("State")
 class PerThread(Generic[State]):
     """One ``State`` for each thread, made when the thread first asks for it.
 
-    A copy, by ``copy`` or ``pickle``, begins empty: a pass that is under way is not part of what is saved.
+    A copy, by ``copy`` or ``pickle``, begins empty: a running pass is not saved.
 
     Args:
         make: Makes a new state.

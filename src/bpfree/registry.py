@@ -1,4 +1,4 @@
-"""Which attachments there are: found by model, by a part of one, or by what holds one."""
+"""The registry of attachments: found by model, by a part of a model, or by a module that holds a model."""
 
 from __future__ import annotations
 

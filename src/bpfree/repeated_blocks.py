@@ -1,4 +1,4 @@
-"""Which modules of a model are its repeated blocks, and where its head is: by structure alone, nothing is run."""
+"""The repeated blocks of a model, and its head: found by structure alone, nothing is run."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _SMALL = 0.1
 
 @dataclass(frozen=True)
 class Head:
-    """What lies above the last block.
+    """The part of a model above the last block.
 
     Attributes:
-        name: The last module with a weight matrix; with parameters, if none has a matrix.
+        name: The last module with a weight matrix; if none has a matrix, the last one with parameters.
         outputs: The number of its outputs; 0 without a matrix.
-        below: The module with parameters before it, where the head gives one number for each word of the model's
+        below: The module with parameters before the head, if the head gives one number for each word of the model's
             vocabulary: the error has fewer numbers there, and the head is trained exactly. None for other heads.
     """
 
@@ -150,7 +150,7 @@ def _opened(member: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Whether a module holds weight matrices in submodules of its own."""
+    """Return whether a module holds weight matrices in submodules."""
     return next(module.children(), None) is not None and _has_matrix(module)
 
 
@@ -167,7 +167,7 @@ def _matrix(module: nn.Module) -> Tensor | None:
 
 
 def _is_vocabulary(model: nn.Module, matrix: Tensor) -> bool:
-    """Whether ``matrix``, (outputs, inputs), has a row for each word that the model embeds, and more rows than columns.
+    """Return whether ``matrix``, (outputs, inputs), has a row for each embedded word, and more rows than columns.
 
     A classifier of two classes may have the shape of a small embedding, such as that of token types.
     """

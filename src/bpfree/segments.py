@@ -1,4 +1,4 @@
-"""Which layers learn from which tap, read off the graph of one forward pass."""
+"""The layers that learn from each tap, read from the graph of one forward pass."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bpfree.tabulate import fold_names
 
 @dataclass(frozen=True)
 class Segments:
-    """What lies between the taps.
+    """The layers between the taps.
 
     Attributes:
         learners: For every call of a tap, in forward order, the layers that its signal reaches.
-        exact: The same for every error.
-        remarks: What a user should know: layers reached by several signals, layers reached by none.
+        exact: For every error, the layers that it reaches itself.
+        remarks: Remarks for the user on layers reached by several signals, and on layers reached by none.
     """
 
     learners: Mapping[str, str]
@@ -84,18 +84,18 @@ def graph_nodes(*roots: Tensor, stops: Collection[Any] = ()) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Reach:
-    """How far a backward pass gets.
+    """The part of a graph that a backward pass reaches.
 
     Attributes:
         leaves: The leaf tensors that it would reach, each once.
-        inner: The nodes of the graph on its way.
+        inner: The nodes of the graph that it passes.
     """
 
     leaves: list[Tensor]
     inner: set[Any]
 
     def without(self, leaves: Sequence[Tensor]) -> Reach:
-        """The same without these leaves."""
+        """Return the same without these leaves."""
         left_out = set(leaves)
         return Reach([leaf for leaf in self.leaves if leaf not in left_out], self.inner)
 

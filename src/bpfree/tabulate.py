@@ -66,7 +66,7 @@ def _longest_repeat(rows: Sequence[_Split], start: int) -> tuple[int, int]:
 
 
 def _is_next(rows: Sequence[_Split], start: int, period: int, repeats: int) -> bool:
-    """Whether the block at ``start`` comes once more after ``repeats`` times."""
+    """Return whether the block at ``start`` comes once more after ``repeats`` times."""
     first, second, here = start, start + period, start + period * repeats
     if here + period > len(rows):
         return False
@@ -74,7 +74,7 @@ def _is_next(rows: Sequence[_Split], start: int, period: int, repeats: int) -> b
 
 
 def _is_alike(first: _Split, second: _Split, row: _Split, steps: int) -> bool:
-    """Whether ``row`` is ``first`` with those numbers ``steps`` larger that are one larger in ``second``."""
+    """Return whether ``row`` is ``first``, with ``steps`` added to the numbers that are one larger in ``second``."""
     if [len(cell) for cell in first] != [len(cell) for cell in row]:
         return False
     if all(a == b for a, b in zip(first[0], second[0], strict=False)):

@@ -1,4 +1,4 @@
-"""Where feedback enters: choosing the modules whose outputs receive a teaching signal."""
+"""The choice of taps: the modules whose outputs receive a signal."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def select_taps(model: nn.Module, taps: TapChoice, prefix: str = "") -> dict[str
 
 
 def tensor_keys(taps: TapChoice, chosen: Mapping[str, nn.Module]) -> dict[str, Key]:
-    """Where the tap's tensor is in what each of the ``chosen`` modules returns; only those for which it was said.
+    """Return the place of the tap's tensor in the outputs of the ``chosen`` modules, for those where it was given.
 
-    Of several entries of a mapping that match one module the last counts.
+    If several entries of a mapping match one module, the last one counts.
 
     Raises:
-        TapSelectionError: A place is none.
+        TapSelectionError: A place is not a valid one.
     """
     keys = {name: module.output for name, module in chosen.items() if isinstance(module, Tap)}
     if isinstance(taps, Mapping):
@@ -110,7 +110,7 @@ def _nonlinearities(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def nothing_to_tap(model: nn.Module) -> TapSelectionError:
-    """What is raised where a rule needs taps, none are named, and the model has no non-linearity modules."""
+    """Make the error for a rule that needs taps if none are named and the model has no non-linearity modules."""
     place = _place(model)
     kinds = fold_names(f"{name} ({type(module).__name__})" for name, module in model.named_children())
     what = f"It has {_listed(kinds)}." if kinds else "It has no submodules at all."

@@ -1,7 +1,8 @@
-"""Which axis of a tensor is its channels, read off the graph of what made it.
+"""The axis of a tensor's channels, read from the graph that made the tensor.
 
-A convolution, a pooling or a batch normalization has them at axis 1, a product with weights, an embedding or a layer
-normalization at the last one. Element by element nothing changes; views and transpositions are followed.
+After a convolution, a pooling or a batch normalization the channels are axis 1; after a product with weights, an
+embedding or a layer normalization they are the last axis. Operations on single elements do not change this; views and
+transpositions are followed.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _said(step: Step) -> int | None:
 
 
 def _is_weight(node: Any) -> bool:
-    """Whether a factor is a parameter, or what a linear layer makes of its weight."""
+    """Return whether a factor is a parameter, or a view of one, as linear layers make it."""
     if node is not None and _kind(node) == "T":
         return True
     while node is not None and not hasattr(node, "variable") and _kind(node) in _OF_WEIGHTS:
@@ -92,7 +93,7 @@ def _below(step: Step) -> Iterator[Step]:
 
 
 def _places(step: Step, number: int, below: tuple[int, ...]) -> tuple[int | None, ...]:
-    """Where each axis of a node's input lies in the tensor asked about."""
+    """Return, for each axis of a node's input, its place in the tensor that was asked about."""
     node, shape, places = step
     kind, gone = _kind(node), len(below) - len(shape)
     if kind == "T" or kind.startswith("Transpose"):

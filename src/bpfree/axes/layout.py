@@ -1,4 +1,4 @@
-"""Which axes of the error and of each tap are samples, which are positions, and which are features."""
+"""The roles of the axes of the error and of each tap: samples, positions, or features."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Place:
 
     @property
     def channels_last(self) -> bool:
-        """Whether the channels are known to be the last axis."""
+        """True if the channels are known to be the last axis."""
         return self.channels_at == len(self.shape) - 1
 
     def positions(self, rows: Sequence[int]) -> tuple[int, ...]:
@@ -60,7 +60,7 @@ def numbered(names: Sequence[str]) -> list[str]:
 
 
 def _calls(names: Sequence[str]) -> tuple[list[int], dict[str, int]]:
-    """Which call of its module each is, and how many calls of each module there are."""
+    """Return the number of each call among the calls of its module, and the number of calls of each module."""
     # A plain dictionary: the compiler follows it.
     counts: dict[str, int] = {}
     numbers = []
@@ -192,7 +192,7 @@ def _error_axes(plan: Plan, error: Place, taps: Sequence[Place], lengths: set[st
 
 
 def _depth(plan: Plan, tap: Place, rows: tuple[int, ...], lengths: set[str]) -> int:
-    """How many of ``rows`` a tap has."""
+    """Return how many of ``rows`` a tap has."""
     axes = _asked(plan, tap)
     axes = _shared(tap, rows, lengths) if axes is None else axes
     return 2 if _is_step(tap, axes, rows) else len(axes)
@@ -274,7 +274,7 @@ def _no_samples(tap: Place, error: Place, rows: ErrorRows) -> TapShapeError:
 
 
 def _is_step(tap: Place, axes: tuple[int, ...], rows: tuple[int, ...]) -> bool:
-    """Whether a tap is called once for each step of the error's second row axis, which it does not have itself."""
+    """Return whether a tap lacks the error's second row axis, and is called once for each step of it instead."""
     return len(axes) == 1 and len(rows) > 1 and tap.calls == rows[1]
 
 
@@ -291,7 +291,7 @@ def _site(plan: Plan, tap: Place, axes: tuple[int, ...], rows: ErrorRows) -> Sit
 
 
 def _channel(tap: Place, of_features: Sequence[int]) -> int:
-    """Which of the axes of features is the channels: in doubt the last of a sequence, the first of maps."""
+    """Return which of the axes of features is the channels: in doubt the last of a sequence, the first of maps."""
     if tap.channels_at in of_features:
         return of_features.index(tap.channels_at)
     return 1 if len(of_features) == 2 else 0

@@ -1,7 +1,7 @@
-"""How a signal lies in memory: as the tap's output does, like every gradient that autograd makes.
+"""The memory format of signals: that of the tap's output, as for every gradient that autograd makes.
 
-Channels last, a segment's backward pass would otherwise meet signals in order and activations that are not: poolings
-then copy all they touch, and a LeNet's step takes up to 1.3 times as long.
+Otherwise, with channels last, a segment's backward pass would mix contiguous signals with activations that are not:
+poolings then copy all their tensors, and a step of a LeNet takes up to 1.3 times as long.
 """
 
 from __future__ import annotations

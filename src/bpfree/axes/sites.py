@@ -1,4 +1,4 @@
-"""One place that feedback reaches: which numbers of a tap's output are rows, and which are features."""
+"""A place that feedback reaches: it says which axes of a tap's output are rows, and which are features."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ErrorRows:
-    """Which axes of the error number its rows.
+    """The axes of the error that number its rows.
 
     Attributes:
-        shape: Their sizes, the samples first: ``(N,)`` or, for sequences, ``(N, T)``.
-        axes: Where they lie.
+        shape: The sizes of these axes, the samples first: ``(N,)`` or, for sequences, ``(N, T)``.
+        axes: The numbers of these axes in the error.
     """
 
     shape: tuple[int, ...]
     axes: tuple[int, ...]
 
     def of(self, error: Tensor, c: int) -> Tensor:
-        """A tensor of the error's shape as rows ``(prod(shape), c)``."""
+        """Return a tensor of the error's shape as rows ``(prod(shape), c)``."""
         return leading(error, self.axes).reshape(-1, c)
 
     def restore(self, rows: Tensor, like: Tensor) -> Tensor:
@@ -34,16 +34,16 @@ class ErrorRows:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which rows of the error belong to one row of a tap that has fewer of them.
+    """Assigns rows of the error to the rows of a tap that has fewer rows.
 
     A tap without an axis of the error (a conditioning vector beside tokens, the tokens of an encoder of another length)
-    gets the *sum* over it: that is the derivative of a loss by what all tokens share. A tap that is called once
-    for each step of a loop over time gets the error of that step.
+    gets the *sum* over that axis, which is the derivative of a loss with respect to a value that all tokens share. A
+    tap that is called once for each step of a loop over time gets the error of that step.
 
     Attributes:
         error: The sizes of the error's row axes.
-        kept: How many of them, the first ones, the tap has.
-        step: Which step of the second one this call of the tap is; None where there are no steps.
+        kept: The number of these axes, from the first, that the tap has too.
+        step: The step along the second row axis that this call of the tap belongs to; None if there are no steps.
     """
 
     error: tuple[int, ...]
@@ -79,16 +79,16 @@ class Site:
     """One place that feedback reaches in one forward pass.
 
     Attributes:
-        name: The tap module's name in the model; from its second call on with ``#2``, ``#3``, ... behind it.
+        name: The tap module's name in the model, with ``#2``, ``#3``, ... from its second call on.
         module: The tap module's name alone: calls of one module have one feedback.
         batch: The sizes of the axes that it shares with the error, in the error's order: ``(N,)`` or, for
             sequences, ``(N, T)``.
-        features: What is left, n_l numbers for each of the ``prod(batch)`` rows.
+        features: The sizes of the other axes: n_l numbers for each of the ``prod(batch)`` rows.
         error: The rows of the error.
-        axes: Where ``batch`` lies in the tap's output.
+        axes: The numbers of the ``batch`` axes in the tap's output.
         channel: Which of ``features`` is the channels; the others are positions.
         positions_share: Whether one row of B serves all positions, however many there are.
-        step: For a tap inside a loop over time, called once for each step of the error: which step this is.
+        step: The step of this call, for a tap inside a loop over time that is called once for each step of the error.
     """
 
     name: str
@@ -113,14 +113,14 @@ class Site:
 
     @property
     def pairing(self) -> Pairing | None:
-        """Which rows of the error belong to the tap's rows; None where they are the same ones."""
+        """The assignment of the error's rows to the tap's rows; None if they are the same."""
         if self.batch == self.error.shape:
             return None
         return Pairing(self.error.shape, len(self.batch), self.step)
 
     @property
     def arrangement(self) -> Arrangement:
-        """How rows of features become a tensor of the tap's shape."""
+        """The arrangement that turns rows of features into a tensor of the tap's shape."""
         return Arrangement((*self.batch, *self.features), self.axes)
 
     def rows_of(self, output: Tensor) -> Tensor:
@@ -129,24 +129,24 @@ class Site:
 
 
 class Arrangement(NamedTuple):  # compared in every pass, and a tuple is quicker at it
-    """How rows of features become a tensor of a tap's shape.
+    """Turns rows of features into a tensor of a tap's shape.
 
     Attributes:
         shape: The rows' sizes and the features'.
-        axes: Where the rows lie in the tensor.
+        axes: The axes of the rows in the tensor.
     """
 
     shape: tuple[int, ...]
     axes: tuple[int, ...]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Rows ``(prod(batch), n_l)`` as such a tensor."""
+        """Return rows ``(prod(batch), n_l)`` as a tensor of that shape."""
         grid = rows.view(self.shape)
         return grid if self.leads else grid.movedim(tuple(range(len(self.axes))), self.axes)
 
     @property
     def leads(self) -> bool:
-        """Whether the rows are the tensor's first axes."""
+        """True if the rows are the tensor's first axes."""
         return self.axes == tuple(range(len(self.axes)))
 
     def like(self, rows: Tensor, format: torch.memory_format) -> Tensor:

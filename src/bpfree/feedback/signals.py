@@ -16,15 +16,15 @@ Images: TypeAlias = Callable[..., "Tensor | None"]
 
 
 class Signals(Sequence["Tensor | None"]):
-    """One signal ``(N, n_l)`` a tap, made when it is asked for.
+    """One signal ``(N, n_l)`` per tap, made when it is asked for.
 
-    Taps with the same key (matrix and form, say) get the same tensor, which is dropped when the last of them has it:
-    one for each of them, or all widths at once, would cost more memory than backpropagation takes.
+    Taps with the same key (the same matrix and form, for example) get the same tensor. It is dropped when the last of
+    these taps has got it: a tensor for each tap, or all widths at once, would need more memory than backpropagation.
 
     Args:
         make: Makes a signal from its key.
-        keys: One a tap.
-        images: Makes it as a tap with channels last wants it.
+        keys: One key per tap.
+        images: Makes a signal in the memory format channels last.
     """
 
     def __init__(

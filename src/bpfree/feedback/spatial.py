@@ -1,4 +1,4 @@
-"""What the numbers of one row of B stand for: single features, or a few spatial modes of every channel."""
+"""The forms of a row of B: one number per feature, or a few spatial modes of every channel."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bpfree.axes.sites import product
 
 
 class Form(NamedTuple):  # compared in every pass, and a tuple is quicker at it
-    """How one row of B_l, n_l numbers, is made of ``size`` coefficients.
+    """The form of one row of B_l: n_l numbers, made of ``size`` coefficients.
 
     Without ``positions`` a coefficient is a feature, and ``size`` is n_l. With them a row is a map over channels and
     positions, each channel's a sum of the ``modes`` lowest cosine modes, and ``size`` is channels x modes. The modes
     are orthonormal, so signals, norms and inner products are those of the coefficients.
 
-    ``channel`` says where among the features the channels lie: 0 for ``(channels, *positions)``.
+    ``channel`` is the axis of the channels among the features: 0 for ``(channels, *positions)``.
     """
 
     size: int
@@ -54,7 +54,7 @@ class Form(NamedTuple):  # compared in every pass, and a tuple is quicker at it
 
     @property
     def channels_first(self) -> bool:
-        """Whether the channels lie before all positions."""
+        """True if the channels lie before all positions."""
         return self.channel == 0
 
     def expand(self, coefficients: Tensor) -> Tensor:

@@ -35,13 +35,13 @@ _SIGNS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1) * 2 - 1  # the 8 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one estimating pass saw of one error.
+    """The observation of one error in one estimating pass.
 
     Attributes:
         change: odot, shape ``(N, c)``: the tangent where the error is taken, sum_l J_l v_l for every row of the error.
-        perturbations: One a tap, in forward order, shape ``(N, m_l)``: the coefficients of v_l (for feedback that has
-            a number for every feature, v_l itself). Behind a streaming pass each is drawn again when it is asked for.
-        sites: Those taps.
+        perturbations: One per tap, in forward order, shape ``(N, m_l)``: the coefficients of v_l (for feedback that has
+            a number for every feature, v_l itself). After a streaming pass each is drawn again when it is asked for.
+        sites: The taps.
     """
 
     change: Tensor
@@ -62,13 +62,13 @@ def _correlation(rows: Tensor, v: Tensor, site: Site) -> Tensor:
 
 @dataclass(frozen=True)
 class Response:
-    """How the errors' places answered in one estimating pass.
+    """The response of the errors' places in one estimating pass.
 
     Attributes:
-        tangents: For each module where an error is taken the tangents of its output by path; empty where it was not
-            reached.
-        perturbations: One a tap, as an observation has them.
-        sites: Those taps.
+        tangents: For each module where an error is taken, the tangents of its output by path; empty if the pass did not
+            reach it.
+        perturbations: One per tap, as in an observation.
+        sites: The taps.
     """
 
     tangents: Sequence[Tangents]
@@ -76,7 +76,7 @@ class Response:
     sites: Sequence[Site]
 
     def observation(self, change: Tensor, taps: Sequence[Site]) -> Observation:
-        """What was seen of the error with this ``change``, one row a row of the error, and of the ``taps`` below it."""
+        """Return the observation of the error with this ``change``, ``(N, c)``, and of the ``taps`` below it."""
         numbers = {site.name: number for number, site in enumerate(self.sites)}
         if list(numbers) == [site.name for site in taps]:
             return Observation(change, self.perturbations, self.sites)
@@ -96,14 +96,14 @@ def perturbation(shape: tuple[int, int], kind: Perturbations, like: Tensor, gene
 
 @dataclass(frozen=True)
 class Draw:
-    """One tap's perturbation, as it can be drawn again.
+    """The recipe of one tap's perturbation, by which it can be drawn again.
 
     Attributes:
         shape: ``(N, m_l)``.
-        kind: What it is drawn from.
-        seed: With which seed.
-        dtype: In which precision.
-        device: Where.
+        kind: The distribution.
+        seed: The seed.
+        dtype: The precision.
+        device: The device.
     """
 
     shape: tuple[int, int]

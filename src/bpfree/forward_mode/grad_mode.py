@@ -20,7 +20,7 @@ _silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 def rules_are_silent() -> bool:
-    """Whether a pass is under way from which no rule is to learn, although gradients are on."""
+    """Return whether a pass is running from which no rule must learn, although gradients are on."""
     return _silent.get()
 
 

@@ -49,7 +49,7 @@ class SurrogateJvps:
         self._served: list[FunctionClass] = []
 
     def serve(self, function: FunctionClass) -> None:
-        """From the next pass on, give ``function`` a jvp made of its backward."""
+        """Give ``function``, from the next pass on, a jvp made of its backward."""
         self._served.append(function)
 
     @contextmanager
@@ -143,7 +143,7 @@ def _unaliased(output: Any, inputs: Sequence[Any], dirty: Sequence[Tensor]) -> A
 
 
 class _Note:
-    """What a function's forward leaves for its jvp."""
+    """The values that a function's forward leaves for its jvp."""
 
     def __init__(self, ctx: Any, inputs: Sequence[Any]) -> None:
         self.moves = tuple(map(_has_tangent, inputs))
@@ -166,7 +166,7 @@ class _Context:
 
     @property
     def saved_tensors(self) -> tuple[Tensor | None, ...]:
-        """What was saved for backward, as constants."""
+        """The tensors saved for backward, as constants."""
         return tuple(None if tensor is None else tensor.detach() for tensor in vars(self)["saved"])
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
@@ -286,7 +286,7 @@ def _diagonal(
 
 
 def _is_diagonal(backward: _Transposed, one: Tensor, directions: Sequence[Tensor | None]) -> bool:
-    """Whether backward(s) = backward(1) * s, for random signs s: any other entry of J would show but by chance."""
+    """Return whether backward(s) = backward(1) * s for random signs s: other entries of J would almost surely show."""
     generator = torch.Generator(one.device).manual_seed(0)
     signs = torch.empty_like(one).bernoulli_(generator=generator) * 2 - 1
     for plain, signed, v in zip(backward([one.detach()]), backward([signs]), directions, strict=False):

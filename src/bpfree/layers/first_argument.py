@@ -1,4 +1,4 @@
-"""Which argument of a call is the first one, however it was given."""
+"""The first argument of a call, given by position or by name."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ Call: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Service:
-    """How a layer's input gets its signal.
+    """The method by which a layer's input gets its signal.
 
     Attributes:
         way: ``"formula"``: by the known gradient of its kind, with B. ``"function"``: through the layer's own forward
@@ -48,7 +48,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def circumstances_of(layer: nn.Module, call: Call) -> Any:
-    """What a layer's forward function may depend on besides tensors: its class, its own attributes, its arguments."""
+    """Return what a layer's forward function may depend on besides tensors: class, own attributes, arguments."""
     kind = type(layer)
     if "forward" not in vars(layer) and kind.__module__.startswith("torch.nn.modules."):
         return kind
@@ -177,7 +177,7 @@ def _copied(module: nn.Module, *, hooked: bool = True) -> nn.Module:
 
 
 def _own(value: Any, module: nn.Module, twin: nn.Module) -> Any:
-    """What the copy has for an attribute of the module: nothing that both could change, and no way back to it."""
+    """Return the copy's value of an attribute of the module: it shares nothing that both could change."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, (list, dict, set, deque)):
@@ -227,7 +227,7 @@ class _Trial:
         return Service("formula" if self._is_formula() else "function")
 
     def _is_formula(self) -> bool:
-        """Whether the known gradient holds, whatever else the layer keeps: adapters may begin at zero, masks at one."""
+        """Return whether the known gradient holds for other tensors too: adapters may begin at zero, masks at one."""
         twin = exchanged(self._layer, self._weight)
         for tensor in _tensors(twin):
             if tensor is self._weight:
@@ -273,7 +273,7 @@ def _tensors(twin: nn.Module) -> Iterator[Tensor]:
 
 
 def precision(dtype: torch.dtype, device: torch.device) -> float:
-    """How far two ways to one number may lie apart, relative to it: three quarters of the digits agree."""
+    """Return the relative difference allowed between two computations of a number: 3/4 of the digits must agree."""
     # TF32 has ten bits.
     eps = 2.0**-10 if device.type == "cuda" and dtype == torch.float32 else float(torch.finfo(dtype).eps)
     return math.pow(eps, 0.75)

@@ -1,7 +1,7 @@
-"""How long a schedule takes, on paper: from the times of the stages to makespan, bubble and stored activations.
+"""Simulate a schedule: compute makespan, bubble and stored activations from the times of the stages.
 
-Every stage does its work in the order that the runtime has (:mod:`bpfree.pipeline.order`), each piece as soon as the
-stage is free and what it needs has come. There is no randomness: the same times give the same answer.
+Every stage works in the order of the runtime (:mod:`bpfree.pipeline.order`). Each piece of work begins as soon as the
+stage is free and its inputs have come. There is no randomness: the same times give the same answer.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from bpfree.tabulate import tabulate
 
 @dataclass(frozen=True)
 class StageTimes:
-    """What one micro-batch costs one stage, in any unit of time (the same everywhere).
+    """The times of one micro-batch in one stage, in any unit (the same everywhere).
 
     Attributes:
         forward: The forward pass; in the last stage with the loss.
         input_gradient: Backpropagation's gradient of the stage's input.
         weight_gradient: The gradients of its parameters.
-        local: What a stage does once the error has come: the projections and its segments' own backward passes. None:
-            as long as ``weight_gradient``, as where every segment is one layer.
+        local: The work of a stage after the error has come: the projections and its segments' own backward passes.
+            None: as long as ``weight_gradient``, which is right if every segment is one layer.
     """
 
     forward: float = 1.0
@@ -40,7 +40,7 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class Transfers:
-    """How long one micro-batch's tensors are under way; stages work meanwhile.
+    """The times to send one micro-batch's tensors; stages work meanwhile.
 
     Attributes:
         activation: From a stage to the next.
@@ -55,7 +55,7 @@ class Transfers:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a schedule comes to.
+    """The result of a simulated schedule.
 
     Attributes:
         schedule: Its name.
@@ -74,7 +74,7 @@ class Outcome:
 
 
 class Work(IntEnum):
-    """What a stage does to one micro-batch."""
+    """The kinds of work of a stage on one micro-batch."""
 
     FORWARD = 0
     BACKWARD = 1
@@ -93,14 +93,14 @@ _FREES = (Work.BACKWARD, Work.WEIGHT, Work.LOCAL)
 
 @dataclass
 class _Progress:
-    """How far every stage has come.
+    """The progress of every stage.
 
     Attributes:
         S: The number of stages.
-        M: Micro-batches a batch.
+        M: The number of micro-batches in a batch.
         total: Micro-batches in all.
         stage: 0 to S - 1, shape ``(S,)``, int64.
-        counts: How many micro-batches each kind of work is done for, shape ``(5, S)``, int64.
+        counts: For each kind of work, the number of micro-batches that it is done for, shape ``(5, S)``, int64.
     """
 
     S: int
@@ -110,12 +110,12 @@ class _Progress:
     counts: Tensor
 
     def of(self, work: Work) -> Tensor:
-        """How many micro-batches this work is done for, by stage."""
+        """Return the number of micro-batches that this work is done for, by stage."""
         return self.counts[work]
 
 
 Order: TypeAlias = Callable[[_Progress], Tensor]
-"""What each stage does next, shape ``(S,)``; for stages that have done everything it is not asked."""
+"""The next kind of work of each stage, shape ``(S,)``; it is not asked for stages that have finished."""
 
 
 def _gpipe(at: _Progress) -> Tensor:
@@ -158,7 +158,7 @@ def simulate(
     Args:
         times: One entry a stage, the first stage first.
         micro_batches: M, the micro-batches of one batch.
-        transfers: How long tensors are under way; None: not at all.
+        transfers: The times to send tensors; None for no time at all.
         staleness: How many updates the asynchronous schedule may lag behind.
 
     Returns:
@@ -207,7 +207,7 @@ class _Paper:
         columns = [_durations(stage) for stage in times]
         self.durations = torch.tensor(columns, dtype=torch.float64).T
         own, last = self.stage, self.S - 1
-        # What each kind of work waits for: whose work, which, and how long the result is under way.
+        # For each kind of work, what it waits for: whose work, which kind, and the time to send the result.
         self.source = torch.stack([own - 1, own + 1, own + 1, own, torch.full_like(own, last)]).clamp(0, last)
         self.source_work = torch.tensor([Work.FORWARD, Work.BACKWARD, Work.INPUT, Work.INPUT, Work.FORWARD])
         under_way = [transfers.activation, transfers.gradient, transfers.gradient, 0.0, transfers.error]
@@ -236,7 +236,7 @@ class _Paper:
         return Outcome(name, time, self.M / time, 1 - busy / (self.S * time), stored)
 
     def _run(self, order: Order, total: int, works: Sequence[Work]) -> tuple[dict[Work, Tensor], int]:
-        """When each stage ends each piece of work, by its kind ``(S, total)``; the most micro-batches stored."""
+        """Return by kind the times ``(S, total)`` at which work ends, and the most micro-batches stored."""
         at = _Progress(self.S, self.M, total, self.stage, torch.zeros(len(Work), self.S, dtype=torch.int64))
         rows = torch.tensor([works.index(work) if work in works else 0 for work in Work])
         ended = torch.full((len(works), self.S, total), math.nan, dtype=torch.float64)

@@ -188,13 +188,13 @@ class StageAttachment(Attachment):
 
 
 class Elsewhere(nn.Module):
-    """Where the error is taken, as seen from a stage before the last one: in another process.
+    """The error's place for a stage before the last one: the error is taken in another process.
 
-    At the end of the stage's forward pass it gives a stand-in of the error's shape, which the mechanism takes for the
-    output. The gradient of the result is the error, and runs the stage's segments.
+    At the end of the stage's forward pass it returns a stand-in of the error's shape, which the mechanism uses as the
+    output. The gradient of the result is the error, and it runs the stage's segments.
 
     Args:
-        stage: How messages name the stage.
+        stage: The name of the stage in messages.
     """
 
     def __init__(self, stage: str) -> None:

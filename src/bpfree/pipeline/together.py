@@ -1,4 +1,4 @@
-"""What all processes do together: if one of them fails, all of them raise, and none waits for the others."""
+"""Actions of all processes together: if one of them fails, all raise, and none waits for the others."""
 
 from __future__ import annotations
 

@@ -113,14 +113,14 @@ class CalibratedMechanism(ForwardLearnedMechanism):
 
     @property
     def _calibrating(self) -> bool:
-        """Whether the pass that has begun is backpropagation's; whoever measures the rule sees none of these."""
+        """True if the pass that has begun is plain backpropagation; measurements of the rule see no such pass."""
         return not self._fixed and self.averages.numbers["passes"] % self.rule.calibrate == 0
 
     def _is_wanted(self, state: PassState) -> bool:
         return super()._is_wanted(state) and not self._calibrating
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
-        """Also says how often weights are transported."""
+        """Return the table with a remark on how often weights are transported."""
         header, rows, remarks = super().table()
         share = 1 / self.rule.calibrate
         remark = f"Weight transport: one step in {self.rule.calibrate} ({share:.2%}) is plain backpropagation."

@@ -20,10 +20,10 @@ _NEGLIGIBLE = 1e-3
 
 
 def bound(dtype: torch.dtype) -> float:
-    """How far two ways of computing the same numbers may lie apart, relative to these.
+    """Return the difference allowed between two computations of the same numbers, relative to these numbers.
 
-    The square root of the precision, for rounding adds up over layers and rows and never to more than that; a tenth for
-    half precision.
+    It is the square root of the precision, because rounding adds up over layers and rows, but never to more than that;
+    for half precision it is a tenth.
     """
     return min(math.sqrt(torch.finfo(dtype).eps), 0.1)
 

@@ -1,4 +1,4 @@
-"""Whether a second run of the model gives what the first one gave, and leaves what it found."""
+"""Check that a second run of the model gives the same numbers as the first, and changes no state."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_second_run(plan: Plan, arguments: tuple[tuple[Any, ...], Mapping[str, 
 def _outputs(
     plan: Plan, arguments: tuple[tuple[Any, ...], Mapping[str, Any]], snapshot: RunSnapshot
 ) -> list[tuple[nn.Module, Fingerprint]]:
-    """What the modules give, in the order in which they return, as far as the error's place."""
+    """Return fingerprints of the modules' outputs, in the order in which they return, up to the error's place."""
     args, kwargs = arguments
     seen: list[tuple[nn.Module, Fingerprint]] = []
     with snapshot.restored(plan.model), torch.no_grad(), _watched(plan, seen), suppress(StopForward):
