@@ -157,7 +157,7 @@ def assemble(
 
 
 def _data_settings(options: CompareOptions, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What was done to images; how other data were read stands among their facts."""
+    """Return how images were prepared; for other data, their facts say how they were read."""
     if "normalization" not in data:
         return {"name": options.data}
     shown = {"name": options.data, "validation": options.validation, "normalization": data["normalization"]}

@@ -1,4 +1,4 @@
-"""Where a measurement was made."""
+"""The machine and the software of a measurement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import bpfree
 
 
 def device() -> str:
-    """Where runs compute: on a GPU if there is one."""
+    """Return the device of runs: a GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

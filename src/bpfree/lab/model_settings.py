@@ -23,7 +23,7 @@ from bpfree.lab.signatures import FROM_DATA, arguments
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model is built.
+    """The choice of a model and its arguments.
 
     Args:
         class_path: Import path of any ``nn.Module``, or the name of one in :mod:`bpfree.lab.models`.

@@ -109,7 +109,7 @@ _TRUST = "Let a configuration file run the code that it names. Read it first: wh
 
 
 def add_options(parser: Parser, kind: type[Any]) -> None:
-    """One option a field of the dataclass ``kind``; help texts are its documentation. And ``--config`` for YAML.
+    """Add one option for each field of the dataclass ``kind``, with help texts from its docstring, and ``--config``.
 
     A field that is called ``name`` is an argument without a name.
     """
@@ -172,7 +172,7 @@ def _parts(argument: str) -> list[str]:
 
 
 def _configured(path: str | None) -> dict[str, Any]:
-    """What a configuration file says; nothing where it cannot be read, which the parser tells."""
+    """Return the content of a configuration file; nothing if it cannot be read: then the parser reports the error."""
     try:
         return dict(_load(Path(path).read_text(encoding="utf-8"))) if path else {}
     except (OSError, ValueError, TypeError, yaml.YAMLError):

@@ -1,4 +1,4 @@
-"""What a run says beside its progress: not Lightning's remarks, and bpfree's own once."""
+"""The messages of a run beside its progress: no remarks of Lightning, and those of bpfree once."""
 
 from __future__ import annotations
 

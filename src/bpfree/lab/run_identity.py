@@ -27,13 +27,13 @@ LATER_SETTINGS: dict[str, Any] = {
     "alignment": "every",
     "visualize": None,
 }
-"""Setting of a run -> what runs did before it came."""
+"""For each later setting of a run, the value that earlier runs had without it."""
 LATER_INSIDE: dict[tuple[str, ...], Any] = {
     ("rule", "decayed"): None,
     ("rule", "rule", "feedback", "spread"): 0,
     ("rule", "rule", "feedback", "max_bytes"): 4 * 2**30,
 }
-"""The same of settings inside others, by the way to them."""
+"""The same for settings inside others, by the path to them."""
 LATER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "bpfree.lab.models.MLP": {
         "negative_slope": 0.01,
@@ -43,7 +43,7 @@ LATER_ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "bpfree.lab.models.CNN": {"batch_norm": False, "input_dropout": 0.0, "conv_dropout": 0.0, "dropout": 0.0},
 }
-"""Model -> its argument -> what it did before that came."""
+"""For each model its later arguments, with the values that earlier runs had without them."""
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,17 +58,17 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_inside(settings: dict[str, Any]) -> dict[str, Any]:
-    for (*way, name), value in LATER_INSIDE.items():
-        settings = _left_out(settings, way, name, value)
+    for (*path, name), value in LATER_INSIDE.items():
+        settings = _left_out(settings, path, name, value)
     return settings
 
 
-def _left_out(settings: Any, way: list[str], name: str, value: Any) -> Any:
-    """``settings`` without the one of this name at the end of a way, if it has this value."""
+def _left_out(settings: Any, path: list[str], name: str, value: Any) -> Any:
+    """Return ``settings`` without the setting ``name`` at the end of ``path``, if it has this value."""
     if not isinstance(settings, Mapping):
         return settings
-    if way:
-        first, *rest = way
+    if path:
+        first, *rest = path
         return {**settings, first: _left_out(settings[first], rest, name, value)} if first in settings else settings
     return _without(settings, {name: value})
 

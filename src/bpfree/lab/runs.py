@@ -42,11 +42,11 @@ _PICTURES = dict.fromkeys(("filters", "filters_shape", "embedding"))  # what a r
 
 @dataclass(frozen=True)
 class Places:
-    """Where one run keeps its files.
+    """The places of one run's files.
 
     Attributes:
-        record: The result; it is there when the run has finished, and never before.
-        checkpoint: The state after the last complete epoch; that of the one before it is kept beside it.
+        record: The result; it exists when the run has finished, and never before.
+        checkpoint: The state after the last complete epoch; that of the epoch before is kept beside it.
         folder: The run's logs, and its checkpoint.
     """
 
@@ -62,7 +62,7 @@ class Places:
         return cls(directory / f"{name}.json", folder / "last.ckpt", folder)
 
     def checkpoints(self) -> list[Path]:
-        """What an interrupted run has left to continue from, the latest first."""
+        """Return the checkpoints that an interrupted run has left, the latest first."""
         return [path for path in (self.checkpoint, previous(self.checkpoint)) if path.is_file()]
 
 

@@ -1,4 +1,4 @@
-"""From single runs to one line a rule."""
+"""The summary of runs: one line per rule."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ REFERENCE, CONTROL = "BP", "Shallow"
 def summarize(
     runs: Sequence[Mapping[str, Any]], labels: Sequence[str], metric: Metric = CLASSIFICATION.metric
 ) -> list[dict[str, Any]]:
-    """One entry a label, in the order of ``labels``; labels without runs are left out.
+    """Return one entry per label, in the order of ``labels``; labels without runs are left out.
 
-    The metric is the mean over seeds and its sample standard deviation (None for one seed); both are None where a
-    seed's number is not finite, because a mean of the others would hide that. ``recovery`` is
-    (rule - control) / (BP - control), the part of what backpropagation gains over the frozen control; of perplexity it
-    is that of its logarithm, the loss. Times and
-    memory are medians over seeds; ``time_relative_to_bp`` is the median of the ratios to BP of the same seed.
+    The metric is the mean over seeds and its sample standard deviation (None for one seed); both are None if a seed's
+    number is not finite, because a mean of the others would hide that. ``recovery`` is
+    (rule - control) / (BP - control), the rule's part of backpropagation's gain over the frozen control; for
+    perplexity it is computed from the logarithm, which is the loss. Times and memory are medians over seeds;
+    ``time_relative_to_bp`` is the median of the ratios to BP of the same seed.
     Alignment is each tap's mean over seeds, after the last epoch.
     """
     groups = {label: [run for run in runs if run["label"] == label] for label in labels}

@@ -1,4 +1,4 @@
-"""What is seen while runs go on."""
+"""The display in the terminal while runs go on."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def _profiled(step: Callable[[], object]) -> profile:
 
 
 def stored_bytes(module: nn.Module) -> int:
-    """What the parameters and buffers of ``module`` take, in bytes; of a rule's attachment, the feedback."""
+    """Return the bytes of the parameters and buffers of ``module``; for an attachment, the bytes of the feedback."""
     return sum(tensor.numel() * tensor.element_size() for tensor in [*module.parameters(), *module.buffers()])
 
 
@@ -91,10 +91,10 @@ def _allocations(step: Callable[[], object]) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How long one thing takes compared with another.
+    """The time of a subject relative to that of a reference.
 
     Attributes:
-        median: Of subject / reference over the pairs.
+        median: The median of subject / reference over the pairs.
         lower: The first quartile of that ratio.
         upper: The third quartile.
         subject_seconds: Median time of the subject.
@@ -157,7 +157,7 @@ def _pair(
 
 
 def seconds(call: Callable[[], object], synchronize: Callable[[], object] = lambda: None) -> float:
-    """How long one call takes, in seconds."""
+    """Return the seconds of one call."""
     synchronize()
     start = time.perf_counter()
     call()
@@ -174,12 +174,12 @@ def clock(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class InputShare:
-    """What feeding a network costs.
+    """The time of a network's input compared with a step.
 
     Attributes:
         input_seconds: Median time to get one batch.
         step_seconds: Median time of one step.
-        share: The part of both together that the input takes.
+        share: The input's part of the sum of both.
     """
 
     input_seconds: float

@@ -16,7 +16,7 @@ _TRIES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is done to training images, each time anew; by default nothing. Images keep their size.
+    """The random changes of training images, drawn anew each time; by default none. Images keep their size.
 
     Args:
         crop_padding: Random crop (He et al. 2016 on CIFAR: 4): the image is put in a black frame of this many pixels,
@@ -45,7 +45,7 @@ class Augmentation:
             raise SettingsError("--augmentation: give crop_padding or resized_crop_scale, not both.")
 
     def __bool__(self) -> bool:
-        """Whether anything is done."""
+        """Return whether images are changed at all."""
         return bool(self.crop_padding or self.flip or self.resized_crop_scale)
 
 

@@ -94,7 +94,7 @@ class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         samples: Normalized images.
-        augmentation: What is done to them.
+        augmentation: Their random changes.
         black: What a black pixel is in each channel, ``(channels,)``.
         seed: With the batch's number, it determines what is drawn.
     """

@@ -1,4 +1,4 @@
-"""What the two CIFAR data sets share: pickled batches of 3 x 32 x 32 images, from a folder or the publisher's archive.
+"""Reading the two CIFAR data sets: pickled batches of 3 x 32 x 32 images, from a folder or the publisher's archive.
 
 Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
 """
@@ -32,7 +32,7 @@ class Archive:
 
     Attributes:
         name: The data set's name.
-        title: What messages call it.
+        title: Its name in messages.
         file: The archive's name.
         sha256: Its checksum.
         folder: The folder in it.
@@ -49,7 +49,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Pickled:
-    """What is in a file, its place, and its checksums."""
+    """The content of a file, its path, and its checksums."""
 
     path: Path
     entries: dict[str, Any]
@@ -139,7 +139,7 @@ def joined(parts: Sequence[tuple[Tensor, Tensor]], normalization: Normalization)
 
 
 def origin(archive: Archive, files: Mapping[str, Pickled]) -> str:
-    """What a report says of the files: the same images come in other containers too, so this is told, not refused."""
+    """Return a report's words on the files. The same images come in other containers too: that is told, not refused."""
     others = [name for name, file in files.items() if file.md5 != archive.md5[name]]
     if not others:
         return PUBLISHED

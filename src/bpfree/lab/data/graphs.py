@@ -1,4 +1,4 @@
-"""What a graph is here: features, classes and edges of its nodes, and which nodes are learned from."""
+"""Graphs: features, classes and edges of the nodes, and the nodes that are learned from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Split: TypeAlias = Literal["public", "stratified"]
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSettings:
-    """How a graph is read.
+    """The options for reading a graph.
 
     Args:
         split: Which nodes are learned from: the published ones (20 a class for training, 500 for validation, 1,000 for

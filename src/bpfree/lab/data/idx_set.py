@@ -18,7 +18,7 @@ from bpfree.lab.errors import DataError
 
 @dataclass(frozen=True)
 class Original:
-    """One published file: SHA-256 of the .gz file and of what is in it."""
+    """One published file: SHA-256 of the .gz file and of its unpacked content."""
 
     packed: str
     raw: str
@@ -34,7 +34,7 @@ class IdxSet:
         files: File name without .gz -> the published file.
         mirrors: Addresses that the files' names are put behind, in the order in which they are tried.
         subfolders: Where the files may lie below the folder that the user names, beside that folder itself.
-        normalization: What is done to the pixels.
+        normalization: The normalization of the pixels.
         installed: A folder where a system's package puts the files.
     """
 

@@ -30,7 +30,7 @@ def parse_pickle(content: bytes, name: str) -> dict[str, Any]:
 
     Args:
         content: The file's bytes.
-        name: How to call the file in messages.
+        name: The name of the file in messages.
 
     Raises:
         DataError: No complete pickle, no dictionary, or something in it that is neither plain nor an array of bytes.
@@ -42,11 +42,11 @@ def parse_pickle(content: bytes, name: str) -> dict[str, Any]:
 
 
 def unpickled(content: bytes, name: str, kinds: Collection[str]) -> Any:
-    """What is in ``content``: a plain value, an array, or a dictionary of them; a sparse matrix comes as :class:`Csr`.
+    """Return the value in ``content``: plain, an array, or a dictionary of these; a sparse matrix as :class:`Csr`.
 
     Args:
         content: The file's bytes.
-        name: How to call the file in messages.
+        name: The name of the file in messages.
         kinds: numpy's codes of the types that arrays may have.
 
     Raises:

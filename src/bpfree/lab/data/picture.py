@@ -1,4 +1,4 @@
-"""One picture from a file, as red, green and blue between 0 and 255, however the file has them."""
+"""One picture from a file, as red, green and blue between 0 and 255, from any format of the file."""
 
 from __future__ import annotations
 

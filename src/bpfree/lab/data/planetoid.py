@@ -45,14 +45,14 @@ class Citations:
 
     Attributes:
         title: Its name, and that of its folder.
-        checksums: Part -> SHA-256 of the published file, or the identifier that git gives it (40 digits).
+        checksums: For each part the SHA-256 of the published file, or its git identifier (40 digits).
     """
 
     title: str
     checksums: Mapping[str, str]
 
     def file(self, part: str) -> str:
-        """The name of a part's file."""
+        """Return the name of a part's file."""
         return f"ind.{self.title.lower()}.{part}"
 
 
@@ -176,7 +176,7 @@ def _part(path: Path, content: bytes, kind: str) -> Any:
 
 
 def _neighbours(graph: dict[Any, Any]) -> bool:
-    """Whether this is, of every node, the list of its neighbours, and anybody has one."""
+    """Return whether this holds a list of neighbours for every node, and at least one list is not empty."""
     lists = list(graph.values())
     if len({id(found) for found in lists}) < len(lists):  # more edges than the file has bytes
         return False

@@ -1,4 +1,4 @@
-"""What is done to images beyond reading them: their size, and the numbers that their pixels become."""
+"""The preparation of images after reading: their size, and the normalization of their pixels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bpfree.lab.errors import SettingsError
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """How images are read.
+    """The options for reading images.
 
     Args:
         size: Height and width in pixels; by default those of the files, and 224 for a folder of pictures.
-        mean: What is subtracted from pixels between 0 and 1, one number a channel; by default the data set's mean.
-        std: What they are divided by then; by default the data set's standard deviation.
+        mean: The numbers to subtract from pixels between 0 and 1, one per channel; by default the data set's mean.
+        std: The numbers to divide by then, one per channel; by default the data set's standard deviation.
     """
 
     size: int | None = None
@@ -35,7 +35,7 @@ class ImageSettings:
             raise SettingsError(f"--images.std {self.std}: standard deviations are above 0.")
 
     def normalization(self, default: Normalization) -> Normalization:
-        """What is done to pixels whose data set suggests ``default``.
+        """Return the normalization of pixels whose data set suggests ``default``.
 
         Raises:
             SettingsError: There are more or fewer numbers than channels.

@@ -1,4 +1,4 @@
-"""What a data set is here: two sets of images, and what is known about them."""
+"""Data sets of images: two sets of images, and the facts about them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Normalization(NamedTuple):
 
     @property
     def black(self) -> Tensor:
-        """What a black pixel is in each channel, ``(channels,)``."""
+        """Return the value of a black pixel in each channel, ``(channels,)``."""
         return -torch.tensor(self.mean) / torch.tensor(self.std)
 
 

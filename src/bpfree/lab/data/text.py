@@ -25,11 +25,11 @@ MeasuredOn: TypeAlias = Literal["validation", "test"]
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """How text is read.
+    """The options for reading text.
 
     Args:
         vocabulary: The number of tokens; they are learned from the training file.
-        context: Tokens a sequence.
+        context: The number of tokens in a sequence.
         measured_on: The file that perplexity is measured on. Choose settings on validation, then measure once on test.
     """
 
@@ -197,7 +197,7 @@ def checksums(data_dir: Path, settings: TextSettings | None = None) -> dict[str,
 
 
 def _files(folder: Path, settings: TextSettings) -> list[Path]:
-    """What is trained on, and what is measured on."""
+    """Return the file to train on, and the file to measure on."""
     return [_find(folder, part) for part in ("train", "valid" if settings.measured_on == "validation" else "test")]
 
 

@@ -1,4 +1,4 @@
-"""What the convolutional networks share: stages of layers, and how images lie in memory."""
+"""The base of the convolutional networks: stages of layers, and the memory format of images."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class MLP(nn.Sequential):
 
     @staticmethod
     def suggested_taps(batch_norm: BatchNorm = False, **_: object) -> tuple[str, ...] | None:
-        """Where the papers put feedback: behind batch normalization, or (None) behind every non-linearity."""
+        """Return the papers' taps: every batch normalization, or None for every non-linearity."""
         return ("norm*",) if batch_norm else None
 
 

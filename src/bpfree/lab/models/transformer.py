@@ -131,7 +131,7 @@ class CausalAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, h: Tensor) -> Tensor:
-        """What each token gathers from itself and those before it."""
+        """Return for each token the weighted values of itself and of the tokens before it."""
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.into(h).chunk(3, dim=2))
         dropout = self.dropout if self.training else 0.0
         gathered = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)

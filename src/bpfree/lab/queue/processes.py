@@ -48,7 +48,7 @@ class Team:
             process.join()
 
     def alive(self) -> bool:
-        """Whether any works; says which have died since the last call, and replaces them."""
+        """Return whether any process works; report and replace processes that have died since the last call."""
         looked = [(process, process.exitcode) for process in self._processes]  # once: one may end at any moment
         self._processes = [process for process, exitcode in looked if exitcode is None]
         for exitcode in [exitcode for _, exitcode in looked if exitcode]:
@@ -60,7 +60,7 @@ class Team:
         return bool(self._processes)
 
     def obituary(self) -> str:
-        """How those ended that have died, to stand in a sentence."""
+        """Return, for a sentence, how the dead processes ended."""
         return f" ({', '.join(_end(code) for code in dict.fromkeys(self._codes))})" if self._codes else ""
 
     def _started(self) -> BaseProcess:

@@ -59,7 +59,7 @@ def open_storage(place: str) -> RDBStorage:
 
 
 def _unopened(address: Address, error: Exception) -> LedgerError:
-    """What is said of a database that cannot be opened; its error may hold the password, so it is no cause."""
+    """Make the error for a database that cannot be opened; its own error may hold the password, and is not shown."""
     if _is_damage(error):
         return _damaged(address, error)
     if isinstance(error, ImportError | exc.NoSuchModuleError) and address.driver:
@@ -147,7 +147,7 @@ def patient(call: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def told(error: Exception) -> LedgerError:
-    """What the user is told of one of FAILURES, or of what the ledger holds and nobody can read."""
+    """Make the error for the user from one of FAILURES, or from content of the ledger that cannot be read."""
     cause = _cause(error)
     address = getattr(cause, "address", _UNNAMED)
     if _is_damage(error):
@@ -182,13 +182,13 @@ def _damaged(address: Address, error: Exception) -> LedgerError:
 
 
 def _cause(error: Exception) -> Exception:
-    """What the database said, where Optuna has wrapped it."""
+    """Return the database's own error, if Optuna has wrapped it."""
     inner = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else None
     return inner if isinstance(inner, Exception) else error
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether the database holds what it cannot: SQLite says so, or what was read is no record."""
+    """Return whether the database is damaged: SQLite says so, or an entry is no record."""
     cause = _cause(error)
     if isinstance(cause, exc.DatabaseError) and isinstance(cause.orig, sqlite3.DatabaseError):
         return type(cause.orig) is sqlite3.DatabaseError
@@ -196,10 +196,10 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _passes(error: Exception) -> bool:
-    """Whether the same may succeed a little later: the database is away or busy, or another wrote the same first.
+    """Return whether a later attempt may succeed: the database is away or busy, or another process wrote first.
 
-    A connection that breaks in the middle of a query shows itself in many ways, some of them by what is asked next.
-    What a database refuses for good it says in one of three.
+    A connection that breaks during a query may raise many errors, some of them only at the next query. If a database
+    refuses for good, it raises one of three.
     """
     final = isinstance(_cause(error), exc.ProgrammingError | exc.DataError | exc.NotSupportedError)
     return not final and not _is_damage(error)

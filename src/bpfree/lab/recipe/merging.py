@@ -41,11 +41,11 @@ def _value(known: Any, value: Any) -> Any:
 
 
 def extended(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says, over what the recipe says that it extends.
+    """Return a file's parts, merged over those of the recipe that it extends.
 
     Args:
-        theirs: The other recipe's parts, which are in order.
-        own: The file's; those of a wrong shape are left for the reader to name.
+        theirs: The parts of the other recipe; they are valid.
+        own: The file's own parts. Parts of a wrong shape stay: the reader reports them.
     """
     result = {**theirs, **own, "title": own.get("title"), "base": _over(theirs.get("base"), own.get("base"))}
     for part in _LISTED:

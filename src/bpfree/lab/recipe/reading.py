@@ -36,11 +36,11 @@ def read(path: Path, *, trust: bool = True) -> Recipe:
 
 
 def content_of(path: Path, *, trust: bool = True) -> Any:
-    """What a recipe's file says, over what the recipe says that it extends.
+    """Return the content of a recipe's file, merged over that of the recipe that it extends.
 
     Args:
         path: The file.
-        trust: Whether it may name code wherever it lies.
+        trust: Whether it may name code, whatever its folder.
 
     Raises:
         TrustError: It names code, and nobody has vouched for it.
@@ -76,7 +76,7 @@ _LARGEST = 2**18  # bytes of a recipe; the largest of the package has 10,000
 
 
 def _said(path: Path) -> Any:
-    """What stands in a file; names of rows and the like are text, be they written as numbers."""
+    """Return the content of a file; names of rows and the like become text, even if written as numbers."""
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError(f"it is larger than {_LARGEST:,} bytes")

@@ -1,4 +1,4 @@
-"""What ``bpfree tune`` chooses among: the ``search`` of a recipe."""
+"""The values that ``bpfree tune`` chooses among: the ``search`` of a recipe."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first(searched: Mapping[str, Any]) -> dict[str, Any]:
-    """Some values that are searched among."""
+    """Return one value of each searched setting."""
     return {name: among["low"] if isinstance(among, Mapping) else among[0] for name, among in searched.items()}
 
 

@@ -132,7 +132,7 @@ def shown(interactive: bool, chosen: float, other: float) -> Any:
 
 
 def one_epoch(rows: Sequence[Row]) -> bool:
-    """Whether a line would have no length, so that points must stand for it."""
+    """Return whether all rows are of one epoch: a line would have no length, so points are drawn."""
     return len({row["epoch"] for row in rows}) == 1
 
 

@@ -74,7 +74,7 @@ def learning_charts(comparison: Mapping[str, Any], style: Style) -> dict[str, An
 
 
 def alignment_charts(comparison: Mapping[str, Any], style: Style) -> dict[str, Any]:
-    """One chart a tap, all with the same axes, by title; taps without any valid cosine are left out."""
+    """Return one chart per tap by title, all with the same axes; taps without any valid cosine are left out."""
     rows = {tap: series.rows(comparison, series.cosine(tap)) for tap in series.taps(comparison)}
     panel = panels.cosine_panel([row for each in rows.values() for row in each])
     length = Length.of(comparison["settings"])
@@ -88,7 +88,7 @@ def alignment_charts(comparison: Mapping[str, Any], style: Style) -> dict[str, A
 
 
 def embedding_charts(comparison: Mapping[str, Any], labels: Sequence[str], style: Style) -> dict[str, Any]:
-    """One scatter plot for each rule that has an embedding, by label."""
+    """Return one scatter plot for each rule that has an embedding, by label."""
     found = {label: series.first(comparison, label, "embedding") for label in labels}
     return {
         label: charts.scatter(embedding, style).properties(width="container", height=230)

@@ -48,7 +48,7 @@ def vega_lite() -> str:
 
 
 def learning(comparison: Mapping[str, Any], style: Style) -> alt.HConcatChart:
-    """What rules are compared by, and training loss, side by side."""
+    """Draw the task's metric and the training loss, side by side."""
     length = Length.of(comparison["settings"])
     found = [
         charts.curves(rows, panel, style, length=length, interactive=False).properties(
@@ -60,7 +60,7 @@ def learning(comparison: Mapping[str, Any], style: Style) -> alt.HConcatChart:
 
 
 def alignment(comparison: Mapping[str, Any], style: Style) -> alt.ConcatChart | None:
-    """One chart a tap, all with the same axis; None where no cosine was measured."""
+    """Draw one chart per tap, all with the same axis; return None if no cosine was measured."""
     rows = {tap: series.rows(comparison, series.cosine(tap)) for tap in series.taps(comparison)}
     panel = panels.cosine_panel([row for each in rows.values() for row in each])
     columns, length = min(COLUMNS, len(rows)), Length.of(comparison["settings"])

@@ -20,7 +20,7 @@ _HEIGHT = 300
 
 
 def charts(recipe: Any, entries: Sequence[Mapping[str, Any]]) -> dict[str, Chart]:
-    """One chart a heading of the recipe, in page colours; those without any measured number are left out.
+    """Return one chart per heading of the recipe, in page colours; charts without a measured number are left out.
 
     Args:
         recipe: The recipe.

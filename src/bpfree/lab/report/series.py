@@ -1,4 +1,4 @@
-"""What the charts draw: the runs of a comparison reduced to mean and range over seeds, one row an epoch."""
+"""The numbers of the charts: the runs of a comparison, reduced to mean and range over seeds, one row per epoch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def labels(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def noun(comparison: Mapping[str, Any]) -> str:
-    """What labels are names of: rules, or rows or columns of a table."""
+    """Return the noun for labels: rules, or rows or columns of a table."""
     return str(comparison.get("compared", "rule"))
 
 
@@ -84,7 +84,7 @@ def short(value: float) -> float:
 
 
 def rows(comparison: Mapping[str, Any], value: Value) -> list[Row]:
-    """One row for each rule and epoch; points without any finite value are left out."""
+    """Return one row for each rule and epoch; points without any finite value are left out."""
     points: dict[tuple[str, int], list[float]] = {}
     for run in comparison["runs"]:
         for epoch in run.get("epochs") or []:
@@ -113,5 +113,5 @@ def evenly(items: Sequence[int], n: int) -> list[int]:
 
 
 def first(comparison: Mapping[str, Any], label: str, key: str) -> Any:
-    """What the first run of `label` that holds it keeps under `key`, or None."""
+    """Return the value of `key` in the first run of `label` that has it, or None."""
     return next((run[key] for run in comparison["runs"] if run["label"] == label and run.get(key)), None)

@@ -23,7 +23,7 @@ CONTROL = ("#77777d", "#9d9da5", (1.5, 3))
 
 @dataclass(frozen=True)
 class Mark:
-    """How a rule is drawn.
+    """The colours and the dash pattern of a rule.
 
     Attributes:
         label: the rule's label in the comparison.
@@ -40,7 +40,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Style:
-    """What a chart knows of its surroundings: marks in rule order, the colours of text and lines."""
+    """The style of a chart: marks in rule order, the colours of text and lines."""
 
     marks: Sequence[Mark]
     colours: Sequence[str]

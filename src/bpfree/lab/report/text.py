@@ -12,7 +12,7 @@ MINUS = "−"
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is a finite number (True and False are not)."""
+    """Return whether `value` is a finite number (True and False are not)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -37,7 +37,7 @@ def others(entry: Mapping[str, object], seeds: int) -> str:
 
 
 def tolerances(entries: Iterable[Mapping[str, object]]) -> dict[str, str]:
-    """How far from the paper's numbers a table's columns may be, of those that have both; by the column's name.
+    """Return, by name, the tolerances of the columns that have one and a paper's number.
 
     `± 1.5`, or `−1.5/+∞` where the measured number may be above the paper's by any amount.
     """

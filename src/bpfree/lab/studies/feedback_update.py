@@ -1,4 +1,4 @@
-"""What GrAPE's update makes of one matrix (GrAPE, figure 4)."""
+"""GrAPE's update of one matrix (GrAPE, figure 4)."""
 
 from __future__ import annotations
 

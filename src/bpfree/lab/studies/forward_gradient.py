@@ -1,4 +1,4 @@
-"""How much of the gradient a forward gradient finds (GrAPE, figure 2)."""
+"""The part of the gradient that a forward gradient finds (GrAPE, figure 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a recipe to its cells and their runs."""
+"""The cells of a recipe, and their runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Cell:
         row: Its row's name.
         column: Its column.
         expected: The paper's number, if it has one.
-        works: The runs that it is the mean of, one a seed.
+        works: The runs that it is the mean of, one per seed.
     """
 
     row: str

@@ -1,4 +1,4 @@
-"""Which number of a record a column shows."""
+"""The number of a record that a column shows."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _best(record: Mapping[str, Any], metric: str | None) -> float:
 
 
 def _better(metric: str | None) -> Callable[[float], float]:
-    """What is higher the better a value of the metric is."""
+    """Return a function that is higher for better values of the metric."""
     higher = any(task.metric.name == metric and task.metric.better == "higher" for task in TASKS.values())
     return lambda value: value if higher else -value
 

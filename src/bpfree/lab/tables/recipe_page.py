@@ -35,7 +35,7 @@ def report(options: ReportOptions, console: Console | None = None) -> Path:
     A name that ends in ``.json`` is a comparison's, see :func:`~bpfree.lab.tables.comparison_page.comparison_page`.
 
     Args:
-        options: Which recipe, and which of its scales.
+        options: The recipe, and its scales.
         console: Where the page's path is shown; None shows nothing.
 
     Returns:
@@ -109,7 +109,7 @@ def html(
 
 
 def pictures(cells: Iterable[Cell], state: State) -> list[dict[str, Any]]:
-    """What the filters of trained networks look for, the first seed of every row that shows it."""
+    """Return the images that excite the filters of trained networks most, for the first seed of every row with them."""
     found: dict[str, dict[str, Any]] = {}
     for work in sorted((work for cell in cells for work in cell.works), key=lambda work: work.seed):
         shown = state.records.get(work.key, {}).get("visualized")
@@ -180,7 +180,7 @@ def compared(
 
 
 def _shared(data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What can be said of the data of all runs: rows may have splits of their own, and seeds too."""
+    """Return the facts that the data of all runs share: rows and seeds may have splits of their own."""
     found = {key: value for key, value in data[0].items() if all(other.get(key) == value for other in data)}
     found["name"] = text.listing(list(dict.fromkeys(str(other["name"]) for other in data)))
     return {key: value for key, value in found.items() if key not in ("measured_on", "normalization")}

@@ -1,4 +1,4 @@
-"""From records to a table's numbers, and the file that keeps both."""
+"""The numbers of a table, made from records, and the file that keeps both."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ROUNDING = 1e-9  # of a number: .903 is .015 below .918, and in binary a little
 
 
 def entries(cells: Sequence[Cell], state: State, scale: Scale) -> list[dict[str, Any]]:
-    """One entry a cell: the paper's number, the measured ones, their mean, and whether that is within tolerance."""
+    """Return one entry per cell: the paper's number, the measured ones, their mean, and whether it is in tolerance."""
     return [_entry(cell, state, scale) for cell in cells]
 
 
@@ -101,12 +101,12 @@ def cautions(
     remedy: str = "--again repeats them",
     files: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[str]:
-    """What a reader must know about how the records came about.
+    """Return the cautions for a reader on the origin of the records.
 
     Args:
         records: The records.
-        source: The present state of the code; None where the records are only compared with each other.
-        remedy: What helps where it is another.
+        source: The present state of the code; None to compare the records only with each other.
+        remedy: The advice if records are of another state.
         files: The present checksums of data sets, by name, as far as they are known.
     """
     found = list(records)
@@ -153,7 +153,7 @@ def _other_data(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def document(recipe: Recipe, tables: Mapping[str, Sequence[Any]], records: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``results/NAME.json`` holds: the recipe's words, the entries of every scale, and the records behind them."""
+    """Return the content of ``results/NAME.json``: the recipe's words, every scale's entries, and their records."""
     return {
         "format": FORMAT,
         "name": recipe.name,
@@ -188,7 +188,7 @@ def _checksum(content: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) 
 
 
 def place(recipe: Recipe, folder: Path) -> Path:
-    """Where a recipe's own document lies."""
+    """Return the path of a recipe's own document."""
     return folder / f"{recipe.name}.json"
 
 
@@ -264,7 +264,7 @@ _REMEDY = "Mend it from a backup, or move it away to measure anew what the ledge
 
 
 def _is_ours(text: bytes) -> bool:
-    """Whether a file is bpfree's, be it damaged: it says so at its beginning, and a checksum stands at its end."""
+    """Return whether a file, even a damaged one, is bpfree's: by its beginning, or by a checksum at its end."""
     return any(f'"{name}"'.encode() in text[:200] for name in _OURS) or bool(_END.search(text, len(text) - 100))
 
 

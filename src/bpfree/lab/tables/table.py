@@ -21,7 +21,7 @@ def table(options: TableOptions, console: Console | None = None) -> dict[str, An
     """Run what is missing of a recipe, write ``NAME.json`` and ``RESULTS.md``, and show the table.
 
     Args:
-        options: Which recipe, and how much of it.
+        options: The recipe, and the part of it.
         console: Where progress and the table are shown; None shows nothing.
 
     Returns:

@@ -70,7 +70,7 @@ def tune(options: TuneOptions, console: Console | None = None) -> Path:
     The same command continues an interrupted search, and several processes with one ledger share it.
 
     Args:
-        options: Which recipe, and how it is searched.
+        options: The recipe, and the options of the search.
         console: Where progress is shown; None shows nothing.
 
     Returns:
@@ -129,7 +129,7 @@ def _grid(
 def _tpe(
     recipe: Recipe, order: Order, found: Sequence[Subject], options: TuneOptions, console: Console | None
 ) -> dict[str, list[Try]]:
-    """What Optuna's tree-structured Parzen estimator suggests after the earlier tries, in a study a subject."""
+    """Try what Optuna's tree-structured Parzen estimator suggests after the earlier tries, in one study per subject."""
     storage, wanted = open_storage(options.ledger), options.trials or _TRIALS
     folder, tries = order.folder(), {}
     with Display(console, runs=len(found) * wanted, measured_on="validation") as display:
@@ -183,7 +183,7 @@ def _ended(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _is_whole(trial: FrozenTrial) -> bool:
-    """Whether a finished try is as it was written; one that is not is named, and another takes its place."""
+    """Return whether a finished try is undamaged; a damaged one is reported, and another takes its place."""
     if trial.state != TrialState.COMPLETE:
         return False
     # Tries of before there were checksums have none.
@@ -249,7 +249,7 @@ def _written(
 
 
 def _counts(found: Sequence[Subject], tries: Mapping[str, Sequence[Try]]) -> str:
-    """How many tries the subjects had, and of what."""
+    """Return, in words, how many tries of which settings the subjects had."""
     groups: dict[str, list[str]] = {}
     for subject in found:
         what = f"{len(tries[subject.name])} tries of {' and '.join(subject.search)}"

@@ -1,4 +1,4 @@
-"""What settings are chosen for, and which of the searched ones each row takes."""
+"""The subjects of tuning, and the searched settings that each row takes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _CHOSEN_ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What settings are chosen for: a row, or a cell where columns have settings of their own.
+    """A row, or a cell if columns have settings of their own: settings are chosen for it.
 
     Attributes:
-        place: Where a recipe keeps its settings, ``rows`` or ``cells``.
+        place: The part of a recipe that keeps its settings, ``rows`` or ``cells``.
         name: Its name there.
-        settings: What it is set to before.
-        search: What is chosen, and among which values: of the recipe's search what this row takes.
+        settings: Its settings before.
+        search: The settings to choose, and their values: the part of the recipe's search that this row takes.
         validation: Training images that are held out.
         data_dir: The folder of the data.
     """
@@ -62,15 +62,15 @@ class Subject:
 
     @property
     def higher(self) -> bool:
-        """Whether a higher score is better."""
+        """True if a higher score is better."""
         return TASKS[self.first.settings.task].metric.better == "higher"
 
 
 def subjects(recipe: Recipe, options: TuneOptions) -> list[Subject]:
-    """What settings are chosen for; rows that take nothing of what is searched are left out.
+    """Return the subjects of tuning; rows that take none of the searched settings are left out.
 
     Raises:
-        SettingsError: A searched name fits no row, or would have no effect; or there is nothing to tune, or nothing to
+        SettingsError: A searched name fits no row, or would have no effect; or there is nothing to tune, or no data to
             tune it on.
     """
     scale = recipe.scale(options.scale)
@@ -141,7 +141,7 @@ _ANYTHING = object()  # equal to no value that a scale sets
 
 
 def _takes(run: Training, name: str) -> bool:
-    """Whether a searched name is a setting that all runs have, or an argument of one of this run's classes."""
+    """Return whether a searched name is a setting that all runs have, or an argument of one of this run's classes."""
     setting, _, argument = name.partition(".")
     kind = _classes(run).get(setting)
     return not argument or (kind is not None and _has(kind, argument))
@@ -162,7 +162,7 @@ def _classes(run: Training) -> dict[str, type]:
 
 
 def _arguments(run: Training) -> list[str]:
-    """What can be searched of a run's classes."""
+    """Return the arguments of a run's classes that can be searched."""
     return [
         f"{setting}.{argument}"
         for setting, kind in _classes(run).items()

@@ -34,11 +34,11 @@ class Training:
     """One rule, one seed.
 
     Attributes:
-        label: What it is called while it runs.
+        label: Its name while it runs.
         seed: The seed.
-        options: What is trained, in the terms of ``bpfree train``.
+        options: The options of the run, as for ``bpfree train``.
         settings: The same with all defaults filled in.
-        checksums: Of the files, where the name of the data does not tell them.
+        checksums: The checksums of the files, if the name of the data does not determine them.
     """
 
     label: str
@@ -49,12 +49,12 @@ class Training:
 
     @property
     def metric(self) -> str:
-        """What its task is measured by."""
+        """The name of its task's metric."""
         return TASKS[self.settings.task].metric.name
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """What else its task measures."""
+        """The names of other numbers that its task measures."""
         return TASKS[self.settings.task].measures
 
     @functools.cached_property
@@ -85,7 +85,7 @@ class Training:
         return {name: value for name, value in record.items() if name not in left_out}
 
     def data(self, data_dir: str | None) -> Any:
-        """What is trained and evaluated on."""
+        """Return the data for training and evaluation."""
         return run_data.loaded(self.options.data, data_dir, self.options.reading)
 
 
@@ -98,7 +98,7 @@ class Measurement:
     """Numbers that a function computes, with or without a seed.
 
     Attributes:
-        label: What it is called while it runs.
+        label: Its name while it runs.
         seed: The seed; given to the function if it takes one.
         function: Import path. It returns numbers by name. If it has an argument ``data_dir``, it gets the folder of the
             data.
@@ -258,7 +258,7 @@ def _asked(value: Any) -> Any:
 
 
 def _differing(settings: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Those fields of a dataclass that are not at their defaults."""
+    """Return those fields of a dataclass, among ``names``, that differ from their defaults."""
     usual = {entry.name: default(entry) for entry in fields(settings) if entry.init}
     found = {name: getattr(settings, name) for name in names if name in usual}
     return {name: _asked(value) for name, value in found.items() if value != usual[name]}

@@ -1,4 +1,4 @@
-"""Who runs what is missing: this process, or several that share the ledger, on one machine or on many."""
+"""The workers that make the missing runs: this process, or several that share the ledger, on one or many machines."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _POLL = 1.0  # seconds between two looks at the ledger
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker needs to know, whatever process it is in.
+    """The order for a worker, in this process or in another.
 
     Attributes:
         recipe: The recipe's file.
         scale: The scale's name.
-        seeds: Seeds a cell, or None for the scale's.
+        seeds: The number of seeds per cell, or None for the scale's.
         cells: The chosen cells; empty for all.
         ledger: The ledger's database.
         data_dir: The folder of the data.
-        scratch: Where logs and checkpoints of unfinished runs lie.
-        again: Only records of this state of the code count.
-        trust: Whether the recipe may name code wherever it lies.
+        scratch: The folder of logs and checkpoints of unfinished runs.
+        again: Whether only records of this state of the code count.
+        trust: Whether the recipe may name code, whatever its folder.
         source: The state of the code of the command that starts workers; None if it starts none.
-        keys: Those of the runs that it waits for.
+        keys: The keys of the runs that it waits for.
     """
 
     recipe: Path
@@ -66,7 +66,7 @@ class Order:
         return works(plan(recipe, recipe.scale(self.scale), self.seeds, self.cells, self.data_dir))
 
     def folder(self) -> Path:
-        """Where runs of the present code leave their files: none is continued by other code than began it."""
+        """Return the folder for runs of the present code: a run is only continued by the code that began it."""
         return self.scratch / source()
 
     def open(self) -> Ledger:
@@ -189,7 +189,7 @@ def _perform(claim: Claim, order: Order, display: Display) -> None:
 
 
 def _line(work: Work, record: dict[str, Any]) -> str:
-    """What is said of a finished run."""
+    """Return the line on a finished run."""
     value = "not finite" if record["value"] is None else f"{record['value']:.2f}"
     result = "" if work.metric is None else f": {work.metric} {value}"
     return f"{work.label}, seed {work.seed}{result} ({record['duration']:.0f} s)"

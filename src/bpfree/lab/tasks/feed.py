@@ -1,4 +1,4 @@
-"""What a run's data come to it as: batches for training, for evaluation, and for measuring."""
+"""The batches of a run: for training, for evaluation, and for measuring."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class NodeClassification(WholeGraph):
         self.aside += clock(self.device) - began
 
     def measured(self) -> dict[str, float]:
-        """What was measured in training since the last call, and what the model is worth now."""
+        """Return the measures of training since the last call, and the losses and accuracies of the model now."""
         hits, known = torch.stack(self._found).sum(0).tolist()
         found = {"train_loss": self.train_loss(), "train_accuracy": 100 * hits / known}
         self._found.clear()

@@ -50,7 +50,7 @@ class LinkPrediction(WholeGraph):
         return _cross_entropy(output, y, unlinked(y, len(output), y.shape[1]))
 
     def measured(self) -> dict[str, float]:
-        """What was measured in training since the last call, and how well held-out edges are told from other pairs."""
+        """Return the measures of training since the last call, and the scores of held-out edges against other pairs."""
         found = {"train_loss": self.train_loss()}
         for name, edges, others in (
             ("validation", self._validation, self._validation_others),

@@ -1,4 +1,4 @@
-"""What a trained network looks like from inside: its first filters, and its last hidden layer in two dimensions."""
+"""Pictures of a trained network's inside: its first filters, and its last hidden layer in two dimensions."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def alignment(learner: Learner, batch: Any) -> dict[str, float | None]:
 
 
 def _gradient(learner: Learner, layer: str, batch: Any) -> Tensor:
-    """What comes down to the output ``(n, features)`` of a module."""
+    """Return the gradient that arrives at the output ``(n, features)`` of a module."""
     outputs: list[Tensor] = []
     handle = learner.model.get_submodule(layer).register_forward_hook(lambda *passed: outputs.append(passed[2]))
     try:

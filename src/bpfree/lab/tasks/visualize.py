@@ -1,4 +1,4 @@
-"""What the filters of a convolution look for: the images that excite them most (Launay et al. 2019, figure 3)."""
+"""Pictures of a convolution's filters: the images that excite them most (Launay et al. 2019, figure 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tasks on graphs share: the whole graph is a batch, or parts of it; many steps of a few milliseconds."""
+"""The base of tasks on graphs: a batch is the whole graph or a part of it; steps take a few milliseconds."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ class WholeGraph(Learner):
     def training_step(self, batch: Source) -> None:
         """All steps of a part of the run."""
         optimizer: Any = self.optimizers()
-        course: Any = self.lr_schedulers()
+        schedule: Any = self.lr_schedulers()
         for x, known in batch.steps(self._part):
             optimizer.zero_grad()
             loss, output = self._loss_and_output((x, known))
             loss.backward()
             optimizer.step()
-            if course is not None:  # the plateau's has steps of its own
-                course.step()
+            if schedule is not None:  # plateau: `epoch_ended` takes its steps
+                schedule.step()
             self._losses.append(loss.detach())
             self.learned(known, output.detach())
             if batch.every_step:
@@ -115,5 +115,5 @@ class WholeGraph(Learner):
         return output
 
     def all_steps(self) -> int:
-        """Of the run."""
+        """Return the number of steps of the whole run."""
         return self._all

@@ -19,13 +19,13 @@ _BLOCKS = 4  # that projections of several groups are put together to
 
 
 class Attended:
-    """Who attends to what: every head of a node to the same head of its neighbours and of itself, in several layers.
+    """The pattern of attention: a node's head attends to the same head of its neighbours and itself, in several layers.
 
     Attributes:
         pattern: Rows are nodes x heads, columns nodes x layers x heads. Values come by node, head and neighbour, and
             the layers of one neighbour follow one another.
         rows: The row of each value.
-        weights: What graph convolution weighs each neighbour with, one for each node, head and neighbour.
+        weights: The weights of graph convolution, one for each node, head and neighbour.
     """
 
     def __init__(self, edges: Tensor, n: int, heads: int, layers: int) -> None:
@@ -45,7 +45,7 @@ class Attended:
 
 @functools.cache
 def attended(heads: int, layers: int = 1) -> Callable[[Tensor, int], Attended]:
-    """What makes :class:`Attended` of the edges of a graph, once for each graph."""
+    """Return the function that makes :class:`Attended` from the edges of a graph, once for each graph."""
     return of_edges(lambda edges, n: Attended(edges, n, heads, layers))
 
 
@@ -115,7 +115,7 @@ class DNAConv(gnn.DNAConv):
 
 
 def grouped(layer: GroupedLinear, x: Tensor) -> Tensor:
-    """What DNAConv's linear layer of several groups gives for ``(..., channels)``, as ``(rows, channels)``.
+    """Return the output ``(rows, channels)`` of DNAConv's linear layer of several groups for ``(..., channels)``.
 
     Several groups together are one block of a diagonal: sixteen products with 8 x 8 matrices take seven times as long.
     """

@@ -17,7 +17,7 @@ from bpfree.lab.data.sparse import compressed_rows
 
 
 class Pattern:
-    """Where a sparse matrix ``(n, m)`` has its k values, sorted by row and then by column.
+    """The places of the k values of a sparse matrix ``(n, m)``, sorted by row and then by column.
 
     Args:
         rows: The row of each value, int64 ``(k,)``.
