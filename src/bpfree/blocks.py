@@ -54,7 +54,7 @@ def _warn(pattern: str, family: Sequence[str], left_out: Sequence[str], names: I
 
 
 def _families(names: Iterable[str]) -> dict[tuple[str, str], dict[int, str]]:
-    """Names that differ in one number, by what they have in common: number to name."""
+    """Return families of names that differ in one number: for each common part, the names by number."""
     families: dict[tuple[str, str], dict[int, str]] = {}
     for name in names:
         for template, number in _templates(name):
@@ -67,7 +67,7 @@ def _templates(name: str) -> list[tuple[tuple[str, str], int]]:
 
 
 def patterns_for(family: Sequence[str], names: Iterable[str]) -> list[str]:
-    """Patterns that match the names in ``family``, which differ in one number, and no others; at worst the names."""
+    """Return patterns that match only the names in ``family``, which differ in one number; at worst the names."""
     before = _common(family)
     after = _common([name[len(before) :][::-1] for name in family])[::-1]
     digits = sorted({len(name) - len(before) - len(after) for name in family})

@@ -104,7 +104,7 @@ def check_within(rule: Rule, mechanism: Mechanism, within: LayerwiseRule | None)
 
 
 def error_modules(model: nn.Module, names: str | Sequence[str] | None) -> dict[str, nn.Module]:
-    """The modules that ``error_at=names`` means, by name; None is the model.
+    """Return the modules that ``error_at=names`` means, by name; None is the model.
 
     Raises:
         ErrorPlacementError: There is none of one of these names, or one is there twice.

@@ -107,7 +107,7 @@ class NonFiniteError(BpfreeError, ArithmeticError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint to append to a message: the valid name closest to ``name``, or all of them."""
+    """Return a hint to append to a message: the valid name closest to ``name``, or all valid names."""
     names = list(valid)
     close = difflib.get_close_matches(name, names, n=1)
     return f"Did you mean {close[0]!r}?" if close else f"Valid: {', '.join(map(repr, names))}."

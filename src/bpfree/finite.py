@@ -70,7 +70,7 @@ def _is_captured() -> bool:
 
 
 def _sent_to_host(numbers: Tensor) -> tuple[Tensor, torch.Event | None]:
-    """The largest magnitude on its way to the host, and what says that it has arrived."""
+    """Start to copy the largest magnitude to the host; return it, and the event of its arrival."""
     largest = torch.linalg.vector_norm(numbers.detach(), math.inf)
     if largest.device.type not in _LATE:
         return largest, None

@@ -49,7 +49,7 @@ def newcomers(before: Mapping[str, nn.Module], now: Mapping[str, nn.Module]) -> 
 
 
 def followed(plan: Plan) -> Plan:
-    """The plan for the model as it is now: default taps are looked for again, named ones are taken by their names.
+    """Return the plan for the model as it is now: default taps are found again, named taps by their names.
 
     Raises:
         ErrorPlacementError: A module where an error is taken is gone.

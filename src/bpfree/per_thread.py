@@ -23,7 +23,7 @@ class PerThread(Generic[State]):
         self._local = threading.local()
 
     def __call__(self) -> State:
-        """The state of this thread."""
+        """Return the state of this thread."""
         try:
             found: State = self._local.state
         except AttributeError:

@@ -30,7 +30,7 @@ class Segments:
     def of(
         plan: Plan, places: Sequence[str], taps: Sequence[Sequence[Tensor]], errors: Mapping[str, Sequence[Tensor]]
     ) -> Segments:
-        """Name the leaves that the graphs of the taps, cut as they are, and of the errors end in."""
+        """Name the leaves in which the graphs of the taps, cut as they are, and of the errors end."""
         owners = {parameter: name.rpartition(".")[0] for name, parameter in plan.model.named_parameters()}
         signals: dict[str, list[str]] = {}
 
@@ -101,7 +101,7 @@ class Reach:
 
     @classmethod
     def of(cls, *roots: Tensor) -> Reach:
-        """The reach of a backward pass from ``roots``."""
+        """Return the reach of a backward pass from ``roots``."""
         # Not by graph_nodes(): this runs in every training step, and a generator makes it half as slow again.
         found: dict[Tensor, None] = {}
         seen: set[Any] = set()

@@ -48,7 +48,7 @@ class Tap(nn.Module):
         return input
 
     def extra_repr(self) -> str:
-        """The place, where one was named."""
+        """Return the place of the tensor, if one was named."""
         return "" if self.output is None else f"output={self.output!r}"
 
 
@@ -100,7 +100,7 @@ def tensor_keys(taps: TapChoice, chosen: Mapping[str, nn.Module]) -> dict[str, K
 
 
 def _nonlinearities(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Taps and non-linearities, without those inside others: a spiking cell's surrogate is a part of the cell."""
+    """Return taps and non-linearities, but none inside another: a spiking cell's surrogate is a part of the cell."""
     chosen: dict[str, nn.Module] = {}
     for name, module in modules.items():
         above = (name[:end] for end, letter in enumerate(name) if letter == ".")
@@ -123,7 +123,7 @@ def nothing_to_tap(model: nn.Module) -> TapSelectionError:
 
 
 def _place(model: nn.Module) -> str | None:
-    """The option that names repeated blocks or recurrent layers, as it is written; None where there are none."""
+    """Return the option text that names repeated blocks or recurrent layers; None if there are none."""
     blocks = blocks_below_the_end(model)
     if blocks:
         patterns = patterns_for(blocks, [name for name, _ in model.named_modules()])

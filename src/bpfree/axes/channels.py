@@ -31,7 +31,7 @@ Step = tuple[Any, tuple[int, ...], tuple["int | None", ...]]
 
 
 def channel_axis(tensor: Tensor) -> int | None:
-    """The axis of the channels, -1 for the last one; None where the graph does not say so, or there is none.
+    """Return the axis of the channels, -1 for the last one; None where the graph does not say so, or there is none.
 
     -1 and not its number: the same layer is the last one's for tensors of any number of axes.
     """
@@ -53,7 +53,7 @@ def channel_axis(tensor: Tensor) -> int | None:
 
 
 def _said(step: Step) -> int | None:
-    """The axis that a node says is the channels."""
+    """Return the axis that a node says is the channels."""
     node, shape, places = step
     kind = _kind(node)
     if len(shape) < 2:
@@ -81,7 +81,7 @@ def _is_weight(node: Any) -> bool:
 
 
 def _below(step: Step) -> Iterator[Step]:
-    """The nodes that made a node's inputs: first those whose shape is the same."""
+    """Return the nodes that made a node's inputs: first those whose shape is the same."""
     node, shape, _ = step
     found = []
     for number, (following, place) in enumerate(node.next_functions):
@@ -126,7 +126,7 @@ def _transposed(node: Any, kind: str, places: tuple[int | None, ...]) -> tuple[i
 def _through_a_view(
     axis: int, below: Sequence[int], above: Sequence[int], places: tuple[int | None, ...]
 ) -> int | None:
-    """An axis goes through a view whole where as many numbers lie before it, and it is as long."""
+    """Return the places of axes after a view: an axis stays whole if its length and the count before it stay."""
     before = 1
     for size in below[:axis]:
         before *= size
@@ -139,7 +139,7 @@ def _through_a_view(
 
 
 def _reduced(node: Any, gone: int, places: tuple[int | None, ...], dims: int) -> tuple[int | None, ...]:
-    """Places where a sum, a mean or a choice has taken axes away."""
+    """Return the places after a sum, a mean or a selection has removed axes."""
     said = getattr(node, "_saved_dim", None)
     taken = () if said is None else said if isinstance(said, tuple | list) else (said,)
     axes = {_axis(axis, dims) for axis in taken}
@@ -150,7 +150,7 @@ def _reduced(node: Any, gone: int, places: tuple[int | None, ...], dims: int) ->
 
 
 def _kind(node: Any) -> str:
-    """A node's name without the ``Backward0`` behind it."""
+    """Return a node's name without the ``Backward0`` behind it."""
     name: str = node.name()
     return name.partition("Backward")[0]
 

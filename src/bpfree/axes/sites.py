@@ -27,7 +27,7 @@ class ErrorRows:
         return leading(error, self.axes).reshape(-1, c)
 
     def restore(self, rows: Tensor, like: Tensor) -> Tensor:
-        """Rows ``(prod(shape), c)`` as a tensor of the error's shape."""
+        """Return rows ``(prod(shape), c)`` as a tensor of the error's shape."""
         first = tuple(range(len(self.axes)))
         return rows.view(leading(like, self.axes).shape).movedim(first, self.axes)
 
@@ -57,14 +57,14 @@ class Pairing:
         return every if self.step is None else every // self.error[1]
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The sums of the rows ``(R, c)`` of an error, or of what is shaped so, that belong to the tap's rows."""
+        """Return, for each row of the tap, the sum of its rows ``(R, c)`` of an error, or of a tensor of that shape."""
         grid = rows.view(*self.error, -1)
         if self.step is not None:
             grid = grid.select(1, self.step)
         return grid.reshape(product(self.error[: self.kept]), -1, rows.shape[1]).sum(1)
 
     def scatter(self, rows: Tensor) -> Tensor:
-        """The transpose of :meth:`gather`: a tap's rows as the rows ``(R, c)`` of an error."""
+        """Return the transpose of :meth:`gather`: a tap's rows as the rows ``(R, c)`` of an error."""
         c = rows.shape[1]
         grid = rows.view(*self.error[: self.kept], *(1,) * (len(self.error) - self.kept), c)
         if self.step is None:
@@ -124,7 +124,7 @@ class Site:
         return Arrangement((*self.batch, *self.features), self.axes)
 
     def rows_of(self, output: Tensor) -> Tensor:
-        """The tap's output as rows ``(prod(batch), n_l)``."""
+        """Return the tap's output as rows ``(prod(batch), n_l)``."""
         return leading(output, self.axes).reshape(self.rows, self.width)
 
 
@@ -150,18 +150,18 @@ class Arrangement(NamedTuple):  # compared in every pass, and a tuple is quicker
         return self.axes == tuple(range(len(self.axes)))
 
     def like(self, rows: Tensor, format: torch.memory_format) -> Tensor:
-        """The same, which lies in memory as the tap's output does."""
+        """Return the same in the memory format of the tap's output."""
         return self(rows).to(memory_format=format) if self.leads else self(rows).contiguous(memory_format=format)
 
 
 def leading(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The tensor with ``axes`` first, in their order."""
+    """Return the tensor with ``axes`` first, in their order."""
     first = tuple(range(len(axes)))
     return tensor if axes == first else tensor.movedim(axes, first)
 
 
 def product(shape: Iterable[int]) -> int:
-    """The product of the sizes in ``shape``; 1 if there are none."""
+    """Return the product of the sizes in ``shape``; 1 if there are none."""
     result = 1
     for size in shape:
         result *= size

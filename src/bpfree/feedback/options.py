@@ -93,7 +93,7 @@ class Feedback:
         return Form.of(site.features, self.modes, site.channel, share=site.positions_share)
 
     def scale(self, width: int, widest: int, c: int) -> float:
-        """The factor of a tap of ``width`` features, ``widest`` among all taps, for an error of ``c`` numbers."""
+        """Return the scale for a tap of ``width`` features, ``widest`` of all taps, and an error of ``c`` numbers."""
         return _SCALES[self.normalization](width, widest, c)
 
     def draw(self, out: Tensor, seed: int, first: int = 0) -> Tensor:

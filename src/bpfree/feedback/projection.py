@@ -35,7 +35,7 @@ class Matrix(Protocol):
     """A matrix ``(N, N)``, dense or sparse: whatever can be multiplied with a tensor."""
 
     def __matmul__(self, other: Tensor, /) -> Tensor:
-        """The product with ``(N, c)``."""
+        """Return the product with ``(N, c)``."""
 
 
 class Projection(LazyBuffers):
@@ -128,7 +128,7 @@ class Projection(LazyBuffers):
         return f"{site.module}:{form.channels}x{form.modes}" if by_mode else f"{site.module}:{form.size}"
 
     def matrix(self, site: Site) -> Tensor:
-        """B_l of one tap, shape ``(c, n_l)``. A regenerated matrix is drawn in full.
+        """Return B_l of one tap, shape ``(c, n_l)``. A regenerated matrix is drawn in full.
 
         Raises:
             TapShapeError: No forward pass has shown the shapes yet.
@@ -240,7 +240,7 @@ class Projection(LazyBuffers):
         return as_images(error @ channels_last(B.reshape(len(B), channels, -1)), shape)
 
     def describe(self, site: Site) -> str:
-        """The form of a tap's feedback, for the attachment's table."""
+        """Return the form of a tap's feedback, for the attachment's table."""
         form = self.feedback.form(site)
         c = self._sizes[0] if self._sizes else "?"
         kind = "shared" if self.feedback.shared else "own"
@@ -288,7 +288,7 @@ class CallableProjection(nn.Module):
         return signals
 
     def describe(self, site: Site) -> str:
-        """The projector's name."""
+        """Return the projector's name."""
         return getattr(self.project, "__name__", type(self.project).__name__)
 
 

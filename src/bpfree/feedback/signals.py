@@ -38,7 +38,7 @@ class Signals(Sequence["Tensor | None"]):
         return len(self._keys)
 
     def __getitem__(self, index: Any) -> Any:
-        """The signal of tap ``index``."""
+        """Return the signal of tap ``index``."""
         key = self._keys[index]
         signal = self._made[key] if key in self._made else self._made.setdefault(key, self._make(*key))
         self._left[key] -= 1
@@ -47,7 +47,7 @@ class Signals(Sequence["Tensor | None"]):
         return signal
 
     def shaped(self, sites: Sequence[Site], formats: Sequence[torch.memory_format]) -> Signals:
-        """The same signals in the shapes and memory formats of their taps' outputs."""
+        """Return the same signals in the shapes and memory formats of their taps' outputs."""
         keys = [(*key, site.arrangement, format) for key, site, format in zip(self._keys, sites, formats, strict=True)]
         return Signals(self._make_shaped, keys)
 

@@ -32,7 +32,7 @@ class Form(NamedTuple):  # compared in every pass, and a tuple is quicker at it
     @staticmethod
     @lru_cache(maxsize=4096)
     def of(features: tuple[int, ...], modes: int | None, channel: int = 0, *, share: bool = False) -> Form:
-        """The form for a tap of these features, of which axis ``channel`` is the channels.
+        """Return the form for a tap of these features, of which axis ``channel`` is the channels.
 
         Args:
             features: Their sizes.
@@ -58,7 +58,7 @@ class Form(NamedTuple):  # compared in every pass, and a tuple is quicker at it
         return self.channel == 0
 
     def expand(self, coefficients: Tensor) -> Tensor:
-        """Rows of ``size`` coefficients, shape ``(k, size)``, as rows of features, shape ``(k, n_l)``."""
+        """Return rows of ``size`` coefficients, shape ``(k, size)``, as rows of features, shape ``(k, n_l)``."""
         if not self.positions:
             return coefficients
         if self.modes == 1:
@@ -74,13 +74,13 @@ class Form(NamedTuple):  # compared in every pass, and a tuple is quicker at it
         return maps.reshape(len(maps), self.channels * product(self.positions))
 
     def expand_channels_last(self, coefficients: Tensor) -> Tensor:
-        """The same of a form with positions, the features in the order positions x channels."""
+        """Return the same for a form with positions, with features in the order positions x channels."""
         basis = _basis(self.positions, self.modes, coefficients.dtype, coefficients.device)
         maps = basis.T @ coefficients.reshape(-1, self.channels, self.modes).mT
         return maps.reshape(len(coefficients), -1)
 
     def reduce(self, rows: Tensor) -> Tensor:
-        """The coefficients ``(k, size)`` of the projection of rows of features ``(k, n_l)`` onto the modes."""
+        """Return the coefficients ``(k, size)`` of the projection of rows of features ``(k, n_l)`` onto the modes."""
         if not self.positions:
             return rows
         maps = rows
@@ -102,7 +102,7 @@ def _basis(positions: tuple[int, ...], modes: int, dtype: torch.dtype, device: t
 
 
 def cosine_modes(positions: tuple[int, ...], modes: int) -> Tensor:
-    """The ``modes`` lowest modes of the discrete cosine transform (DCT-II) on a grid.
+    """Return the ``modes`` lowest modes of the discrete cosine transform (DCT-II) on a grid.
 
     They are ordered by frequency, the constant first; float64, orthonormal, shape ``(modes, prod(positions))``.
     """

@@ -49,7 +49,7 @@ class Observation:
     sites: Sequence[Site]
 
     def correlations(self, rows: Tensor) -> list[Tensor]:
-        """For every tap the mean of rows (x) v_l over the error's rows ``(N, c)`` that reach it, shape ``(c, m_l)``."""
+        """Return for every tap the mean of rows (x) v_l over its rows of the error ``(N, c)``, shape ``(c, m_l)``."""
         return [_correlation(rows, v, site) for v, site in zip(self.perturbations, self.sites, strict=True)]
 
 
@@ -85,7 +85,7 @@ class Response:
 
 
 def perturbation(shape: tuple[int, int], kind: Perturbations, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Numbers of mean 0 and variance 1: N(0, 1) for ``"normal"``, -1 or 1 for ``"rademacher"``."""
+    """Draw numbers of mean 0 and variance 1: N(0, 1) for ``"normal"``, -1 or 1 for ``"rademacher"``."""
     if kind == "normal":
         return torch.empty(shape, dtype=like.dtype, device=like.device).normal_(generator=generator)
     # Eight signs a random byte, by a table: on a CPU several times faster than a random number for each.
@@ -113,7 +113,7 @@ class Draw:
     device: torch.device
 
     def make(self) -> Tensor:
-        """The numbers, the same each time."""
+        """Draw the numbers, the same each time."""
         generator = torch.Generator(self.device).manual_seed(self.seed)
         return perturbation(self.shape, self.kind, torch.empty(0, dtype=self.dtype, device=self.device), generator)
 
@@ -128,7 +128,7 @@ class Draws(Sequence[Tensor]):
         return len(self._draws)
 
     def __getitem__(self, index: Any) -> Any:
-        """The perturbation of tap ``index``."""
+        """Return the perturbation of tap ``index``."""
         return self._draws[index].make()
 
 
@@ -152,7 +152,7 @@ class Estimator:
 
     @outside_compiled_code
     def begin(self, call: Call, *, keep: bool) -> None:
-        """Hear that a forward pass begins which :meth:`observe` will be asked about.
+        """Note that a forward pass begins that :meth:`observe` will be called for.
 
         Args:
             call: The model's arguments.
@@ -193,7 +193,7 @@ class Estimator:
         return Response(tangents, kept, reached)
 
     def direction(self, site: Site, coefficients: Tensor, like: Tensor) -> Tensor:
-        """v_l, of the shape of the tap's output ``like``, of its ``(N, m_l)`` coefficients."""
+        """Return v_l in the shape of the tap's output ``like``, made from its ``(N, m_l)`` coefficients."""
         return site.arrangement(self._form(site).expand(coefficients)).view(like.shape)
 
     @contextmanager

@@ -38,13 +38,13 @@ Tangents: TypeAlias = Mapping[Path, Tensor]
 
 
 def split(number: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A dual number's value and its tangent; None for an ordinary tensor."""
+    """Return a dual number's value and its tangent; None for an ordinary tensor."""
     primal, tangent = dual.unpack_dual(number)  # type: ignore[no-untyped-call]
     return primal, tangent
 
 
 def join(primal: Tensor, tangent: Tensor) -> Tensor:
-    """The dual number of this value and this tangent."""
+    """Return the dual number of this value and this tangent."""
     number: Tensor = dual.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
     return number
 
@@ -213,7 +213,7 @@ class DualPass:
     def __call__(
         self, call: Call, prepare: Callable[[], AbstractContextManager[Any]], start: RunSnapshot
     ) -> Sequence[Tangents]:
-        """The tangents of the errors, one mapping for each of their modules; empty for one that is not reached.
+        """Return the tangents of the errors, one mapping for each of their modules; empty for one that is not reached.
 
         Args:
             call: The model's arguments.
@@ -287,7 +287,7 @@ def nothing_arrives(what: str) -> ForwardDerivativeError:
 
 
 def run_to(model: nn.Module, errors: Sequence[nn.Module], call: Call) -> list[Any]:
-    """The outputs of ``errors``; None for one that is not reached."""
+    """Return the outputs of ``errors``; None for one that is not reached."""
     args, kwargs = call
     # Not the model's __call__: its hooks are for passes that somebody asked for.
     if len(errors) == 1 and errors[0] is model:

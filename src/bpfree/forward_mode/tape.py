@@ -38,7 +38,7 @@ class Tape:
         self._recording = PerThread(_Recording)
 
     def install(self) -> list[Any]:
-        """Hooks that keep the layers' outputs while a recording is under way."""
+        """Register and return hooks that keep the layers' outputs during a recording."""
         # Before all other hooks, which may exchange the output.
         return [layer.register_forward_hook(self._keep, prepend=True) for layer in self._layers]
 

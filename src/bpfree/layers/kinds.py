@@ -84,7 +84,7 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def padded(layer: Convolution, input: Tensor) -> tuple[Tensor, int | tuple[int, ...]]:
-    """``layer``'s input, and the zeros that a gradient function of torch has still to put on either side of it.
+    """Return ``layer``'s padded input, and the zeros that torch's gradient functions must still add on each side.
 
     Those functions know no other padding, so that what is not a plain number of zeros becomes part of the input.
     """
@@ -147,7 +147,7 @@ def _transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspos
 
 
 def matrices(layer: nn.Module, weight: Tensor) -> Tensor:
-    """``weight``, of the shape of ``layer``'s, as the linear maps of one place: shape (groups, out, in).
+    """Return ``weight``, of the shape of ``layer``'s, as the linear maps of one place: shape (groups, out, in).
 
     A view of ``weight`` where that is contiguous. For a convolution the place is one window of its input, in =
     channels of a group x kernel; for a transposed convolution it is one point, out = channels of a group x kernel.
@@ -159,7 +159,7 @@ def matrices(layer: nn.Module, weight: Tensor) -> Tensor:
 
 
 def parameter_gradients(layer: Any, input: Tensor, signal: Tensor) -> list[tuple[str, Tensor]]:
-    """The gradients of a plain Linear's or convolution's weight and bias, by name, for a signal at its output."""
+    """Return the gradients of a plain Linear's or convolution's weight and bias for a signal at its output."""
     found: list[tuple[str, Tensor]] = []
     if not is_computed(layer) and layer.weight.requires_grad:
         dtype = layer.weight.dtype

@@ -79,7 +79,7 @@ class Survey:
             self.shapes.pop()
 
     def tapped(self) -> list[Place]:
-        """The calls of taps."""
+        """Return the calls of taps."""
         return tapped(self.names, numbered(self.names), self.shapes, self.channels)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class Agreement:
         attachment.expect(self.stand_in(attachment.stage.device))
 
     def stand_in(self, device: torch.device) -> Tensor:
-        """Zeros of the error's shape that take no memory."""
+        """Return zeros of the error's shape that take no memory."""
         return torch.zeros((), dtype=self.dtype, device=device).expand(self.shape)
 
 

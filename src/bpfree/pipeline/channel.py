@@ -93,7 +93,7 @@ class Arrival:
         self._work, self._buffer, self._begun = work, buffer, begun
 
     def wait(self) -> Tensor:
-        """The error, once it is there."""
+        """Return the error when it has arrived."""
         if self._begun is not None:
             self._begun.check()
         self._work.wait()
@@ -101,7 +101,7 @@ class Arrival:
 
 
 def _another_group(group: Any, ranks: list[int], timeout: timedelta) -> Any:
-    """A process group beside ``group``, of the same ``ranks``; None stands for all processes."""
+    """Make a process group beside ``group``, of the same ``ranks``; None stands for all processes."""
     if group is None:
         return dist.new_group(ranks, timeout=timeout)
     # The others do not take part, and torch then finds the name of the new group from how many there are.

@@ -250,7 +250,7 @@ def _sweep(folder: Folder) -> None:
 
 
 def _steps_of_all(folder: Folder) -> list[int]:
-    """The steps that every process has, in order; none if nobody has any."""
+    """Return the steps that every process has, in order."""
     found = gathered((_steps(folder), _foreign(folder)))
     common = set[int].intersection(*(set(steps) for steps, _ in found))
     if not common and any(steps or foreign for steps, foreign in found):
@@ -274,7 +274,7 @@ def _foreign(folder: Folder) -> list[int]:
 
 
 def _steps(folder: Folder) -> list[int]:
-    """The steps that this process has, in order."""
+    """Return the steps that this process has, in order."""
     pattern = re.compile(rf"step-(\d+)\.rank-{rank()}-of-{ranks()}\.safetensors")
     found = (pattern.fullmatch(path.name) for path in Path(folder).glob("step-*.safetensors"))
     return sorted(int(match[1]) for match in found if match)

@@ -96,7 +96,7 @@ def _tensor(tensors: Mapping[str, Tensor], name: str, form: str | None, is_compl
 
 
 def _present(device: torch.device) -> torch.device:
-    """``device``, or the nearest to it that this machine has."""
+    """Return ``device``, or the nearest to it that this machine has."""
     if not torch.accelerator.is_available() or torch.accelerator.current_accelerator(True).type != device.type:  # type: ignore[union-attr]
         return torch.device("cpu")
     count, index = torch.accelerator.device_count(), device.index or 0

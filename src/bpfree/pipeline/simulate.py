@@ -119,19 +119,19 @@ Order: TypeAlias = Callable[[_Progress], Tensor]
 
 
 def _gpipe(at: _Progress) -> Tensor:
-    """All forward passes, then all backward passes (Huang et al. 2019)."""
+    """Return the work of GPipe: all forward passes, then all backward passes (Huang et al. 2019)."""
     return torch.where(at.of(Work.FORWARD) < at.M, Work.FORWARD, Work.BACKWARD)
 
 
 def _one_forward_one_backward(at: _Progress) -> Tensor:
-    """Stage s runs S - s forward passes ahead, then one for each backward pass (Narayanan et al. 2019)."""
+    """Return the work of 1F1B: S - s forward passes ahead, then one per backward pass (Narayanan et al. 2019)."""
     forwarded = at.of(Work.FORWARD)
     more = (forwarded < at.M) & (forwarded - at.of(Work.BACKWARD) <= ahead(at.stage, at.S))
     return torch.where(more, Work.FORWARD, Work.BACKWARD)
 
 
 def _zero_bubble(at: _Progress) -> Tensor:
-    """ZB-H1: as 1F1B, but stage s postpones weight gradients by s micro-batches into its bubbles (Qi et al. 2024)."""
+    """Return the work of ZB-H1: 1F1B with weight gradients postponed by s micro-batches (Qi et al. 2024)."""
     forwarded, carried, weighed = at.of(Work.FORWARD), at.of(Work.INPUT), at.of(Work.WEIGHT)
     more = (forwarded < at.M) & (forwarded - carried <= ahead(at.stage, at.S))
     owes = (carried - weighed > at.stage) | (carried == at.M)
@@ -183,7 +183,7 @@ def simulate(
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
-    """Lines of a text table; the last column is the throughput relative to the first outcome's."""
+    """Return lines of a text table; the last column is the throughput relative to the first outcome's."""
     header = ["schedule", "time", "bubble", "stored", f"throughput / {outcomes[0].schedule}"]
     rows = [
         [
@@ -218,12 +218,12 @@ class _Paper:
         self.free[Work.FORWARD, 0] = self.free[Work.BACKWARD, last] = self.free[Work.INPUT, last] = True
 
     def one_batch(self, name: str, order: Order, *learning: Work) -> Outcome:
-        """The outcome where a batch ends before the next begins."""
+        """Return the outcome if each batch ends before the next begins."""
         ended, stored = self._run(order, self.M, (Work.FORWARD, *learning))
         return self._outcome(name, float(ended[learning[-1]].max()), stored, learning)
 
     def long_run(self, name: str, staleness: int) -> Outcome:
-        """The outcome of direct feedback where batch follows upon batch."""
+        """Return the outcome of direct feedback if one batch follows another without a pause."""
         # Stages are never more than staleness + 1 batches apart, so after as many batches the pattern repeats itself.
         cycle = staleness + 1
         ended, stored = self._run(_direct(staleness), 4 * cycle * self.M, (Work.FORWARD, Work.LOCAL))

@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def gathered(value: Any, group: Any = None) -> list[Any]:
-    """The ``value`` of every process of ``group``, by rank; None stands for all processes."""
+    """Return the ``value`` of every process of ``group``, by rank; None stands for all processes."""
     if ranks() == 1:
         return [value]
     found: list[Any] = [None] * dist.get_world_size(group)

@@ -87,7 +87,7 @@ class _Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Leave in order."""
+        """Stop the watch, and tell the others that this process leaves in order."""
         self._stopped.set()
         self._thread.join()
         if self._found.is_set():
@@ -120,7 +120,7 @@ class _Watch:
                 self._hear(_STORE_HOST)
 
     def _look(self) -> None:
-        """Watch the neighbour, and hear what the others have seen."""
+        """Watch the neighbour, and read the findings of the others."""
         neighbour = (self._rank + 1) % self._count
         now, moment = self._store.get(_beat(neighbour)), time.monotonic()
         if now != self._seen:

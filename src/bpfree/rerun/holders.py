@@ -215,7 +215,7 @@ class Slots(Holder):
         object.__setattr__(self._held, key, value)
 
     def name(self, key: Any) -> str:
-        """The slot's name."""
+        """Return the slot's name."""
         return f"{self.label}.{key}".lstrip(".")
 
 

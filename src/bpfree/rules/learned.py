@@ -63,7 +63,7 @@ class GrAPE(ForwardLearnedRule):
             raise OptionError(f"calibrate={self.calibrate!r}: a whole number of passes, or 0 for never.")
 
     def mechanism(self, plan: Plan) -> LearnedMechanism:
-        """An estimating pass runs behind the forward pass; calibrating passes are plain backpropagation."""
+        """Make the mechanism: an estimating pass follows each forward pass; calibrating passes are backpropagation."""
         return CalibratedMechanism(self, plan) if self.calibrate else super().mechanism(plan)
 
     @property
@@ -229,7 +229,7 @@ class DKP(LearnedRule):
             raise OptionError(f"decay={self.decay} is negative.")
 
     def mechanism(self, plan: Plan) -> LearnedMechanism:
-        """The activations at the taps are kept for the error."""
+        """Make the mechanism that keeps the taps' activations until the error comes."""
         return ErrorLearnedMechanism(self, plan)
 
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:

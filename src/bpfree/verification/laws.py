@@ -45,7 +45,7 @@ def compare_outputs(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    """|found - expected| / |expected|; infinite for other shapes. NaN in the same places is no difference."""
+    """Return |found - expected| / |expected|; infinite for other shapes. NaN in the same places is no difference."""
     if found.shape != expected.shape:
         return float("inf")
     difference = (found.detach() - expected).nan_to_num().norm()

@@ -132,7 +132,7 @@ class ModuleCalls:
                 handle.remove()
 
     def suspect(self) -> str:
-        """The innermost module whose tangents do not fit its gradients, with its class; "" where all do."""
+        """Return the innermost module whose tangents do not fit its gradients, with its class; "" if all fit."""
         modules = {name: module for module, name in self._names.items()}
         for call in self._calls:
             if call.is_testable and not _fits(call, self._tolerance):

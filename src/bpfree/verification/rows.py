@@ -59,7 +59,7 @@ class _Graph:
         return [None if gradient is None else _support(gradient) for gradient in gradients]
 
     def probes(self, axis: int) -> list[int]:
-        """The first and the last place along an axis of the error."""
+        """Return the first and the last place along an axis of the error."""
         return sorted({0, self.error.shape[axis] - 1})
 
 
@@ -160,7 +160,7 @@ def _second_is_apart(seen: _Graph) -> bool:
 
 
 def _of_steps(seen: _Graph) -> list[Finding]:
-    """A loop over time: the error of its first step reaches no later call."""
+    """Return findings on loops over time: the error of the first step must reach no later call."""
     if not any(site.step for site in seen.sites):
         return []
     reached = seen.reached({seen.axes[1]: 0})
@@ -179,7 +179,7 @@ def _of_steps(seen: _Graph) -> list[Finding]:
 
 
 def _finer(seen: _Graph) -> list[Finding]:
-    """Rows that the layout takes for features: parts of the error that reach places of their own at every tap."""
+    """Return findings on rows laid out as features: parts of the error that reach their own places at every tap."""
     features = [axis for axis in range(seen.error.dim()) if axis not in seen.axes]
     channel = channel_axis(seen.error)
     apart: dict[int, int] = {}
@@ -198,7 +198,7 @@ def _finer(seen: _Graph) -> list[Finding]:
 def _own_axis(
     seen: _Graph, number: int, length: int, probes: Sequence[tuple[int, Sequence[Tensor | None]]]
 ) -> int | None:
-    """The axis of a tap, none of its rows, along which places of the error keep to themselves."""
+    """Return the axis of a tap, not of its rows, along which places of the error reach only their own places."""
     site = seen.sites[number]
     reached = [(place, support) for place, all_ in probes if (support := all_[number]) is not None]
     if not reached:
