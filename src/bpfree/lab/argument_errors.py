@@ -39,7 +39,7 @@ class Mistake(NamedTuple):
 
 
 def in_one_line(message: str, outer: str) -> str:
-    """A message of jsonargparse as seen from within a setting, shortened if it is about a value or an argument."""
+    """Return jsonargparse's message as seen from within a setting, shortened if it is about a value or argument."""
     found = mistake(message)
     return message if found is None else found.within(outer)
 
@@ -97,6 +97,6 @@ def _wrong_type(message: str) -> str:
 
 
 def _value(given: str) -> str:
-    """The value as it was given: jsonargparse wraps what belongs to a class's argument."""
+    """Return the value as it was given: jsonargparse wraps values that belong to a class's argument."""
     nested = re.fullmatch(r"NestedArg\(key='[^']*', val='(.*)'\)", given)
     return nested[1] if nested else given

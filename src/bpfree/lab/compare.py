@@ -71,7 +71,7 @@ def compare(options: CompareOptions, console: Console | None = None) -> dict[str
 
 
 def plan_runs(options: CompareOptions) -> list[RunSettings]:
-    """All runs, seed by seed: what slows the machine down for a while then falls on every rule."""
+    """Return all runs, seed by seed: so, if the machine is slow for a while, it is slow for every rule."""
     seeds = options.seed_list()
     return [
         options.run(label, seed, details=seed == seeds[0]) for seed in seeds for label in options.labels()
@@ -81,7 +81,7 @@ def plan_runs(options: CompareOptions) -> list[RunSettings]:
 def _run_all(
     plan: Sequence[RunSettings], splits: Data, directory: Path, console: Console | None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The records of the runs in the plan's order, and why those without one failed."""
+    """Return the records of the runs in the plan's order, and why those without one failed."""
     records, failed = list[dict[str, Any]](), list[str]()
     with Display(console, runs=len(plan), measured_on=splits.measured_on) as display:
         cold = True
@@ -129,7 +129,7 @@ def assemble(
     failed: Sequence[str],
     splits: Data,
 ) -> dict[str, Any]:
-    """The comparison in the form ``bpfree-comparison/1``."""
+    """Return the comparison in the form ``bpfree-comparison/1``."""
     data = splits.describe()
     first, task = plan[0], options.task()
     return {

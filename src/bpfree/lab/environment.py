@@ -20,7 +20,7 @@ def device() -> str:
 
 
 def describe() -> dict[str, Any]:
-    """Versions, the machine, its GPU if torch has one, and torch's threads."""
+    """Return versions, the machine, its GPU if torch has one, and torch's threads."""
     return {
         "python": platform.python_version(),
         "bpfree": bpfree.__version__,
@@ -35,7 +35,7 @@ def describe() -> dict[str, Any]:
 
 
 def _versions(*packages: str) -> dict[str, str]:
-    """Versions of those that are installed: the benchmarks run without the lab's dependencies too."""
+    """Return the versions of installed packages: the benchmarks run without the lab's dependencies too."""
     found = {}
     for package in packages:
         with suppress(PackageNotFoundError):

@@ -110,11 +110,11 @@ class Options:
                 raise SettingsError(f"--settings.{label}: no rule of this name is trained. {hint}")
 
     def labels(self) -> list[str]:
-        """The labels of the rules."""
+        """Return the labels of the rules."""
         raise NotImplementedError
 
     def run(self, label: str, seed: int, *, details: bool) -> RunSettings:
-        """The settings of one run.
+        """Return the settings of one run.
 
         Raises:
             SettingsError: A value means nothing.
@@ -196,7 +196,7 @@ class Options:
         return {name: getattr(self, name) for name in ("validation", "images", "text", "graph")}
 
     def directory(self) -> Path:
-        """The folder for results."""
+        """Return the folder for results."""
         return Path(self.out or Path("runs") / self.default_name()).expanduser()
 
     def default_name(self) -> str:
@@ -229,11 +229,11 @@ class CompareOptions(Options):
         super().__post_init__()
 
     def labels(self) -> list[str]:
-        """The labels of the rules."""
+        """Return the labels of the rules."""
         return list(self.task().rules if self.rules is None else self.rules)
 
     def seed_list(self) -> list[int]:
-        """The seeds."""
+        """Return the seeds."""
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
 
     def default_name(self) -> str:
@@ -258,11 +258,11 @@ class TrainOptions(Options):
     visualize: str | None = None
 
     def labels(self) -> list[str]:
-        """The label of the rule."""
+        """Return the label of the rule."""
         return [self.rule]
 
     def run(self, label: str, seed: int, *, details: bool) -> RunSettings:
-        """The settings of one run; see :meth:`Options.run`."""
+        """Return the settings of one run; see :meth:`Options.run`."""
         return replace(super().run(label, seed, details=details), visualize=self.visualize)
 
     def default_name(self) -> str:
@@ -282,7 +282,7 @@ class DemoOptions:
 
 
 def command_line(command: str, options: Options) -> str:
-    """The command that asks for exactly these options."""
+    """Return the command that asks for exactly these options."""
     words = ["bpfree", command]
     for entry in fields(options):
         value, default = getattr(options, entry.name), getattr(type(options)(), entry.name)

@@ -55,7 +55,7 @@ def quiet() -> Iterator[None]:
 
 
 def _tell_plainly() -> None:
-    """For the rest of the context of warnings."""
+    """Show warnings as plain lines, until the context of warnings ends."""
     show = warnings.showwarning
 
     def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:

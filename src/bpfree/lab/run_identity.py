@@ -47,7 +47,7 @@ LATER_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings, as plain values, without its label and without later settings that it does not use."""
+    """Return a run's settings, as plain values, without its label and without later settings that it does not use."""
     model = settings["model"]
     later = LATER_ARGUMENTS.get(model.get("class_path", ""), {})
     return {
@@ -78,7 +78,7 @@ def _without(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, A
 
 
 def own_code(module: str) -> str | None:
-    """A hash of a module's file if it is somebody's own; None if it is bpfree's or torch's, or has no file."""
+    """Return a hash of a module's file if it is a user's; None if it is bpfree's or torch's, or has no file."""
     if module.partition(".")[0] in _VERSIONED:
         return None
     path = getattr(importlib.import_module(module), "__file__", None)
@@ -86,7 +86,7 @@ def own_code(module: str) -> str | None:
 
 
 def own_codes(rule: object, within: object, model: Mapping[str, Any]) -> list[Any]:
-    """Hashes of the files of a rule's class and of a model's; behind them, by module, those of others of one's own.
+    """Return hashes of the files of a rule's and a model's class, and of the user's other modules, by module.
 
     Others are the files of the rule carried ``within``, of the classes that any of these are derived from, and of the
     classes and functions among their arguments. What such a file imports besides is not seen.
@@ -103,7 +103,7 @@ def own_codes(rule: object, within: object, model: Mapping[str, Any]) -> list[An
 
 
 def _inside(value: Any) -> Iterator[Any]:
-    """The classes and functions of a value and of what it holds; a mapping may name a class by its ``class_path``."""
+    """Yield the classes and functions in a value; a mapping may name a class by its ``class_path``."""
     if is_dataclass(value) and not isinstance(value, type):
         yield type(value)
         value = [getattr(value, entry.name) for entry in fields(value)]

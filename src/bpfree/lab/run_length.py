@@ -27,7 +27,7 @@ class Length:
         return cls(settings["evaluations"], settings["steps"] // settings["evaluations"])
 
     def describe(self) -> dict[str, int]:
-        """The entries of a comparison's ``settings`` that :meth:`of` reads."""
+        """Return the entries of a comparison's ``settings`` that :meth:`of` reads."""
         if self.steps is None:
             return {"epochs": self.parts}
         return {"steps": self.parts * self.steps, "evaluations": self.parts}

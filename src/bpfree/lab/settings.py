@@ -65,7 +65,7 @@ class RuleSettings:
             raise SettingsError(f"window {self.window}: windows are for direct rules such as DFA, not for {self.rule}.")
 
     def describe(self) -> dict[str, Any]:
-        """The settings as a report shows them; of the rule's options those that are not at their defaults."""
+        """Return the settings as a report shows them; of the rule's options those that are not at their defaults."""
         shown: dict[str, Any] = {"rule": type(self.rule).__name__, "options": rule_options(self.rule)}
         shown |= {"optimizer": self.optimizer, "lr": self.lr, "schedule": self.schedule}
         for name in ("weight_decay", "decayed", "momentum"):
@@ -105,7 +105,7 @@ class RuleOverrides:
     within: bpfree.LayerwiseRule | None = None
 
     def given(self) -> dict[str, Any]:
-        """The values that are not None, by name."""
+        """Return the values that are not None, by name."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -142,7 +142,7 @@ def rule_settings(
     window: int = 1,
     schedule: Schedule | None = None,
 ) -> RuleSettings:
-    """The complete settings of one label.
+    """Return the complete settings of one label.
 
     Its preset (or, for another rule of bpfree, that rule as it comes), changed by ``lr``, ``window`` and ``schedule``,
     changed by ``overrides``.
@@ -177,7 +177,7 @@ def rule_settings(
 
 
 def rule_options(rule: bpfree.Rule) -> dict[str, Any]:
-    """The options of a rule that are not at their defaults, as plain values."""
+    """Return the options of a rule that are not at their defaults, as plain values."""
     options = {
         entry.name: plain(getattr(rule, entry.name))
         for entry in fields(rule)
@@ -190,12 +190,12 @@ def rule_options(rule: bpfree.Rule) -> dict[str, Any]:
 
 
 def default(entry: Field[Any]) -> Any:
-    """A field's default; MISSING if it has none."""
+    """Return a field's default; MISSING if it has none."""
     return entry.default_factory() if entry.default_factory is not MISSING else entry.default
 
 
 def plain(value: object) -> Any:
-    """``value`` as JSON has it; dataclasses become dictionaries, other objects their names."""
+    """Return ``value`` as JSON has it; dataclasses become dictionaries, other objects their names."""
     if is_dataclass(value) and not isinstance(value, type):
         return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value) if entry.init}
     if isinstance(value, Mapping):
@@ -210,7 +210,7 @@ def plain(value: object) -> Any:
 
 
 def import_path(thing: Any) -> str:
-    """The path under which a class or function can be imported."""
+    """Return the path under which a class or function can be imported."""
     public = getattr(bpfree, thing.__qualname__, None) is thing
     return f"{'bpfree' if public else thing.__module__}.{thing.__qualname__}"
 
@@ -278,7 +278,7 @@ class RunSettings:
         return Length(self.epochs) if self.steps is None else Length(self.epochs, self.steps // self.epochs)
 
     def name(self, data: Mapping[str, Any]) -> str:
-        """A file name for this run on this data: label, seed, and a hash of everything that changes its numbers."""
+        """Return a file name for this run on this data: label, seed, and a hash of all that changes its numbers."""
         facts = {
             "settings": identity(plain(self)),
             "rule": import_path(type(self.rule.rule)),

@@ -49,25 +49,25 @@ def summarize(
 
 
 def mean_cosine(taps: Sequence[Mapping[str, Any]]) -> float | None:
-    """The mean over those taps of one alignment that have a cosine; None if none has."""
+    """Return the mean over those taps of one alignment that have a cosine; None if none has."""
     # A tap where no sample has a signal has no cosine: NaN in memory, null in a file.
     return _mean([tap["cosine_mean"] for tap in taps if tap["cosine_mean"] is not None and tap["n_valid"] > 0])
 
 
 def recovery(score: float | None, reference: float | None, control: float | None) -> float | None:
-    """(score - control) / (reference - control); None where one is unknown or the two references are equal."""
+    """Return (score - control) / (reference - control); None where one is unknown or the two references are equal."""
     if score is None or reference is None or control is None or reference == control:
         return None
     return (score - control) / (reference - control) + 0.0  # no -0.0
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """The sample standard deviation (divided by n - 1); None for less than two values."""
+    """Return the sample standard deviation (divided by n - 1); None for less than two values."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _finite(values: Sequence[float | None]) -> list[float]:
-    """The values if all are finite, else none; None is what a file has in place of infinity."""
+    """Return the values if all are finite, else none; None is what a file has in place of infinity."""
     found = [value for value in values if value is not None and math.isfinite(value)]
     return found if len(found) == len(values) else []
 

@@ -85,7 +85,7 @@ def names_code(words: Sequence[str]) -> bool:
 
 
 def _code(content: Any, inside: bool = False) -> Iterator[str]:
-    """The import paths in a file's content that are not the package's or torch's layers."""
+    """Return the import paths in a file's content that are not the package's or torch's layers."""
     if isinstance(content, Mapping):
         for name, value in content.items():
             if name == _FUNCTION:

@@ -58,7 +58,7 @@ class Pickled:
 
 
 def read_files(archive: Archive, data_dir: Path | None) -> dict[str, Pickled]:
-    """The files of a data set by name.
+    """Read the files of a data set by name.
 
     Args:
         archive: The data set.
@@ -102,7 +102,7 @@ def _read(path: Path) -> Pickled:
 
 
 def images_of(file: Pickled, key: str, *, n: int, classes: int, title: str) -> tuple[Tensor, Tensor]:
-    """The pixels of one file, uint8 ``(n, 3, 32, 32)``, and its classes, int64 ``(n,)``.
+    """Return the pixels of one file, uint8 ``(n, 3, 32, 32)``, and its classes, int64 ``(n,)``.
 
     Args:
         file: The file.
@@ -133,7 +133,7 @@ def _what_is_wrong(pixels: Any, labels: Any, n: int, classes: int) -> str:
 
 
 def joined(parts: Sequence[tuple[Tensor, Tensor]], normalization: Normalization) -> Images:
-    """Several files' pixels and classes as one set of normalized images."""
+    """Return several files' pixels and classes as one set of normalized images."""
     pixels, labels = (torch.cat(column) for column in zip(*parts, strict=True))
     return Images(normalized(pixels, normalization), labels)
 

@@ -36,7 +36,7 @@ _NORMALIZATION = Normalization((0.2860,), (0.3530,))  # mean and standard deviat
 
 
 def load_fashion_mnist(data_dir: Path | None = None) -> Splits:
-    """60,000 training and 10,000 test pictures of clothes, ten classes, 28 x 28 pixels.
+    """Load 60,000 training and 10,000 test pictures of clothes, ten classes, 28 x 28 pixels.
 
     Args:
         data_dir: A folder with the four idx files, with or without .gz; they may lie in it, in its ``raw`` or in its

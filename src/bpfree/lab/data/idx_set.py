@@ -48,7 +48,7 @@ class IdxSet:
 
 
 def load_idx(source: IdxSet, data_dir: Path | None) -> Splits:
-    """Both parts of a data set, one channel, pixels normalized.
+    """Load both parts of a data set, one channel, pixels normalized.
 
     Args:
         source: The data set.
@@ -115,7 +115,7 @@ _LARGEST = 16 + 60_000 * 28 * 28  # bytes of the training images, the largest of
 
 
 def _verified(path: Path, original: Original) -> tuple[bytes, str]:
-    """The uncompressed content of a file, and the SHA-256 of the file itself."""
+    """Return the uncompressed content of a file, and the SHA-256 of the file itself."""
     if path.suffix != ".gz":
         content = contents(path)
         checksum = hashlib.sha256(content).hexdigest()

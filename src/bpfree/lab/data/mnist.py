@@ -35,7 +35,7 @@ _NORMALIZATION = Normalization((0.1307,), (0.3081,))  # mean and standard deviat
 
 
 def load_mnist(data_dir: Path | None = None) -> Splits:
-    """60,000 training and 10,000 test digits, 28 x 28 pixels.
+    """Load 60,000 training and 10,000 test digits, 28 x 28 pixels.
 
     Args:
         data_dir: A folder with the four idx files, with or without .gz; they may lie in it, in its ``raw`` or in its

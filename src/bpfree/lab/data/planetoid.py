@@ -221,7 +221,7 @@ def _check(citations: Citations, parts: Mapping[str, Any], test: Tensor, *, publ
 
 
 def _in_order(parts: Mapping[str, Any], test: Tensor) -> tuple[Csr, Tensor]:
-    """Features and classes of all nodes; the test nodes' stand in the files in the order of their indices.
+    """Return features and classes of all nodes; in the files, test nodes are in the order of their indices.
 
     Nodes that are in no file (CiteSeer has 15, without any word or neighbour) have no features, and class 0.
     """
@@ -246,7 +246,7 @@ def _in_order(parts: Mapping[str, Any], test: Tensor) -> tuple[Csr, Tensor]:
 
 
 def _normalized(x: Csr) -> Csr:
-    """The same, each row divided by its sum where that is more than 1, as torch_geometric does."""
+    """Return the same, each row divided by its sum where that is more than 1, as torch_geometric does."""
     lengths = np.diff(x.indptr)
     sums = np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights=x.data, minlength=len(lengths))
     x.data = (x.data / np.repeat(np.maximum(sums, 1), lengths)).astype(np.float32)

@@ -52,7 +52,7 @@ def _of_channels(name: str, given: Sequence[float] | None, default: tuple[float,
 
 
 def prepared(splits: Splits, settings: ImageSettings) -> Splits:
-    """The data set with another normalization or size, where another one is asked for.
+    """Return the data set, with another normalization or size if one is asked for.
 
     Enlarged images are made batch by batch: 50,000 of 3 x 224 x 224 would take 30 GB.
 
@@ -69,7 +69,7 @@ def prepared(splits: Splits, settings: ImageSettings) -> Splits:
 
 
 def _renormalized(splits: Splits, wanted: Normalization) -> Splits:
-    """The same pixels, normalized in another way."""
+    """Return the same pixels with another normalization."""
     (mean, std), (other_mean, other_std) = (
         [torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1) for values in entry]
         for entry in (splits.normalization, wanted)
@@ -85,7 +85,7 @@ def _renormalized(splits: Splits, wanted: Normalization) -> Splits:
 
 
 def _resized(images: Images, size: int) -> Images:
-    """Square images of another size, made when they are asked for."""
+    """Return square images of another size, made when they are asked for."""
 
     def make(rows: Tensor) -> Tensor:
         # Antialiased, which enlarging does not notice, and shrinking needs.

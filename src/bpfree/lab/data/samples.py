@@ -31,7 +31,7 @@ class Samples:
         return len(self.y)
 
     def take(self: Kind, index: Tensor) -> Kind:
-        """The samples at ``index``, int64 of shape ``(k,)``."""
+        """Return the samples at ``index``, int64 of shape ``(k,)``."""
         x = self.x.subset(index) if isinstance(self.x, Lazy) else self.x[index]
         return type(self)(x, self.y[index])
 
@@ -52,7 +52,7 @@ class Data(Protocol):
         """The number of outputs, likewise."""
 
     def first(self, n: int) -> Data:
-        """The same with no more than ``n`` samples to train on."""
+        """Return the same with no more than ``n`` samples to train on."""
 
     def describe(self) -> dict[str, Any]:
         """Return the facts for reports, which also identify the data: ``n_train``, ``n_eval``, ``checksums`` ..."""

@@ -79,7 +79,7 @@ class CausalTransformer(nn.Module):
         nn.init.normal_(self.tokens.weight, std=_EMBEDDING_STD)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits ``(N, T, classes)`` of the token after each of ``tokens``, int64 ``(N, T)``."""
+        """Return logits ``(N, T, classes)`` of the token after each of ``tokens``, int64 ``(N, T)``."""
         places = torch.arange(tokens.shape[1], device=tokens.device)
         h = self.dropout(self.tokens(tokens) + self.positions(places))
         for block in self.blocks:
@@ -115,7 +115,7 @@ class Block(nn.Module):
         self.tap = bpfree.Tap()
 
     def forward(self, h: Tensor) -> Tensor:
-        """The block's output, shaped as ``h``."""
+        """Return the block's output, shaped as ``h``."""
         for branch, norm in ((self.attention, self.norm1), (self.feed_forward, self.norm2)):
             h = h + self.scale * self.dropout(branch(norm(h))) if self.pre else norm(h + self.dropout(branch(h)))
         return self.tap(h)
@@ -149,7 +149,7 @@ class Waves(nn.Module):
         self.register_buffer("waves", torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1), persistent=False)
 
     def forward(self, places: Tensor) -> Tensor:
-        """The vectors of these positions."""
+        """Return the vectors of these positions."""
         return self.waves[places]
 
 

@@ -36,7 +36,7 @@ class Address:
 
     @classmethod
     def of(cls, place: str) -> Address:
-        """The address of a URL, or of the path of an SQLite file.
+        """Return the address of a URL, or of the path of an SQLite file.
 
         Raises:
             LedgerError: The URL cannot be read, or the file's folder cannot be made.
@@ -58,7 +58,7 @@ class Address:
         return cls(place, hidden.render_as_string(hide_password=True), secrets)
 
     def without_secrets(self, text: object) -> str:
-        """A message without what it must not show."""
+        """Return a message without its secrets."""
         said = str(text)
         for secret in self.secrets:
             said = said.replace(secret, _HIDDEN)

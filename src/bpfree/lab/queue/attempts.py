@@ -21,7 +21,7 @@ DEATHS = 3
 
 
 def counting(known: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """The attempt that counts: the last record, or the first that may become one."""
+    """Return the attempt that counts: the last record, or the first that may become one."""
     finished = [trial for trial in known if trial.state == TrialState.COMPLETE]
     alive = [trial for trial in known if trial.state in (TrialState.WAITING, TrialState.RUNNING)]
     return finished[-1] if finished else next(iter(alive), None)

@@ -70,6 +70,6 @@ class Team:
 
 
 def _end(code: int) -> str:
-    """An exit code in words."""
+    """Return an exit code in words."""
     names = {-number.value: number.name for number in signal.Signals}
     return f"exit code {code}{f', {names[code]}' if code in names else ''}"

@@ -68,7 +68,7 @@ def _unopened(address: Address, error: Exception) -> LedgerError:
 
 
 def _until_open(address: Address) -> Iterator[float]:
-    """The pauses before a database is tried again: short ones for another process's tables, long ones for servers."""
+    """Return the pauses between attempts to open a database: short for another process's tables, long for servers."""
     yield from (random.random() * attempt / 4 for attempt in range(1, _ATTEMPTS))
     if not address.is_file:  # a file does not restart
         yield from _PAUSES

@@ -128,7 +128,7 @@ class _Reader:
         )
 
     def part(self, value: Any, where: str, valid: Any = None) -> dict[str, Any]:
-        """A mapping, whose keys are among ``valid``; nothing is an empty one."""
+        """Check and return a mapping whose keys are among ``valid``; None becomes an empty mapping."""
         if value is not None and not isinstance(value, Mapping):
             raise SettingsError(f"{self.name}: {where} must be names with values, not {value!r}.")
         for key in value or {}:
@@ -142,7 +142,7 @@ class _Reader:
         return value or []
 
     def set(self, value: Any, where: str, *others: str) -> dict[str, Any]:
-        """Settings of cells, and ``others``."""
+        """Check and return settings of cells, and ``others``."""
         given = self.part(value, where, [*SETTINGS, *others])
         for name in set(CLASSES) & set(given):
             if isinstance(given[name], Mapping):

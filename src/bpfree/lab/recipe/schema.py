@@ -156,7 +156,7 @@ class Recipe:
         return self.path.resolve().parts[-len(below) :] == below
 
     def scale(self, name: str) -> Scale:
-        """The scale of this name.
+        """Return the scale of this name.
 
         Raises:
             SettingsError: There is none.
@@ -173,13 +173,13 @@ class Recipe:
         return self.cells.get(f"{row}/{column}", {}) is None
 
     def settings(self, row: str, column: str, scale: Scale) -> dict[str, Any]:
-        """A cell's settings: more particular ones go before more general ones, and the scale's before all."""
+        """Return a cell's settings: particular ones override general ones, and those of the scale override all."""
         own = self.cells.get(f"{row}/{column}") or {}
         return merged(self.base, self.rows[row], self.columns[column].settings, own, scale.settings)
 
 
 def known(name: Any, valid: Any, where: str, recipe: str) -> Any:
-    """``name``, which is one of ``valid``.
+    """Return ``name``, which is one of ``valid``.
 
     Raises:
         SettingsError: It is not.

@@ -43,7 +43,7 @@ def picture(comparison: Mapping[str, Any], path: Path) -> Path:
 
 
 def vega_lite() -> str:
-    """The version of Vega-Lite that the installed Altair writes, as vl-convert names it: `6.4`."""
+    """Return the version of Vega-Lite that the installed Altair writes, as vl-convert names it: `6.4`."""
     return ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 
 
@@ -76,7 +76,7 @@ def alignment(comparison: Mapping[str, Any], style: Style) -> alt.ConcatChart | 
 
 
 def legend(style: Style) -> charts.Chart:
-    """All rules, in as many lines as they need: a stroke as in the charts, and the label."""
+    """Draw all rules, in as many lines as they need: a stroke as in the charts, and the label."""
     rows: list[dict[str, Any]] = []
     left, line = 0.0, 0
     for mark in style.marks:

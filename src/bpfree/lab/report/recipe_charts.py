@@ -39,7 +39,7 @@ def charts(recipe: Any, entries: Sequence[Mapping[str, Any]]) -> dict[str, Chart
 
 
 def rows(chart: Any, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The points of one chart: measured means with their deviation, and the paper's numbers.
+    """Return the points of one chart: measured means with their deviation, and the paper's numbers.
 
     Where there is no number, the point has none, and ends a line: what lies beside it is not known.
     """
@@ -58,7 +58,7 @@ def _placed(mean: float | None, std: float | None) -> dict[str, float | None]:
 
 
 def curve(chart: Any, points: Sequence[Mapping[str, Any]], domain: Sequence[float] | None) -> Chart:
-    """Measured: a line with filled points and a band of one standard deviation. The paper's: open points, dashed."""
+    """Draw measured numbers as a line with filled points and a band of one standard deviation, the paper's dashed."""
     places = sorted({point["x"] for point in points})
     scale = alt.Scale(type="log" if chart.log else "linear", nice=False)
     axis = alt.Axis(

@@ -42,7 +42,7 @@ def check(comparison: Mapping[str, Any]) -> None:
 
 
 def labels(comparison: Mapping[str, Any]) -> list[str]:
-    """The rules' labels in the order of the summary, then any that only the settings name."""
+    """Return the rules' labels in the order of the summary, then any that only the settings name."""
     named = [row["label"] for row in comparison["summary"]]
     return list(dict.fromkeys([*named, *comparison["settings"].get("rules", {})]))
 
@@ -53,7 +53,7 @@ def noun(comparison: Mapping[str, Any]) -> str:
 
 
 def taps(comparison: Mapping[str, Any]) -> list[str]:
-    """Names of all taps in the order in which they first appear."""
+    """Return names of all taps in the order in which they first appear."""
     found: dict[str, None] = {}
     for row in comparison["summary"]:
         found.update((tap["name"], None) for tap in row.get("alignment") or [])
@@ -79,7 +79,7 @@ def cosine(tap: str) -> Value:
 
 
 def short(value: float) -> float:
-    """`value` to 4 significant digits."""
+    """Return `value` to 4 significant digits."""
     return float(f"{value:.4g}")
 
 
@@ -100,7 +100,7 @@ def rows(comparison: Mapping[str, Any], value: Value) -> list[Row]:
 
 
 def drawn_epochs(comparison: Mapping[str, Any]) -> set[int]:
-    """The epochs to draw: all, or where those are too many evenly spaced ones with both ends."""
+    """Return the epochs to draw: all, or where those are too many evenly spaced ones with both ends."""
     found = sorted({epoch["epoch"] for run in comparison["runs"] for epoch in run.get("epochs") or []})
     curves = len(labels(comparison)) * (2 + len(taps(comparison)))
     most = max(FEWEST_EPOCHS, ROWS // max(1, curves))
@@ -108,7 +108,7 @@ def drawn_epochs(comparison: Mapping[str, Any]) -> set[int]:
 
 
 def evenly(items: Sequence[int], n: int) -> list[int]:
-    """`n` of the items at even distances, the first and the last among them."""
+    """Return `n` of the items at even distances, the first and the last among them."""
     return [items[round(i * (len(items) - 1) / (n - 1))] for i in range(n)]
 
 

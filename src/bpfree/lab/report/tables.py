@@ -13,12 +13,12 @@ Comparison = Mapping[str, Any]
 
 
 def measured_on(comparison: Comparison) -> str:
-    """`test` or `validation`."""
+    """Return `test` or `validation`."""
     return str(comparison["settings"].get("measured_on") or "evaluation")
 
 
 def data_name(comparison: Comparison) -> str:
-    """The name of the data set."""
+    """Return the name of the data set."""
     return str(comparison["data"].get("name") or "unnamed data")
 
 
@@ -76,13 +76,13 @@ def closest(comparison: Comparison) -> str:
 
 
 def alignment(row: Mapping[str, Any], tap: str) -> str:
-    """The summary's mean cosine at `tap`."""
+    """Return the summary's mean cosine at `tap`."""
     entries = row.get("alignment") or []
     return text.number(next((e.get("cosine_mean") for e in entries if e["name"] == tap), None))
 
 
 def unaligned(comparison: Comparison) -> list[str]:
-    """Labels of the rules that have no valid cosine at any tap in any epoch."""
+    """Return labels of the rules that have no valid cosine at any tap in any epoch."""
     valid = {row["rule"] for tap in series.taps(comparison) for row in series.rows(comparison, series.cosine(tap))}
     return [label for label in series.labels(comparison) if label not in valid]
 
@@ -106,17 +106,17 @@ def rules(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 
 def common(comparison: Comparison) -> list[tuple[str, str]]:
-    """Settings that all rules share, name and value."""
+    """Return settings that all rules share, name and value."""
     return pairs({key: value for key, value in comparison["settings"].items() if key != "rules"})
 
 
 def data(comparison: Comparison) -> list[tuple[str, str]]:
-    """Facts about the data except the checksums, name and value."""
+    """Return facts about the data except the checksums, name and value."""
     return pairs({key: value for key, value in comparison["data"].items() if key != "checksums"})
 
 
 def pairs(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Names, readable, and values as text; what is nested gets the names of all its levels but `init_args`."""
+    """Return readable names, and values as text; nested values get the names of all levels except `init_args`."""
     found: list[tuple[str, str]] = []
     for key, value in (values or {}).items():
         name = str(key).replace("_", " ")
@@ -129,7 +129,7 @@ def pairs(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def checksums(comparison: Comparison) -> list[tuple[str, str]]:
-    """File or array and its checksum."""
+    """Return pairs of a file or array and its checksum."""
     found = comparison["data"].get("checksums") or {}
     if not isinstance(found, Mapping):
         return [(data_name(comparison), text.setting(found))]

@@ -55,7 +55,7 @@ def feedback_memory(
 
 
 def tap_widths(settings: ModelSettings, shape: Sequence[int], taps: Sequence[str] | None) -> list[int]:
-    """l_i of every tap of a model, in forward order, without the memory for weights or activations."""
+    """Return l_i of every tap of a model, in forward order, without the memory for weights or activations."""
     with torch.device("meta"):
         model = settings.build(shape, 1)
         seen: dict[str, int] = {}
@@ -71,7 +71,7 @@ def tap_widths(settings: ModelSettings, shape: Sequence[int], taps: Sequence[str
 def allocated_bytes(
     settings: ModelSettings, shape: Sequence[int], classes: int, taps: Sequence[str] | None, *, shared: bool
 ) -> int:
-    """The bytes that torch's allocator gives out for the feedback of DFA on a real model, and that stay in use."""
+    """Return the bytes that torch's allocator gives out for DFA's feedback on a real model, and keeps in use."""
     model, x = settings.build(shape, classes), torch.zeros(1, *shape)
     rule = bpfree.DFA(feedback=bpfree.Feedback(shared=shared))
     return held_bytes(lambda: bpfree.attach(model, rule, taps=taps, example_inputs=x))

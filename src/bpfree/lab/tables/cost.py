@@ -55,13 +55,13 @@ class Linear:
 
     @classmethod
     def through(cls, first: tuple[int, float], second: tuple[int, float]) -> Linear:
-        """The line through two measured points; with one number of samples only, proportional to it."""
+        """Return the line through two measured points; with one number of samples only, proportional to it."""
         (n, low), (m, high) = first, second
         each = (high - low) / (m - n) if m > n else high / m
         return cls(high - each * m, each)
 
     def at(self, samples: int) -> float:
-        """The quantity for so many samples."""
+        """Return the quantity for so many samples."""
         return max(0.0, self.fixed + self.each * samples)
 
 
@@ -175,7 +175,7 @@ def _measured_samples(settings: RunSettings, splits: Data) -> int:
 
 
 def _widest(settings: RunSettings, splits: Data, feed: Feed) -> int:
-    """The most samples that pass at once with a graph: a batch, or those that alignment is measured on."""
+    """Return the largest number of samples in one pass with a graph: a batch, or the samples for alignment."""
     if settings.alignment == "never" or feed.evaluation is None:
         return settings.batch_size
     return max(settings.batch_size, min(TASKS[settings.task].alignment_samples, len(cast(Sampled, splits).evaluation)))
@@ -231,7 +231,7 @@ def _repeat(call: Callable[[], None], times: int) -> None:
 
 
 def _taken(call: Callable[[], object]) -> float:
-    """Seconds of a call; on a CPU those that its threads computed, whatever else goes on on the machine."""
+    """Measure the seconds of a call; on a CPU, the time that its threads computed, so other programs do not count."""
     if device() == "cuda":
         return seconds(call, torch.cuda.synchronize)
     start = time.process_time()
@@ -252,7 +252,7 @@ class _Operations(TorchDispatchMode):
 
 
 def known(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The costs of a table's scales that ``NAME-cost.json`` holds, by the scale's name; none if there is no such file.
+    """Return the costs in ``NAME-cost.json``, by the scale's name; none if there is no such file.
 
     Raises:
         WriteError: The file is damaged, or somebody else's.

@@ -85,13 +85,13 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Words of a recipe in one line, in which nothing is HTML, a link or a picture: they may be a stranger's."""
+    """Return a recipe's words in one line without HTML, links or pictures: a stranger may have written them."""
     line = " ".join(str(text).split())
     return line.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
 
 
 def _in_cell(name: str) -> str:
-    """A name in a cell of a table, which would end at its strokes."""
+    """Return a name for a table's cell, with escaped strokes, which would end the cell."""
     return _plain(name).replace("|", "\\|")
 
 

@@ -65,7 +65,7 @@ def _entry(cell: Cell, state: State, scale: Scale) -> dict[str, Any]:
 
 
 def seeds_of_rows(entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """The seeds of each row: the most that a cell of it has."""
+    """Return the seeds of each row: the most that a cell of it has."""
     found: dict[str, int] = {}
     for entry in entries:
         found[entry["row"]] = max(entry["seeds"], found.get(entry["row"], 0))
@@ -78,7 +78,7 @@ def _within(mean: float, paper: float, tolerance: float, *, above: bool) -> bool
 
 
 def _numbers(cell: Cell, state: State) -> tuple[list[float | None], list[str]]:
-    """The numbers of the finished runs, None where one has none, and why others failed.
+    """Return the numbers of finished runs (None if a run has none), and why other runs failed.
 
     Raises:
         SettingsError: The records have no such number.
@@ -127,7 +127,7 @@ def cautions(
 
 
 def _other_files(records: Sequence[Mapping[str, Any]], files: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Data sets whose files are others now than runs had."""
+    """Return the data sets whose files have changed since the runs."""
     said = []
     for name, checksums in files.items():
         had = [record["data"]["checksums"] for record in records if record.get("data", {}).get("name") == name]
@@ -138,13 +138,13 @@ def _other_files(records: Sequence[Mapping[str, Any]], files: Mapping[str, Mappi
 
 
 def _unpublished(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Data sets whose files are not, or not known to be, those that everybody has."""
+    """Return the data sets whose files are not, or not known to be, the published ones."""
     read = [record["data"] for record in records if record.get("data", {}).get("origin", PUBLISHED) != PUBLISHED]
     return list(dict.fromkeys(f"The files of {data['name']}: {data['origin']}." for data in read))
 
 
 def _other_data(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Data sets whose files were not the same in all runs."""
+    """Return the data sets whose files were not the same in all runs."""
     kinds: dict[str, set[str]] = {}
     for record in records:
         if "data" in record:
@@ -193,7 +193,7 @@ def place(recipe: Recipe, folder: Path) -> Path:
 
 
 def records(path: Path) -> dict[str, dict[str, Any]]:
-    """The records of a document by key; none if the file is another's.
+    """Return the records of a document by key; none if the file is another's.
 
     Raises:
         DamageError: It is bpfree's, and damaged.
@@ -202,7 +202,7 @@ def records(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def own_records(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of a recipe's own document by key; none if there is no such file.
+    """Return the records of a recipe's own document by key; none if there is no such file.
 
     Raises:
         DamageError: The file is damaged.
@@ -253,7 +253,7 @@ def of_format(path: Path, name: str, *, own: bool = False) -> dict[str, Any] | N
 
 
 def _opened(content: dict[str, Any]) -> dict[str, Any]:
-    """A document or a cost without checksums."""
+    """Return a document or a cost without checksums."""
     found = unsealed(content)
     return {**found, "records": [unsealed(record) for record in found["records"]]} if "records" in found else found
 

@@ -90,7 +90,7 @@ def _cost(recipe: Recipe, options: TableOptions, console: Console | None) -> dic
 
 
 def _show(console: Console, runs: TableRuns) -> None:
-    """The table, and below it what a reader must know, and what went wrong."""
+    """Show the table, and below it the cautions and the failures."""
     cells = runs.shown()
     state = runs.state(cells)
     entries = result.entries(cells, state, runs.scale)

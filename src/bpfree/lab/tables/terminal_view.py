@@ -27,7 +27,7 @@ def table(recipe: Recipe, scale: Scale, entries: Sequence[Mapping[str, Any]]) ->
 
 
 def _columns(result: Table, names: Sequence[str], numbers: Sequence[str]) -> None:
-    """Columns of which, on a narrow terminal, the names fold and the numbers stay."""
+    """Add columns; on a narrow terminal the names fold and the numbers stay."""
     for heading in names:
         result.add_column(heading, overflow="fold")
     for heading in numbers:
@@ -59,7 +59,7 @@ def cost(recipe: Recipe, taken: Mapping[str, Any]) -> Table:
 
 
 def hours(taken: Mapping[str, Any]) -> list[str]:
-    """Memory, hours on the machine that measured, and hours on a GPU."""
+    """Return memory, hours on the machine that measured, and hours on a GPU."""
     return [number(taken["bytes"] / 2**30, 2), number(taken["hours"], 2), number(taken["gpu_hours"], 2)]
 
 
@@ -77,7 +77,7 @@ def assumption(taken: Mapping[str, Any]) -> str:
 
 
 def recipes(found: Sequence[Recipe]) -> Table:
-    """The recipes that there are."""
+    """Return the recipes that there are."""
     result = Table()
     for heading in ("name", "what", "cells", "scales"):
         result.add_column(heading, no_wrap=heading == "name", justify="right" if heading == "cells" else "left")

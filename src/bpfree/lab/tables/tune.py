@@ -105,7 +105,7 @@ def tune(options: TuneOptions, console: Console | None = None) -> Path:
 def _grid(
     recipe: Recipe, order: Order, found: Sequence[Subject], options: TuneOptions, console: Console | None
 ) -> dict[str, list[Try]]:
-    """Every combination, through the ledger as the runs of a table are."""
+    """Try every combination, through the ledger like the runs of a table."""
     combinations = {subject.name: search.grid(subject.search) for subject in found}
     counts = {name: len(each) for name, each in combinations.items()}
     if options.trials is not None and set(counts.values()) != {options.trials}:
@@ -152,7 +152,7 @@ def _tpe(
 
 
 def _hash(subject: Subject) -> str:
-    """A hash of all that its tries have in common, own code among it, and of what is searched."""
+    """Return a hash of everything that its tries share, the user's code included, and of the searched values."""
     asked = json.dumps([subject.first.key, plain(subject.search)], sort_keys=True)
     return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
@@ -177,7 +177,7 @@ def _score(trial: optuna.Trial, subject: Subject, folder: Path, display: Display
 
 @patient
 def _ended(study: optuna.Study) -> list[FrozenTrial]:
-    """The tries that count: those of dead workers do not."""
+    """Return the tries that count: those of dead workers do not."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
     return [trial for trial in trials if _is_whole(trial) or _WRONG in trial.user_attrs]
 
@@ -196,12 +196,12 @@ def _is_whole(trial: FrozenTrial) -> bool:
 
 @patient
 def _draws(study: optuna.Study) -> int:
-    """A seed for the next try: one that begins with the others' would repeat their values."""
+    """Return a seed for the next try: with the seed of another try, it would repeat that try's values."""
     return len(study.get_trials(deepcopy=False))
 
 
 def _best(subject: Subject, tries: Sequence[Try]) -> Try:
-    """The best of a subject's tries; the first of several.
+    """Return the best of a subject's tries; the first of several.
 
     Raises:
         RunError: None succeeded.
@@ -233,7 +233,7 @@ def _written(
     tries: Mapping[str, Sequence[Try]],
     options: TuneOptions,
 ) -> str:
-    """The recipe with what was chosen, as YAML."""
+    """Return the recipe with what was chosen, as YAML."""
     content = content_of(recipe.path)
     for subject in found:
         place = dict(content.get(subject.place) or {})

@@ -51,7 +51,7 @@ class Subject:
     data_dir: str | None
 
     def work(self, chosen: Mapping[str, Any]) -> Training:
-        """A run with chosen values, measured on held-out training data."""
+        """Return a run with chosen values, measured on held-out training data."""
         settings = merged(self.settings, search.settings(chosen), {"validation": self.validation})
         return _training(self.name, settings, self.data_dir)
 
@@ -92,7 +92,7 @@ def subjects(recipe: Recipe, options: TuneOptions) -> list[Subject]:
 
 
 def _settings(recipe: Recipe, scale: Scale, chosen: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The settings of rows, or of cells where columns have settings of their own, by name."""
+    """Return the settings of rows, or of cells where columns have settings of their own, by name."""
     found: dict[str, dict[str, Any]] = {}
     for row, column in chosen_cells(recipe, chosen):
         name = f"{row}/{column.name}" if recipe.by_cell else row
@@ -153,7 +153,7 @@ def _has(kind: type, argument: str) -> bool:
 
 
 def _classes(run: Training) -> dict[str, type]:
-    """The classes of a run whose arguments can be chosen, by setting."""
+    """Return the classes of a run whose arguments can be chosen, by setting."""
     of_rule = run.settings.rule
     found = {"rule": type(of_rule.rule), "model": imported(run.settings.model["class_path"])}
     if run.options.rule in PRESETS and run.options.rule not in bpfree.RULES:

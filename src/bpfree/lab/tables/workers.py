@@ -61,7 +61,7 @@ class Order:
     keys: tuple[str, ...] = ()
 
     def works(self) -> list[Work]:
-        """All runs of the chosen cells."""
+        """Return all runs of the chosen cells."""
         recipe = read(self.recipe, trust=self.trust)
         return works(plan(recipe, recipe.scale(self.scale), self.seeds, self.cells, self.data_dir))
 
@@ -70,7 +70,7 @@ class Order:
         return self.scratch / source()
 
     def open(self) -> Ledger:
-        """The recipe's ledger."""
+        """Open the recipe's ledger."""
         return Ledger(self.ledger, self.recipe.stem, source=source() if self.again else None)
 
 
@@ -122,7 +122,7 @@ def _watch(order: Order, found: Sequence[Work], ledger: Ledger, workers: int, co
 
 
 def _worker(order: Order) -> None:
-    """The life of one worker process."""
+    """Run one worker process."""
     parent = multiprocessing.parent_process()
     # Ctrl-C reaches all processes at once. The command alone heeds it, and tells its workers to end; as an exception,
     # so that they give their runs back.
@@ -137,7 +137,7 @@ def _worker(order: Order) -> None:
 
 
 def _same(order: Order) -> list[Work]:
-    """The runs of an order, as the command sees them that gave it.
+    """Return the runs of an order as the command that gave it sees them.
 
     Raises:
         RunError: Files have changed since: what is run would be recorded as of other code, or be waited for by nobody.

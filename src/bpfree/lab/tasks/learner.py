@@ -84,7 +84,7 @@ class Learner(LightningModule):
         return found if self.settings.window == 1 else ()
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
-        """The loss of a batch, one number."""
+        """Return the loss of a batch, one number."""
         raise NotImplementedError
 
     def update(self, measures: MetricCollection, output: Tensor, y: Tensor) -> None:
@@ -96,7 +96,7 @@ class Learner(LightningModule):
 
     @classmethod
     def feed(cls, settings: RunSettings, data: Any, task: Task) -> Feed:
-        """The batches of a run, each ``(x, y)``; the task says what ``data`` is, here images or text."""
+        """Return the batches of a run, each ``(x, y)``; the task says what ``data`` is, here images or text."""
         return sampled(settings, data, task)
 
     def pictures(self, splits: Any) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Learner(LightningModule):
         return {}
 
     def published(self, batch: tuple[Any, Tensor]) -> dict[str, float]:
-        """Alignment as a paper's code measures it, by tap; measured after the last epoch."""
+        """Return alignment as a paper's code measures it, by tap; measured after the last epoch."""
         return {}
 
     def numbers(self, feed: Feed) -> dict[str, float | None]:
@@ -112,11 +112,11 @@ class Learner(LightningModule):
         return {}
 
     def forward(self, x: Any) -> Tensor:
-        """The model's output."""
+        """Return the model's output."""
         return self.model(x)
 
     def batch_loss(self, batch: tuple[Any, Tensor]) -> Tensor:
-        """The loss of a batch, of whose targets the rule is told."""
+        """Return the loss of a batch, and tell the rule the batch's targets."""
         return self._loss_and_output(batch)[0]
 
     def _loss_and_output(self, batch: tuple[Any, Tensor]) -> tuple[Tensor, Tensor]:
@@ -126,7 +126,7 @@ class Learner(LightningModule):
         return self.loss(output, y), output
 
     def training_step(self, batch: Any) -> Tensor | None:
-        """The loss of one batch ``(x, y)``; Lightning calls ``backward()`` on it."""
+        """Return the loss of one batch ``(x, y)``; Lightning calls ``backward()`` on it."""
         loss, output = self._loss_and_output(batch)
         self._measure(self.train_measures, loss.detach(), output.detach(), batch[1])
         return loss

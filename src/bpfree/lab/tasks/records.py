@@ -114,7 +114,7 @@ class EpochRecords(Callback):
             task.model.train(training)
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return the records for the checkpoint."""
         return {"epochs": self.epochs, "duration": self.duration}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -22,10 +22,10 @@ class Source(Protocol):
         """True if that is done after every step, not only after each part of the run."""
 
     def steps(self, n: int) -> Iterator[Any]:
-        """The batches of the next ``n`` steps."""
+        """Return the batches of the next ``n`` steps."""
 
     def to(self, device: torch.device) -> Source:
-        """The same on a device."""
+        """Return the same on a device."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Metric:
     digits: int = 2
 
     def show(self, value: float | None) -> str:
-        """A value with its unit; None is what a file has in place of infinity."""
+        """Return a value with its unit; None is what a file has in place of infinity."""
         return "not finite" if value is None else f"{value:.{self.digits}f}{self.unit}"
 
 
@@ -75,7 +75,7 @@ class Task:
     measures: tuple[str, ...] = ()
 
     def learner_class(self) -> Any:
-        """The class that :attr:`learner` names."""
+        """Return the class that :attr:`learner` names."""
         # By name, so that options and reports know of tasks without loading what trains them.
         module, _, name = self.learner.rpartition(".")
         return getattr(importlib.import_module(module), name)

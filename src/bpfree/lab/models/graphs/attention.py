@@ -64,7 +64,7 @@ class GATConv(gnn.GATConv):
         self.lin = Linear(inputs, heads * outputs, bias=False, weight_initializer="glorot")
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """The new features of all nodes."""
+        """Return the new features of all nodes."""
         h = self.lin(x).view(-1, self.heads, self.out_channels)
         to = attended(self.heads)(edges, len(x))
         from_target, from_source = ((h * part).sum(-1).flatten() for part in (self.att_dst, self.att_src))
@@ -75,7 +75,7 @@ class GATConv(gnn.GATConv):
 
 
 def softmax(scores: Tensor, to: Attended) -> Tensor:
-    """The softmax of scores ``(k,)`` over each row."""
+    """Return the softmax of scores ``(k,)`` over each row."""
     n = to.pattern.shape[0]
     with torch.no_grad():
         highest = scores.new_full((n,), -torch.inf).scatter_reduce(0, to.rows, scores, "amax")
@@ -100,7 +100,7 @@ class DNAConv(gnn.DNAConv):
         super().__init__(channels, heads, groups, dropout)
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """The new features of all nodes."""
+        """Return the new features of all nodes."""
         (n, layers, channels), project = x.shape, self.multi_head
         to, width = attended(project.heads, layers)(edges, n), channels // project.heads
         q, k, v = (
