@@ -20,7 +20,7 @@ from torch.autograd import Variable
 from bpfree.errors import NonFiniteError
 
 ERROR = "the error dL/do"
-"""What messages call the gradient at the place where the error is taken."""
+"""The name, in messages, of the gradient at the place where the error is taken."""
 
 _LATE = ("cuda", "xpu")
 """Accelerators that copy to pinned memory while they compute."""

@@ -51,7 +51,7 @@ _OTHERWISE = re.compile(
     "softmax|softmin|norm|loss|drop|linear(?!unit)|attention|attn|pool|embed|encoding|conv|transform|flow|bijector"
     "|identity|integrator|mlp|ffn|block|similarity"
 )
-"""What a name like SigmoidFocalLoss, LinearActivation or TanhTransform says it is instead."""
+"""Words that name something else, as in SigmoidFocalLoss, LinearActivation or TanhTransform."""
 
 _WITH_PROJECTION = frozenset({"gelu", "approximategelu", "geglu", "reglu", "swiglu", "sine", "rleaky", "rsynaptic"})
 """Names under which some libraries keep a linear layer and the non-linearity behind it in one module."""

@@ -13,7 +13,7 @@ from bpfree.rerun.module_state import State
 from bpfree.tap_values import Key
 
 SampleAxes: TypeAlias = "int | tuple[int, ...] | Mapping[str, int | tuple[int, ...]] | None"
-"""What ``sample_axes=`` accepts: axes of every place, or by name or pattern of taps; ``"error"`` is the error's."""
+"""The type of ``sample_axes=``: axes of every place, or by name or pattern of taps, and of ``"error"``."""
 
 
 @dataclass(frozen=True)

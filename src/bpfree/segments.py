@@ -69,7 +69,7 @@ def _unique(names: Iterable[str]) -> list[str]:
 
 
 def graph_nodes(*roots: Tensor, stops: Collection[Any] = ()) -> Iterator[Any]:
-    """Yield the nodes of the graph of ``roots``, each once; below one of ``stops`` the walk does not go on."""
+    """Yield the nodes of the graph of ``roots``, each once; the nodes below ``stops`` are left out."""
     seen: set[Any] = set()
     open_nodes: list[Any] = [root.grad_fn for root in roots]
     while open_nodes:

@@ -9,9 +9,9 @@ from torch import nn
 
 _NUMBER = re.compile(r"(\d+)")
 _FEWEST = 3
-"""How many rows must be alike to become one."""
+"""The number of rows that must be alike to become one."""
 _LONGEST = 32
-"""How many different rows a repeated block may have."""
+"""The largest number of different rows in a repeated block."""
 
 
 def tabulate(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

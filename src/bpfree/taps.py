@@ -19,7 +19,7 @@ TapPart: TypeAlias = "type[nn.Module] | str"
 """A module type, a name or a glob pattern."""
 
 TapChoice: TypeAlias = "TapPart | Callable[[str, nn.Module], bool] | Sequence[TapPart] | Mapping[TapPart, Key] | None"
-"""What ``taps=`` accepts: a module type, a name or glob pattern, several of these, a predicate, "blocks", or None.
+"""The type of ``taps=``: a module type, a name or glob pattern, several of these, a predicate, "blocks", or None.
 
 A mapping also says which tensor of the modules' outputs is meant: ``{"rnn": (1, 0), nn.Tanh: None}``.
 """

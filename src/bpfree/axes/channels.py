@@ -24,7 +24,7 @@ _PRODUCTS = ("Mm", "Bmm", "SparseMm", "SparseAddmm")
 _VIEWS = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze")
 _OF_WEIGHTS = ("T", "Transpose", "Permute", "View", "Expand", "ToCopy", "ReshapeAlias", "Unsqueeze")
 _AFFORDABLE = 2000
-"""How many nodes of the graph are looked at."""
+"""The largest number of the graph's nodes that are looked at."""
 
 Step = tuple[Any, tuple[int, ...], tuple["int | None", ...]]
 """A node, the shape of what it made, and where in the tensor asked about each of its axes lies."""

@@ -28,7 +28,7 @@ Projector: TypeAlias = Callable[[Tensor, Sequence[Site]], Sequence[Tensor | None
 
 
 Key: TypeAlias = tuple[str, Form, "Pairing | None"]
-"""What taps have in common that share a signal: the matrix, its form, and the rows of the error that are theirs."""
+"""The key of taps that share a signal: the matrix, its form, and their rows of the error."""
 
 
 class Matrix(Protocol):

@@ -41,7 +41,7 @@ _DIFFERENTIATES = (
     Tensor.requires_grad_,
     Tensor.requires_grad.__set__,  # type: ignore[attr-defined]
 )
-"""What a model calls that differentiates in its own forward pass."""
+"""The functions that a model calls to differentiate in its own forward pass."""
 
 
 class GradModeWatch(TorchFunctionMode):

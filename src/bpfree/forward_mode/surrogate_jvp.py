@@ -66,7 +66,7 @@ class SurrogateJvps:
 
 _lock = threading.Lock()
 _inside: dict[FunctionClass, tuple[int, dict[str, Any]]] = {}
-"""How many passes are under way in which a function is served, and its own attributes that were replaced."""
+"""For every served function, the number of running passes, and its own attributes that were replaced."""
 
 
 def _enter(function: FunctionClass) -> None:

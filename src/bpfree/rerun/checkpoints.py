@@ -67,7 +67,7 @@ class Around(NamedTuple):
 
 
 NOWHERE = Around()
-"""Where no checkpoint is around."""
+"""The value if there is no checkpoint around."""
 
 
 def checkpoints_around() -> Around:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NOT_LEARNED = "No weight has learned. attach(..., verify=False) goes on."
-"""How the message of an error ends that a check of an attachment raises."""
+"""The end of the message of an error that a check of an attachment raises."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from bpfree.verification.finding import Finding
 
 _PART = 2**16
-"""How many numbers of a gradient are projected at a time."""
+"""The number of a gradient's numbers that are projected at a time."""
 
 _NEGLIGIBLE = 1e-3
 """Gradients this much smaller than the largest one are compared with it: those of a bias before batch normalization."""

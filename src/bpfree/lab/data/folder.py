@@ -22,7 +22,7 @@ from bpfree.lab.errors import DataError
 ENDINGS = (".jpg", ".jpeg", ".png")
 TRAIN = "train"
 EVALUATION = ("val", "test")
-"""Which folder is measured on: the first of these that is there. ImageNet's test images have no published labels."""
+"""The folders to measure on: the first that exists is used. ImageNet's test images have no published labels."""
 SIZE = 224
 _NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of ImageNet's training pixels
 

@@ -12,7 +12,7 @@ MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
     "http://yann.lecun.com/exdb/mnist/",
 )
-"""Where the files are fetched from, in this order; the publisher's own page often refuses. Checksums decide."""
+"""The addresses of the files, in the order in which they are tried; the publisher's often refuses. Checksums decide."""
 FILES = {
     "train-images-idx3-ubyte": Original(
         packed="440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",

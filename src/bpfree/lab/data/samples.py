@@ -12,7 +12,7 @@ from bpfree.lab.data.lazy import Lazy
 Kind = TypeVar("Kind", bound="Samples")
 
 PUBLISHED = "the published files, byte for byte"
-"""What a data set's ``origin`` says where nothing is to be said."""
+"""A data set's ``origin`` if there is nothing to say about it."""
 
 
 @dataclass(frozen=True)

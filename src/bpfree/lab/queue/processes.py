@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-"""How workers begin: never as copies of this process, which may hold a GPU or threads."""
+"""The start method of workers: they are never copies of this process, which may hold a GPU or threads."""
 _LEAVE = 20.0  # seconds that workers have for giving their runs back when a command ends
 _REPLACED = 20  # workers of one command; more deaths are the machine's fault, not that of some runs
 

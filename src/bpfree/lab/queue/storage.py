@@ -27,9 +27,9 @@ _ATTEMPTS = 8  # to make the tables of a new database, which several processes m
 _SQLITE_SECONDS = 60  # to wait for another process's transaction
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before a database that did not answer is asked again
 FAILURES = (optuna.exceptions.StorageInternalError, exc.SQLAlchemyError)
-"""What Optuna's storage raises when its database does not do what it is asked."""
+"""The errors of Optuna's storage if its database fails."""
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError)
-"""What arises where a database holds something else than was written."""
+"""The errors if a database holds something else than was written."""
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 

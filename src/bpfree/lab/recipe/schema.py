@@ -24,7 +24,7 @@ SETTINGS = [
     "function",
     "arguments",
 ]
-"""What a cell can be set to: the options of ``bpfree train`` and of a rule, if pictures are kept, or a function."""
+"""The settings of a cell: options of ``bpfree train`` and of a rule, if pictures are kept, or a function."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from bpfree.lab.report.style import DARK, DASHES, LIGHT, SOLID, Mark, on_screen
 
 PAPER = "paper"
 MARKS = [Mark(str(place), *hues, SOLID) for place, hues in enumerate(zip(LIGHT, DARK, strict=True))]
-"""How a chart's columns are told apart, by their place in it: solid lines, for dashed ones are the paper's."""
+"""The marks of a chart's columns, by their place in it: solid lines, because dashed lines are the paper's."""
 STYLE = on_screen(MARKS)
 _HEIGHT = 300
 

@@ -27,7 +27,7 @@ _CHOSEN_ELSEWHERE = {
     "nodes": _ROWS.format("metric best_validation_accuracy says how well the validation nodes did."),
     "edges": _ROWS.format("metric validation_auc says how well the validation edges did."),
 }
-"""What settings are chosen on where no image can be held out."""
+"""The data on which settings are chosen if no image can be held out."""
 
 
 @dataclass(frozen=True)
