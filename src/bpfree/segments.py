@@ -69,7 +69,7 @@ def _unique(names: Iterable[str]) -> list[str]:
 
 
 def graph_nodes(*roots: Tensor, stops: Collection[Any] = ()) -> Iterator[Any]:
-    """Yield the nodes of the graph of ``roots``, each once; the nodes below ``stops`` are left out."""
+    """Yield the nodes of the graph of ``roots``, each once; the search does not go on below a node of ``stops``."""
     seen: set[Any] = set()
     open_nodes: list[Any] = [root.grad_fn for root in roots]
     while open_nodes:
