@@ -1,4 +1,4 @@
-"""How well a rule's signals agree with backpropagation's, tap by tap."""
+"""The alignment of a rule's signals with those of backpropagation, tap by tap."""
 
 from __future__ import annotations
 
@@ -81,17 +81,17 @@ class AlignmentReport:
 
 @dataclass
 class _Pass:
-    """What one forward and backward pass showed at the taps, and at other layers."""
+    """The tensors that one forward and backward pass showed at the taps, and at other layers."""
 
     names: list[str] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
     error: Tensor | None = None
-    above: bool = False  # whether the pass under way has reached the error's place
+    above: bool = False  # whether the pass has reached the error's place
     jacobians: dict[str, Tensor] = field(default_factory=dict)
 
     def at(self, taps: Container[str]) -> dict[str, Tensor]:
-        """The outputs of taps alone, by name."""
+        """Return the outputs of taps alone, by name."""
         found = zip(self.names, self.outputs, strict=True)
         return {name: output for name, output in found if name.partition("#")[0] in taps}
 
@@ -150,7 +150,7 @@ def alignment(
 
 
 def _places(attachment: Attachment, layers: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules at whose outputs signals are compared, by name."""
+    """Return the modules at whose outputs signals are compared, by name."""
     plan, modules = attachment.mechanism.plan, dict(attachment.model.named_modules())
     if layers and plan.window > 1:
         raise TapSelectionError("layers= names modules between taps, which several windows cross: leave it out here.")
@@ -161,7 +161,7 @@ def _places(attachment: Attachment, layers: Sequence[str]) -> dict[str, nn.Modul
 
 
 def _dims(attachment: Attachment, seen: _Pass) -> int:
-    """The number of the taps' leading dimensions that are rows."""
+    """Return the number of the taps' leading dimensions that are rows."""
     if seen.error is None:
         return 1
     plan = attachment.mechanism.plan
@@ -169,12 +169,12 @@ def _dims(attachment: Attachment, seen: _Pass) -> int:
 
 
 def _sites(attachment: Attachment) -> dict[str, Site]:
-    """The sites of the last pass by name, of rules that have some."""
+    """Return the sites of the last pass by name, of rules that have some."""
     return {site.name: site for site in getattr(attachment.mechanism, "sites", ())}
 
 
 def _rows_each(attachment: Attachment, seen: _Pass) -> list[Callable[[Tensor], Tensor]]:
-    """For every output what makes rows of it, and of its gradients.
+    """Return for every output the function that turns it, and its gradients, into rows.
 
     A tap has the rows of its site; other layers may have the taps' rows in another number of dimensions.
     """
@@ -202,12 +202,12 @@ def _with_jacobian(attachment: Attachment, seen: _Pass, asked: bool | None) -> b
 
 
 def _error_rows(attachment: Attachment) -> int:
-    """The number of rows of the last pass's error."""
+    """Return the number of rows of the last pass's error."""
     return max(max((product(site.error.shape) for site in _sites(attachment).values()), default=1), 1)
 
 
 def _comparable(attachment: Attachment, seen: _Pass) -> dict[str, Tensor]:
-    """The outputs of the taps that have all rows of the error, in the leading axes of both."""
+    """Return the outputs of the taps that have all rows of the error, in the leading axes of both."""
     sites, taps = _sites(attachment), seen.at(attachment.mechanism.plan.taps)
 
     def leads(site: Site) -> bool:
@@ -217,7 +217,7 @@ def _comparable(attachment: Attachment, seen: _Pass) -> dict[str, Tensor]:
 
 
 def _feedback_cosines(attachment: Attachment, exact: _Pass) -> dict[str, float]:
-    """cos(B_l, E[J_l]) by tap."""
+    """Return cos(B_l, E[J_l]) by tap."""
     mechanism: Any = attachment.mechanism
     sites = {site.name: site for site in mechanism.sites} if exact.jacobians else {}
     pairs = exact.jacobians.items()
@@ -249,11 +249,11 @@ def _observe(
 
 
 def _arriving(attachment: Attachment, loss: Tensor, outputs: list[Tensor]) -> Sequence[Tensor | None]:
-    """What comes down to the outputs."""
+    """Return the gradients that arrive at the outputs."""
     mechanism: Any = attachment.mechanism
     if mechanism.plan.window == 1 or not mechanism.active:
         return torch.autograd.grad(loss, outputs, allow_unused=True)
-    # Windows end in parameters and not in the taps' outputs. What is above the error, or ends the model, is in neither.
+    # With a window, gradients arrive at parameters, not at the taps' outputs. Modules above the error have neither.
     learners = [parameter for parameter in attachment.model.parameters() if parameter.requires_grad]
     found: Sequence[Tensor | None] = torch.autograd.grad(loss, [*outputs, *learners], allow_unused=True)[: len(outputs)]
     carried = [*mechanism.passes.carried, *[None] * (len(outputs) - len(mechanism.passes.carried))]

@@ -170,7 +170,7 @@ def _let_compilers_see_hooks() -> None:
 
 
 def _run_once(attachment: Attachment, inputs: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> None:
-    """One forward pass that leaves buffers, counters and random state as they were."""
+    """Run one forward pass, and put buffers, counters and random state back."""
     model = attachment.model
     with preserved(model, attachment), attachment.fixed(), torch.enable_grad():
         if isinstance(inputs, Mapping):
@@ -306,7 +306,7 @@ class Attachment(nn.Module):
             yield
 
     def parts(self) -> list[Mechanism]:
-        """The mechanisms, in the order in which their hooks go in."""
+        """Return the mechanisms, in the order in which their hooks go in."""
         return [self.mechanism] if self.within is None else [self.within, self.mechanism]
 
     def detach(self) -> None:
@@ -354,7 +354,7 @@ class Attachment(nn.Module):
 
 
 def _fingerprint(rule: Rule) -> str:
-    """The rule and its options, without the addresses that the text of a callable would hold."""
+    """Return the rule and its options, without the addresses that the text of a callable would hold."""
     options = {option.name: getattr(rule, option.name) for option in fields(rule)}
     plain = {name: value for name, value in options.items() if not callable(value)}
     return f"{type(rule).__name__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"

@@ -37,7 +37,7 @@ def warn_of_left_out_blocks(found: Mapping[Any, Sequence[str]], names: Iterable[
 
 
 def _is_cut_at_ten(family: Mapping[int, str], chosen: Container[str]) -> bool:
-    """Whether all numbers below ten are chosen, of a list that has several of these."""
+    """Return whether several numbers are below ten, and all of these are chosen."""
     below = [name for number, name in family.items() if number < 10]
     return len(below) > 1 and all(name in chosen for name in below)
 
@@ -54,7 +54,7 @@ def _warn(pattern: str, family: Sequence[str], left_out: Sequence[str], names: I
 
 
 def _families(names: Iterable[str]) -> dict[tuple[str, str], dict[int, str]]:
-    """Names that differ in one number, by what they have in common: number to name."""
+    """Return families of names that differ in one number: for each common part, the names by number."""
     families: dict[tuple[str, str], dict[int, str]] = {}
     for name in names:
         for template, number in _templates(name):
@@ -67,7 +67,7 @@ def _templates(name: str) -> list[tuple[tuple[str, str], int]]:
 
 
 def patterns_for(family: Sequence[str], names: Iterable[str]) -> list[str]:
-    """Patterns that match the names in ``family``, which differ in one number, and no others; at worst the names."""
+    """Return patterns that match only the names in ``family``, which differ in one number; at worst the names."""
     before = _common(family)
     after = _common([name[len(before) :][::-1] for name in family])[::-1]
     digits = sorted({len(name) - len(before) - len(after) for name in family})
@@ -81,7 +81,7 @@ def patterns_for(family: Sequence[str], names: Iterable[str]) -> list[str]:
 
 
 def _common(names: Sequence[str]) -> str:
-    """What all names begin with."""
+    """Return the longest beginning that all names share."""
     first, last = min(names), max(names)
     end = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return first[:end]

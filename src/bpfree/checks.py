@@ -1,4 +1,4 @@
-"""What ``attach()`` refuses: options that mean nothing, and modules that are not there."""
+"""The checks of ``attach()``: it refuses options that mean nothing, and modules that do not exist."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def check_within(rule: Rule, mechanism: Mechanism, within: LayerwiseRule | None)
 
 
 def error_modules(model: nn.Module, names: str | Sequence[str] | None) -> dict[str, nn.Module]:
-    """The modules that ``error_at=names`` means, by name; None is the model.
+    """Return the modules that ``error_at=names`` means, by name; None is the model.
 
     Raises:
         ErrorPlacementError: There is none of one of these names, or one is there twice.

@@ -1,4 +1,4 @@
-"""What ``torch.compile`` must leave to Python."""
+"""The code that ``torch.compile`` must leave to Python."""
 
 from __future__ import annotations
 

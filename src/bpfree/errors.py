@@ -1,4 +1,4 @@
-"""What can be wrong, and what to do about it.
+"""The library's exceptions and warnings.
 
 Every exception raised on purpose derives from :class:`BpfreeError`, every warning is a :class:`BpfreeWarning`. The
 message names the tap, layer, file or option concerned and says what to do.
@@ -27,7 +27,7 @@ class TapSelectionError(BpfreeError, ValueError):
 
 
 class TapOutputError(BpfreeError, TypeError):
-    """A tap's output is not a floating point tensor, so no teaching signal can be delivered to it."""
+    """A tap's output is not a floating point tensor, so it cannot receive a signal."""
 
 
 class TapShapeError(BpfreeError, ValueError):
@@ -107,7 +107,7 @@ class NonFiniteError(BpfreeError, ArithmeticError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint to append to a message: the valid name closest to ``name``, or all of them."""
+    """Return a hint to append to a message: the valid name closest to ``name``, or all valid names."""
     names = list(valid)
     close = difflib.get_close_matches(name, names, n=1)
     return f"Did you mean {close[0]!r}?" if close else f"Valid: {', '.join(map(repr, names))}."

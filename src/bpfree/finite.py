@@ -20,14 +20,14 @@ from torch.autograd import Variable
 from bpfree.errors import NonFiniteError
 
 ERROR = "the error dL/do"
-"""What messages call the gradient at the place where the error is taken."""
+"""The name, in messages, of the gradient at the place where the error is taken."""
 
 _LATE = ("cuda", "xpu")
 """Accelerators that copy to pinned memory while they compute."""
 
 
 def may_overflow(error: Tensor) -> bool:
-    """Whether a rule must live with NaN or infinity in dL/do, or in what came with it: nobody has looked yet."""
+    """Return whether a rule must expect NaN or infinity in dL/do: in float16, or if nobody has checked it yet."""
     return error.dtype == torch.float16 or not _is_at_hand(error)
 
 
@@ -65,12 +65,12 @@ def _is_finite(numbers: Tensor) -> bool:
 
 
 def _is_captured() -> bool:
-    """Whether kernels are recorded for a CUDA graph, and none of them runs."""
+    """Return whether kernels are being recorded for a CUDA graph, so that none of them runs."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _sent_to_host(numbers: Tensor) -> tuple[Tensor, torch.Event | None]:
-    """The largest magnitude on its way to the host, and what says that it has arrived."""
+    """Start to copy the largest magnitude to the host; return it, and the event of its arrival."""
     largest = torch.linalg.vector_norm(numbers.detach(), math.inf)
     if largest.device.type not in _LATE:
         return largest, None

@@ -27,7 +27,7 @@ class ModuleTree:
         self._leaves = [module for module in modules if not module._modules]
 
     def has_changed(self) -> bool:
-        """Whether a module holds others than were seen. Modules are compared by identity."""
+        """Return whether a module now holds other modules than before. Modules are compared by identity."""
         for module, seen in self._holders:
             if module._modules != seen:
                 return True
@@ -35,7 +35,7 @@ class ModuleTree:
 
 
 def has_frozen_behind(model: nn.Module, tap: str) -> bool:
-    """Whether parameters registered behind a tap are not to learn: the output layer's, most probably."""
+    """Return whether parameters registered after a tap are frozen: most probably those of the output layer."""
     modules = iter(model.named_modules())
     for name, _ in modules:
         if name == tap:
@@ -44,12 +44,12 @@ def has_frozen_behind(model: nn.Module, tap: str) -> bool:
 
 
 def newcomers(before: Mapping[str, nn.Module], now: Mapping[str, nn.Module]) -> list[str]:
-    """The names in ``now`` whose module is not that of ``before``; the other way round, those that are gone."""
+    """Return the names in ``now`` whose module is not that of ``before``. Exchange the two for those that are gone."""
     return [name for name, module in now.items() if before.get(name) is not module]
 
 
 def followed(plan: Plan) -> Plan:
-    """The plan for the model as it is now: default taps are looked for again, named ones are taken by their names.
+    """Return the plan for the model as it is now: default taps are found again, named taps by their names.
 
     Raises:
         ErrorPlacementError: A module where an error is taken is gone.

@@ -1,4 +1,4 @@
-"""Which modules are non-linearities: torch's classes, and those of any library that are named and built like them."""
+"""The modules that count as non-linearities: torch's classes, and classes of any library named and built like them."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ _OTHERWISE = re.compile(
     "softmax|softmin|norm|loss|drop|linear(?!unit)|attention|attn|pool|embed|encoding|conv|transform|flow|bijector"
     "|identity|integrator|mlp|ffn|block|similarity"
 )
-"""What a name like SigmoidFocalLoss, LinearActivation or TanhTransform says it is instead."""
+"""Words that name something else, as in SigmoidFocalLoss, LinearActivation or TanhTransform."""
 
 _WITH_PROJECTION = frozenset({"gelu", "approximategelu", "geglu", "reglu", "swiglu", "sine", "rleaky", "rsynaptic"})
 """Names under which some libraries keep a linear layer and the non-linearity behind it in one module."""
 
 
 def is_nonlinearity(module: nn.Module) -> bool:
-    """Whether ``module`` is a non-linearity: by its class, or by its class's name and what it is made of.
+    """Return whether ``module`` is a non-linearity: by its class, or by its class's name and its parameters.
 
-    Nothing is run: a class of any library counts whose name says so (NewGELUActivation, ReLUSquared, LIFNode, Leaky)
-    and that holds no weights, or vectors alone, as a PReLU does.
+    Nothing is run. A class of any library counts if its name says so (NewGELUActivation, ReLUSquared, LIFNode, Leaky)
+    and if it holds no weights, or only vectors, as a PReLU does.
     """
     if isinstance(module, KNOWN):
         return True

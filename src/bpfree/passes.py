@@ -44,7 +44,7 @@ class Passes(Generic[Pass]):
         return dropped
 
     def now(self) -> Pass | None:
-        """The pass that this thread is in, or None."""
+        """Return the pass that this thread is in, or None."""
         stack = self._stack()
         return stack[-1][1] if stack else None
 

@@ -1,4 +1,4 @@
-"""State of the pass under way, one for each thread: an attached model may be evaluated while it trains."""
+"""State of the running pass, one for each thread: an attached model may be evaluated while it trains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ State = TypeVar("State")
 class PerThread(Generic[State]):
     """One ``State`` for each thread, made when the thread first asks for it.
 
-    A copy, by ``copy`` or ``pickle``, begins empty: a pass that is under way is not part of what is saved.
+    A copy, by ``copy`` or ``pickle``, begins empty: a running pass is not saved.
 
     Args:
         make: Makes a new state.
@@ -23,7 +23,7 @@ class PerThread(Generic[State]):
         self._local = threading.local()
 
     def __call__(self) -> State:
-        """The state of this thread."""
+        """Return the state of this thread."""
         try:
             found: State = self._local.state
         except AttributeError:

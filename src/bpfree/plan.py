@@ -1,4 +1,4 @@
-"""Where a rule is to be put."""
+"""The plan of an attachment: the model, its taps and errors, and the options."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from bpfree.rerun.module_state import State
 from bpfree.tap_values import Key
 
 SampleAxes: TypeAlias = "int | tuple[int, ...] | Mapping[str, int | tuple[int, ...]] | None"
-"""What ``sample_axes=`` accepts: axes of every place, or by name or pattern of taps; ``"error"`` is the error's."""
+"""The type of ``sample_axes=``: axes of every place, or by name or pattern of taps, and of ``"error"``."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a rule is to be put.
+    """The plan of an attachment: the model, its taps and errors, and the options.
 
     Attributes:
         model: The model, unchanged.
@@ -27,14 +27,14 @@ class Plan:
         errors: The modules at whose outputs errors are taken, by name; "" is the model.
         seed: The seed of everything the rule draws.
         batch_dims: The number of leading dimensions that are not features; None finds out.
-        window: How many segments a signal is carried through; 1 for the plain rule.
-        threads: On how many threads segments run in the backward pass; None finds out what is faster.
+        window: The number of segments that a signal is carried through; 1 for the plain rule.
+        threads: The number of threads on which segments run in the backward pass; None finds out the faster choice.
         streaming: Whether the model runs again, segment by segment, in place of storing its graph.
         is_stage: Whether the model is a stage of a pipeline: other taps, or the error's place, are in other processes.
-        sample_axes: Which axes number samples, of every place or by place; None finds out.
-        placed: Whether the user said where errors are taken; otherwise a final softmax or sigmoid is left above them.
+        sample_axes: The axes that number samples, of every place or by place; None finds out.
+        placed: Whether the user said where errors are taken; if not, they are taken before a final softmax or sigmoid.
         verify: Whether the attachment checks itself in its first training pass.
-        tensor_keys: Where taps' tensors are in what their modules return; without an entry, the first one is meant.
+        tensor_keys: The places of taps' tensors in their modules' outputs; without an entry, the first tensor is meant.
     """
 
     model: nn.Module
@@ -59,7 +59,7 @@ class Plan:
 
     @cached_property
     def state(self) -> State:
-        """What the model and its hooks keep from pass to pass."""
+        """The state that the model and its hooks keep from pass to pass."""
         return State(self.model)
 
     @cached_property
@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def learning(self) -> tuple[bool, ...]:
-        """Which of the parameters want a gradient now."""
+        """For every parameter, whether it requires a gradient now."""
         return tuple(parameter.requires_grad for parameter in self.parameters)
 
     @property
@@ -84,5 +84,5 @@ class Plan:
 
     @property
     def where(self) -> str:
-        """Where errors are taken, as messages name it."""
+        """The places where errors are taken, for messages."""
         return ", ".join(repr(name) if name else "the model's output" for name in self.errors)

@@ -1,4 +1,4 @@
-"""Which attachments there are: found by model, by a part of one, or by what holds one."""
+"""The registry of attachments: found by model, by a part of a model, or by a module that holds a model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def keep(attachment: Attachment) -> None:
 
 
 def attachments(model: nn.Module) -> list[Attachment]:
-    """The attachments on ``model``, on parts of it, and on models that it is part of or shares layers with.
+    """Return the attachments on ``model``, on parts of it, and on models that it is part of or shares layers with.
 
     Also those that nobody holds any more, and those that came with a copy: ``copy.deepcopy(model)`` has an attachment
     of its own.
@@ -106,7 +106,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _common(model: nn.Module, plan: Plan) -> list[str]:
-    """The names of ``model``'s modules that belong to ``plan``'s and matter there: layers with parameters, and taps."""
+    """Return the names of modules that both models share: layers with parameters, taps, error places, models."""
     theirs, marked = set(plan.model.modules()), {plan.model, *plan.errors.values(), *plan.taps.values()}
     return [
         name

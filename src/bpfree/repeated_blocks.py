@@ -1,4 +1,4 @@
-"""Which modules of a model are its repeated blocks, and where its head is: by structure alone, nothing is run."""
+"""The repeated blocks of a model, and its head: found by structure alone, nothing is run."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _SMALL = 0.1
 
 @dataclass(frozen=True)
 class Head:
-    """What lies above the last block.
+    """The part of a model above the last block.
 
     Attributes:
-        name: The last module with a weight matrix; with parameters, if none has a matrix.
+        name: The last module with a weight matrix; if none has a matrix, the last one with parameters.
         outputs: The number of its outputs; 0 without a matrix.
-        below: The module with parameters before it, where the head gives one number for each word of the model's
+        below: The module with parameters before the head, if the head gives one number for each word of the model's
             vocabulary: the error has fewer numbers there, and the head is trained exactly. None for other heads.
     """
 
@@ -55,7 +55,7 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def blocks_below_the_end(model: nn.Module) -> list[str]:
-    """Names of the repeated blocks, without the last one where it ends the model: there its output is the error."""
+    """Return the names of the repeated blocks, without a last block that ends the model: errors are taken there."""
     blocks = find_blocks(model)
     names = list(blocks)
     return names if not names or find_head(model, blocks) else names[:-1]
@@ -76,7 +76,7 @@ def find_head(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Head | None:
 
 
 def _called_like_one(model: nn.Module, blocks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Layers outside the blocks whose names are those of heads."""
+    """Return layers outside the blocks whose names are those of heads."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -87,7 +87,7 @@ def _called_like_one(model: nn.Module, blocks: Mapping[str, nn.Module]) -> dict[
 
 
 def _behind(model: nn.Module, last: str) -> dict[str, nn.Module]:
-    """The modules with parameters of their own that are registered behind the block ``last``."""
+    """Return the modules with parameters of their own that are registered behind the block ``last``."""
     modules = dict(model.named_modules())
     names = list(modules)
     # What is in a list is used block by block (the norms of a graph net), or is one of several heads.
@@ -102,7 +102,7 @@ def _behind(model: nn.Module, last: str) -> dict[str, nn.Module]:
 
 
 def _families(module: nn.Module, name: str) -> Iterator[dict[str, nn.Module]]:
-    """Lists of blocks in ``module``, from the outside in."""
+    """Return lists of blocks in ``module``, from the outside in."""
     siblings = [child for child in module.named_children() if _is_block(child[1])]
     repeated: set[str] = set()
     for family in _alike(siblings):
@@ -115,7 +115,7 @@ def _families(module: nn.Module, name: str) -> Iterator[dict[str, nn.Module]]:
 
 
 def _alike(children: Sequence[tuple[str, nn.Module]]) -> Iterator[list[tuple[str, nn.Module]]]:
-    """Two or more children of one class whose names differ in the number at their end."""
+    """Return two or more children of one class whose names differ in the number at their end."""
 
     def kind(child: tuple[str, nn.Module]) -> tuple[str, str]:
         name, module = child
@@ -129,7 +129,7 @@ def _alike(children: Sequence[tuple[str, nn.Module]]) -> Iterator[list[tuple[str
 
 
 def _opened(member: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
-    """The blocks that a stage consists of; the module itself if it is no stage."""
+    """Return the blocks that a stage consists of; the module itself if it is no stage."""
     if isinstance(member, nn.Sequential | nn.ModuleList):
         children = [child for child in member.named_children() if _has_matrix(child[1])]
         if children and all(_is_block(child) for _, child in children):
@@ -150,7 +150,7 @@ def _opened(member: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Whether a module holds weight matrices in submodules of its own."""
+    """Return whether a module holds weight matrices in submodules."""
     return next(module.children(), None) is not None and _has_matrix(module)
 
 
@@ -167,7 +167,7 @@ def _matrix(module: nn.Module) -> Tensor | None:
 
 
 def _is_vocabulary(model: nn.Module, matrix: Tensor) -> bool:
-    """Whether ``matrix``, (outputs, inputs), has a row for each word that the model embeds, and more rows than columns.
+    """Return whether ``matrix``, (outputs, inputs), has a row for each embedded word, and more rows than columns.
 
     A classifier of two classes may have the shape of a small embedding, such as that of token types.
     """

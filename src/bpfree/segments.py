@@ -1,4 +1,4 @@
-"""Which layers learn from which tap, read off the graph of one forward pass."""
+"""The layers that learn from each tap, read from the graph of one forward pass."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bpfree.tabulate import fold_names
 
 @dataclass(frozen=True)
 class Segments:
-    """What lies between the taps.
+    """The layers between the taps.
 
     Attributes:
         learners: For every call of a tap, in forward order, the layers that its signal reaches.
-        exact: The same for every error.
-        remarks: What a user should know: layers reached by several signals, layers reached by none.
+        exact: For every error, the layers that it reaches itself.
+        remarks: Remarks for the user on layers reached by several signals, and on layers reached by none.
     """
 
     learners: Mapping[str, str]
@@ -30,7 +30,7 @@ class Segments:
     def of(
         plan: Plan, places: Sequence[str], taps: Sequence[Sequence[Tensor]], errors: Mapping[str, Sequence[Tensor]]
     ) -> Segments:
-        """Name the leaves that the graphs of the taps, cut as they are, and of the errors end in."""
+        """Name the leaves in which the graphs of the taps, cut as they are, and of the errors end."""
         owners = {parameter: name.rpartition(".")[0] for name, parameter in plan.model.named_parameters()}
         signals: dict[str, list[str]] = {}
 
@@ -69,7 +69,7 @@ def _unique(names: Iterable[str]) -> list[str]:
 
 
 def graph_nodes(*roots: Tensor, stops: Collection[Any] = ()) -> Iterator[Any]:
-    """Yield the nodes of the graph of ``roots``, each once; below one of ``stops`` the walk does not go on."""
+    """Yield the nodes of the graph of ``roots``, each once; the search does not go on below a node of ``stops``."""
     seen: set[Any] = set()
     open_nodes: list[Any] = [root.grad_fn for root in roots]
     while open_nodes:
@@ -84,24 +84,24 @@ def graph_nodes(*roots: Tensor, stops: Collection[Any] = ()) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Reach:
-    """How far a backward pass gets.
+    """The part of a graph that a backward pass reaches.
 
     Attributes:
         leaves: The leaf tensors that it would reach, each once.
-        inner: The nodes of the graph on its way.
+        inner: The nodes of the graph that it passes.
     """
 
     leaves: list[Tensor]
     inner: set[Any]
 
     def without(self, leaves: Sequence[Tensor]) -> Reach:
-        """The same without these leaves."""
+        """Return the same without these leaves."""
         left_out = set(leaves)
         return Reach([leaf for leaf in self.leaves if leaf not in left_out], self.inner)
 
     @classmethod
     def of(cls, *roots: Tensor) -> Reach:
-        """The reach of a backward pass from ``roots``."""
+        """Return the reach of a backward pass from ``roots``."""
         # Not by graph_nodes(): this runs in every training step, and a generator makes it half as slow again.
         found: dict[Tensor, None] = {}
         seen: set[Any] = set()

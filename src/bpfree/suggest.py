@@ -15,13 +15,13 @@ from bpfree.taps import nothing_to_tap, select_taps
 
 @dataclass(frozen=True)
 class TapSuggestion:
-    """Where feedback may enter, made by :func:`suggest_taps`. ``print`` it for a table.
+    """The suggested places for feedback, made by :func:`suggest_taps`. ``print`` it for a table.
 
     Attributes:
-        taps: Names of the repeated blocks, for ``attach(..., taps=suggestion.taps)``. None: the model has none, and the
-            default is meant, every non-linearity.
+        taps: Names of the repeated blocks, for ``attach(..., taps=suggestion.taps)``. None if the model has none; then
+            ``attach`` taps every non-linearity, as by default.
         error_at: The name of the module at whose output the error is taken; None is the model's output.
-        text: What ``print`` shows.
+        text: The text that ``print`` shows.
     """
 
     taps: tuple[str, ...] | None

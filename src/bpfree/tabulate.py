@@ -9,13 +9,13 @@ from torch import nn
 
 _NUMBER = re.compile(r"(\d+)")
 _FEWEST = 3
-"""How many rows must be alike to become one."""
+"""The number of rows that must be alike to become one."""
 _LONGEST = 32
-"""How many different rows a repeated block may have."""
+"""The largest number of different rows in a repeated block."""
 
 
 def tabulate(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table with a rule under its header; none for an empty header."""
+    """Return lines of a table with a rule under its header; none for an empty header."""
     if not header:
         return []
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
@@ -24,7 +24,7 @@ def tabulate(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def fold(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Rows of repeated blocks as one row a kind: ``blocks.0.act``, ``blocks.1.act``, ... as ``blocks.0-23.act``.
+    """Return rows with repeated blocks folded: ``blocks.0.act``, ``blocks.1.act``, ... become ``blocks.0-23.act``.
 
     Rows are alike if they differ in numbers alone, and each of these is the same in all or grows by one from block to
     block, that in the first cell included. A block may have several rows.
@@ -41,7 +41,7 @@ def fold(rows: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def fold_names(names: Iterable[str]) -> list[str]:
-    """Names of modules, those of repeated blocks as ranges: ``["stem", "blocks.0-23.act"]``."""
+    """Return names of modules, those of repeated blocks as ranges: ``["stem", "blocks.0-23.act"]``."""
     return [row[0] for row in fold([[name] for name in names])]
 
 
@@ -54,7 +54,7 @@ def _split(row: Sequence[str]) -> _Split:
 
 
 def _longest_repeat(rows: Sequence[_Split], start: int) -> tuple[int, int]:
-    """The number of rows of the block that begins at ``start``, and how often it is there: what covers most rows."""
+    """Return the size of the block at ``start`` and its number of repetitions, such that they cover most rows."""
     best = (1, 1)
     for period in range(1, min(_LONGEST, (len(rows) - start) // _FEWEST) + 1):
         repeats = 1
@@ -66,7 +66,7 @@ def _longest_repeat(rows: Sequence[_Split], start: int) -> tuple[int, int]:
 
 
 def _is_next(rows: Sequence[_Split], start: int, period: int, repeats: int) -> bool:
-    """Whether the block at ``start`` comes once more after ``repeats`` times."""
+    """Return whether the block at ``start`` comes once more after ``repeats`` times."""
     first, second, here = start, start + period, start + period * repeats
     if here + period > len(rows):
         return False
@@ -74,7 +74,7 @@ def _is_next(rows: Sequence[_Split], start: int, period: int, repeats: int) -> b
 
 
 def _is_alike(first: _Split, second: _Split, row: _Split, steps: int) -> bool:
-    """Whether ``row`` is ``first`` with those numbers ``steps`` larger that are one larger in ``second``."""
+    """Return whether ``row`` is ``first``, with ``steps`` added to the numbers that are one larger in ``second``."""
     if [len(cell) for cell in first] != [len(cell) for cell in row]:
         return False
     if all(a == b for a, b in zip(first[0], second[0], strict=False)):
@@ -103,7 +103,7 @@ def name_some(names: Collection[str]) -> str:
 
 
 def others(model: nn.Module, served: Container[str]) -> list[str]:
-    """The modules with parameters of their own whose names are not among ``served``, as ``"norm (BatchNorm1d)"``."""
+    """Return the modules with own parameters that are not in ``served``, as ``"norm (BatchNorm1d)"``."""
     return [
         f"{name or '(model)'} ({type(module).__name__})"
         for name, module in model.named_modules()

@@ -1,4 +1,4 @@
-"""Which tensor of a tap's output receives the signal: taken from a tuple, list, dictionary or object, and put back."""
+"""The tensor in a tap's output that receives the signal: taken from a tuple, list, dictionary or object."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def put(output: Any, key: Key, tensor: Tensor) -> Any:
 
 
 def _path(output: Any, key: Key, name: str) -> tuple[int | str, ...]:
-    """The way from ``output`` to the tensor."""
+    """Return the path from ``output`` to the tensor."""
     if key is not None:
         return key if isinstance(key, tuple) else (key,)
     first = next((path for path, value in tensors_in(output) if value.is_floating_point()), None)
@@ -83,7 +83,7 @@ def _value(output: Any, step: int | str) -> Any:
 
 
 def _is_field(output: Any, step: int | str) -> bool:
-    """Whether ``step`` names a field of a named tuple."""
+    """Return whether ``step`` names a field of a named tuple."""
     return isinstance(output, tuple) and isinstance(step, str)
 
 
@@ -106,7 +106,7 @@ def _text(value: Any) -> str:
 
 
 def _valid(output: Any) -> str:
-    """Where there are floating point tensors."""
+    """Return a sentence on the places of floating point tensors."""
     places = [path for path, value in tensors_in(output) if value.is_floating_point() and path]
     if not places:
         return "Leave the key out." if isinstance(output, Tensor) else "There is none in this output."

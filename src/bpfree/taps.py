@@ -1,4 +1,4 @@
-"""Where feedback enters: choosing the modules whose outputs receive a teaching signal."""
+"""The choice of taps: the modules whose outputs receive a signal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TapPart: TypeAlias = "type[nn.Module] | str"
 """A module type, a name or a glob pattern."""
 
 TapChoice: TypeAlias = "TapPart | Callable[[str, nn.Module], bool] | Sequence[TapPart] | Mapping[TapPart, Key] | None"
-"""What ``taps=`` accepts: a module type, a name or glob pattern, several of these, a predicate, "blocks", or None.
+"""The type of ``taps=``: a module type, a name or glob pattern, several of these, a predicate, "blocks", or None.
 
 A mapping also says which tensor of the modules' outputs is meant: ``{"rnn": (1, 0), nn.Tanh: None}``.
 """
@@ -48,7 +48,7 @@ class Tap(nn.Module):
         return input
 
     def extra_repr(self) -> str:
-        """The place, where one was named."""
+        """Return the place of the tensor, if one was named."""
         return "" if self.output is None else f"output={self.output!r}"
 
 
@@ -78,12 +78,12 @@ def select_taps(model: nn.Module, taps: TapChoice, prefix: str = "") -> dict[str
 
 
 def tensor_keys(taps: TapChoice, chosen: Mapping[str, nn.Module]) -> dict[str, Key]:
-    """Where the tap's tensor is in what each of the ``chosen`` modules returns; only those for which it was said.
+    """Return the place of the tap's tensor in the outputs of the ``chosen`` modules, for those where it was given.
 
-    Of several entries of a mapping that match one module the last counts.
+    If several entries of a mapping match one module, the last one counts.
 
     Raises:
-        TapSelectionError: A place is none.
+        TapSelectionError: A place is not a valid one.
     """
     keys = {name: module.output for name, module in chosen.items() if isinstance(module, Tap)}
     if isinstance(taps, Mapping):
@@ -100,7 +100,7 @@ def tensor_keys(taps: TapChoice, chosen: Mapping[str, nn.Module]) -> dict[str, K
 
 
 def _nonlinearities(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Taps and non-linearities, without those inside others: a spiking cell's surrogate is a part of the cell."""
+    """Return taps and non-linearities, but none inside another: a spiking cell's surrogate is a part of the cell."""
     chosen: dict[str, nn.Module] = {}
     for name, module in modules.items():
         above = (name[:end] for end, letter in enumerate(name) if letter == ".")
@@ -110,7 +110,7 @@ def _nonlinearities(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def nothing_to_tap(model: nn.Module) -> TapSelectionError:
-    """What is raised where a rule needs taps, none are named, and the model has no non-linearity modules."""
+    """Make the error for a rule that needs taps if none are named and the model has no non-linearity modules."""
     place = _place(model)
     kinds = fold_names(f"{name} ({type(module).__name__})" for name, module in model.named_children())
     what = f"It has {_listed(kinds)}." if kinds else "It has no submodules at all."
@@ -123,7 +123,7 @@ def nothing_to_tap(model: nn.Module) -> TapSelectionError:
 
 
 def _place(model: nn.Module) -> str | None:
-    """The option that names repeated blocks or recurrent layers, as it is written; None where there are none."""
+    """Return the option text that names repeated blocks or recurrent layers; None if there are none."""
     blocks = blocks_below_the_end(model)
     if blocks:
         patterns = patterns_for(blocks, [name for name, _ in model.named_modules()])

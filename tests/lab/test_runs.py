@@ -311,7 +311,7 @@ def test_numbers_that_no_optimizer_takes_are_refused(option: dict[str, float]) -
 
 
 @pytest.mark.parametrize("schedule", ["exponential", "plateau"])
-def test_courses_that_count_passes_are_not_for_runs_that_count_steps(schedule: Schedule) -> None:
+def test_schedules_that_count_passes_are_not_for_runs_that_count_steps(schedule: Schedule) -> None:
     with pytest.raises(SettingsError, match=rf"--schedule {schedule} counts passes"):
         tiny_lab.settings(rule=RuleSettings(rule=bpfree.DFA(), schedule=schedule), steps=8, epochs=2)
 
@@ -350,7 +350,7 @@ def test_settings_that_mean_nothing(name: str, value: int) -> None:
         tiny_lab.settings(**{name: value})
 
 
-def test_the_learning_rate_follows_its_course(tmp_path: Path) -> None:
+def test_the_learning_rate_follows_its_schedule(tmp_path: Path) -> None:
     rule, rates = rule_settings("BP", lr=0.5), []
 
     class Watching(Display):

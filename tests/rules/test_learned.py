@@ -241,11 +241,11 @@ def test_an_optimizer_of_ones_own_takes_the_step(batch):
     own = bpfree.attach(model, bpfree.FDFA(**options), seed=7)
     other = bpfree.attach(twin, bpfree.FDFA(stepped_by="optimizer"), seed=7)
     feedback = torch.optim.SGD(other.parameters(), lr=0.1)
-    course = torch.optim.lr_scheduler.StepLR(feedback, 100)
+    schedule = torch.optim.lr_scheduler.StepLR(feedback, 100)
     for _ in range(5):
         steps(model, own, *batch, 1)
         train(twin, feedback, *batch, 1)
-        course.step()
+        schedule.step()
     assert [parameter.shape for parameter in other.parameters()] == [(C, 8), (C, 8)]
     for mine, theirs in zip(names(own), names(other), strict=True):
         torch.testing.assert_close(own.feedback[mine], other.feedback[theirs].detach(), rtol=1e-12, atol=1e-14)

@@ -1,7 +1,8 @@
-"""Which axis of a tensor is its channels, read off the graph of what made it.
+"""The axis of a tensor's channels, read from the graph that made the tensor.
 
-A convolution, a pooling or a batch normalization has them at axis 1, a product with weights, an embedding or a layer
-normalization at the last one. Element by element nothing changes; views and transpositions are followed.
+After a convolution, a pooling or a batch normalization the channels are axis 1; after a product with weights, an
+embedding or a layer normalization they are the last axis. Operations on single elements do not change this; views and
+transpositions are followed.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _PRODUCTS = ("Mm", "Bmm", "SparseMm", "SparseAddmm")
 _VIEWS = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze")
 _OF_WEIGHTS = ("T", "Transpose", "Permute", "View", "Expand", "ToCopy", "ReshapeAlias", "Unsqueeze")
 _AFFORDABLE = 2000
-"""How many nodes of the graph are looked at."""
+"""The largest number of the graph's nodes that are looked at."""
 
 Step = tuple[Any, tuple[int, ...], tuple["int | None", ...]]
 """A node, the shape of what it made, and where in the tensor asked about each of its axes lies."""
 
 
 def channel_axis(tensor: Tensor) -> int | None:
-    """The axis of the channels, -1 for the last one; None where the graph does not say so, or there is none.
+    """Return the axis of the channels, -1 for the last one; None where the graph does not say so, or there is none.
 
     -1 and not its number: the same layer is the last one's for tensors of any number of axes.
     """
@@ -52,7 +53,7 @@ def channel_axis(tensor: Tensor) -> int | None:
 
 
 def _said(step: Step) -> int | None:
-    """The axis that a node says is the channels."""
+    """Return the axis that a node says is the channels."""
     node, shape, places = step
     kind = _kind(node)
     if len(shape) < 2:
@@ -71,7 +72,7 @@ def _said(step: Step) -> int | None:
 
 
 def _is_weight(node: Any) -> bool:
-    """Whether a factor is a parameter, or what a linear layer makes of its weight."""
+    """Return whether a factor is a parameter, or a view of one, as linear layers make it."""
     if node is not None and _kind(node) == "T":
         return True
     while node is not None and not hasattr(node, "variable") and _kind(node) in _OF_WEIGHTS:
@@ -80,7 +81,7 @@ def _is_weight(node: Any) -> bool:
 
 
 def _below(step: Step) -> Iterator[Step]:
-    """The nodes that made a node's inputs: first those whose shape is the same."""
+    """Return the nodes that made a node's inputs: first those whose shape is the same."""
     node, shape, _ = step
     found = []
     for number, (following, place) in enumerate(node.next_functions):
@@ -92,7 +93,7 @@ def _below(step: Step) -> Iterator[Step]:
 
 
 def _places(step: Step, number: int, below: tuple[int, ...]) -> tuple[int | None, ...]:
-    """Where each axis of a node's input lies in the tensor asked about."""
+    """Return, for each axis of a node's input, its place in the tensor that was asked about."""
     node, shape, places = step
     kind, gone = _kind(node), len(below) - len(shape)
     if kind == "T" or kind.startswith("Transpose"):
@@ -125,7 +126,7 @@ def _transposed(node: Any, kind: str, places: tuple[int | None, ...]) -> tuple[i
 def _through_a_view(
     axis: int, below: Sequence[int], above: Sequence[int], places: tuple[int | None, ...]
 ) -> int | None:
-    """An axis goes through a view whole where as many numbers lie before it, and it is as long."""
+    """Return the places of axes after a view: an axis stays whole if its length and the count before it stay."""
     before = 1
     for size in below[:axis]:
         before *= size
@@ -138,7 +139,7 @@ def _through_a_view(
 
 
 def _reduced(node: Any, gone: int, places: tuple[int | None, ...], dims: int) -> tuple[int | None, ...]:
-    """Places where a sum, a mean or a choice has taken axes away."""
+    """Return the places after a sum, a mean or a selection has removed axes."""
     said = getattr(node, "_saved_dim", None)
     taken = () if said is None else said if isinstance(said, tuple | list) else (said,)
     axes = {_axis(axis, dims) for axis in taken}
@@ -149,7 +150,7 @@ def _reduced(node: Any, gone: int, places: tuple[int | None, ...], dims: int) ->
 
 
 def _kind(node: Any) -> str:
-    """A node's name without the ``Backward0`` behind it."""
+    """Return a node's name without the ``Backward0`` behind it."""
     name: str = node.name()
     return name.partition("Backward")[0]
 

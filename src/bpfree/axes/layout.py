@@ -1,4 +1,4 @@
-"""Which axes of the error and of each tap are samples, which are positions, and which are features."""
+"""The roles of the axes of the error and of each tap: samples, positions, or features."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ class Place:
 
     @property
     def channels_last(self) -> bool:
-        """Whether the channels are known to be the last axis."""
+        """True if the channels are known to be the last axis."""
         return self.channels_at == len(self.shape) - 1
 
     def positions(self, rows: Sequence[int]) -> tuple[int, ...]:
-        """The axes that are neither these rows nor the channels: in doubt the last axis is the channels."""
+        """Return the axes that are neither these rows nor the channels: in doubt the last axis is the channels."""
         channels = len(self.shape) - 1 if self.channels_at is None else self.channels_at
         return tuple(axis for axis in range(len(self.shape)) if axis not in rows and axis != channels)
 
     def sizes(self, axes: Sequence[int]) -> tuple[int, ...]:
-        """The sizes of these axes."""
+        """Return the sizes of these axes."""
         return tuple(self.shape[axis] for axis in axes)
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """The names of calls: a module's second call is ``NAME#2``."""
+    """Return the names of calls: a module's second call is ``NAME#2``."""
     return [f"{name}#{call + 1}" if call else name for name, call in zip(names, _calls(names)[0], strict=True)]
 
 
 def _calls(names: Sequence[str]) -> tuple[list[int], dict[str, int]]:
-    """Which call of its module each is, and how many calls of each module there are."""
+    """Return the number of each call among the calls of its module, and the number of calls of each module."""
     # A plain dictionary: the compiler follows it.
     counts: dict[str, int] = {}
     numbers = []
@@ -73,7 +73,7 @@ def _calls(names: Sequence[str]) -> tuple[list[int], dict[str, int]]:
 def tapped(
     names: Sequence[str], calls: Sequence[str], shapes: Sequence[Sequence[int]], channels: Mapping[str, int | None]
 ) -> list[Place]:
-    """The calls of tap modules of these names, one of ``shapes`` each; ``channels`` by the names of calls."""
+    """Return the calls of tap modules of these names, one of ``shapes`` each; ``channels`` by the names of calls."""
     numbers, counts = _calls(names)
     found = zip(calls, names, shapes, numbers, strict=True)
     return [
@@ -82,7 +82,7 @@ def tapped(
 
 
 def lay_out(plan: Plan, error: Place, taps: Sequence[Place], lengths: set[str]) -> tuple[ErrorRows, tuple[Site, ...]]:
-    """The rows of the error and the sites of one forward pass.
+    """Return the rows of the error and the sites of one forward pass.
 
     The first axis is the samples. Where the error has its channels last, as a linear layer makes them, the axes between
     number rows too (tokens, nodes, points), as far as some tap has them in the same place; of images, channels first,
@@ -111,7 +111,7 @@ def lay_out(plan: Plan, error: Place, taps: Sequence[Place], lengths: set[str]) 
 
 
 def batch_dims(output: Sequence[int], others: Sequence[Sequence[int]], asked: int | None) -> int:
-    """The number of leading dimensions that ``output`` and all ``others``, of these shapes, share as batch dimensions.
+    """Return the number of leading batch dimensions that the shapes ``output`` and ``others`` share.
 
     All of the output but the last, where the others have them; else the first one alone.
     """
@@ -124,7 +124,7 @@ def batch_dims(output: Sequence[int], others: Sequence[Sequence[int]], asked: in
 
 
 def resized(sites: Sequence[Site], first: Sequence[int]) -> tuple[Site, ...]:
-    """The same sites for a pass with other samples and other lengths, of which ``first`` is the first tap's shape."""
+    """Return the same sites for a pass with other batch sizes and lengths; ``first`` is the first tap's shape."""
     one = sites[0]
     of_features = [axis for axis in range(len(first)) if axis not in one.axes]
     batch, features = tuple(first[axis] for axis in one.axes), tuple(first[axis] for axis in of_features)
@@ -143,7 +143,7 @@ def resized(sites: Sequence[Site], first: Sequence[int]) -> tuple[Site, ...]:
 
 
 def _asked(plan: Plan, place: Place) -> tuple[int, ...] | None:
-    """The axes that were said to number the rows of a place; None where nothing was said."""
+    """Return the axes that the user says number the rows of a place; None if the user says nothing."""
     axes = _said(plan, place.module)
     if axes is None:
         return None
@@ -176,7 +176,7 @@ def _named(place: Place) -> str:
 
 
 def _error_axes(plan: Plan, error: Place, taps: Sequence[Place], lengths: set[str]) -> tuple[int, ...]:
-    """The axes of the error that number rows: no more than some tap has too."""
+    """Return the axes of the error that number rows: no more than some tap has too."""
     if len(error.shape) < 3:
         return (0,)
     if error.channel is not None and not error.channels_last:
@@ -192,7 +192,7 @@ def _error_axes(plan: Plan, error: Place, taps: Sequence[Place], lengths: set[st
 
 
 def _depth(plan: Plan, tap: Place, rows: tuple[int, ...], lengths: set[str]) -> int:
-    """How many of ``rows`` a tap has."""
+    """Return how many of ``rows`` a tap has."""
     axes = _asked(plan, tap)
     axes = _shared(tap, rows, lengths) if axes is None else axes
     return 2 if _is_step(tap, axes, rows) else len(axes)
@@ -219,7 +219,7 @@ def _require_unambiguous(plan: Plan, error: Place, axes: tuple[int, ...], taps: 
 
 
 def _shared(tap: Place, rows: tuple[int, ...], lengths: set[str]) -> tuple[int, ...]:
-    """The leading axes of a tap that are the error's, where nothing was said."""
+    """Return the leading axes of a tap that are also axes of the error, if the user says nothing."""
     most = max(len(tap.shape) - 1, 1)
     if tap.channels_at:
         most = min(most, tap.channels_at)
@@ -274,7 +274,7 @@ def _no_samples(tap: Place, error: Place, rows: ErrorRows) -> TapShapeError:
 
 
 def _is_step(tap: Place, axes: tuple[int, ...], rows: tuple[int, ...]) -> bool:
-    """Whether a tap is called once for each step of the error's second row axis, which it does not have itself."""
+    """Return whether a tap lacks the error's second row axis, and is called once for each step of it instead."""
     return len(axes) == 1 and len(rows) > 1 and tap.calls == rows[1]
 
 
@@ -291,7 +291,7 @@ def _site(plan: Plan, tap: Place, axes: tuple[int, ...], rows: ErrorRows) -> Sit
 
 
 def _channel(tap: Place, of_features: Sequence[int]) -> int:
-    """Which of the axes of features is the channels: in doubt the last of a sequence, the first of maps."""
+    """Return which of the axes of features is the channels: in doubt the last of a sequence, the first of maps."""
     if tap.channels_at in of_features:
         return of_features.index(tap.channels_at)
     return 1 if len(of_features) == 2 else 0

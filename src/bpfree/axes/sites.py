@@ -1,4 +1,4 @@
-"""One place that feedback reaches: which numbers of a tap's output are rows, and which are features."""
+"""A place that feedback reaches: it says which axes of a tap's output are rows, and which are features."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ErrorRows:
-    """Which axes of the error number its rows.
+    """The axes of the error that number its rows.
 
     Attributes:
-        shape: Their sizes, the samples first: ``(N,)`` or, for sequences, ``(N, T)``.
-        axes: Where they lie.
+        shape: The sizes of these axes, the samples first: ``(N,)`` or, for sequences, ``(N, T)``.
+        axes: The numbers of these axes in the error.
     """
 
     shape: tuple[int, ...]
     axes: tuple[int, ...]
 
     def of(self, error: Tensor, c: int) -> Tensor:
-        """A tensor of the error's shape as rows ``(prod(shape), c)``."""
+        """Return a tensor of the error's shape as rows ``(prod(shape), c)``."""
         return leading(error, self.axes).reshape(-1, c)
 
     def restore(self, rows: Tensor, like: Tensor) -> Tensor:
-        """Rows ``(prod(shape), c)`` as a tensor of the error's shape."""
+        """Return rows ``(prod(shape), c)`` as a tensor of the error's shape."""
         first = tuple(range(len(self.axes)))
         return rows.view(leading(like, self.axes).shape).movedim(first, self.axes)
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which rows of the error belong to one row of a tap that has fewer of them.
+    """Assigns rows of the error to the rows of a tap that has fewer rows.
 
     A tap without an axis of the error (a conditioning vector beside tokens, the tokens of an encoder of another length)
-    gets the *sum* over it: that is the derivative of a loss by what all tokens share. A tap that is called once
-    for each step of a loop over time gets the error of that step.
+    gets the *sum* over that axis, which is the derivative of a loss with respect to a value that all tokens share. A
+    tap that is called once for each step of a loop over time gets the error of that step.
 
     Attributes:
         error: The sizes of the error's row axes.
-        kept: How many of them, the first ones, the tap has.
-        step: Which step of the second one this call of the tap is; None where there are no steps.
+        kept: The number of these axes, from the first, that the tap has too.
+        step: The step along the second row axis that this call of the tap belongs to; None if there are no steps.
     """
 
     error: tuple[int, ...]
@@ -57,14 +57,14 @@ class Pairing:
         return every if self.step is None else every // self.error[1]
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The sums of the rows ``(R, c)`` of an error, or of what is shaped so, that belong to the tap's rows."""
+        """Return, for each row of the tap, the sum of its rows ``(R, c)`` of an error, or of a tensor of that shape."""
         grid = rows.view(*self.error, -1)
         if self.step is not None:
             grid = grid.select(1, self.step)
         return grid.reshape(product(self.error[: self.kept]), -1, rows.shape[1]).sum(1)
 
     def scatter(self, rows: Tensor) -> Tensor:
-        """The transpose of :meth:`gather`: a tap's rows as the rows ``(R, c)`` of an error."""
+        """Return the transpose of :meth:`gather`: a tap's rows as the rows ``(R, c)`` of an error."""
         c = rows.shape[1]
         grid = rows.view(*self.error[: self.kept], *(1,) * (len(self.error) - self.kept), c)
         if self.step is None:
@@ -79,16 +79,16 @@ class Site:
     """One place that feedback reaches in one forward pass.
 
     Attributes:
-        name: The tap module's name in the model; from its second call on with ``#2``, ``#3``, ... behind it.
+        name: The tap module's name in the model, with ``#2``, ``#3``, ... from its second call on.
         module: The tap module's name alone: calls of one module have one feedback.
         batch: The sizes of the axes that it shares with the error, in the error's order: ``(N,)`` or, for
             sequences, ``(N, T)``.
-        features: What is left, n_l numbers for each of the ``prod(batch)`` rows.
+        features: The sizes of the other axes: n_l numbers for each of the ``prod(batch)`` rows.
         error: The rows of the error.
-        axes: Where ``batch`` lies in the tap's output.
+        axes: The numbers of the ``batch`` axes in the tap's output.
         channel: Which of ``features`` is the channels; the others are positions.
         positions_share: Whether one row of B serves all positions, however many there are.
-        step: For a tap inside a loop over time, called once for each step of the error: which step this is.
+        step: The step of this call, for a tap inside a loop over time that is called once for each step of the error.
     """
 
     name: str
@@ -113,55 +113,55 @@ class Site:
 
     @property
     def pairing(self) -> Pairing | None:
-        """Which rows of the error belong to the tap's rows; None where they are the same ones."""
+        """The assignment of the error's rows to the tap's rows; None if they are the same."""
         if self.batch == self.error.shape:
             return None
         return Pairing(self.error.shape, len(self.batch), self.step)
 
     @property
     def arrangement(self) -> Arrangement:
-        """How rows of features become a tensor of the tap's shape."""
+        """The arrangement that turns rows of features into a tensor of the tap's shape."""
         return Arrangement((*self.batch, *self.features), self.axes)
 
     def rows_of(self, output: Tensor) -> Tensor:
-        """The tap's output as rows ``(prod(batch), n_l)``."""
+        """Return the tap's output as rows ``(prod(batch), n_l)``."""
         return leading(output, self.axes).reshape(self.rows, self.width)
 
 
 class Arrangement(NamedTuple):  # compared in every pass, and a tuple is quicker at it
-    """How rows of features become a tensor of a tap's shape.
+    """Turns rows of features into a tensor of a tap's shape.
 
     Attributes:
         shape: The rows' sizes and the features'.
-        axes: Where the rows lie in the tensor.
+        axes: The axes of the rows in the tensor.
     """
 
     shape: tuple[int, ...]
     axes: tuple[int, ...]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Rows ``(prod(batch), n_l)`` as such a tensor."""
+        """Return rows ``(prod(batch), n_l)`` as a tensor of that shape."""
         grid = rows.view(self.shape)
         return grid if self.leads else grid.movedim(tuple(range(len(self.axes))), self.axes)
 
     @property
     def leads(self) -> bool:
-        """Whether the rows are the tensor's first axes."""
+        """True if the rows are the tensor's first axes."""
         return self.axes == tuple(range(len(self.axes)))
 
     def like(self, rows: Tensor, format: torch.memory_format) -> Tensor:
-        """The same, which lies in memory as the tap's output does."""
+        """Return the same in the memory format of the tap's output."""
         return self(rows).to(memory_format=format) if self.leads else self(rows).contiguous(memory_format=format)
 
 
 def leading(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The tensor with ``axes`` first, in their order."""
+    """Return the tensor with ``axes`` first, in their order."""
     first = tuple(range(len(axes)))
     return tensor if axes == first else tensor.movedim(axes, first)
 
 
 def product(shape: Iterable[int]) -> int:
-    """The product of the sizes in ``shape``; 1 if there are none."""
+    """Return the product of the sizes in ``shape``; 1 if there are none."""
     result = 1
     for size in shape:
         result *= size

@@ -156,7 +156,7 @@ class LazyBuffers(nn.Module):
 
 
 def at_least_single(like: Tensor) -> Tensor:
-    """An empty tensor on ``like``'s device, in its precision or in float32: for what takes small steps.
+    """Return an empty tensor on ``like``'s device, in its precision or in float32, for tensors that take small steps.
 
     A step of less than a two-hundredth would be lost in a bfloat16 number.
     """
@@ -165,13 +165,13 @@ def at_least_single(like: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def key_of(name: str) -> str:
-    """The key under which a tensor, or a module, of this name is stored: without dots."""
+    """Return the key under which a tensor, or a module, of this name is stored: without dots."""
     # A buffer's name holds no dots. Escaped as in RFC 6901, for modules may have slashes in their names.
     return name.replace("~", "~0").replace("/", "~1").replace(".", "/")
 
 
 def name_of(key: str) -> str:
-    """The name that a tensor of :class:`LazyBuffers` is stored under, from its key in a ``state_dict``."""
+    """Return the name that a tensor of :class:`LazyBuffers` is stored under, from its key in a ``state_dict``."""
     return key.replace("/", ".").replace("~1", "/").replace("~0", "~")
 
 

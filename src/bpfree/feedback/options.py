@@ -33,7 +33,7 @@ BLOCK = 4096
 
 @dataclass(frozen=True)
 class Feedback:
-    """How the feedback matrices B_l, of shape ``(c, n_l)``, are drawn and kept.
+    """The options by which the feedback matrices B_l, of shape ``(c, n_l)``, are drawn and kept.
 
     Args:
         normalization: The scale of B_l = scale x U[:, :n_l].
@@ -53,11 +53,11 @@ class Feedback:
             channels first or last): None gives every position of an image numbers of its own (c x C x H x W) and all
             positions of a sequence the same ones (c x C), 1 one number a channel (c x C, for nets that end in a global
             pool), k the k lowest cosine modes (c x C x k, low rank in space). n_l above is then C k.
-        spread: For the nodes of a graph: how many steps k the error is spread over the edges before it is projected,
-            d_l = (S^k e) B_l, so that nodes without a target of their own get a signal too (DFA-GNN, Zhao et al. 2024).
-            S is what ``attachment.adjacency(S)`` was given. 0 projects the error as it is.
-        max_bytes: How large the stored matrices may be together, with the running averages of those that learn: more
-            is refused before the allocator is asked. 4 GiB; None for no limit.
+        spread: For the nodes of a graph: the number of steps k by which the error is spread over the edges before it is
+            projected, d_l = (S^k e) B_l, so that nodes without a target of their own get a signal too (DFA-GNN, Zhao et
+            al. 2024). S is given to ``attachment.adjacency(S)``. 0 projects the error as it is.
+        max_bytes: The largest memory for all stored matrices together, including the running averages of learned ones.
+            If they need more, an error is raised before anything is allocated. 4 GiB by default; None for no limit.
     """
 
     normalization: Normalization = "launay2020"
@@ -85,15 +85,15 @@ class Feedback:
 
     @property
     def depends_on_widest(self) -> bool:
-        """Whether a tap's matrix depends on the widest tap of all."""
+        """True if a tap's matrix depends on the widest tap of all."""
         return self.shared or self.normalization == "launay2020-code"
 
     def form(self, site: Site) -> Form:
-        """What the numbers of one row of B_l stand for."""
+        """Return the form of one row of B_l for this tap."""
         return Form.of(site.features, self.modes, site.channel, share=site.positions_share)
 
     def scale(self, width: int, widest: int, c: int) -> float:
-        """The factor of a tap of ``width`` features, ``widest`` among all taps, for an error of ``c`` numbers."""
+        """Return the scale for a tap of ``width`` features, ``widest`` of all taps, and an error of ``c`` numbers."""
         return _SCALES[self.normalization](width, widest, c)
 
     def draw(self, out: Tensor, seed: int, first: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""From errors to signals: the matrices of one attachment, and the products d_l = e B_l.
+"""The projection of errors to signals: the matrices of one attachment, and the products d_l = e B_l.
 
 Index conventions: ``N`` rows (samples; for sequences and graphs also tokens and nodes), ``c`` numbers of error,
 ``n_l`` features of tap l. An error has the shape ``(N, c)``, a feedback matrix B_l ``(c, n_l)``, a signal ``(N, n_l)``.
@@ -28,14 +28,14 @@ Projector: TypeAlias = Callable[[Tensor, Sequence[Site]], Sequence[Tensor | None
 
 
 Key: TypeAlias = tuple[str, Form, "Pairing | None"]
-"""What taps have in common that share a signal: the matrix, its form, and the rows of the error that are theirs."""
+"""The key of taps that share a signal: the matrix, its form, and their rows of the error."""
 
 
 class Matrix(Protocol):
     """A matrix ``(N, N)``, dense or sparse: whatever can be multiplied with a tensor."""
 
     def __matmul__(self, other: Tensor, /) -> Tensor:
-        """The product with ``(N, c)``."""
+        """Return the product with ``(N, c)``."""
 
 
 class Projection(LazyBuffers):
@@ -93,7 +93,7 @@ class Projection(LazyBuffers):
 
     @property
     def copies(self) -> int:
-        """How many tensors of its size there are for one matrix."""
+        """The number of tensors of its size that are kept for one matrix."""
         return 1
 
     def _owners(self, sites: Sequence[Site]) -> list[tuple[str, Site, int]]:
@@ -118,7 +118,7 @@ class Projection(LazyBuffers):
         return derived_seed(self.numbers["seed"], name)
 
     def name(self, site: Site) -> str:
-        """Under which name a tap's matrix is kept."""
+        """Return the name under which a tap's matrix is kept."""
         if self.feedback.shared:
             return "shared"
         # One module may be reached with several widths, and each has a matrix of its own; modes serve all resolutions.
@@ -128,7 +128,7 @@ class Projection(LazyBuffers):
         return f"{site.module}:{form.channels}x{form.modes}" if by_mode else f"{site.module}:{form.size}"
 
     def matrix(self, site: Site) -> Tensor:
-        """B_l of one tap, shape ``(c, n_l)``. A regenerated matrix is drawn in full.
+        """Return B_l of one tap, shape ``(c, n_l)``. A regenerated matrix is drawn in full.
 
         Raises:
             TapShapeError: No forward pass has shown the shapes yet.
@@ -149,7 +149,7 @@ class Projection(LazyBuffers):
         return self.feedback.scale(form.size, widest, c)
 
     def kinds(self, sites: Sequence[Site]) -> int:
-        """How many different signals these taps get: taps with the same matrix and form share one."""
+        """Return the number of different signals for these taps: taps with the same matrix and form share one."""
         return len(set(self._keys(sites)))
 
     def _keys(self, sites: Sequence[Site]) -> list[Key]:
@@ -165,9 +165,9 @@ class Projection(LazyBuffers):
         return [(self.name(site), self.feedback.form(site), site.pairing) for site in sites]
 
     def forward(self, error: Tensor, sites: Sequence[Site]) -> Signals:
-        """One signal ``(N, n_l)`` a tap from the error ``(N, c)``, each made when it is asked for.
+        """Return one signal ``(N, n_l)`` per tap from the error ``(N, c)``, each made when it is asked for.
 
-        A tap with fewer rows than the error gets what its :class:`bpfree.axes.sites.Pairing` says of them.
+        A tap with fewer rows than the error gets the rows that its :class:`bpfree.axes.sites.Pairing` makes of them.
 
         Raises:
             OptionError: The error is to be spread over a graph that was not given, or over another one.
@@ -240,7 +240,7 @@ class Projection(LazyBuffers):
         return as_images(error @ channels_last(B.reshape(len(B), channels, -1)), shape)
 
     def describe(self, site: Site) -> str:
-        """The form of a tap's feedback, for the attachment's table."""
+        """Return the form of a tap's feedback, for the attachment's table."""
         form = self.feedback.form(site)
         c = self._sizes[0] if self._sizes else "?"
         kind = "shared" if self.feedback.shared else "own"
@@ -253,14 +253,14 @@ class NoFeedback(nn.Module):
     """No signal for any tap."""
 
     def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
-        """Nothing to draw."""
+        """Do nothing: there is nothing to draw."""
 
     def forward(self, error: Tensor, sites: Sequence[Site]) -> list[None]:
-        """None for every tap: what lies below stays as it is."""
+        """Return None for every tap: the layers below stay as they are."""
         return [None] * len(sites)
 
     def describe(self, site: Site) -> str:
-        """What the attachment's table says."""
+        """Return the entry of the attachment's table."""
         return "none: these stay as they are"
 
 
@@ -272,10 +272,10 @@ class CallableProjection(nn.Module):
         self.project = project
 
     def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
-        """Nothing to draw: the projector brings its own matrices."""
+        """Do nothing: the projector has its own matrices."""
 
     def forward(self, error: Tensor, sites: Sequence[Site]) -> Sequence[Tensor | None]:
-        """What the projector returns; it is asked once for all taps that have the same rows of the error."""
+        """Return the projector's signals; it is called once for all taps that have the same rows of the error."""
         if all(site.pairing is None for site in sites):
             return list(self.project(error, sites))
         signals: list[Tensor | None] = [None] * len(sites)
@@ -288,15 +288,15 @@ class CallableProjection(nn.Module):
         return signals
 
     def describe(self, site: Site) -> str:
-        """The projector's name."""
+        """Return the projector's name."""
         return getattr(self.project, "__name__", type(self.project).__name__)
 
 
 def projection(feedback: Feedback | Projector | None, seed: int) -> Projection | CallableProjection | NoFeedback:
-    """What turns errors into signals for one attachment.
+    """Make the projection of one attachment, which turns errors into signals.
 
     Raises:
-        OptionError: ``feedback`` is nothing that could.
+        OptionError: ``feedback`` is no feedback.
     """
     if feedback is None:
         return NoFeedback()

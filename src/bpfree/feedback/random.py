@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def derived_seed(seed: int, *labels: object) -> int:
-    """A seed for one purpose: independent streams without an order among them."""
+    """Return a seed for one purpose: independent streams without an order among them."""
     text = "/".join(map(str, (seed, *labels)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def draw(shape: Sequence[int], distribution: str, generator: torch.Generator) -> Tensor:
-    """Numbers of N(0, 1) for ``"normal"``, else uniform on (-1, 1), on the generator's device.
+    """Draw numbers of N(0, 1) for ``"normal"``, else uniform on (-1, 1), on the generator's device.
 
     Always in double precision: a model in another precision gets the same numbers, rounded.
     """

@@ -16,15 +16,15 @@ Images: TypeAlias = Callable[..., "Tensor | None"]
 
 
 class Signals(Sequence["Tensor | None"]):
-    """One signal ``(N, n_l)`` a tap, made when it is asked for.
+    """One signal ``(N, n_l)`` per tap, made when it is asked for.
 
-    Taps with the same key (matrix and form, say) get the same tensor, which is dropped when the last of them has it:
-    one for each of them, or all widths at once, would cost more memory than backpropagation takes.
+    Taps with the same key (the same matrix and form, for example) get the same tensor. It is dropped when the last of
+    these taps has got it: a tensor for each tap, or all widths at once, would need more memory than backpropagation.
 
     Args:
         make: Makes a signal from its key.
-        keys: One a tap.
-        images: Makes it as a tap with channels last wants it.
+        keys: One key per tap.
+        images: Makes a signal in the memory format channels last.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Signals(Sequence["Tensor | None"]):
         return len(self._keys)
 
     def __getitem__(self, index: Any) -> Any:
-        """The signal of tap ``index``."""
+        """Return the signal of tap ``index``."""
         key = self._keys[index]
         signal = self._made[key] if key in self._made else self._made.setdefault(key, self._make(*key))
         self._left[key] -= 1
@@ -47,7 +47,7 @@ class Signals(Sequence["Tensor | None"]):
         return signal
 
     def shaped(self, sites: Sequence[Site], formats: Sequence[torch.memory_format]) -> Signals:
-        """The same signals in the shapes and memory formats of their taps' outputs."""
+        """Return the same signals in the shapes and memory formats of their taps' outputs."""
         keys = [(*key, site.arrangement, format) for key, site, format in zip(self._keys, sites, formats, strict=True)]
         return Signals(self._make_shaped, keys)
 

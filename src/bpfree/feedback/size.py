@@ -1,4 +1,4 @@
-"""How large feedback may become: asked before anything is allocated."""
+"""The limit on the memory of feedback, checked before anything is allocated."""
 
 from __future__ import annotations
 

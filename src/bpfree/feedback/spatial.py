@@ -1,4 +1,4 @@
-"""What the numbers of one row of B stand for: single features, or a few spatial modes of every channel."""
+"""The forms of a row of B: one number per feature, or a few spatial modes of every channel."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bpfree.axes.sites import product
 
 
 class Form(NamedTuple):  # compared in every pass, and a tuple is quicker at it
-    """How one row of B_l, n_l numbers, is made of ``size`` coefficients.
+    """The form of one row of B_l: n_l numbers, made of ``size`` coefficients.
 
     Without ``positions`` a coefficient is a feature, and ``size`` is n_l. With them a row is a map over channels and
     positions, each channel's a sum of the ``modes`` lowest cosine modes, and ``size`` is channels x modes. The modes
     are orthonormal, so signals, norms and inner products are those of the coefficients.
 
-    ``channel`` says where among the features the channels lie: 0 for ``(channels, *positions)``.
+    ``channel`` is the axis of the channels among the features: 0 for ``(channels, *positions)``.
     """
 
     size: int
@@ -32,7 +32,7 @@ class Form(NamedTuple):  # compared in every pass, and a tuple is quicker at it
     @staticmethod
     @lru_cache(maxsize=4096)
     def of(features: tuple[int, ...], modes: int | None, channel: int = 0, *, share: bool = False) -> Form:
-        """The form for a tap of these features, of which axis ``channel`` is the channels.
+        """Return the form for a tap of these features, of which axis ``channel`` is the channels.
 
         Args:
             features: Their sizes.
@@ -54,11 +54,11 @@ class Form(NamedTuple):  # compared in every pass, and a tuple is quicker at it
 
     @property
     def channels_first(self) -> bool:
-        """Whether the channels lie before all positions."""
+        """True if the channels lie before all positions."""
         return self.channel == 0
 
     def expand(self, coefficients: Tensor) -> Tensor:
-        """Rows of ``size`` coefficients, shape ``(k, size)``, as rows of features, shape ``(k, n_l)``."""
+        """Return rows of ``size`` coefficients, shape ``(k, size)``, as rows of features, shape ``(k, n_l)``."""
         if not self.positions:
             return coefficients
         if self.modes == 1:
@@ -74,13 +74,13 @@ class Form(NamedTuple):  # compared in every pass, and a tuple is quicker at it
         return maps.reshape(len(maps), self.channels * product(self.positions))
 
     def expand_channels_last(self, coefficients: Tensor) -> Tensor:
-        """The same of a form with positions, the features in the order positions x channels."""
+        """Return the same for a form with positions, with features in the order positions x channels."""
         basis = _basis(self.positions, self.modes, coefficients.dtype, coefficients.device)
         maps = basis.T @ coefficients.reshape(-1, self.channels, self.modes).mT
         return maps.reshape(len(coefficients), -1)
 
     def reduce(self, rows: Tensor) -> Tensor:
-        """The coefficients ``(k, size)`` of the projection of rows of features ``(k, n_l)`` onto the modes."""
+        """Return the coefficients ``(k, size)`` of the projection of rows of features ``(k, n_l)`` onto the modes."""
         if not self.positions:
             return rows
         maps = rows
@@ -102,7 +102,7 @@ def _basis(positions: tuple[int, ...], modes: int, dtype: torch.dtype, device: t
 
 
 def cosine_modes(positions: tuple[int, ...], modes: int) -> Tensor:
-    """The ``modes`` lowest modes of the discrete cosine transform (DCT-II) on a grid.
+    """Return the ``modes`` lowest modes of the discrete cosine transform (DCT-II) on a grid.
 
     They are ordered by frequency, the constant first; float64, orthonormal, shape ``(modes, prod(positions))``.
     """

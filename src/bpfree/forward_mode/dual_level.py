@@ -28,7 +28,7 @@ class Shared:
 
     @contextmanager
     def __call__(self) -> Generator[None]:
-        """Be in it."""
+        """Return a context in which the level is entered."""
         self._enter()
         try:
             yield

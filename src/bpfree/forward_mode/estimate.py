@@ -35,13 +35,13 @@ _SIGNS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1) * 2 - 1  # the 8 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one estimating pass saw of one error.
+    """The observation of one error in one estimating pass.
 
     Attributes:
         change: odot, shape ``(N, c)``: the tangent where the error is taken, sum_l J_l v_l for every row of the error.
-        perturbations: One a tap, in forward order, shape ``(N, m_l)``: the coefficients of v_l (for feedback that has
-            a number for every feature, v_l itself). Behind a streaming pass each is drawn again when it is asked for.
-        sites: Those taps.
+        perturbations: One per tap, in forward order, shape ``(N, m_l)``: the coefficients of v_l (for feedback that has
+            a number for every feature, v_l itself). After a streaming pass each is drawn again when it is asked for.
+        sites: The taps.
     """
 
     change: Tensor
@@ -49,7 +49,7 @@ class Observation:
     sites: Sequence[Site]
 
     def correlations(self, rows: Tensor) -> list[Tensor]:
-        """For every tap the mean of rows (x) v_l over the error's rows ``(N, c)`` that reach it, shape ``(c, m_l)``."""
+        """Return for every tap the mean of rows (x) v_l over its rows of the error ``(N, c)``, shape ``(c, m_l)``."""
         return [_correlation(rows, v, site) for v, site in zip(self.perturbations, self.sites, strict=True)]
 
 
@@ -62,13 +62,13 @@ def _correlation(rows: Tensor, v: Tensor, site: Site) -> Tensor:
 
 @dataclass(frozen=True)
 class Response:
-    """How the errors' places answered in one estimating pass.
+    """The response of the errors' places in one estimating pass.
 
     Attributes:
-        tangents: For each module where an error is taken the tangents of its output by path; empty where it was not
-            reached.
-        perturbations: One a tap, as an observation has them.
-        sites: Those taps.
+        tangents: For each module where an error is taken, the tangents of its output by path; empty if the pass did not
+            reach it.
+        perturbations: One per tap, as in an observation.
+        sites: The taps.
     """
 
     tangents: Sequence[Tangents]
@@ -76,7 +76,7 @@ class Response:
     sites: Sequence[Site]
 
     def observation(self, change: Tensor, taps: Sequence[Site]) -> Observation:
-        """What was seen of the error with this ``change``, one row a row of the error, and of the ``taps`` below it."""
+        """Return the observation of the error with this ``change``, ``(N, c)``, and of the ``taps`` below it."""
         numbers = {site.name: number for number, site in enumerate(self.sites)}
         if list(numbers) == [site.name for site in taps]:
             return Observation(change, self.perturbations, self.sites)
@@ -85,7 +85,7 @@ class Response:
 
 
 def perturbation(shape: tuple[int, int], kind: Perturbations, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Numbers of mean 0 and variance 1: N(0, 1) for ``"normal"``, -1 or 1 for ``"rademacher"``."""
+    """Draw numbers of mean 0 and variance 1: N(0, 1) for ``"normal"``, -1 or 1 for ``"rademacher"``."""
     if kind == "normal":
         return torch.empty(shape, dtype=like.dtype, device=like.device).normal_(generator=generator)
     # Eight signs a random byte, by a table: on a CPU several times faster than a random number for each.
@@ -96,14 +96,14 @@ def perturbation(shape: tuple[int, int], kind: Perturbations, like: Tensor, gene
 
 @dataclass(frozen=True)
 class Draw:
-    """One tap's perturbation, as it can be drawn again.
+    """The recipe of one tap's perturbation, by which it can be drawn again.
 
     Attributes:
         shape: ``(N, m_l)``.
-        kind: What it is drawn from.
-        seed: With which seed.
-        dtype: In which precision.
-        device: Where.
+        kind: The distribution.
+        seed: The seed.
+        dtype: The precision.
+        device: The device.
     """
 
     shape: tuple[int, int]
@@ -113,7 +113,7 @@ class Draw:
     device: torch.device
 
     def make(self) -> Tensor:
-        """The numbers, the same each time."""
+        """Draw the numbers, the same each time."""
         generator = torch.Generator(self.device).manual_seed(self.seed)
         return perturbation(self.shape, self.kind, torch.empty(0, dtype=self.dtype, device=self.device), generator)
 
@@ -128,7 +128,7 @@ class Draws(Sequence[Tensor]):
         return len(self._draws)
 
     def __getitem__(self, index: Any) -> Any:
-        """The perturbation of tap ``index``."""
+        """Return the perturbation of tap ``index``."""
         return self._draws[index].make()
 
 
@@ -152,7 +152,7 @@ class Estimator:
 
     @outside_compiled_code
     def begin(self, call: Call, *, keep: bool) -> None:
-        """Hear that a forward pass begins which :meth:`observe` will be asked about.
+        """Note that a forward pass begins that :meth:`observe` will be called for.
 
         Args:
             call: The model's arguments.
@@ -193,7 +193,7 @@ class Estimator:
         return Response(tangents, kept, reached)
 
     def direction(self, site: Site, coefficients: Tensor, like: Tensor) -> Tensor:
-        """v_l, of the shape of the tap's output ``like``, of its ``(N, m_l)`` coefficients."""
+        """Return v_l in the shape of the tap's output ``like``, made from its ``(N, m_l)`` coefficients."""
         return site.arrangement(self._form(site).expand(coefficients)).view(like.shape)
 
     @contextmanager

@@ -20,7 +20,7 @@ _silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 def rules_are_silent() -> bool:
-    """Whether a pass is under way from which no rule is to learn, although gradients are on."""
+    """Return whether a pass is running from which no rule must learn, although gradients are on."""
     return _silent.get()
 
 
@@ -41,7 +41,7 @@ _DIFFERENTIATES = (
     Tensor.requires_grad_,
     Tensor.requires_grad.__set__,  # type: ignore[attr-defined]
 )
-"""What a model calls that differentiates in its own forward pass."""
+"""The functions that a model calls to differentiate in its own forward pass."""
 
 
 class GradModeWatch(TorchFunctionMode):

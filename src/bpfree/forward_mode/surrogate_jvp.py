@@ -31,7 +31,7 @@ _NOTE = "_bpfree_note"
 
 
 def function_without_jvp(error: NotImplementedError) -> FunctionClass | None:
-    """The autograd function whose missing jvp raised ``error``; None where it was something else, or torch's own."""
+    """Return the autograd function whose missing jvp raised ``error``; None for other errors and torch's functions."""
     entry: TracebackType | None = error.__traceback__
     while entry is not None:
         if entry.tb_frame.f_code is torch.autograd.function.BackwardCFunction.apply_jvp.__code__:
@@ -49,7 +49,7 @@ class SurrogateJvps:
         self._served: list[FunctionClass] = []
 
     def serve(self, function: FunctionClass) -> None:
-        """From the next pass on, give ``function`` a jvp made of its backward."""
+        """Give ``function``, from the next pass on, a jvp made of its backward."""
         self._served.append(function)
 
     @contextmanager
@@ -66,7 +66,7 @@ class SurrogateJvps:
 
 _lock = threading.Lock()
 _inside: dict[FunctionClass, tuple[int, dict[str, Any]]] = {}
-"""How many passes are under way in which a function is served, and its own attributes that were replaced."""
+"""For every served function, the number of running passes, and its own attributes that were replaced."""
 
 
 def _enter(function: FunctionClass) -> None:
@@ -133,7 +133,7 @@ def _has_tangent(value: Any) -> bool:
 
 
 def _unaliased(output: Any, inputs: Sequence[Any], dirty: Sequence[Tensor]) -> Any:
-    """``output`` with copies of what is an input or a view: torch wants the tangent of a view to be a view as well."""
+    """Return ``output``, copied if it is an input or a view: torch wants the tangent of a view to be a view too."""
     if isinstance(output, tuple):
         return tuple(_unaliased(part, inputs, dirty) for part in output)
     if not isinstance(output, Tensor) or any(output is tensor for tensor in dirty):
@@ -143,7 +143,7 @@ def _unaliased(output: Any, inputs: Sequence[Any], dirty: Sequence[Tensor]) -> A
 
 
 class _Note:
-    """What a function's forward leaves for its jvp."""
+    """The values that a function's forward leaves for its jvp."""
 
     def __init__(self, ctx: Any, inputs: Sequence[Any]) -> None:
         self.moves = tuple(map(_has_tangent, inputs))
@@ -166,7 +166,7 @@ class _Context:
 
     @property
     def saved_tensors(self) -> tuple[Tensor | None, ...]:
-        """What was saved for backward, as constants."""
+        """The tensors saved for backward, as constants."""
         return tuple(None if tensor is None else tensor.detach() for tensor in vars(self)["saved"])
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
@@ -204,7 +204,7 @@ def _jvp(function: FunctionClass, ctx: Any, *tangents: Tensor | None) -> Any:
 
 
 def _in_place(output: Tensor, change: Tensor, note: _Note, tangents: Sequence[Tensor | None]) -> Tensor:
-    """``change``, written into the tangent of the input that ``output`` is where the function works in place."""
+    """Return ``change``; if the function works in place, write it into the tangent of the input that is ``output``."""
     for input, tangent in zip(note.inputs, tangents, strict=True):
         if output is input and tangent is not None:
             return tangent.copy_(change)
@@ -214,7 +214,7 @@ def _in_place(output: Tensor, change: Tensor, note: _Note, tangents: Sequence[Te
 def _transposed(
     function: Any, context: _Context, outputs: Sequence[Any], moves: Sequence[bool], given: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """J^T u by input, for the ``given`` u of those outputs that move; zero for the others."""
+    """Return J^T u by input, for the ``given`` u of those outputs that move; zero for the others."""
     # Copies: a backward may write into what it is given, which autograd allows where nothing else holds it.
     arriving = iter([one.clone() for one in given])
     u = [next(arriving) if moved else torch.zeros_like(output) if isinstance(output, Tensor) else None
@@ -231,7 +231,7 @@ _Transposed: TypeAlias = Callable[[Sequence[Tensor]], tuple[Tensor | None, ...]]
 def _changes(
     function: FunctionClass, backward: _Transposed, outputs: Sequence[Tensor], directions: Sequence[Tensor | None]
 ) -> Sequence[Tensor]:
-    """J v by output: the derivative of <J^T u, v> by u, or where that fails J's diagonal times v."""
+    """Return J v by output: the derivative of <J^T u, v> by u, or J's diagonal times v if that fails."""
     if not outputs:
         return []
     with torch.enable_grad():
@@ -263,7 +263,7 @@ _diagonal_ones: WeakSet[FunctionClass] = WeakSet()
 def _diagonal(
     function: FunctionClass, backward: _Transposed, ones: Sequence[Tensor], directions: Sequence[Tensor | None]
 ) -> Tensor:
-    """``backward(1) * v``, where one output depends number by number on inputs of its shape.
+    """Return ``backward(1) * v``, where one output depends number by number on inputs of its shape.
 
     Raises:
         ForwardDerivativeError: It does not.
@@ -286,7 +286,7 @@ def _diagonal(
 
 
 def _is_diagonal(backward: _Transposed, one: Tensor, directions: Sequence[Tensor | None]) -> bool:
-    """Whether backward(s) = backward(1) * s, for random signs s: any other entry of J would show but by chance."""
+    """Return whether backward(s) = backward(1) * s for random signs s: other entries of J would almost surely show."""
     generator = torch.Generator(one.device).manual_seed(0)
     signs = torch.empty_like(one).bernoulli_(generator=generator) * 2 - 1
     for plain, signed, v in zip(backward([one.detach()]), backward([signs]), directions, strict=False):

@@ -38,13 +38,13 @@ Tangents: TypeAlias = Mapping[Path, Tensor]
 
 
 def split(number: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A dual number's value and its tangent; None for an ordinary tensor."""
+    """Return a dual number's value and its tangent; None for an ordinary tensor."""
     primal, tangent = dual.unpack_dual(number)  # type: ignore[no-untyped-call]
     return primal, tangent
 
 
 def join(primal: Tensor, tangent: Tensor) -> Tensor:
-    """The dual number of this value and this tangent."""
+    """Return the dual number of this value and this tangent."""
     number: Tensor = dual.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
     return number
 
@@ -111,7 +111,7 @@ def _entered_eager() -> ExitStack:
 
 
 def compiled() -> ForwardDerivativeError:
-    """What is raised where a pass with tangents is run by compiled code."""
+    """Make the error for a pass with tangents that compiled code runs."""
     return ForwardDerivativeError(
         "the model is run by torch.compile(), and compiled code drops the tangents that this rule sends through the "
         "model's own forward pass. Run the model uncompiled, or use bpfree.ForwardGradient(), whose estimating pass "
@@ -120,7 +120,7 @@ def compiled() -> ForwardDerivativeError:
 
 
 class ForwardMode:
-    """How passes with tangents run on one model; remembers what it has met there.
+    """Runs passes with tangents on one model, and remembers what such passes need.
 
     Attributes:
         fused: Whether attention may still take fused kernels.
@@ -134,7 +134,7 @@ class ForwardMode:
         self._watched: dict[Hashable, bool] = {}
 
     def knows(self, kind: Hashable) -> bool:
-        """Whether a pass of this ``kind`` has run."""
+        """Return whether a pass of this ``kind`` has run."""
         return kind in self._watched
 
     @contextmanager
@@ -165,7 +165,7 @@ class ForwardMode:
             self._watched[kind] = watch.needed
 
     def learn_from(self, error: NotImplementedError) -> bool:
-        """Whether a pass that failed with ``error`` is worth another attempt, with what was learned from it."""
+        """Learn from a pass that failed with ``error``; return whether another attempt may succeed."""
         function = function_without_jvp(error)
         if function is not None:
             self.surrogates.serve(function)
@@ -183,7 +183,7 @@ class ForwardMode:
 
 
 def kind_of(plan: Plan, call: Call) -> Hashable:
-    """What may decide whether the model switches gradients: its modules and their modes, and the call's shapes."""
+    """Return everything on which the model's switching of gradients may depend: modules, modes, and shapes."""
     args, kwargs = call
     modes = tuple([(part.training, len(part._modules)) for part in plan.modules])
     return modes, tuple(map(_outline, args)), tuple([(name, _outline(value)) for name, value in kwargs.items()])
@@ -213,7 +213,7 @@ class DualPass:
     def __call__(
         self, call: Call, prepare: Callable[[], AbstractContextManager[Any]], start: RunSnapshot
     ) -> Sequence[Tangents]:
-        """The tangents of the errors, one mapping for each of their modules; empty for one that is not reached.
+        """Return the tangents of the errors, one mapping for each of their modules; empty for one that is not reached.
 
         Args:
             call: The model's arguments.
@@ -278,7 +278,7 @@ class DualPass:
 
 
 def nothing_arrives(what: str) -> ForwardDerivativeError:
-    """What is raised where no ``what``."""
+    """Make the error that no ``what``."""
     return ForwardDerivativeError(
         f"no {what}: between them the model takes its values out of the graph (detach(), .data, torch.no_grad(), or an "
         "operation that has no derivative). Take that out, or use a rule with no estimating pass (bpfree.DFA, "
@@ -287,7 +287,7 @@ def nothing_arrives(what: str) -> ForwardDerivativeError:
 
 
 def run_to(model: nn.Module, errors: Sequence[nn.Module], call: Call) -> list[Any]:
-    """The outputs of ``errors``; None for one that is not reached."""
+    """Return the outputs of ``errors``; None for one that is not reached."""
     args, kwargs = call
     # Not the model's __call__: its hooks are for passes that somebody asked for.
     if len(errors) == 1 and errors[0] is model:

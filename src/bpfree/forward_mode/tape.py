@@ -1,4 +1,4 @@
-"""What layers gave in the rule's own forward pass, taken from there in the estimating pass."""
+"""The layers' outputs in the rule's own forward pass, used again in the estimating pass."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from bpfree.per_thread import PerThread
 
 @dataclass
 class _Recording:
-    """What was kept in one thread; None where no recording is under way."""
+    """The outputs kept in one thread; None if nothing is recorded."""
 
     kept: dict[nn.Module, list[tuple[Tensor, int]]] | None = None
 
 
 class Tape:
-    """What the costly layers gave in the rule's own forward pass, so that the estimating pass need not repeat it.
+    """The costly layers' outputs in the rule's own forward pass, so that the estimating pass need not repeat them.
 
     These layers are linear: their tangent is the layer applied to the input's tangent, and their output is known.
     Without this an estimating pass would cost two forward passes and not one.
@@ -38,7 +38,7 @@ class Tape:
         self._recording = PerThread(_Recording)
 
     def install(self) -> list[Any]:
-        """Hooks that keep the layers' outputs while a recording is under way."""
+        """Register and return hooks that keep the layers' outputs during a recording."""
         # Before all other hooks, which may exchange the output.
         return [layer.register_forward_hook(self._keep, prepend=True) for layer in self._layers]
 

@@ -1,4 +1,4 @@
-"""What jsonargparse says of a value or an argument that does not fit, in one line."""
+"""Jsonargparse's messages about values or arguments that do not fit, shortened to one line."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ _NOTHING = "<class 'NoneType'>"
 
 
 class Mistake(NamedTuple):
-    """What is wrong with what was given.
+    """A mistake in a value or an argument.
 
     Attributes:
         place: The setting, the argument of its class, the argument of that one's, and so on.
-        said: What is wrong there.
+        said: The description of the mistake.
     """
 
     place: tuple[str, ...]
     said: str
 
     def within(self, outer: str) -> str:
-        """All of it, as seen from within this setting."""
+        """Return the whole message, as seen from within this setting."""
         place = self.place[1:] if self.place[0] == outer else self.place
         return ": ".join([*place, self.said])
 
 
 def in_one_line(message: str, outer: str) -> str:
-    """A message of jsonargparse as seen from within a setting, shortened if it is about a value or an argument."""
+    """Return jsonargparse's message as seen from within a setting, shortened if it is about a value or argument."""
     found = mistake(message)
     return message if found is None else found.within(outer)
 
 
 def mistake(message: str) -> Mistake | None:
-    """What a message of jsonargparse is about; None if it is about something else than a value or an argument."""
+    """Return the mistake that a message of jsonargparse describes; None if it is not about a value or an argument."""
     place = re.findall(r'Parser key "([^"]+)":', message)
     found = (_missing(message), _unknown_argument(message), _unknown_class(message), _wrong_type(message))
     return next((Mistake(tuple(place), said) for said in found if place and said), None)
 
 
 def _missing(message: str) -> str:
-    """What a class needs that is not installed."""
+    """Return the part of a message that names a package which a class needs and which is not installed."""
     found = re.search(r"- (\w+ needs \w+: pip install [^\n]+)", message)
     return found[1] if found else ""
 
@@ -97,6 +97,6 @@ def _wrong_type(message: str) -> str:
 
 
 def _value(given: str) -> str:
-    """The value as it was given: jsonargparse wraps what belongs to a class's argument."""
+    """Return the value as it was given: jsonargparse wraps values that belong to a class's argument."""
     nested = re.fullmatch(r"NestedArg\(key='[^']*', val='(.*)'\)", given)
     return nested[1] if nested else given

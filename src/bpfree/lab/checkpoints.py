@@ -116,7 +116,7 @@ def _seal(path: Path) -> None:
 
 
 def _found(path: Path, size: int) -> tuple[str, str]:
-    """The checksum that stands behind a file, if one does, and that of what stands before."""
+    """Return the checksum at a file's end, if there is one, and that of the bytes before it."""
     behind = len(_COMMENT) + _DIGITS
     with path.open("rb") as file:
         content = _digest(file, max(0, size - behind))

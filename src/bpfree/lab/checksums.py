@@ -29,10 +29,10 @@ def unsealed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_sealed(values: Any) -> bool:
-    """Whether these are entries with a checksum."""
+    """Return whether these are entries with a checksum."""
     return isinstance(values, Mapping) and CHECKSUM in values
 
 
 def is_whole(values: Any) -> bool:
-    """Whether these are entries with their checksum, as :func:`sealed` has returned them."""
+    """Return whether these are entries with the right checksum, as :func:`sealed` has returned them."""
     return is_sealed(values) and sealed(values)[CHECKSUM] == values[CHECKSUM]

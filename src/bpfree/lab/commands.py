@@ -93,7 +93,7 @@ def _run(name: str, options: Any) -> None:
 
 
 def make_parser(*, trust: bool = False) -> tuple[Parser, dict[str, Parser]]:
-    """The parser, and those of the commands by name.
+    """Make the parser, and those of the commands by name.
 
     Args:
         trust: Whether configuration files may name code wherever they lie.

@@ -71,7 +71,7 @@ def compare(options: CompareOptions, console: Console | None = None) -> dict[str
 
 
 def plan_runs(options: CompareOptions) -> list[RunSettings]:
-    """All runs, seed by seed: what slows the machine down for a while then falls on every rule."""
+    """Return all runs, seed by seed: so, if the machine is slow for a while, it is slow for every rule."""
     seeds = options.seed_list()
     return [
         options.run(label, seed, details=seed == seeds[0]) for seed in seeds for label in options.labels()
@@ -81,7 +81,7 @@ def plan_runs(options: CompareOptions) -> list[RunSettings]:
 def _run_all(
     plan: Sequence[RunSettings], splits: Data, directory: Path, console: Console | None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The records of the runs in the plan's order, and why those without one failed."""
+    """Return the records of the runs in the plan's order, and why those without one failed."""
     records, failed = list[dict[str, Any]](), list[str]()
     with Display(console, runs=len(plan), measured_on=splits.measured_on) as display:
         cold = True
@@ -129,7 +129,7 @@ def assemble(
     failed: Sequence[str],
     splits: Data,
 ) -> dict[str, Any]:
-    """The comparison in the form ``bpfree-comparison/1``."""
+    """Return the comparison in the form ``bpfree-comparison/1``."""
     data = splits.describe()
     first, task = plan[0], options.task()
     return {
@@ -157,7 +157,7 @@ def assemble(
 
 
 def _data_settings(options: CompareOptions, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What was done to images; how other data were read stands among their facts."""
+    """Return how images were prepared; for other data, their facts say how they were read."""
     if "normalization" not in data:
         return {"name": options.data}
     shown = {"name": options.data, "validation": options.validation, "normalization": data["normalization"]}

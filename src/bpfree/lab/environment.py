@@ -1,4 +1,4 @@
-"""Where a measurement was made."""
+"""The machine and the software of a measurement."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import bpfree
 
 
 def device() -> str:
-    """Where runs compute: on a GPU if there is one."""
+    """Return the device of runs: a GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def describe() -> dict[str, Any]:
-    """Versions, the machine, its GPU if torch has one, and torch's threads."""
+    """Return versions, the machine, its GPU if torch has one, and torch's threads."""
     return {
         "python": platform.python_version(),
         "bpfree": bpfree.__version__,
@@ -35,7 +35,7 @@ def describe() -> dict[str, Any]:
 
 
 def _versions(*packages: str) -> dict[str, str]:
-    """Versions of those that are installed: the benchmarks run without the lab's dependencies too."""
+    """Return the versions of installed packages: the benchmarks run without the lab's dependencies too."""
     found = {}
     for package in packages:
         with suppress(PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""What can be wrong in the lab; every message names the file or option and says what to do."""
+"""The lab's exceptions; every message names the file or option and says what to do."""
 
 from __future__ import annotations
 

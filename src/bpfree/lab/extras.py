@@ -21,6 +21,6 @@ def missing(error: ModuleNotFoundError) -> str | None:
 
 
 def _of_the_lab() -> set[str]:
-    """The packages that the commands need."""
+    """Return the packages that the commands need."""
     found = (match(r"[\w.-]+", entry) for entry in requires("bpfree") or [] if 'extra == "lab"' in entry)
     return {name[0].replace("_", "-").removesuffix("-python") for name in found if name}

@@ -23,7 +23,7 @@ from bpfree.lab.signatures import FROM_DATA, arguments
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model is built.
+    """The choice of a model and its arguments.
 
     Args:
         class_path: Import path of any ``nn.Module``, or the name of one in :mod:`bpfree.lab.models`.
@@ -41,7 +41,7 @@ class ModelSettings:
         return f"{builtin.__name__}.{self.class_path}" if known else self.class_path
 
     def describe(self) -> dict[str, Any]:
-        """``class_path`` and ``init_args``, with the values of arguments that were not given.
+        """Return ``class_path`` and ``init_args``, with the values of arguments that were not given.
 
         Raises:
             SettingsError: There is no such class, or the arguments do not fit it.
@@ -58,7 +58,7 @@ class ModelSettings:
         return {"class_path": shown["class_path"], "init_args": shown.get("init_args", {})}
 
     def suggestion(self, name: str) -> Any:
-        """The ``suggested_<name>`` of the model's class, or None.
+        """Return the ``suggested_<name>`` of the model's class, or None.
 
         ``taps`` are names or patterns of where feedback enters, ``error_at`` names where the error is taken. A class
         whose suggestion depends on its arguments has a static method, which is given all but ``shape`` and ``classes``.
@@ -76,7 +76,7 @@ class ModelSettings:
         return getattr(importlib.import_module(module), name)
 
     def build(self, shape: Sequence[int], classes: int) -> nn.Module:
-        """The model for inputs of this shape, its weights drawn from the global random state.
+        """Build the model for inputs of this shape, its weights drawn from the global random state.
 
         Raises:
             SettingsError: There is no such class, or the arguments do not fit it, or make a layer of no numbers.

@@ -33,7 +33,7 @@ from bpfree.lab.tasks.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What both commands take.
+    """The options that both commands share.
 
     Args:
         data: The data set: digits (5,000 real handwritten digits that come with an installed package, no network),
@@ -45,10 +45,10 @@ class Options:
             it. For folder, that with train/CLASS/*.jpg and val/CLASS/*.jpg. For text, that with the files train, valid
             and test (.txt or .txt.gz), one sentence or paragraph a line. For a graph, that with Planetoid's files,
             which are downloaded once without it.
-        images: How images are read.
-        augmentation: What is done to training images, each time anew; by default nothing.
-        text: How text is read.
-        graph: How a graph is read.
+        images: The options for reading images.
+        augmentation: Random changes of training images, drawn anew each time; by default none.
+        text: The options for reading text.
+        graph: The options for reading a graph.
         validation: Hold out this many training images and measure on them in place of the test set. Choose settings
             this way; then measure once on the test set.
         epochs: Passes over the training data, with an evaluation after each; by default 5 for images.
@@ -60,13 +60,13 @@ class Options:
             are counted with --graph.neighbors.
         lr: A learning rate for every rule that has none in --settings; without it, that of each rule's preset for
             images, 1e-3 for text, and 1e-2 for graphs.
-        schedule: The learning rate's course for every rule that has none in --settings: constant, cosine (to 0 at the
+        schedule: The learning rate's schedule for every rule that has none in --settings: constant, cosine (to 0 at the
             last step), exponential (95 % after every epoch), multistep (a tenth after 60 % and again after 90 % of the
             steps) or plateau (a tenth where the training loss has not fallen for more than 5 epochs); without it, that
             of each rule's preset for images (cosine), and constant otherwise.
         window: Layers learn from the signal window - 1 taps further up, carried down to them by ordinary
             backpropagation; 1 is the plain rule. For every direct rule but Shallow that has none in --settings.
-        settings: What differs from a rule's preset, by label. For example --settings.DFA.lr 1e-4,
+        settings: Differences from a rule's preset, by label. For example --settings.DFA.lr 1e-4,
             --settings.DFA.optimizer SGD, --settings.DFA.window 2, --settings.Mine.rule my_file.MyRule.
         threads: Threads that torch computes with; by default its own choice.
         out: The folder for results; a name in runs/ by default.
@@ -110,11 +110,11 @@ class Options:
                 raise SettingsError(f"--settings.{label}: no rule of this name is trained. {hint}")
 
     def labels(self) -> list[str]:
-        """The labels of the rules."""
+        """Return the labels of the rules."""
         raise NotImplementedError
 
     def run(self, label: str, seed: int, *, details: bool) -> RunSettings:
-        """The settings of one run.
+        """Return the settings of one run.
 
         Raises:
             SettingsError: A value means nothing.
@@ -164,7 +164,7 @@ class Options:
             )
 
     def task(self) -> Task:
-        """What is done with the data."""
+        """The task for the data set."""
         return task_of(self.data)
 
     def length(self) -> tuple[int, int | None]:
@@ -192,15 +192,15 @@ class Options:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """How the data are read, as :func:`bpfree.lab.data.load` takes it."""
+        """Options for reading the data, for :func:`bpfree.lab.data.load`."""
         return {name: getattr(self, name) for name in ("validation", "images", "text", "graph")}
 
     def directory(self) -> Path:
-        """The folder for results."""
+        """Return the folder for results."""
         return Path(self.out or Path("runs") / self.default_name()).expanduser()
 
     def default_name(self) -> str:
-        """What that folder is called if it is not named."""
+        """Return the default name of the folder for results."""
         raise NotImplementedError
 
 
@@ -229,15 +229,15 @@ class CompareOptions(Options):
         super().__post_init__()
 
     def labels(self) -> list[str]:
-        """The labels of the rules."""
+        """Return the labels of the rules."""
         return list(self.task().rules if self.rules is None else self.rules)
 
     def seed_list(self) -> list[int]:
-        """The seeds."""
+        """Return the seeds."""
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
 
     def default_name(self) -> str:
-        """One folder a data set."""
+        """Return a name with the data set."""
         return f"compare-{self.data}"
 
 
@@ -258,15 +258,15 @@ class TrainOptions(Options):
     visualize: str | None = None
 
     def labels(self) -> list[str]:
-        """The label of the rule."""
+        """Return the label of the rule."""
         return [self.rule]
 
     def run(self, label: str, seed: int, *, details: bool) -> RunSettings:
-        """The settings of one run; see :meth:`Options.run`."""
+        """Return the settings of one run; see :meth:`Options.run`."""
         return replace(super().run(label, seed, details=details), visualize=self.visualize)
 
     def default_name(self) -> str:
-        """One folder a data set, rule and seed."""
+        """Return a name with the data set, the rule and the seed."""
         return f"train-{self.data}-{file_name(self.rule)}-seed{self.seed}"
 
 
@@ -282,7 +282,7 @@ class DemoOptions:
 
 
 def command_line(command: str, options: Options) -> str:
-    """The command that asks for exactly these options."""
+    """Return the command that asks for exactly these options."""
     words = ["bpfree", command]
     for entry in fields(options):
         value, default = getattr(options, entry.name), getattr(type(options)(), entry.name)

@@ -32,7 +32,7 @@ _WORDS = {"rules": "LABEL", "taps": "NAME", "cell": "ROW/COLUMN"}
 
 
 def _load(text: str) -> Any:
-    """YAML, in which networks of bpfree may go by their names alone, whatever else is called so in other packages."""
+    """Load YAML in which bpfree's networks may be named without a path, even if other packages use the same names."""
     value = get_loader("yaml")(text)
     if isinstance(value, dict) and "model" in value:
         value["model"] = _with_path(value["model"])
@@ -88,7 +88,7 @@ class Parser(ArgumentParser):
 
 
 def hint(message: str, parser: ArgumentParser) -> str:
-    """The nearest valid word, on a line of its own, or nothing if the message is about something else."""
+    """Return the nearest valid word, on a line of its own, or nothing if the message is about something else."""
     options = [text for action in parser._actions for text in action.option_strings]
     for pattern, valid in (
         (r"unrecognized arguments: (--[\w-]+)", options),
@@ -109,7 +109,7 @@ _TRUST = "Let a configuration file run the code that it names. Read it first: wh
 
 
 def add_options(parser: Parser, kind: type[Any]) -> None:
-    """One option a field of the dataclass ``kind``; help texts are its documentation. And ``--config`` for YAML.
+    """Add one option for each field of the dataclass ``kind``, with help texts from its docstring, and ``--config``.
 
     A field that is called ``name`` is an argument without a name.
     """
@@ -137,7 +137,7 @@ def add_options(parser: Parser, kind: type[Any]) -> None:
 
 
 def read_options(parser: Parser, parsed: Namespace, kind: type[Any]) -> Any:
-    """The options that were parsed.
+    """Return the options that were parsed.
 
     Raises:
         SettingsError: A value means nothing.
@@ -151,10 +151,10 @@ def read_options(parser: Parser, parsed: Namespace, kind: type[Any]) -> Any:
 
 
 def with_model(arguments: Sequence[str]) -> list[str]:
-    """The command line, its model by import path; where arguments of one are given and no model is, with what is meant.
+    """Return the command line with its model by import path; a default model is added if only arguments are given.
 
-    jsonargparse would take it from a default, but would also hand that default's arguments on to any other model that
-    has some of the same name.
+    jsonargparse could take the model from a default, but would then pass that default's arguments to any other model
+    with arguments of the same names.
     """
     words = [word for argument in arguments for word in _parts(argument)]
     named = [_with_path(word) if before == "--model" else word for before, word in itertools.pairwise(["", *words])]
@@ -166,13 +166,13 @@ def with_model(arguments: Sequence[str]) -> list[str]:
 
 
 def _parts(argument: str) -> list[str]:
-    """``--name=value`` as two words, for the options that are looked at here."""
+    """Split ``--name=value`` into two words, for the options that are looked at here."""
     name, sign, value = argument.partition("=")
     return [name, value] if sign and name in ("--model", "--data", "--config") else [argument]
 
 
 def _configured(path: str | None) -> dict[str, Any]:
-    """What a configuration file says; nothing where it cannot be read, which the parser tells."""
+    """Return the content of a configuration file; nothing if it cannot be read: then the parser reports the error."""
     try:
         return dict(_load(Path(path).read_text(encoding="utf-8"))) if path else {}
     except (OSError, ValueError, TypeError, yaml.YAMLError):
@@ -180,7 +180,7 @@ def _configured(path: str | None) -> dict[str, Any]:
 
 
 def summary(kind: type[Any]) -> str:
-    """The first line of a dataclass's documentation."""
+    """Return the first line of a dataclass's documentation."""
     return parse(inspect.getdoc(kind) or "").short_description or ""
 
 

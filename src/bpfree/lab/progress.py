@@ -19,14 +19,14 @@ class ShowProgress(ProgressBar):
         self._resumed = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Training begins, anew or from a checkpoint."""
+        """Called when training begins, anew or from a checkpoint."""
         self._resumed = trainer.current_epoch > 0
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Pass it on."""
+        """Pass the event on."""
         self._display.epoch_begins(trainer.current_epoch, resumed=self._resumed)
         self._resumed = False
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Pass it on."""
+        """Pass the event on."""
         self._display.step()

@@ -1,4 +1,4 @@
-"""What a run says beside its progress: not Lightning's remarks, and bpfree's own once."""
+"""The messages of a run beside its progress: no remarks of Lightning, and those of bpfree once."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def quiet() -> Iterator[None]:
 
 
 def _tell_plainly() -> None:
-    """For the rest of the context of warnings."""
+    """Show warnings as plain lines, until the context of warnings ends."""
     show = warnings.showwarning
 
     def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:

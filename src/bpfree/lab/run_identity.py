@@ -27,13 +27,13 @@ LATER_SETTINGS: dict[str, Any] = {
     "alignment": "every",
     "visualize": None,
 }
-"""Setting of a run -> what runs did before it came."""
+"""For each later setting of a run, the value that earlier runs had without it."""
 LATER_INSIDE: dict[tuple[str, ...], Any] = {
     ("rule", "decayed"): None,
     ("rule", "rule", "feedback", "spread"): 0,
     ("rule", "rule", "feedback", "max_bytes"): 4 * 2**30,
 }
-"""The same of settings inside others, by the way to them."""
+"""The same for settings inside others, by the path to them."""
 LATER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "bpfree.lab.models.MLP": {
         "negative_slope": 0.01,
@@ -43,11 +43,11 @@ LATER_ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "bpfree.lab.models.CNN": {"batch_norm": False, "input_dropout": 0.0, "conv_dropout": 0.0, "dropout": 0.0},
 }
-"""Model -> its argument -> what it did before that came."""
+"""For each model its later arguments, with the values that earlier runs had without them."""
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings, as plain values, without its label and without later settings that it does not use."""
+    """Return a run's settings, as plain values, without its label and without later settings that it does not use."""
     model = settings["model"]
     later = LATER_ARGUMENTS.get(model.get("class_path", ""), {})
     return {
@@ -58,17 +58,17 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_inside(settings: dict[str, Any]) -> dict[str, Any]:
-    for (*way, name), value in LATER_INSIDE.items():
-        settings = _left_out(settings, way, name, value)
+    for (*path, name), value in LATER_INSIDE.items():
+        settings = _left_out(settings, path, name, value)
     return settings
 
 
-def _left_out(settings: Any, way: list[str], name: str, value: Any) -> Any:
-    """``settings`` without the one of this name at the end of a way, if it has this value."""
+def _left_out(settings: Any, path: list[str], name: str, value: Any) -> Any:
+    """Return ``settings`` without the setting ``name`` at the end of ``path``, if it has this value."""
     if not isinstance(settings, Mapping):
         return settings
-    if way:
-        first, *rest = way
+    if path:
+        first, *rest = path
         return {**settings, first: _left_out(settings[first], rest, name, value)} if first in settings else settings
     return _without(settings, {name: value})
 
@@ -78,7 +78,7 @@ def _without(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, A
 
 
 def own_code(module: str) -> str | None:
-    """A hash of a module's file if it is somebody's own; None if it is bpfree's or torch's, or has no file."""
+    """Return a hash of a module's file if it is a user's; None if it is bpfree's or torch's, or has no file."""
     if module.partition(".")[0] in _VERSIONED:
         return None
     path = getattr(importlib.import_module(module), "__file__", None)
@@ -86,7 +86,7 @@ def own_code(module: str) -> str | None:
 
 
 def own_codes(rule: object, within: object, model: Mapping[str, Any]) -> list[Any]:
-    """Hashes of the files of a rule's class and of a model's; behind them, by module, those of others of one's own.
+    """Return hashes of the files of a rule's and a model's class, and of the user's other modules, by module.
 
     Others are the files of the rule carried ``within``, of the classes that any of these are derived from, and of the
     classes and functions among their arguments. What such a file imports besides is not seen.
@@ -103,7 +103,7 @@ def own_codes(rule: object, within: object, model: Mapping[str, Any]) -> list[An
 
 
 def _inside(value: Any) -> Iterator[Any]:
-    """The classes and functions of a value and of what it holds; a mapping may name a class by its ``class_path``."""
+    """Yield the classes and functions in a value; a mapping may name a class by its ``class_path``."""
     if is_dataclass(value) and not isinstance(value, type):
         yield type(value)
         value = [getattr(value, entry.name) for entry in fields(value)]

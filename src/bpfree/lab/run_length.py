@@ -1,4 +1,4 @@
-"""How long a run is: passes over the data, or steps."""
+"""The length of a run, in passes over the data or in steps."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ class Length:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Length:
-        """That of a comparison, from its ``settings``."""
+        """Return the length of a comparison's runs, from its ``settings``."""
         if not settings.get("steps"):
             return cls(settings.get("epochs") or 0)
         return cls(settings["evaluations"], settings["steps"] // settings["evaluations"])
 
     def describe(self) -> dict[str, int]:
-        """The entries of a comparison's ``settings`` that :meth:`of` reads."""
+        """Return the entries of a comparison's ``settings`` that :meth:`of` reads."""
         if self.steps is None:
             return {"epochs": self.parts}
         return {"steps": self.parts * self.steps, "evaluations": self.parts}
 
     @property
     def unit(self) -> str:
-        """What is counted, ``"epoch"`` or ``"step"``."""
+        """The unit, ``"epoch"`` or ``"step"``."""
         return "epoch" if self.steps is None else "step"
 
     @property
     def total(self) -> int:
-        """How many of them a run has."""
+        """The number of epochs or steps in a run."""
         return self.after(self.parts)
 
     @property
     def part(self) -> str:
-        """What a time stands for: ``"epoch"``, or ``"100 steps"``."""
+        """The part of a run that a time is given for: ``"epoch"``, or ``"100 steps"``."""
         return "epoch" if self.steps is None else f"{self.steps:,} steps"
 
     def after(self, part: int) -> int:
-        """How many of them are done after this part, the first being 1."""
+        """Return the number of epochs or steps after this part; the first part is 1."""
         return part * (self.steps or 1)

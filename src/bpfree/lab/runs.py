@@ -42,11 +42,11 @@ _PICTURES = dict.fromkeys(("filters", "filters_shape", "embedding"))  # what a r
 
 @dataclass(frozen=True)
 class Places:
-    """Where one run keeps its files.
+    """The places of one run's files.
 
     Attributes:
-        record: The result; it is there when the run has finished, and never before.
-        checkpoint: The state after the last complete epoch; that of the one before it is kept beside it.
+        record: The result; it exists when the run has finished, and never before.
+        checkpoint: The state after the last complete epoch; that of the epoch before is kept beside it.
         folder: The run's logs, and its checkpoint.
     """
 
@@ -56,13 +56,13 @@ class Places:
 
     @classmethod
     def of(cls, settings: RunSettings, splits: Data, directory: Path) -> Places:
-        """The places of this run in ``directory``. Other settings or other data have other places."""
+        """Return the places of this run in ``directory``. Other settings or other data have other places."""
         name = settings.name(splits.describe())
         folder = directory / name
         return cls(directory / f"{name}.json", folder / "last.ckpt", folder)
 
     def checkpoints(self) -> list[Path]:
-        """What an interrupted run has left to continue from, the latest first."""
+        """Return the checkpoints that an interrupted run has left, the latest first."""
         return [path for path in (self.checkpoint, previous(self.checkpoint)) if path.is_file()]
 
 
@@ -147,14 +147,14 @@ def _train(settings: RunSettings, splits: Data, places: Places, display: Display
 
 
 def learner(settings: RunSettings, splits: Data) -> Learner:
-    """The model, its weights drawn from the run's seed alone, and its rule, which draws from a generator of its own."""
+    """Make the model, with weights drawn from the run's seed alone, and its rule, with a generator of its own."""
     seed_everything(settings.seed, verbose=False)
     model = ModelSettings(**settings.model).build(splits.shape, splits.classes)
     return TASKS[settings.task].learner_class()(model, settings, splits)
 
 
 def _step_memory(settings: RunSettings, splits: Data, feed: Feed) -> int:
-    """The allocator's peak during one training step, on a task made for this. Warms the machine up by the way."""
+    """Measure the allocator's peak in one training step, on a task made for this. It also warms the machine up."""
     task = learner(settings, splits).to(device())
     step = training_step(task, task.optimizer(), feed.first(settings.batch_size))
     for _ in range(_WARM_STEPS):
@@ -163,7 +163,7 @@ def _step_memory(settings: RunSettings, splits: Data, feed: Feed) -> int:
 
 
 def training_step(task: Learner, optimizer: torch.optim.Optimizer, batch: Any) -> Callable[[], None]:
-    """A step on a batch as training takes it, to be measured."""
+    """Return a training step on a batch, to measure it."""
     batch = move_data_to_device(batch, device())
 
     def step() -> None:

@@ -1,4 +1,4 @@
-"""What a run is made of: the rule and its optimizer, the model, and everything else that changes its numbers."""
+"""The settings of a run: the rule and its optimizer, the model, and everything else that changes its numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RuleSettings:
 
     Args:
         rule: The learning rule.
-        optimizer: What turns gradients into steps.
+        optimizer: The optimizer, which turns gradients into steps.
         lr: The learning rate.
         weight_decay: The optimizer's weight decay.
         decayed: Names or patterns of the model's modules whose weights decay; None for all.
@@ -65,7 +65,7 @@ class RuleSettings:
             raise SettingsError(f"window {self.window}: windows are for direct rules such as DFA, not for {self.rule}.")
 
     def describe(self) -> dict[str, Any]:
-        """The settings as a report shows them; of the rule's options those that are not at their defaults."""
+        """Return the settings as a report shows them; of the rule's options those that are not at their defaults."""
         shown: dict[str, Any] = {"rule": type(self.rule).__name__, "options": rule_options(self.rule)}
         shown |= {"optimizer": self.optimizer, "lr": self.lr, "schedule": self.schedule}
         for name in ("weight_decay", "decayed", "momentum"):
@@ -80,16 +80,16 @@ class RuleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RuleOverrides:
-    """What differs from a label's preset; None leaves the preset's value.
+    """The differences from a label's preset; None leaves the preset's value.
 
     Args:
         rule: The learning rule: a class of bpfree, or one of your own by import path.
-        optimizer: What turns gradients into steps.
+        optimizer: The optimizer, which turns gradients into steps.
         lr: The learning rate.
         weight_decay: The optimizer's weight decay.
         decayed: Names or patterns of the model's modules whose weights decay; by default all.
         momentum: SGD's momentum.
-        schedule: The learning rate's course: constant, cosine, exponential, multistep or plateau.
+        schedule: The learning rate's schedule: constant, cosine, exponential, multistep or plateau.
         window: For direct rules: layers learn from the signal window - 1 taps further up.
         within: For direct rules: the layerwise rule that carries signals down inside segments and windows.
     """
@@ -105,7 +105,7 @@ class RuleOverrides:
     within: bpfree.LayerwiseRule | None = None
 
     def given(self) -> dict[str, Any]:
-        """The values that are not None, by name."""
+        """Return the values that are not None, by name."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -142,7 +142,7 @@ def rule_settings(
     window: int = 1,
     schedule: Schedule | None = None,
 ) -> RuleSettings:
-    """The complete settings of one label.
+    """Return the complete settings of one label.
 
     Its preset (or, for another rule of bpfree, that rule as it comes), changed by ``lr``, ``window`` and ``schedule``,
     changed by ``overrides``.
@@ -152,7 +152,7 @@ def rule_settings(
         overrides: Label -> what differs.
         lr: A learning rate for every label that has none of its own in ``overrides``.
         window: The same of windows; for direct rules alone, and not for the frozen control, which would begin to learn.
-        schedule: The same of the learning rate's course.
+        schedule: The same for the learning rate's schedule.
 
     Raises:
         SettingsError: An unknown label, or a window that the rule cannot have.
@@ -177,7 +177,7 @@ def rule_settings(
 
 
 def rule_options(rule: bpfree.Rule) -> dict[str, Any]:
-    """The options of a rule that are not at their defaults, as plain values."""
+    """Return the options of a rule that are not at their defaults, as plain values."""
     options = {
         entry.name: plain(getattr(rule, entry.name))
         for entry in fields(rule)
@@ -190,12 +190,12 @@ def rule_options(rule: bpfree.Rule) -> dict[str, Any]:
 
 
 def default(entry: Field[Any]) -> Any:
-    """A field's default; MISSING if it has none."""
+    """Return a field's default; MISSING if it has none."""
     return entry.default_factory() if entry.default_factory is not MISSING else entry.default
 
 
 def plain(value: object) -> Any:
-    """``value`` as JSON has it; dataclasses become dictionaries, other objects their names."""
+    """Return ``value`` as JSON has it; dataclasses become dictionaries, other objects their names."""
     if is_dataclass(value) and not isinstance(value, type):
         return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value) if entry.init}
     if isinstance(value, Mapping):
@@ -210,7 +210,7 @@ def plain(value: object) -> Any:
 
 
 def import_path(thing: Any) -> str:
-    """The path under which a class or function can be imported."""
+    """Return the path under which a class or function can be imported."""
     public = getattr(bpfree, thing.__qualname__, None) is thing
     return f"{'bpfree' if public else thing.__module__}.{thing.__qualname__}"
 
@@ -224,17 +224,17 @@ class RunSettings:
         seed: Determines the initial weights, the order of the data and the feedback.
         rule: The rule and its optimizer.
         model: The model, as :meth:`bpfree.lab.model_settings.ModelSettings.describe` gives it.
-        task: What is trained on what, one of :data:`bpfree.lab.tasks.TASKS`.
+        task: The task, one of :data:`bpfree.lab.tasks.TASKS`.
         taps: Names or patterns of the taps; None for every non-linearity.
         error_at: The module at whose output the error is taken; None for the model's.
-        epochs: The parts of a run; behind each the model is evaluated and the run can be continued. A part is a pass
-            over the training data.
-        steps: Steps of the whole run, in ``epochs`` equal parts that pay no regard to passes.
-        batch_size: Samples a step.
+        epochs: The parts of a run; after each part the model is evaluated, and the run can be continued from there. A
+            part is a pass over the training data.
+        steps: Steps of the whole run, in ``epochs`` equal parts that do not depend on passes over the data.
+        batch_size: The number of samples in a step.
         threads: torch's threads; sums differ in their last bits with another number.
         details: Also keep the first layer's filters and a t-SNE of the last hidden layer.
-        augmentation: What is done to training images.
-        alignment: After which evaluations alignment is measured.
+        augmentation: The random changes of training images.
+        alignment: The evaluations after which alignment is measured.
         visualize: The convolution whose filters are shown by the images that excite them most; None for none.
     """
 
@@ -274,11 +274,11 @@ class RunSettings:
 
     @property
     def length(self) -> Length:
-        """How far the run is after each of its parts."""
+        """The length of the run."""
         return Length(self.epochs) if self.steps is None else Length(self.epochs, self.steps // self.epochs)
 
     def name(self, data: Mapping[str, Any]) -> str:
-        """A file name for this run on this data: label, seed, and a hash of everything that changes its numbers."""
+        """Return a file name for this run on this data: label, seed, and a hash of all that changes its numbers."""
         facts = {
             "settings": identity(plain(self)),
             "rule": import_path(type(self.rule.rule)),

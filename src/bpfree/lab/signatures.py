@@ -1,4 +1,4 @@
-"""What a class can be given."""
+"""The arguments that a class takes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Arguments(NamedTuple):
 
 
 def arguments(kind: type) -> Arguments:
-    """What a class can be given by name."""
+    """Return the arguments that a class takes by name."""
     names: dict[str, None] = {}
     more = False
     for base in kind.__mro__[:-1]:  # object takes nothing, whatever its signature says

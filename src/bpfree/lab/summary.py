@@ -1,4 +1,4 @@
-"""From single runs to one line a rule."""
+"""The summary of runs: one line per rule."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ REFERENCE, CONTROL = "BP", "Shallow"
 def summarize(
     runs: Sequence[Mapping[str, Any]], labels: Sequence[str], metric: Metric = CLASSIFICATION.metric
 ) -> list[dict[str, Any]]:
-    """One entry a label, in the order of ``labels``; labels without runs are left out.
+    """Return one entry per label, in the order of ``labels``; labels without runs are left out.
 
-    The metric is the mean over seeds and its sample standard deviation (None for one seed); both are None where a
-    seed's number is not finite, because a mean of the others would hide that. ``recovery`` is
-    (rule - control) / (BP - control), the part of what backpropagation gains over the frozen control; of perplexity it
-    is that of its logarithm, the loss. Times and
-    memory are medians over seeds; ``time_relative_to_bp`` is the median of the ratios to BP of the same seed.
+    The metric is the mean over seeds and its sample standard deviation (None for one seed); both are None if a seed's
+    number is not finite, because a mean of the others would hide that. ``recovery`` is
+    (rule - control) / (BP - control), the rule's part of backpropagation's gain over the frozen control; for
+    perplexity it is computed from the logarithm, which is the loss. Times and memory are medians over seeds;
+    ``time_relative_to_bp`` is the median of the ratios to BP of the same seed.
     Alignment is each tap's mean over seeds, after the last epoch.
     """
     groups = {label: [run for run in runs if run["label"] == label] for label in labels}
@@ -49,25 +49,25 @@ def summarize(
 
 
 def mean_cosine(taps: Sequence[Mapping[str, Any]]) -> float | None:
-    """The mean over those taps of one alignment that have a cosine; None if none has."""
+    """Return the mean over those taps of one alignment that have a cosine; None if none has."""
     # A tap where no sample has a signal has no cosine: NaN in memory, null in a file.
     return _mean([tap["cosine_mean"] for tap in taps if tap["cosine_mean"] is not None and tap["n_valid"] > 0])
 
 
 def recovery(score: float | None, reference: float | None, control: float | None) -> float | None:
-    """(score - control) / (reference - control); None where one is unknown or the two references are equal."""
+    """Return (score - control) / (reference - control); None where one is unknown or the two references are equal."""
     if score is None or reference is None or control is None or reference == control:
         return None
     return (score - control) / (reference - control) + 0.0  # no -0.0
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """The sample standard deviation (divided by n - 1); None for less than two values."""
+    """Return the sample standard deviation (divided by n - 1); None for less than two values."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _finite(values: Sequence[float | None]) -> list[float]:
-    """The values if all are finite, else none; None is what a file has in place of infinity."""
+    """Return the values if all are finite, else none; None is what a file has in place of infinity."""
     found = [value for value in values if value is not None and math.isfinite(value)]
     return found if len(found) == len(values) else []
 

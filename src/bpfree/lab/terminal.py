@@ -1,4 +1,4 @@
-"""What is seen while runs go on."""
+"""The display in the terminal while runs go on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PIPE_WIDTH = 160  # a pipe has no width of its own, and rich's 80 would break t
 
 
 def make_console() -> Console:
-    """The console for standard output. Without a terminal it writes plain lines, and no control codes."""
+    """Return the console for standard output. Without a terminal it writes plain lines, and no control codes."""
     console = Console(highlight=False, markup=False)
     return console if console.is_terminal else Console(highlight=False, markup=False, width=_PIPE_WIDTH)
 
@@ -70,12 +70,12 @@ class Display:
         self._live.__exit__(kind, error, trace)
 
     def begin(self, settings: RunSettings, steps: int) -> None:
-        """A run begins, whose parts have so many steps each."""
+        """Show that a run begins; each of its parts has this many steps."""
         self._label, self._title = settings.label, f"{settings.label}, seed {settings.seed}"
         self._metric, self._length, self._steps = TASKS[settings.task].metric, settings.length, steps
 
     def epoch_begins(self, done: int, *, resumed: bool) -> None:
-        """A part begins, after ``done`` others; ``resumed`` if those were done by an earlier process."""
+        """Show that a part begins, after ``done`` others; ``resumed`` if an earlier process has done those."""
         length = self._length
         if resumed:
             after = f"{length.unit} {length.after(done)} of {length.total}"
@@ -84,11 +84,11 @@ class Display:
         self._bars.reset(self._current, total=self._steps, description=title, visible=True)
 
     def step(self) -> None:
-        """A step is done."""
+        """Show that a step is done."""
         self._bars.advance(self._current)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """A part is done; ``record`` says how well."""
+        """Show that a part is done, with the results in ``record``."""
         metric, length = self._metric, self._length
         self._last[self._label] = value = record[f"eval_{metric.name}"]
         if self._console is not None and not self._console.is_terminal:
@@ -99,7 +99,7 @@ class Display:
             )
 
     def finish(self, settings: RunSettings, record: dict[str, Any], *, known: bool) -> None:
-        """A run is done, or was ``known`` from an earlier process."""
+        """Show that a run is done, or ``known`` from an earlier process."""
         metric = TASKS[settings.task].metric
         self._finished += 1
         self._last[record["label"]] = value = record[metric.name]

@@ -15,7 +15,7 @@ _TAPS = 4  # cosines shown of one rule; of a deeper net the lower and the upper 
 
 
 def table(comparison: Mapping[str, Any]) -> Table:
-    """The summary of a comparison, one row a rule."""
+    """Return the summary of a comparison, one row a rule."""
     settings, data, task = comparison["settings"], comparison["data"], compared(comparison)
     metric, length = task.metric, Length.of(settings)
     taps = list(dict.fromkeys(tap["name"] for entry in comparison["summary"] for tap in entry["alignment"]))
@@ -60,12 +60,12 @@ def _row(entry: Mapping[str, Any], metric: Metric, taps: Sequence[str]) -> list[
 
 
 def number(value: float | None, form: str) -> str:
-    """``value`` in this form, or a dash where there is none."""
+    """Return ``value`` in this form, or a dash where there is none."""
     return "-" if value is None else form.format(value)
 
 
 def shorten(cells: Sequence[str]) -> list[str]:
-    """All cells, or the first and the last few of many."""
+    """Return all cells, or the first and the last few of many."""
     if len(cells) <= _TAPS:
         return list(cells)
     return [*cells[: _TAPS // 2], "..", *cells[-(_TAPS // 2) :]]

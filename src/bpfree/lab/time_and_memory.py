@@ -22,7 +22,7 @@ Batch = TypeVar("Batch")
 
 
 def peak_bytes(step: Callable[[], object], device: str | torch.device = "cpu") -> int:
-    """The most memory that ``step`` holds at one time, in bytes above what was held when it began.
+    """Return the most memory that ``step`` holds at one time, in bytes above what was held when it began.
 
     It is counted by torch's allocator. The process's memory would count the allocator's reserves and the libraries'
     code as well, and never shrinks. On a CPU memory that a kernel takes by itself, beside the allocator (oneDNN's
@@ -38,7 +38,7 @@ def peak_bytes(step: Callable[[], object], device: str | torch.device = "cpu") -
 
 
 def held_bytes(step: Callable[[], object]) -> int:
-    """The memory that ``step`` has allocated and not released when it ends, on a CPU, in bytes; see :func:`peak_bytes`.
+    """Return the bytes that ``step`` has allocated on a CPU and not released at its end; see :func:`peak_bytes`.
 
     What it returns is in use until then.
     """
@@ -61,7 +61,7 @@ def _profiled(step: Callable[[], object]) -> profile:
 
 
 def stored_bytes(module: nn.Module) -> int:
-    """What the parameters and buffers of ``module`` take, in bytes; of a rule's attachment, the feedback."""
+    """Return the bytes of the parameters and buffers of ``module``; for an attachment, the bytes of the feedback."""
     return sum(tensor.numel() * tensor.element_size() for tensor in [*module.parameters(), *module.buffers()])
 
 
@@ -75,7 +75,7 @@ def _cuda_peak(step: Callable[[], object], device: str | torch.device) -> int:
 
 
 def _allocations(step: Callable[[], object]) -> list[tuple[int, int]]:
-    """Address and bytes of every allocation (positive) and release (negative) on the CPU, in the order of time."""
+    """Return address and bytes of every allocation (positive) and release (negative) on the CPU, in time order."""
     profiler = _profiled(step)
     with temporary_folder() as folder:
         path = folder / "trace.json"
@@ -91,10 +91,10 @@ def _allocations(step: Callable[[], object]) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How long one thing takes compared with another.
+    """The time of a subject relative to that of a reference.
 
     Attributes:
-        median: Of subject / reference over the pairs.
+        median: The median of subject / reference over the pairs.
         lower: The first quartile of that ratio.
         upper: The third quartile.
         subject_seconds: Median time of the subject.
@@ -157,7 +157,7 @@ def _pair(
 
 
 def seconds(call: Callable[[], object], synchronize: Callable[[], object] = lambda: None) -> float:
-    """How long one call takes, in seconds."""
+    """Return the seconds of one call."""
     synchronize()
     start = time.perf_counter()
     call()
@@ -166,7 +166,7 @@ def seconds(call: Callable[[], object], synchronize: Callable[[], object] = lamb
 
 
 def clock(device: torch.device) -> float:
-    """Seconds of a clock, read when the device has finished."""
+    """Return the seconds of a clock, read when the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -174,12 +174,12 @@ def clock(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class InputShare:
-    """What feeding a network costs.
+    """The time of a network's input compared with a step.
 
     Attributes:
         input_seconds: Median time to get one batch.
         step_seconds: Median time of one step.
-        share: The part of both together that the input takes.
+        share: The input's part of the sum of both.
     """
 
     input_seconds: float

@@ -1,7 +1,7 @@
-"""Whose files may name code to run: the package's, those in folders that the user has marked, and with ``--trust`` all.
+"""The files that may name code to run: the package's, those in folders that the user has marked; with ``--trust``, all.
 
-A recipe or a configuration can name functions, rules, projectors and networks by import path, and what is imported is
-run. Data, checkpoints and results name nothing that is run.
+A recipe or a configuration can name functions, rules, projectors and networks by import path, and an import runs code.
+Data, checkpoints and results name nothing that is run.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def marks() -> Path:
 
 
 def is_marked(path: Path) -> bool:
-    """Whether a file lies in a folder that the user has marked, in one below it, or in the package."""
+    """Return whether a file lies in a folder that the user has marked, in one below it, or in the package."""
     try:
         lines = marks().read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
@@ -74,7 +74,7 @@ def search_current_folder() -> None:
 
 
 def names_code(words: Sequence[str]) -> bool:
-    """Whether a command line names a class that lies in the current folder: who types it, vouches for it."""
+    """Return whether a command line names a class in the current folder: the user who types it vouches for it."""
     for option, value in zip(words, [*words[1:], ""], strict=True):
         name, sign, inside = option.partition("=")
         if name.startswith(_OPTIONS) and name != "--rules":
@@ -85,7 +85,7 @@ def names_code(words: Sequence[str]) -> bool:
 
 
 def _code(content: Any, inside: bool = False) -> Iterator[str]:
-    """The import paths in a file's content that are not the package's or torch's layers."""
+    """Return the import paths in a file's content that are not the package's or torch's layers."""
     if isinstance(content, Mapping):
         for name, value in content.items():
             if name == _FUNCTION:
@@ -100,7 +100,7 @@ def _code(content: Any, inside: bool = False) -> Iterator[str]:
 
 
 def _is_ours(path: Any, beginnings: tuple[str, ...]) -> bool:
-    """Whether an import path leads to something that was written in one of these packages, or to nothing."""
+    """Return whether an import path leads to code of one of these packages, or to nothing."""
     if not isinstance(path, str) or not path.startswith(beginnings):
         return False
     found: Any = importlib.import_module(path.partition(".")[0])
@@ -110,7 +110,7 @@ def _is_ours(path: Any, beginnings: tuple[str, ...]) -> bool:
 
 
 def _member(holder: Any, name: str) -> Any:
-    """What goes by a name in a module or class, be it a module that is not imported yet; None if nothing does."""
+    """Return the member of a module or class with this name, importing it if necessary; None if there is none."""
     if not hasattr(holder, name) and hasattr(holder, "__path__"):
         with suppress(ModuleNotFoundError):
             importlib.import_module(f"{holder.__name__}.{name}")

@@ -1,4 +1,4 @@
-"""Which argument of a call is the first one, however it was given."""
+"""The first argument of a call, given by position or by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 def first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str | None, Any]:
-    """The first argument of a call of ``module``: its name where it was given by name, and its value.
+    """Return the first argument of a call of ``module``: its name where it was given by name, and its value.
 
     By name, the first is what the signature of ``forward`` names first, in whatever order the call names them. Where
     the signature names none of them (``**kwargs``) it is the only one; of several none is the first.
@@ -26,7 +26,7 @@ def first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
 
 
 def with_first(call: tuple[tuple[Any, ...], Mapping[str, Any]], name: str | None, value: Any) -> tuple[Any, Any]:
-    """``call``, (args, kwargs), with ``value`` in the place of the first argument."""
+    """Return ``call``, (args, kwargs), with ``value`` in the place of the first argument."""
     args, kwargs = call
     return ((value, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: value})
 

@@ -32,7 +32,7 @@ Call: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Service:
-    """How a layer's input gets its signal.
+    """The method by which a layer's input gets its signal.
 
     Attributes:
         way: ``"formula"``: by the known gradient of its kind, with B. ``"function"``: through the layer's own forward
@@ -48,7 +48,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def circumstances_of(layer: nn.Module, call: Call) -> Any:
-    """What a layer's forward function may depend on besides tensors: its class, its own attributes, its arguments."""
+    """Return what a layer's forward function may depend on besides tensors: class, own attributes, arguments."""
     kind = type(layer)
     if "forward" not in vars(layer) and kind.__module__.startswith("torch.nn.modules."):
         return kind
@@ -84,7 +84,7 @@ def find_service(layer: nn.Module, call: Call) -> Service:
 
 
 def current_weight(layer: nn.Module) -> Tensor | None:
-    """The weight of ``layer`` without its graph; None where there is none. Reading it moves nothing."""
+    """Return the weight of ``layer`` without its graph; None if it has none. Reading it changes no state."""
     if is_computed(layer):
         twin = _copied(layer.parametrizations)  # type: ignore[arg-type]
         with torch.no_grad():
@@ -95,13 +95,13 @@ def current_weight(layer: nn.Module) -> Tensor | None:
 
 
 def function_gradient(layer: nn.Module, call: Call) -> InputGradient:
-    """The gradient of the input of this ``call`` through the layer's own forward function, run with B."""
+    """Return the gradient of the input of this ``call`` through the layer's own forward function, run with B."""
     name, given = first_argument(layer, *call)
-    given, surroundings = given.detach(), Autocast.now({"cpu", given.device.type})
+    given, precisions = given.detach(), Autocast.now({"cpu", given.device.type})
     like = layer.weight.dtype if isinstance(layer.weight, Tensor) and not is_computed(layer) else None
 
     def gradient(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        with surroundings.restored():
+        with precisions.restored():
             weight = weight.to(grad.device, like)
             return _pull_back(exchanged(layer, weight), with_first(call, name, given), name, grad)
 
@@ -109,7 +109,7 @@ def function_gradient(layer: nn.Module, call: Call) -> InputGradient:
 
 
 def parameter_gradients(layer: nn.Module, call: Call, signal: Tensor) -> list[tuple[str, Tensor]]:
-    """The gradients of a layer's own parameters, by name, for a signal at its output; through its forward function."""
+    """Return a layer's parameter gradients, by name, for a signal at its output, through its forward function."""
     twin = _copied(layer, hooked=False)
     learners = {name: p.detach().requires_grad_() for name, p in layer.named_parameters(recurse=False)
                 if p.requires_grad}  # fmt: skip
@@ -128,7 +128,7 @@ def _detached(call: Call) -> Call:
 
 
 def _pull_back(twin: nn.Module, call: Call, name: str | None, grad: Tensor) -> Tensor:
-    """J^T grad, J the derivative of ``twin`` by its first argument at ``call``."""
+    """Return J^T grad, J the derivative of ``twin`` by its first argument at ``call``."""
     call = _detached(call)
     _, given = first_argument(twin, *call)
     leaf = given.detach().requires_grad_()
@@ -145,7 +145,7 @@ def _pull_back(twin: nn.Module, call: Call, name: str | None, grad: Tensor) -> T
 
 
 def exchanged(layer: nn.Module, weight: Tensor) -> nn.Module:
-    """A copy of ``layer`` that runs on ``weight``, with state of its own and without the layer's hooks.
+    """Return a copy of ``layer`` that runs on ``weight``, with state of its own and without the layer's hooks.
 
     A copy, because what another thread evaluates meanwhile must not see ``weight``.
     """
@@ -163,7 +163,7 @@ def exchanged(layer: nn.Module, weight: Tensor) -> nn.Module:
 
 
 def _copied(module: nn.Module, *, hooked: bool = True) -> nn.Module:
-    """A copy of ``module`` and the modules in it: buffers and containers are its own, parameters are constants."""
+    """Return a copy of ``module`` and its submodules: buffers and containers are copied, parameters are constants."""
     twin = object.__new__(type(module))
     for key, value in vars(module).items():
         vars(twin)[key] = _own(value, module, twin)
@@ -177,7 +177,7 @@ def _copied(module: nn.Module, *, hooked: bool = True) -> nn.Module:
 
 
 def _own(value: Any, module: nn.Module, twin: nn.Module) -> Any:
-    """What the copy has for an attribute of the module: nothing that both could change, and no way back to it."""
+    """Return the copy's value of an attribute of the module: it shares nothing that both could change."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, (list, dict, set, deque)):
@@ -205,7 +205,7 @@ class _Trial:
         self._grad = weight.new_empty(0)
 
     def service(self) -> Service:
-        """The verdict."""
+        """Return the service that the trial has found."""
         with torch.autocast(self._weight.device.type, enabled=False), torch.no_grad():
             twin = exchanged(self._layer, self._weight)
             first, second = self._output(twin), self._output(twin)
@@ -227,7 +227,7 @@ class _Trial:
         return Service("formula" if self._is_formula() else "function")
 
     def _is_formula(self) -> bool:
-        """Whether the known gradient holds, whatever else the layer keeps: adapters may begin at zero, masks at one."""
+        """Return whether the known gradient holds for other tensors too: adapters may begin at zero, masks at one."""
         twin = exchanged(self._layer, self._weight)
         for tensor in _tensors(twin):
             if tensor is self._weight:
@@ -262,7 +262,7 @@ class _Trial:
 
 
 def _tensors(twin: nn.Module) -> Iterator[Tensor]:
-    """Every tensor of a copied module, made its own so that it can be written to."""
+    """Return every tensor of a copied module, made its own so that it can be written to."""
     for module in twin.modules():
         stores: list[dict[str, Any]] = [module._parameters, module._buffers, vars(module)]
         for store in stores:
@@ -273,7 +273,7 @@ def _tensors(twin: nn.Module) -> Iterator[Tensor]:
 
 
 def precision(dtype: torch.dtype, device: torch.device) -> float:
-    """How far two ways to one number may lie apart, relative to it: three quarters of the digits agree."""
+    """Return the relative difference allowed between two computations of a number: 3/4 of the digits must agree."""
     # TF32 has ten bits.
     eps = 2.0**-10 if device.type == "cuda" and dtype == torch.float32 else float(torch.finfo(dtype).eps)
     return math.pow(eps, 0.75)

@@ -1,4 +1,4 @@
-"""What a linear layer is: the kinds that are known, and the gradients of their input and of their parameters."""
+"""The known kinds of linear layers, and the gradients of their inputs and parameters."""
 
 from __future__ import annotations
 
@@ -58,22 +58,22 @@ def _path(kind: type) -> str:
 
 
 def _registered_kinds(layer: nn.Module) -> list[bool]:
-    """Of the registered kinds that ``layer`` is, whether W is (in, out); the most derived first."""
+    """Return, for every registered kind that ``layer`` is, whether W is (in, out); the most derived kind first."""
     return [_LINEAR[_path(kind)] for kind in type(layer).__mro__ if _path(kind) in _LINEAR]
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Whether ``layer`` is of a known kind, or of a class derived from one, which may compute something else."""
+    """Return whether ``layer`` is of a known kind, or of a class derived from one, which may compute something else."""
     return isinstance(layer, _TORCHS) or bool(_registered_kinds(layer))
 
 
 def is_computed(layer: nn.Module) -> bool:
-    """Whether a parametrization computes ``layer``'s weight: to read it may move what the parametrization keeps."""
+    """Return whether a parametrization computes ``layer``'s weight: reading it may change a state there."""
     return parametrize.is_parametrized(layer, "weight")
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether ``layer`` runs the forward function of torch's own class, on a weight that is an ordinary tensor."""
+    """Return whether ``layer`` runs the forward function of torch's own class, on an ordinary tensor as weight."""
     if "forward" in vars(layer) or not (is_computed(layer) or type(layer.weight) in (nn.Parameter, Tensor)):
         return False
     return any(
@@ -84,7 +84,7 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def padded(layer: Convolution, input: Tensor) -> tuple[Tensor, int | tuple[int, ...]]:
-    """``layer``'s input, and the zeros that a gradient function of torch has still to put on either side of it.
+    """Return ``layer``'s padded input, and the zeros that torch's gradient functions must still add on each side.
 
     Those functions know no other padding, so that what is not a plain number of zeros becomes part of the input.
     """
@@ -97,9 +97,9 @@ def padded(layer: Convolution, input: Tensor) -> tuple[Tensor, int | tuple[int, 
 
 
 def input_gradient(layer: nn.Module, given: Tensor) -> tuple[Tensor, InputGradient]:
-    """How ``layer``'s input gets its gradient from B: the tensor it is delivered to, and the function.
+    """Return the tensor that gets the gradient of ``layer``'s input, and the function that makes it from B.
 
-    The tensor is the input itself, or the padded input where the padding is not a plain number of zeros.
+    The tensor is the input itself, or the padded input if the padding is not a plain number of zeros.
     """
     if type(layer) is nn.Linear:  # the usual case, without a search
         return given, _linear
@@ -147,7 +147,7 @@ def _transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspos
 
 
 def matrices(layer: nn.Module, weight: Tensor) -> Tensor:
-    """``weight``, of the shape of ``layer``'s, as the linear maps of one place: shape (groups, out, in).
+    """Return ``weight``, of the shape of ``layer``'s, as the linear maps of one place: shape (groups, out, in).
 
     A view of ``weight`` where that is contiguous. For a convolution the place is one window of its input, in =
     channels of a group x kernel; for a transposed convolution it is one point, out = channels of a group x kernel.
@@ -159,7 +159,7 @@ def matrices(layer: nn.Module, weight: Tensor) -> Tensor:
 
 
 def parameter_gradients(layer: Any, input: Tensor, signal: Tensor) -> list[tuple[str, Tensor]]:
-    """The gradients of a plain Linear's or convolution's weight and bias, by name, for a signal at its output."""
+    """Return the gradients of a plain Linear's or convolution's weight and bias for a signal at its output."""
     found: list[tuple[str, Tensor]] = []
     if not is_computed(layer) and layer.weight.requires_grad:
         dtype = layer.weight.dtype

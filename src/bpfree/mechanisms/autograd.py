@@ -62,7 +62,7 @@ def first_order_only(backward: _Backward) -> _Backward:
 
 @dataclass
 class Fetching:
-    """A mark that a side term is fetching its gradient: the error sends no signals meanwhile.
+    """Says that a side term is fetching its gradient: meanwhile the error sends no signals.
 
     There is one for each pass. It is not kept by thread: autograd runs parts of a backward pass on threads of its own.
     """
@@ -80,7 +80,7 @@ def signals_from_error(
         output: Where the error is taken.
         taps: The taps' outputs, which receive them.
         just_in_time: Ask for each signal only when its segment is about to run, so that they never all exist at once.
-        fetching: Says when a side term is on its way to the gates, and not the error.
+        fetching: Says when the gradient of a side term runs back, and not that of the error.
     """
     arrivals = [_Arrival(tap) for tap in taps] if just_in_time else []
     # A checkpoint around the error's place alone makes this node once, and would miss what it saves in its second run.
@@ -99,7 +99,7 @@ class _Arrival:
             tap.register_hook(self)  # type: ignore[no-untyped-call]
 
     def announce(self, signal: Callable[[], Tensor]) -> Tensor:
-        """Remember where the signal is to be had, and return the stand-in."""
+        """Remember the function that makes the signal, and return the stand-in."""
         self._signal = signal
         shape, dtype, device = self._of_tap
         return torch.zeros((), dtype=dtype, device=device).expand(shape)
@@ -138,7 +138,7 @@ class SignalsFromError(torch.autograd.Function):
     @staticmethod
     @first_order_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the error itself for the output, and one signal a tap."""
+        """Return the error itself for the output, and one signal per tap."""
         if ctx.fetching.under_way:
             return (None,) * len(ctx.needs_input_grad)
         try:
@@ -160,15 +160,15 @@ class SignalsFromError(torch.autograd.Function):
 def gradients_from_error(
     make: MakeGradients, output: Tensor, learners: Sequence[Tensor], *, accumulates: bool = False
 ) -> Tensor:
-    """Return the output; in its backward pass ``learners`` get what ``make`` makes of its error, once.
+    """Return the output; in its backward pass ``learners`` get the gradients that ``make`` makes of its error, once.
 
-    As inputs of one function they get their gradients in the one backward pass that the user asked for: accumulation,
-    hooks and DDP's reducer see nothing unusual.
+    The learners are inputs of one function, so they get their gradients in the one backward pass that the user asked
+    for: accumulation, hooks and DDP's reducer see nothing unusual.
 
     Args:
         make: Makes the learners' gradients.
         output: Where the error is taken.
-        learners: What gets them.
+        learners: The tensors that get them.
         accumulates: Whether ``make`` also adds to parameters' ``.grad`` itself, as only ``backward()`` may.
     """
     anchor = Anchor() if accumulates else None
@@ -178,7 +178,7 @@ def gradients_from_error(
 
 
 class Anchor:
-    """A leaf that wants a gradient, by which a function in the graph knows what kind of backward pass runs it."""
+    """A leaf that requires a gradient. With it, a function in the graph knows which kind of backward pass runs it."""
 
     def __init__(self) -> None:
         self.tensor = torch.empty(0, requires_grad=True)
@@ -207,7 +207,7 @@ class GradientsFromError(torch.autograd.Function):
     @staticmethod
     @first_order_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return one gradient a learner."""
+        """Return one gradient per learner."""
         if ctx.anchor is not None:
             ctx.anchor.require_accumulating()
         make, ctx.make = ctx.make, None
@@ -252,7 +252,7 @@ def mark(tensor: Tensor) -> Tensor:
 
 
 class Gate(torch.autograd.Function):
-    """Stops the gradient, which can still be asked for in front of it."""
+    """Stops the gradient. The gradient in front of the gate can still be asked for."""
 
     @staticmethod
     def forward(ctx: Any, leaf: Tensor) -> Tensor:
@@ -261,7 +261,7 @@ class Gate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
-        """Stop it."""
+        """Stop the gradient."""
 
 
 def gated(output: Tensor) -> Tensor:

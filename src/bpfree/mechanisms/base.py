@@ -1,8 +1,8 @@
-"""What an attachment is made of: a rule, and the mechanism that puts its hooks into a model.
+"""The parts of an attachment: a rule, and the mechanism that puts its hooks into a model.
 
-A rule is an immutable description; what it draws and learns lives in its mechanism. There are two families:
+A rule is an immutable description; everything that it draws and learns lives in its mechanism. The two main families:
 
-- :class:`bpfree.DirectRule` sends the error straight to every tap: it says which vector is projected;
+- :class:`bpfree.DirectRule` sends the error straight to every tap; the rule says which vector is projected;
 - :class:`bpfree.LayerwiseRule` goes back layer by layer with other weights than the forward ones.
 """
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from bpfree.attachment import Attachment
 
 _AGAIN: ContextVar[bool] = ContextVar("again", default=False)
-"""Whether a model is being run that has run before, by whoever did so."""
+"""True while a model runs a second time on the same arguments."""
 
 
 @contextmanager
 def running_again() -> Generator[None]:
-    """Within this context a forward pass is a second run of one that every mechanism has counted already."""
+    """Within this context a forward pass is a rerun: every mechanism has counted the pass already."""
     before = _AGAIN.set(True)
     try:
         yield
@@ -48,32 +48,32 @@ def running_again() -> Generator[None]:
 
 @dataclass
 class Switches:
-    """How many contexts of one thread pause a rule, and how many hold its feedback fixed."""
+    """The numbers of contexts of one thread that pause a rule, and that hold its feedback fixed."""
 
     pauses: int = 0
     fixed: int = 0
 
 
 def _being_exported() -> bool:
-    """Whether a model is being exported or traced: what is written is the model, without what trains it."""
+    """Return whether a model is being exported or traced: the file gets the model, without the rule."""
     return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
 
 
 class Mechanism(nn.Module):
-    """Puts a rule's hooks into a model and takes them out again; owns what the rule draws and learns.
+    """Puts a rule's hooks into a model and takes them out again; owns the rule's feedback and other state.
 
-    This base puts in none that change anything: the model trains by plain backpropagation.
+    This base class adds no hook that changes anything: the model trains by plain backpropagation.
 
     Attributes:
         rule: The rule.
-        plan: Where it was put.
-        feedback: A module with what the rule draws and learns; its kind is the mechanism's own.
-        kept: What the attachment that it is part of is made of (:mod:`bpfree.registry`).
+        plan: The model, its taps and the options.
+        feedback: A module with everything that the rule draws and learns; each mechanism has its own kind.
+        kept: The class of the attachment and its attributes (:mod:`bpfree.registry`).
     """
 
     feedback: Any
     is_given_error = False
-    """Whether the mechanism is given the error before anything below has a gradient, and looks at it itself."""
+    """True if the mechanism gets the error before anything below has a gradient, and checks the error itself."""
 
     def __init__(self, rule: Rule, plan: Plan) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Mechanism(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether a forward pass started now would be the rule's."""
+        """True if a forward pass that starts now would train by the rule."""
         if not torch.is_grad_enabled() or self._switches().pauses or _being_exported():
             return False
         return torch.compiler.is_compiling() or not rules_are_silent()
@@ -105,26 +105,26 @@ class Mechanism(nn.Module):
 
     @property
     def _fixed(self) -> bool:
-        """Whether feedback that learns is to stay as it is."""
+        """True if learned feedback must stay as it is."""
         return self._switches().fixed > 0
 
     @staticmethod
     def recomputing() -> bool:
-        """Whether this is a second forward pass: a checkpointed segment's inside a backward pass, or a stream's."""
+        """Return whether this is a rerun: of a checkpointed part inside a backward pass, or of a streaming pass."""
         return not torch.compiler.is_compiling() and (torch._C._current_graph_task_id() != -1 or _AGAIN.get())
 
     def install(self) -> None:
         """Put the hooks in."""
 
     def watch_error(self) -> None:
-        """Let no weight learn from NaN or infinity: call it behind :meth:`install`."""
+        """Let no weight learn from NaN or infinity. Call it after :meth:`install`."""
         plan = self.plan
         if plan.is_stage:  # a stage's error must reach the others before anybody raises
             return
         errors = list(plan.errors.values())
         places = [] if self.is_given_error else errors
         if plan.model not in errors:
-            # What lies above the error's place gets its gradients before the error is there.
+            # Layers above the error's place get their gradients before the error is there.
             places = [*places, plan.model]
         self._handles += [place.register_forward_hook(self._watch_output) for place in places]
 
@@ -135,7 +135,7 @@ class Mechanism(nn.Module):
                 watch(tensor, what)
 
     def remove(self) -> None:
-        """Take the hooks out, and drop what a forward pass left."""
+        """Take the hooks out, and drop everything that a forward pass left."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -162,14 +162,14 @@ class Mechanism(nn.Module):
 
     @contextmanager
     def stored(self) -> Generator[None]:
-        """Within this context a forward pass stores its whole graph, for whoever looks into it."""
+        """Within this context a forward pass stores its whole graph, for measurements."""
         yield
 
     def targets(self, targets: Tensor | Mapping[str, Tensor]) -> None:
-        """Hear of the targets; most rules do not need them."""
+        """Take note of the targets; most rules do not need them."""
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
-        """Header, rows and remarks that show what the rule does to the model."""
+        """Return the header, rows and remarks of a table that shows what the rule does to the model."""
         remark = "Plain backpropagation: nothing is cut, every parameter gets its exact gradient."
         return [], [], [remark]
 
@@ -180,32 +180,32 @@ class Rule(ABC):
 
     @abstractmethod
     def mechanism(self, plan: Plan) -> Mechanism:
-        """The object that puts this rule's hooks into one model and owns its state."""
+        """Make the object that puts this rule's hooks into one model and owns the rule's state."""
 
     def __str__(self) -> str:
-        """The rule with those options that are not at their defaults."""
+        """Return the rule's name with the options that differ from their defaults."""
         options = [(option, getattr(self, option.name)) for option in fields(self)]
         told = [f"{option.name}={value!r}" for option, value in options if value != _default(option)]
         return f"{type(self).__name__}({', '.join(told)})"
 
 
 def _default(option: Field[Any]) -> Any:
-    """What an option is where nothing is said; MISSING where something must be."""
+    """Return the default of an option; MISSING if it has none."""
     return option.default if option.default_factory is MISSING else option.default_factory()
 
 
 def taught(error: Tensor) -> Tensor:
-    """Which rows of an error ``(N, ...)`` a loss touches, shape ``(N,)``: those that are not zero.
+    """Return which rows of an error ``(N, ...)`` a loss uses, as booleans ``(N,)``: the rows that are not zero.
 
-    The error is all that shows it. A row whose loss is at its minimum, such as one beyond a hinge's margin, looks the
-    same and is not counted either.
+    Only the error shows it. A row whose loss is at its minimum, such as a row beyond a hinge's margin, is zero too and
+    is not counted either.
     """
     touched = error != 0
     return touched.flatten(1).any(1) if touched.dim() > 1 else touched
 
 
 def not_a_tensor(plan: Plan, output: object) -> ErrorPlacementError:
-    """What is raised where the error's place gives something else than one floating point tensor."""
+    """Make the error for an error's place whose output is not one floating point tensor."""
     found = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else f"of type {type(output).__name__}"
     return ErrorPlacementError(
         f"the error is taken at {plan.where}, which is {found}, not one floating point tensor. "
@@ -214,13 +214,13 @@ def not_a_tensor(plan: Plan, output: object) -> ErrorPlacementError:
 
 
 def reached_twice(name: str) -> ErrorPlacementError:
-    """What is raised where one forward pass reaches an error's place again."""
+    """Make the error for a forward pass that reaches an error's place twice."""
     where = repr(name) if name else "the model's output"
     return ErrorPlacementError(f"error_at: {where} was reached twice in one forward pass.")
 
 
 def not_reached(name: str) -> ErrorPlacementError:
-    """What is raised where a forward pass never reaches an error's place."""
+    """Make the error for a forward pass that never reaches an error's place."""
     return ErrorPlacementError(
         f"error_at={name!r} was not reached in this forward pass, so nothing below it can learn. Name a "
         "module that every training pass runs through."

@@ -1,4 +1,4 @@
-"""Warnings of what stays without a gradient where a model runs without a graph, and would have one otherwise."""
+"""Warnings about tensors that get no gradient because the model ran without a graph."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def warn_of_results(returned: Any, given: Any, error_name: str, way: object) -> 
 
     Args:
         returned: What the model returns.
-        given: Its arguments.
-        error_name: Where the error is taken.
-        way: Why there is no graph below that place.
+        given: The model's arguments.
+        error_name: The name of the module where the error is taken.
+        way: The rule or option because of which there is no graph below that place.
     """
     if torch.compiler.is_compiling():
         return
@@ -45,7 +45,7 @@ def _learnable(entry: Tensor) -> bool:
 
 
 def warn_of_arguments(given: Any, rule: object) -> None:
-    """Warn of arguments that want a gradient, which ``rule`` has none for."""
+    """Warn of arguments that require a gradient: ``rule`` has none for them."""
     if torch.compiler.is_compiling():
         return
     if any(isinstance(entry, Tensor) and entry.requires_grad for entry in tree_leaves(given)):
@@ -59,9 +59,9 @@ def warn_of_arguments(given: Any, rule: object) -> None:
 
 
 def warn_of_input_gradients(given: Iterable[Any], tell_once: Callable[[str, str], None], rule: object) -> None:
-    """Tell once that the gradient of an argument, asked for by whoever made it, is the rule's.
+    """Warn once that the gradient of an argument that requires one is the rule's, not that of the loss.
 
-    An argument with a graph is the output of a part before the model, which is to learn from the rule's signal.
+    An argument with a graph is not meant: it is the output of a part before the model, which learns by the rule too.
     """
     for entry in given:
         if isinstance(entry, Tensor) and entry.requires_grad and entry.is_leaf:
@@ -74,7 +74,7 @@ def warn_of_input_gradients(given: Iterable[Any], tell_once: Callable[[str, str]
 
 
 def warn_of_a_call(model: nn.Module, layer: str, rule: object) -> None:
-    """Warn that ``layer`` runs without a call of the model, which ``rule`` is attached to; say what was called."""
+    """Warn that ``layer`` runs without a call of the model that ``rule`` is attached to; say what was called."""
     frame: FrameType | None = sys._getframe(1)
     outermost = ""
     while frame is not None:

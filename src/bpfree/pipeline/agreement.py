@@ -1,4 +1,4 @@
-"""What the stages must know of each other before they can learn: found out once, when the first batch comes."""
+"""The facts that stages must know of each other before they can learn, exchanged once, when the first batch comes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from bpfree.rerun.snapshot import preserved
 
 @dataclass
 class Survey:
-    """What one stage looks like on one micro-batch.
+    """The survey of one stage on one micro-batch.
 
     Attributes:
-        names: The tap modules that a forward pass reaches, one entry a call.
+        names: The tap modules that a forward pass reaches, one entry per call.
         shapes: The shapes of their outputs.
         error: The shape and dtype of the error; None in a stage before the last.
         channels: The axes of the taps' channels, by the names of calls; ``""`` is the error's.
-        outputs: The shapes and dtypes of what the stage gives to the next one.
+        outputs: The shapes and dtypes of the tensors that the stage gives to the next one.
     """
 
     names: list[str] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Survey:
             self.shapes.pop()
 
     def tapped(self) -> list[Place]:
-        """The calls of taps."""
+        """Return the calls of taps."""
         return tapped(self.names, numbered(self.names), self.shapes, self.channels)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -88,13 +88,13 @@ class Survey:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What follows for all stages.
+    """The conclusions from the surveys of all stages.
 
     Attributes:
         shape: The shape of the error of one micro-batch.
         dtype: Its dtype.
-        rows: Which axes of it number rows.
-        c: The numbers of one row of the error.
+        rows: The axes of it that number rows.
+        c: The count of numbers in one row of the error.
         widest: The coefficients of the widest tap of all stages.
     """
 
@@ -131,7 +131,7 @@ class Agreement:
 
     @classmethod
     def of(cls, surveys: Sequence[Survey], attachment: StageAttachment) -> Agreement:
-        """What follows from all surveys, by stage."""
+        """Draw the conclusions from the surveys, one per stage."""
         feedback = attachment.mechanism.feedback
         if isinstance(feedback, Projection) and not feedback.feedback.shared:
             _require_own_names(surveys)
@@ -160,12 +160,12 @@ class Agreement:
         attachment.expect(self.stand_in(attachment.stage.device))
 
     def stand_in(self, device: torch.device) -> Tensor:
-        """Zeros of the error's shape that take no memory."""
+        """Return zeros of the error's shape that take no memory."""
         return torch.zeros((), dtype=self.dtype, device=device).expand(self.shape)
 
 
 def _tried(attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Survey | str:
-    """What the stage looks like, or what it raises."""
+    """Return the survey of the stage, or the text of the error that it raises."""
     try:
         return Survey.of(attachment, args, kwargs)
     except Exception as failure:  # whatever it is, the others must hear of it

@@ -1,4 +1,4 @@
-"""What the processes of a pipeline were built with: compared before the first batch, for they train one model."""
+"""The settings of a pipeline's processes, compared before the first batch: they train one model together."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from bpfree.errors import StageError
 from bpfree.pipeline.stage import StageAttachment
 
 Built = Mapping[str, Any]
-"""What a process was built with, by the words of a message."""
+"""The settings of a process, by the words that messages use for them."""
 
 _STAGE, _ERROR_AT = "stage_index", "error_at"
 
 
 def built_with(attachment: StageAttachment, **schedule: Any) -> Built:
-    """What this process was built with; ``schedule`` is what the schedule adds."""
+    """Return the settings of this process; ``schedule`` are those that the schedule adds."""
     plan, stage = attachment.mechanism.plan, attachment.stage
     return {
         "the version of torch": torch.__version__,

@@ -18,7 +18,7 @@ from bpfree.pipeline.agreement import Agreement
 class Channel:
     """Broadcasts errors in the order of the micro-batches, while the stages work.
 
-    It has a process group of its own: on NCCL a broadcast must not wait behind the activations under way.
+    It has a process group of its own: on NCCL a broadcast must not wait for activations that are being sent.
 
     Args:
         stage: This process's stage.
@@ -56,7 +56,7 @@ class Channel:
         self.sent_bytes += error.numel() * error.element_size() * (dist.get_world_size(self._group) - 1)
 
     def sent(self) -> None:
-        """Wait until every error is on its way."""
+        """Wait until every error has been sent off."""
         while self._sending:
             work, _ = self._sending.popleft()
             work.wait()
@@ -87,13 +87,13 @@ class _Number:
 
 
 class Arrival:
-    """An error that is under way; the first one of a batch knows the batch's number."""
+    """An error that is being sent; the first error of a batch knows the batch's number."""
 
     def __init__(self, work: Any, buffer: Tensor, begun: _Number | None) -> None:
         self._work, self._buffer, self._begun = work, buffer, begun
 
     def wait(self) -> Tensor:
-        """The error, once it is there."""
+        """Return the error when it has arrived."""
         if self._begun is not None:
             self._begun.check()
         self._work.wait()
@@ -101,7 +101,7 @@ class Arrival:
 
 
 def _another_group(group: Any, ranks: list[int], timeout: timedelta) -> Any:
-    """A process group beside ``group``, of the same ``ranks``; None stands for all processes."""
+    """Make a process group beside ``group``, of the same ``ranks``; None stands for all processes."""
     if group is None:
         return dist.new_group(ranks, timeout=timeout)
     # The others do not take part, and torch then finds the name of the new group from how many there are.
@@ -117,6 +117,6 @@ def _another_group(group: Any, ranks: list[int], timeout: timedelta) -> Any:
 
 
 def _timeout(group: Any, device: torch.device) -> timedelta:
-    """How long the stages' own group waits before it gives up."""
+    """Return how long the stages' own group waits before it gives up."""
     timeout: timedelta = group._get_backend(device).options._timeout
     return timeout

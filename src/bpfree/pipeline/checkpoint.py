@@ -25,10 +25,10 @@ Folder: TypeAlias = "str | os.PathLike[str]"
 
 
 class Stateful(Protocol):
-    """What can be saved: a module, an optimizer, an attachment, a scheduler of learning rates."""
+    """An object that can be saved: a module, an optimizer, an attachment, a scheduler of learning rates."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Its state."""
+        """Return its state."""
 
     def load_state_dict(self, state_dict: Any) -> Any:
         """Take a state over."""
@@ -37,7 +37,7 @@ class Stateful(Protocol):
 def save_checkpoint(folder: Folder, step: int, parts: Mapping[str, Stateful], *, keep: int = 2) -> None:
     """Write this process's part of the checkpoint of ``step``; call it in every process.
 
-    With :class:`ScheduleAsynchronous`, call its ``flush()`` before: what is under way is not saved. Torch's random
+    With :class:`ScheduleAsynchronous`, call its ``flush()`` before: unfinished work is not saved. Torch's random
     state is saved beside ``parts``. The file is there whole or not at all: a process that dies while it writes, or a
     full disk, leaves the older ones as they were, and no process drops an older one before all have the newer one.
 
@@ -198,12 +198,12 @@ def _fitting(path: Path, what: str) -> Generator[None]:
 
 
 def _of_one_save(checksums: Sequence[bytes]) -> bytes:
-    """What the files of one checkpoint have in common, from their checksums by rank."""
+    """Return the common mark of one checkpoint's files, made of their checksums by rank."""
     return hashlib.sha256(b"".join(checksums)).digest()
 
 
 def _compare(path: Path) -> str:
-    """What is wrong with the files of one checkpoint, of which ``path`` is this process's; "" if nothing is."""
+    """Return the fault of one checkpoint's files, "" for none; ``path`` is the file of this process."""
     own: Any
     try:
         own = (str(path), *read_seal(path))
@@ -250,7 +250,7 @@ def _sweep(folder: Folder) -> None:
 
 
 def _steps_of_all(folder: Folder) -> list[int]:
-    """The steps that every process has, in order; none if nobody has any."""
+    """Return the steps that every process has, in order."""
     found = gathered((_steps(folder), _foreign(folder)))
     common = set[int].intersection(*(set(steps) for steps, _ in found))
     if not common and any(steps or foreign for steps, foreign in found):
@@ -268,13 +268,13 @@ def _listed(steps: list[int], foreign: list[int]) -> str:
 
 
 def _foreign(folder: Folder) -> list[int]:
-    """Of runs on how many processes, other than this one's number, there are files."""
+    """Return the numbers of processes, except this run's, for which there are files."""
     found = (re.search(r"-of-(\d+)$", path.stem) for path in Path(folder).glob("step-*.safetensors"))
     return sorted({int(match[1]) for match in found if match} - {ranks()})
 
 
 def _steps(folder: Folder) -> list[int]:
-    """The steps that this process has, in order."""
+    """Return the steps that this process has, in order."""
     pattern = re.compile(rf"step-(\d+)\.rank-{rank()}-of-{ranks()}\.safetensors")
     found = (pattern.fullmatch(path.name) for path in Path(folder).glob("step-*.safetensors"))
     return sorted(int(match[1]) for match in found if match)

@@ -1,4 +1,4 @@
-"""What a stage costs, measured: the numbers that the simulator plans with."""
+"""Measure the times of a stage: the numbers that the simulator uses."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _local(
     error_at: str | None,
     targets: Tensor | None,
 ) -> float:
-    """What the stage does once the error has come; in the last stage, once there is a loss."""
+    """Return the seconds of a stage's work after the error has come; in the last stage, after the loss."""
     stage = cast(PipelineStage, _Alone(module, loss is not None, _device(module)))
     received = tuple(one.detach() if isinstance(one, Tensor) else one for one in args)
     attachment = attach_stage(stage, rule, taps=taps, error_at=error_at)

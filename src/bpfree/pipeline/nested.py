@@ -23,7 +23,7 @@ _FORMATS = {str(one): one for one in (torch.channels_last, torch.channels_last_3
 
 
 def take_apart(state: Any) -> tuple[Json, dict[str, Tensor]]:
-    """The structure of ``state``, and its tensors by the way that leads to each.
+    """Return the structure of ``state``, and its tensors by the path to each.
 
     Raises:
         StateError: It holds something that is neither a tensor, a plain value, nor a list, tuple or dict of them.
@@ -33,7 +33,7 @@ def take_apart(state: Any) -> tuple[Json, dict[str, Tensor]]:
 
 
 def put_together(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The state again; whatever error a structure raises that :func:`take_apart` did not make."""
+    """Return the state again. A structure that :func:`take_apart` did not make may raise any error."""
     if not isinstance(structure, list):
         return structure
     kind, *rest = structure
@@ -47,37 +47,37 @@ def put_together(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
     return found
 
 
-def _structure(value: Any, way: str, tensors: dict[str, Tensor]) -> Json:
+def _structure(value: Any, path: str, tensors: dict[str, Tensor]) -> Json:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if type(value) in (Tensor, nn.Parameter, nn.Buffer):
-        return _leaf(value, way, tensors)
+        return _leaf(value, path, tensors)
     for kind, of in _SEQUENCES.items():
         if type(value) is of:
-            return [kind, *_entries(enumerate(value), way, tensors)]
+            return [kind, *_entries(enumerate(value), path, tensors)]
     for kind, mapping in _MAPPINGS.items():
         if type(value) is mapping:
             # What nn.Module.state_dict() keeps beside the tensors: the versions of its modules.
-            beside = _structure(getattr(value, "_metadata", None), f"{way}#", tensors)
-            keys = [_structure(key, f"{way}#", tensors) for key in value]
-            return [kind, beside, *map(list, zip(keys, _entries(value.items(), way, tensors), strict=True))]
+            beside = _structure(getattr(value, "_metadata", None), f"{path}#", tensors)
+            keys = [_structure(key, f"{path}#", tensors) for key in value]
+            return [kind, beside, *map(list, zip(keys, _entries(value.items(), path, tensors), strict=True))]
     raise StateError(
-        f"the state to be saved holds a {type(value).__name__} at {way.lstrip('/')!r}: a checkpoint takes tensors, "
+        f"the state to be saved holds a {type(value).__name__} at {path.lstrip('/')!r}: a checkpoint takes tensors, "
         "numbers, texts, and lists, tuples and dictionaries of them. Convert it in the part's state_dict()."
     )
 
 
-def _entries(pairs: Iterable[tuple[Any, Any]], way: str, tensors: dict[str, Tensor]) -> list[Json]:
-    return [_structure(value, f"{way}/{key}", tensors) for key, value in pairs]
+def _entries(pairs: Iterable[tuple[Any, Any]], path: str, tensors: dict[str, Tensor]) -> list[Json]:
+    return [_structure(value, f"{path}/{key}", tensors) for key, value in pairs]
 
 
-def _leaf(value: Tensor, way: str, tensors: dict[str, Tensor]) -> Json:
+def _leaf(value: Tensor, path: str, tensors: dict[str, Tensor]) -> Json:
     if value.layout != torch.strided or value.is_quantized or value.is_meta:
         raise StateError(
-            f"the state to be saved holds at {way.lstrip('/')!r} a tensor that is sparse, quantized or without "
+            f"the state to be saved holds at {path.lstrip('/')!r} a tensor that is sparse, quantized or without "
             "numbers: a checkpoint takes plain tensors. Convert it in the part's state_dict()."
         )
-    name = way.lstrip("/")
+    name = path.lstrip("/")
     while name in tensors:  # keys of a dictionary may be alike as texts: 1 and "1"
         name += "~"
     plain = value.detach()
@@ -96,7 +96,7 @@ def _tensor(tensors: Mapping[str, Tensor], name: str, form: str | None, is_compl
 
 
 def _present(device: torch.device) -> torch.device:
-    """``device``, or the nearest to it that this machine has."""
+    """Return ``device``, or the nearest to it that this machine has."""
     if not torch.accelerator.is_available() or torch.accelerator.current_accelerator(True).type != device.type:  # type: ignore[union-attr]
         return torch.device("cpu")
     count, index = torch.accelerator.device_count(), device.index or 0

@@ -38,7 +38,7 @@ class _Waiting:
     Attributes:
         root: Where its backward pass starts: the loss in the last stage, elsewhere what stands for the output.
         error: The root's gradient, to come; None for the loss.
-        sends: Its activations under way, and what they are sent from.
+        sends: The running sends of its activations, and the tensors that they are sent from.
     """
 
     root: Tensor
@@ -47,13 +47,13 @@ class _Waiting:
 
 
 class DirectSchedule(PipelineScheduleSingle):
-    """What the two schedules share: ``step(*inputs, target=, losses=)`` as torch's schedules have it, and ``eval``.
+    """The base of the two schedules: ``step(*inputs, target=, losses=)`` as in torch's schedules, and ``eval``.
 
-    ``sent_activation_bytes`` and ``sent_error_bytes`` count what this stage has sent.
+    ``sent_activation_bytes`` and ``sent_error_bytes`` count the bytes that this stage has sent.
 
     Args:
-        attachment: What :func:`bpfree.pipeline.attach_stage` returned.
-        n_microbatches: M, into how many parts a batch is split. All batches have one size, a multiple of M.
+        attachment: The return value of :func:`bpfree.pipeline.attach_stage`.
+        n_microbatches: M, the number of parts into which a batch is split. All batches have one size, a multiple of M.
         loss_fn: Maps the last stage's output and the target of a micro-batch to its loss; given in every process.
         staleness: How many updates a forward pass may miss.
         options: ``args_chunk_spec``, ``kwargs_chunk_spec``, ``output_merge_spec`` and ``scale_grads``, as torch's
@@ -63,8 +63,8 @@ class DirectSchedule(PipelineScheduleSingle):
     Raises:
         OptionError: Without ``loss_fn``.
         StageError: In the first step, in every process: the processes were not built alike, or a stage cannot run on
-            what the one before gives. In a step: a batch of another size; a step before it failed, and left transfers
-            under way; another process evaluates while this one trains.
+            the output of the one before. In a step: a batch of another size; an earlier step failed and left unfinished
+            transfers; another process evaluates while this one trains.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class DirectSchedule(PipelineScheduleSingle):
 
     @property
     def sent_error_bytes(self) -> int:
-        """What this stage has sent of errors, in bytes, all receivers counted."""
+        """The bytes of errors that this stage has sent, summed over all receivers."""
         return self._channel.sent_bytes if self._channel else 0
 
     # -- one batch -------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class DirectSchedule(PipelineScheduleSingle):
 
     @contextmanager
     def _whole_or_broken(self) -> Generator[None]:
-        """Whatever fails within ends the schedule: nobody knows to which batch belongs what is under way then."""
+        """Mark the schedule as broken if anything fails within: the batch of unfinished transfers is not known then."""
         if self._broken:
             raise StageError(
                 "an earlier step of this schedule failed, and what it sent may still be under way: a batch behind that "
@@ -185,7 +185,7 @@ class DirectSchedule(PipelineScheduleSingle):
         return _Waiting(root, error, sends)
 
     def _forward_context(self) -> AbstractContextManager[Any]:
-        """What a training forward pass runs in."""
+        """Return the context in which a training forward pass runs."""
         return nullcontext()
 
     def _learn_until(self, count: int) -> None:
@@ -335,7 +335,7 @@ class ScheduleAsynchronous(DirectSchedule):
 
 
 def _is_blind(rule: DirectRule) -> bool:
-    """Whether all taps' signals can be made without the error: the rule says so, or has none to send."""
+    """Return whether all taps' signals can be made without the error: the rule says so, or sends none."""
     return not rule.needs_error or (rule.feedback is None and type(rule).signals is DirectRule.signals)
 
 

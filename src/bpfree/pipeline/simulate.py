@@ -1,7 +1,7 @@
-"""How long a schedule takes, on paper: from the times of the stages to makespan, bubble and stored activations.
+"""Simulate a schedule: compute makespan, bubble and stored activations from the times of the stages.
 
-Every stage does its work in the order that the runtime has (:mod:`bpfree.pipeline.order`), each piece as soon as the
-stage is free and what it needs has come. There is no randomness: the same times give the same answer.
+Every stage works in the order of the runtime (:mod:`bpfree.pipeline.order`). Each piece of work begins as soon as the
+stage is free and its inputs have come. There is no randomness: the same times give the same answer.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from bpfree.tabulate import tabulate
 
 @dataclass(frozen=True)
 class StageTimes:
-    """What one micro-batch costs one stage, in any unit of time (the same everywhere).
+    """The times of one micro-batch in one stage, in any unit (the same everywhere).
 
     Attributes:
         forward: The forward pass; in the last stage with the loss.
         input_gradient: Backpropagation's gradient of the stage's input.
         weight_gradient: The gradients of its parameters.
-        local: What a stage does once the error has come: the projections and its segments' own backward passes. None:
-            as long as ``weight_gradient``, as where every segment is one layer.
+        local: The work of a stage after the error has come: the projections and its segments' own backward passes.
+            None: as long as ``weight_gradient``, which is right if every segment is one layer.
     """
 
     forward: float = 1.0
@@ -40,7 +40,7 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class Transfers:
-    """How long one micro-batch's tensors are under way; stages work meanwhile.
+    """The times to send one micro-batch's tensors; stages work meanwhile.
 
     Attributes:
         activation: From a stage to the next.
@@ -55,7 +55,7 @@ class Transfers:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a schedule comes to.
+    """The result of a simulated schedule.
 
     Attributes:
         schedule: Its name.
@@ -74,7 +74,7 @@ class Outcome:
 
 
 class Work(IntEnum):
-    """What a stage does to one micro-batch."""
+    """The kinds of work of a stage on one micro-batch."""
 
     FORWARD = 0
     BACKWARD = 1
@@ -93,14 +93,14 @@ _FREES = (Work.BACKWARD, Work.WEIGHT, Work.LOCAL)
 
 @dataclass
 class _Progress:
-    """How far every stage has come.
+    """The progress of every stage.
 
     Attributes:
         S: The number of stages.
-        M: Micro-batches a batch.
+        M: The number of micro-batches in a batch.
         total: Micro-batches in all.
         stage: 0 to S - 1, shape ``(S,)``, int64.
-        counts: How many micro-batches each kind of work is done for, shape ``(5, S)``, int64.
+        counts: For each kind of work, the number of micro-batches that it is done for, shape ``(5, S)``, int64.
     """
 
     S: int
@@ -110,28 +110,28 @@ class _Progress:
     counts: Tensor
 
     def of(self, work: Work) -> Tensor:
-        """How many micro-batches this work is done for, by stage."""
+        """Return the number of micro-batches that this work is done for, by stage."""
         return self.counts[work]
 
 
 Order: TypeAlias = Callable[[_Progress], Tensor]
-"""What each stage does next, shape ``(S,)``; for stages that have done everything it is not asked."""
+"""The next kind of work of each stage, shape ``(S,)``; it is not asked for stages that have finished."""
 
 
 def _gpipe(at: _Progress) -> Tensor:
-    """All forward passes, then all backward passes (Huang et al. 2019)."""
+    """Return the work of GPipe: all forward passes, then all backward passes (Huang et al. 2019)."""
     return torch.where(at.of(Work.FORWARD) < at.M, Work.FORWARD, Work.BACKWARD)
 
 
 def _one_forward_one_backward(at: _Progress) -> Tensor:
-    """Stage s runs S - s forward passes ahead, then one for each backward pass (Narayanan et al. 2019)."""
+    """Return the work of 1F1B: S - s forward passes ahead, then one per backward pass (Narayanan et al. 2019)."""
     forwarded = at.of(Work.FORWARD)
     more = (forwarded < at.M) & (forwarded - at.of(Work.BACKWARD) <= ahead(at.stage, at.S))
     return torch.where(more, Work.FORWARD, Work.BACKWARD)
 
 
 def _zero_bubble(at: _Progress) -> Tensor:
-    """ZB-H1: as 1F1B, but stage s postpones weight gradients by s micro-batches into its bubbles (Qi et al. 2024)."""
+    """Return the work of ZB-H1: 1F1B with weight gradients postponed by s micro-batches (Qi et al. 2024)."""
     forwarded, carried, weighed = at.of(Work.FORWARD), at.of(Work.INPUT), at.of(Work.WEIGHT)
     more = (forwarded < at.M) & (forwarded - carried <= ahead(at.stage, at.S))
     owes = (carried - weighed > at.stage) | (carried == at.M)
@@ -158,7 +158,7 @@ def simulate(
     Args:
         times: One entry a stage, the first stage first.
         micro_batches: M, the micro-batches of one batch.
-        transfers: How long tensors are under way; None: not at all.
+        transfers: The times to send tensors; None for no time at all.
         staleness: How many updates the asynchronous schedule may lag behind.
 
     Returns:
@@ -183,7 +183,7 @@ def simulate(
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
-    """Lines of a text table; the last column is the throughput relative to the first outcome's."""
+    """Return lines of a text table; the last column is the throughput relative to the first outcome's."""
     header = ["schedule", "time", "bubble", "stored", f"throughput / {outcomes[0].schedule}"]
     rows = [
         [
@@ -207,7 +207,7 @@ class _Paper:
         columns = [_durations(stage) for stage in times]
         self.durations = torch.tensor(columns, dtype=torch.float64).T
         own, last = self.stage, self.S - 1
-        # What each kind of work waits for: whose work, which, and how long the result is under way.
+        # For each kind of work, what it waits for: whose work, which kind, and the time to send the result.
         self.source = torch.stack([own - 1, own + 1, own + 1, own, torch.full_like(own, last)]).clamp(0, last)
         self.source_work = torch.tensor([Work.FORWARD, Work.BACKWARD, Work.INPUT, Work.INPUT, Work.FORWARD])
         under_way = [transfers.activation, transfers.gradient, transfers.gradient, 0.0, transfers.error]
@@ -218,12 +218,12 @@ class _Paper:
         self.free[Work.FORWARD, 0] = self.free[Work.BACKWARD, last] = self.free[Work.INPUT, last] = True
 
     def one_batch(self, name: str, order: Order, *learning: Work) -> Outcome:
-        """The outcome where a batch ends before the next begins."""
+        """Return the outcome if each batch ends before the next begins."""
         ended, stored = self._run(order, self.M, (Work.FORWARD, *learning))
         return self._outcome(name, float(ended[learning[-1]].max()), stored, learning)
 
     def long_run(self, name: str, staleness: int) -> Outcome:
-        """The outcome of direct feedback where batch follows upon batch."""
+        """Return the outcome of direct feedback if one batch follows another without a pause."""
         # Stages are never more than staleness + 1 batches apart, so after as many batches the pattern repeats itself.
         cycle = staleness + 1
         ended, stored = self._run(_direct(staleness), 4 * cycle * self.M, (Work.FORWARD, Work.LOCAL))
@@ -236,7 +236,7 @@ class _Paper:
         return Outcome(name, time, self.M / time, 1 - busy / (self.S * time), stored)
 
     def _run(self, order: Order, total: int, works: Sequence[Work]) -> tuple[dict[Work, Tensor], int]:
-        """When each stage ends each piece of work, by its kind ``(S, total)``; the most micro-batches stored."""
+        """Return by kind the times ``(S, total)`` at which work ends, and the most micro-batches stored."""
         at = _Progress(self.S, self.M, total, self.stage, torch.zeros(len(Work), self.S, dtype=torch.int64))
         rows = torch.tensor([works.index(work) if work in works else 0 for work in Work])
         ended = torch.full((len(works), self.S, total), math.nan, dtype=torch.float64)

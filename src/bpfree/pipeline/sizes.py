@@ -1,4 +1,4 @@
-"""One size for all micro-batches: what a stage receives has room for that, and a backend does not say what is left."""
+"""One size for all micro-batches: the receive buffers have this size, and a backend does not report another."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ class StageAttachment(Attachment):
             self._hook = mechanism.plan.error_module.register_forward_hook(self._listen)
 
     def expect(self, error: Tensor) -> None:
-        """Hear what the error will look like, in a stage before the last."""
+        """Take note of the error's shape and dtype, in a stage before the last."""
         (place,) = self._place
         if place is not None:
             place.like = error
@@ -164,7 +164,7 @@ class StageAttachment(Attachment):
         self._told = told
 
     def take_ticket(self) -> Tensor:
-        """The tensor whose gradient is the error of the forward pass that was just run, in a stage before the last.
+        """Return, in a stage before the last, the tensor whose gradient is the error of the last forward pass.
 
         Raises:
             StageError: The pass was plain autograd.
@@ -188,13 +188,13 @@ class StageAttachment(Attachment):
 
 
 class Elsewhere(nn.Module):
-    """Where the error is taken, as seen from a stage before the last one: in another process.
+    """The error's place for a stage before the last one: the error is taken in another process.
 
-    At the end of the stage's forward pass it gives a stand-in of the error's shape, which the mechanism takes for the
-    output. The gradient of the result is the error, and runs the stage's segments.
+    At the end of the stage's forward pass it returns a stand-in of the error's shape, which the mechanism uses as the
+    output. The gradient of the result is the error, and it runs the stage's segments.
 
     Args:
-        stage: How messages name the stage.
+        stage: The name of the stage in messages.
     """
 
     def __init__(self, stage: str) -> None:
@@ -216,14 +216,14 @@ class Elsewhere(nn.Module):
         self._ticket = None
 
     def take(self) -> Tensor:
-        """The result of the last forward pass, which is then forgotten."""
+        """Return the result of the last forward pass, which is then forgotten."""
         ticket, self._ticket = self._ticket, None
         if ticket is None:
             raise StageError(f"the rule of {self._stage} is paused: a schedule's step() cannot train it.")
         return ticket
 
     def forward(self) -> Tensor:
-        """Zeros of the error's shape, without memory, that require a gradient."""
+        """Return zeros of the error's shape, without memory, that require a gradient."""
         stand_in: Tensor = _StandIn.apply(self.like, torch.empty(0, requires_grad=True))  # type: ignore[no-untyped-call]
         return stand_in
 
@@ -266,7 +266,7 @@ class _StandIn(torch.autograd.Function):
 
 
 def mechanism_of(attachment: StageAttachment) -> DirectMechanism:
-    """The mechanism, which is that of a direct rule."""
+    """Return the mechanism, which is that of a direct rule."""
     mechanism = attachment.mechanism
     assert isinstance(mechanism, DirectMechanism)
     return mechanism

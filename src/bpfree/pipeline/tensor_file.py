@@ -77,7 +77,7 @@ def write_seal(file: BinaryIO, checksum: bytes, save: bytes) -> None:
 
 
 def read_seal(path: Path) -> tuple[bytes, bytes]:
-    """The checksum of a file, which was compared with its bytes, and what it has in common with others.
+    """Return the checksum of a file, which was compared with its bytes, and what it has in common with others.
 
     Raises:
         CheckpointError: The file is damaged, or not a file of tensors.
@@ -95,7 +95,7 @@ def read_seal(path: Path) -> tuple[bytes, bytes]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a file whose checksum was compared, and the note beside them.
+    """Return the tensors of a file whose checksum was compared, and the note beside them.
 
     Raises:
         CheckpointError: What the checksum is of is no file of tensors.
@@ -154,7 +154,7 @@ def _size(entry: Any) -> int:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    """The bytes of a tensor; those of a contiguous one on the CPU are its own."""
+    """Return the bytes of a tensor; those of a contiguous one on the CPU are its own."""
     plain = tensor.cpu().contiguous()
     array: Any = (ctypes.c_char * (plain.numel() * plain.element_size())).from_address(plain.data_ptr())
     array.owner = plain

@@ -1,4 +1,4 @@
-"""What all processes do together: if one of them fails, all of them raise, and none waits for the others."""
+"""Actions of all processes together: if one of them fails, all raise, and none waits for the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def gathered(value: Any, group: Any = None) -> list[Any]:
-    """The ``value`` of every process of ``group``, by rank; None stands for all processes."""
+    """Return the ``value`` of every process of ``group``, by rank; None stands for all processes."""
     if ranks() == 1:
         return [value]
     found: list[Any] = [None] * dist.get_world_size(group)

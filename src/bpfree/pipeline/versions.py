@@ -28,7 +28,7 @@ class Versions:
 
     @contextmanager
     def recorded(self) -> Generator[None]:
-        """A context for a forward pass whose graph may outlive an update."""
+        """Return a context for a forward pass whose graph may outlive an update."""
         # Asked for anew: a weight may have moved to other memory since the last pass.
         storages = {_address(parameter) for parameter in self._module.parameters()}
 
@@ -67,7 +67,7 @@ class _Saved:
         self._version = self._tensor._version
 
     def unpacked(self) -> Tensor:
-        """The tensor, as it was saved.
+        """Return the tensor as it was saved.
 
         Raises:
             RuntimeError: An in-place operation has changed it, as autograd says it.

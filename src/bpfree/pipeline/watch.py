@@ -1,7 +1,7 @@
-"""Which process is gone: a heartbeat for the processes of a run, pipeline or data parallel.
+"""A heartbeat for the processes of a run, pipeline or data parallel: it says which process is gone.
 
-A process that dies takes the others' collectives down with it, with messages that name an address at best. Here every
-process beats in the run's store, watches the next one, and says whose beat has stopped.
+If a process dies, the collectives of the others fail with messages that name an address at best. Here every process
+writes its beat to the run's store, watches the next process, and says whose beat has stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bpfree.errors import BpfreeError, LostRankError, OptionError
 
 _LOG = logging.getLogger("bpfree")
 _MISSED = 4
-"""How many beats a process may miss: a loaded machine delays some."""
+"""The number of beats that a process may miss: a loaded machine delays some."""
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def watched_ranks(interval: float = 1.0) -> Generator[None]:
 
 
 class _Watch:
-    """One process's beat, and its eye on the next one's."""
+    """The beat of one process, and its watch on the beat of the next one."""
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
@@ -87,7 +87,7 @@ class _Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Leave in order."""
+        """Stop the watch, and tell the others that this process leaves in order."""
         self._stopped.set()
         self._thread.join()
         if self._found.is_set():
@@ -101,7 +101,7 @@ class _Watch:
         self._found.wait(2 * self._interval)
 
     def diagnose(self) -> int | None:
-        """Who is lost, or None if everyone still beats."""
+        """Return the rank of the process that is lost, or None if every process still beats."""
         self._found.wait(self._interval * (_MISSED + 2))
         return self._lost
 
@@ -120,7 +120,7 @@ class _Watch:
                 self._hear(_STORE_HOST)
 
     def _look(self) -> None:
-        """Watch the neighbour, and hear what the others have seen."""
+        """Watch the neighbour, and read the findings of the others."""
         neighbour = (self._rank + 1) % self._count
         now, moment = self._store.get(_beat(neighbour)), time.monotonic()
         if now != self._seen:
@@ -161,7 +161,7 @@ class _Watch:
 
 
 _SILENT, _ENDED = "bpfree/silent", "bpfree/ended"
-"""Where in the store it says who does not beat, as long as that is so, and whose loop an exception has ended."""
+"""The store's keys for the rank whose beat has stopped (while it has), and for that whose loop an exception ended."""
 _NOBODY = b"nobody"
 _LEFT = b"left"
 _STORE_HOST = 0

@@ -1,4 +1,4 @@
-"""The arguments of a forward pass, taken apart: also tensors that objects among them hold out of sight."""
+"""The arguments of a forward pass as a flat list, together with the tensors inside objects among the arguments."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from bpfree.rerun.module_state import State
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of one forward pass, taken apart.
+    """The arguments of one forward pass as a flat list.
 
     Attributes:
-        flat: What they hold; last the tensors that want a gradient and that objects among them hold (a graph's
-            ``Data``, a dataclass, a cache).
-        form: How they are put together again.
-        hidden: For every one of these last tensors the places where it lies.
-        outside: Where in ``flat`` the tensors are that want a gradient.
+        flat: The entries. Tensors that require a gradient and lie inside an object (a graph's ``Data``, a dataclass, a
+            cache) come last.
+        form: The structure that turns the entries into arguments again.
+        hidden: For every tensor inside an object, the places where it lies.
+        outside: The numbers of the entries in ``flat`` that are tensors and require a gradient.
     """
 
     flat: Sequence[Any]
@@ -42,22 +42,22 @@ class Arguments:
         return cls(flat, form, [[(holder, key) for holder, key, _ in places] for places in hidden.values()], outside)
 
     def tensors(self) -> list[Tensor]:
-        """Those that hold numbers."""
+        """Return the entries that are tensors."""
         return [entry for entry in self.flat if isinstance(entry, Tensor)]
 
     def put_together(self, flat: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with these entries, but for those that objects hold."""
+        """Return the arguments with these entries. Tensors inside objects are not exchanged: see :meth:`lend`."""
         together: tuple[tuple[Any, ...], dict[str, Any]] = tree_unflatten(flat[: self.form.num_leaves], self.form)
         return together
 
     def lend(self, flat: Sequence[Any]) -> None:
-        """Put those of these entries that objects hold into the objects."""
+        """Put the last entries of ``flat`` into the objects that hold such tensors."""
         for value, places in zip(flat[self.form.num_leaves :], self.hidden, strict=True):
             for holder, key in places:
                 holder.replace(key, value)
 
     def take_back(self, lent: Sequence[Any]) -> None:
-        """Put the tensors themselves back where ``lent`` still lies in their place."""
+        """Put the original tensors back wherever a tensor of ``lent`` still lies in their place."""
         before, now = self.flat[self.form.num_leaves :], lent[self.form.num_leaves :]
         for value, other, places in zip(before, now, self.hidden, strict=True):
             for holder, key in places:
@@ -65,7 +65,7 @@ class Arguments:
                     holder.replace(key, value)
 
     def again(self) -> tuple[Sequence[Any], list[Tensor]]:
-        """What the arguments hold in another run, and the leaves in it that stand for ``outside``."""
+        """Return the entries for another run, and the leaves among them that stand for ``outside``."""
         flat = list(self.flat)
         for place in self.outside:
             flat[place] = flat[place].detach().requires_grad_()
@@ -73,13 +73,13 @@ class Arguments:
 
 
 def holders_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[Holder]:
-    """The places in the objects among the arguments, where a model may leave its loss terms too."""
+    """Return the places in the objects among the arguments: a model may store loss terms there too."""
     objects = objects_among(args, kwargs)
     return State(objects).holders if objects else ()
 
 
 def _hidden(objects: Mapping[Any, Any], flat: Sequence[Any]) -> dict[int, list[tuple[Holder, Any, Tensor]]]:
-    """The places of tensors that want a gradient and are not in ``flat``, by the tensor."""
+    """Return the places of tensors that require a gradient and are not in ``flat``, grouped by tensor."""
     seen = {id(entry) for entry in flat if isinstance(entry, Tensor)}
     found: dict[int, list[tuple[Holder, Any, Tensor]]] = {}
     for holder in State(objects).holders:

@@ -1,11 +1,12 @@
-"""Parts of a model that ``torch.utils.checkpoint`` runs a second time, and how a hook does there as in the first run.
+"""Parts of a model that ``torch.utils.checkpoint`` runs a second time: a hook must repeat what it did in the first run.
 
 Autograd saves nothing of a checkpointed part. When its backward pass wants what was saved, the part runs again, and the
 second run's tensors take the first run's places by their order alone. A hook that changes the graph must therefore
-change it in the second run as in the first: one tensor more or fewer, and all that follow are taken for others.
+change the second run in the same way as the first: with one tensor more or fewer, every later tensor would take a
+wrong place.
 
-Torch does not tell a hook which part it runs in. It is read off the hooks that the checkpoint has set for what autograd
-saves: each holds torch's record of this one call of ``checkpoint()``.
+Torch does not tell a hook which part it runs in. This module reads it from the hooks on saved tensors that a checkpoint
+sets: each of them holds torch's record of this one call of ``checkpoint()``.
 """
 
 from __future__ import annotations
@@ -57,16 +58,20 @@ class Around(NamedTuple):
     second: SecondRun | None = None
 
     def second_run_within(self, model: Around) -> SecondRun | None:
-        """Return the second run that is of a part of the model, whose own call has ``model`` around it."""
+        """Return the second run around this line if it is of a part of the model, and not of the whole model.
+
+        Args:
+            model: The checkpoints around the call of the model itself.
+        """
         return None if self.second == model.second else self.second
 
 
 NOWHERE = Around()
-"""Where no checkpoint is around."""
+"""The value if there is no checkpoint around."""
 
 
 def checkpoints_around() -> Around:
-    """Return the checkpoints around the caller; within :func:`bpfree.rerun.own_graphs.own_graphs` none is."""
+    """Return the checkpoints around the caller; there are none within :func:`bpfree.rerun.own_graphs.own_graphs`."""
     first: list[Any] = []
     second = None
     lifted: list[Any] = []
@@ -86,7 +91,7 @@ def checkpoints_around() -> Around:
 
 
 def _read(pack: Any) -> Any:
-    """Return what a hook on saved tensors holds: the record of a part, its second run, or None if it is another's."""
+    """Return what a hook on saved tensors holds: a part's record, or its second run; None if it is no checkpoint's."""
     if getattr(pack, "__module__", None) != torch.utils.checkpoint.__name__:
         return None
     held = inspect.getclosurevars(inspect.unwrap(pack)).nonlocals
@@ -104,7 +109,7 @@ def _read(pack: Any) -> Any:
 
 @dataclass
 class _Sequence(Generic[Done]):
-    """What was done in one part, and how far its second run has come in repeating it."""
+    """The list of what was done in one part, and the number of entries that its second run has repeated."""
 
     done: list[Done | None] = field(default_factory=list)
     backward: Any = None
@@ -112,9 +117,9 @@ class _Sequence(Generic[Done]):
 
 
 class Repetition(Generic[Done]):
-    """What a hook did in the first runs of checkpointed parts, to be done again in their second runs.
+    """A memory of what a hook did in the first runs of checkpointed parts, to be done again in their second runs.
 
-    It must hold no pass: a part lives as long as its graph.
+    It must not hold a pass: a part lives as long as its graph.
     """
 
     def __init__(self) -> None:
@@ -125,12 +130,12 @@ class Repetition(Generic[Done]):
         return Repetition, ()
 
     def note(self, parts: Sequence[Any], done: Done | None) -> None:
-        """Note what was done in the first run of these parts; None where nothing was."""
+        """Note what was done in the first run of these parts; None if nothing was done."""
         for part in parts:
             self._parts.setdefault(part, _Sequence()).done.append(done)
 
     def next(self, run: SecondRun) -> Done | None:
-        """Return what is to be done next in a second run; None where nothing is."""
+        """Return what is to be done next in a second run; None if nothing is to be done."""
         known = self._parts.get(run.part)
         if known is None:
             return None

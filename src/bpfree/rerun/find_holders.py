@@ -1,4 +1,4 @@
-"""Finding what a model, its hooks and the arguments of a pass keep things in."""
+"""Find the places where a model, its hooks and the arguments of a pass keep things."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _LEAVES = frozenset(
     {type(None), bool, int, float, complex, str, bytes, type, range, slice, torch.dtype, torch.device, torch.Size}
 )
 _UNTOUCHED = (Optimizer, LRScheduler, DataLoader, Dataset, Enum, ModuleType, type)
-"""What no forward pass moves, or nobody may put back behind its owner's back."""
+"""Objects that no forward pass changes, or that must not be changed without their owner knowing."""
 
 _FOREIGN = (
     sys.stdlib_module_names | {"torch", "numpy", "lightning", "pytorch_lightning", "lightning_fabric", "builtins"}
@@ -60,25 +60,25 @@ _STORE_GLOBAL = opmap["STORE_GLOBAL"]
 
 
 def is_ours(kind: type) -> bool:
-    """Whether a class belongs to a learning rule, whose state no pass of the model may have put back."""
+    """Return whether a class belongs to a learning rule: the state of a rule is never put back."""
     bases = (base for base in kind.__mro__ if base.__module__.partition(".")[0] == "bpfree")
     return any(base is not Tap and not base.__module__.startswith("bpfree.lab.") for base in bases)
 
 
 def is_leaf(value: Any) -> bool:
-    """Whether nothing can be kept in ``value``, a tensor aside."""
+    """Return whether ``value`` cannot hold other objects. Tensors count as such values too."""
     return type(value) in _LEAVES or isinstance(value, Tensor)
 
 
 def objects_among(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Any, Any]:
-    """The arguments that can keep something, by number or name: not numbers, texts or plain tensors."""
+    """Return, by number or name, the arguments that can hold other objects: no numbers, texts or plain tensors."""
     if all(map(is_leaf, args)) and all(map(is_leaf, kwargs.values())):
         return {}
     return {name: value for name, value in (*enumerate(args), *kwargs.items()) if not is_leaf(value)}
 
 
 def first_holder(root: Any) -> Holder:
-    """The place to begin with: a module, a learning rule's module, or the objects among the arguments of a pass."""
+    """Return the place to begin with: a module, a learning rule's module, or the objects among the arguments."""
     if not isinstance(root, nn.Module):
         return Arguments("", root)
     if not is_ours(type(root)):
@@ -93,8 +93,8 @@ def look_into(holder: Holder, known: Mapping[int, Holder]) -> None:
     """Find the tensors and the places in what ``holder`` holds now.
 
     Args:
-        holder: Where to look; what it holds is copied.
-        known: The places that are known already, by the identity of what they are.
+        holder: The place to look into; it also gets a new copy of what it holds.
+        known: The places that are known already, by the identity (``id``) of the object.
     """
     holder.kept = holder.copy()
     if isinstance(holder, Collection):
@@ -115,7 +115,7 @@ def _is_large(holder: Holder) -> bool:
 
 
 def _is_state(name: str, tensor: Tensor) -> bool:
-    """Whether it can be state: parameters are not, and what has no version cannot be written to."""
+    """Return whether a tensor can be state. Parameters are not; tensors without a version cannot be written to."""
     if isinstance(tensor, nn.Parameter):
         return False
     if is_lazy(tensor):
@@ -124,7 +124,7 @@ def _is_state(name: str, tensor: Tensor) -> bool:
 
 
 def _place(above: Holder, key: Any, value: Any, known: Mapping[int, Holder]) -> Holder | None:
-    """The place that ``value``, an entry of ``above``, is; None where it keeps nothing."""
+    """Return the place that belongs to ``value``, an entry of ``above``; None if it keeps nothing."""
     if is_leaf(value):
         return None
     held = known.get(id(value))
@@ -152,7 +152,7 @@ def _made(label: str, value: Any) -> Holder | None:
 
 
 def _numbers(label: str, value: Any) -> Holder | None:
-    """The place of a generator of random numbers, or of an array."""
+    """Return the place of a generator of random numbers or of an array; None for another object."""
     if isinstance(value, torch.Generator):
         return Numbers(label, value, value.get_state, value.set_state)
     if isinstance(value, random.Random):
@@ -200,7 +200,7 @@ def _is_foreign(module: str | None) -> bool:
 
 
 def _of_module(holder: ModuleAttributes, known: Mapping[int, Holder]) -> Iterator[Holder]:
-    """The submodules, and what hooks of the user's keep."""
+    """Yield the places of the submodules and of the user's hooks."""
     module: Any = holder.held
     for name, child in module._modules.items():
         if child is not None and not is_ours(type(child)):
@@ -240,7 +240,7 @@ def _function(label: str, value: Any) -> Holder | None:
 
 
 def _of_code(holder: Holder, known: Mapping[int, Holder]) -> Iterator[Holder]:
-    """What a function, or the class of an object, keeps besides."""
+    """Yield the places that belong to the code: closures, class attributes, and global variables."""
     held = holder.held
     if isinstance(held, FunctionType):
         yield from _of_closure(holder.label, held, known)
@@ -262,14 +262,14 @@ def _known_or(known: Mapping[int, Holder], held: Any, make: Callable[[Any], Hold
 
 
 def _of_closure(label: str, function: FunctionType, known: Mapping[int, Holder]) -> Iterator[Holder]:
-    """The variables of a function's closure."""
+    """Yield the place of the variables of a function's closure."""
     names = [name for name in function.__code__.co_freevars if name != "__class__"]
     if names:
         yield _known_or(known, function.__closure__, lambda held: Variables(label, held, names, Closure(function)))
 
 
 def _class(held: type) -> Holder:
-    """What a class keeps for all that are made of it."""
+    """Return the place of a class's own attributes, which all its objects share."""
     names = [
         name
         for name, value in vars(held).items()
@@ -279,7 +279,7 @@ def _class(held: type) -> Holder:
 
 
 def _methods(kind: type) -> Iterator[FunctionType]:
-    """The methods that a call of an object runs through, as far as their names say."""
+    """Yield the methods that a call of an object may run, found by the names in their code."""
     names, seen = ["forward", "__call__"], {"forward", "__call__"}
     while names:
         method: Any = inspect.getattr_static(kind, names.pop(), None)
@@ -293,7 +293,7 @@ def _methods(kind: type) -> Iterator[FunctionType]:
 
 
 def _of_globals(label: str, functions: Sequence[FunctionType], known: Mapping[int, Holder]) -> Iterator[Holder]:
-    """The global variables that functions name: those that they write, and those that hold what can change."""
+    """Yield the places of the global variables that functions write, and of those whose values can change."""
     scopes: dict[int, list[FunctionType]] = {}
     for function in functions:
         scopes.setdefault(id(function.__globals__), []).append(function)

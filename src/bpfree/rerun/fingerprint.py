@@ -1,4 +1,4 @@
-"""A few numbers of a tensor, to see in another run whether it is the same, for little memory."""
+"""A few numbers of a tensor: enough to see, with little memory, whether another run gives the same tensor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SAMPLES = 256
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a tensor of floating point numbers looks like.
+    """A small summary of a tensor of floating point numbers.
 
     Attributes:
         shape: Its shape.
@@ -27,7 +27,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, tensor: Tensor) -> Fingerprint:
-        """Look at ``tensor``."""
+        """Summarize ``tensor``."""
         flat = tensor.detach().reshape(-1)
         some = flat[:: max(1, len(flat) // _SAMPLES)].double()
         norm = torch.linalg.vector_norm(flat, dtype=torch.promote_types(flat.dtype, torch.float32)).double()
@@ -39,11 +39,11 @@ class Fingerprint:
 
     @property
     def tolerance(self) -> float:
-        """How far two runs may be apart, relative to the largest number: half the digits are left to rounding."""
+        """The difference allowed between two runs, relative to the largest number: half the digits may be rounding."""
         return math.sqrt(self.precision)
 
     def distance(self, other: Fingerprint) -> float:
-        """How far the two are apart, relative to the largest number of the sample; NaN is as far from NaN as 0."""
+        """Return the largest difference, relative to the largest number of the sample. NaN equals NaN here."""
         if self.shape != other.shape:
             return math.inf
         ours, theirs = self.numbers.nan_to_num(), other.numbers.nan_to_num()
@@ -58,5 +58,5 @@ class Fingerprint:
         return max(float(far) / max(float(largest), 1e-300) for far, largest in pairs)
 
     def differs_from(self, other: Fingerprint) -> bool:
-        """Whether the two are further apart than rounding explains."""
+        """Return whether the difference is larger than rounding explains."""
         return self.distance(other) > max(self.tolerance, other.tolerance)

@@ -25,7 +25,7 @@ _ABSENT = object()
 _STRUCTURE = frozenset(vars(nn.Module())) - {"training"}
 
 _SIZES = frozenset({"in_features", "out_features", "in_channels", "out_channels", "num_features", "normalized_shape"})
-"""What layers of torch have beside it, and no pass changes."""
+"""Attributes that torch's layers have besides and that no pass changes."""
 
 
 class Holder(ABC):
@@ -57,22 +57,22 @@ class Holder(ABC):
 
     @abstractmethod
     def matches(self, kept: Any) -> bool:
-        """Whether it holds the objects of this copy."""
+        """Return whether it holds the objects of this copy."""
 
     @abstractmethod
     def put(self, kept: Any) -> None:
         """Make it hold the objects of this copy."""
 
     def is_known(self) -> bool:
-        """Whether what it holds by other ways is what it was when it was last looked at."""
+        """Return whether its hooks and submodules, if it has any, are those of the last look."""
         return True
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
-        """What it holds, by key."""
+        """Return pairs of a key and the object there."""
         return ()
 
     def at(self, key: Any) -> Any:
-        """The entry ``key``."""
+        """Return the entry ``key``."""
         return next(value for place, value in self.entries() if place is key or place == key)
 
     def replace(self, key: Any, value: Any) -> None:
@@ -80,7 +80,7 @@ class Holder(ABC):
         raise KeyError(key)
 
     def name(self, key: Any) -> str:
-        """The entry's name for messages: ``"router.balance"`` or ``"history[0]"``."""
+        """Return the entry's name for messages: ``"router.balance"`` or ``"history[0]"``."""
         return f"{self.label}[{key!r}]"
 
 
@@ -103,7 +103,7 @@ class Attributes(Holder):
         return self._attributes.copy()
 
     def matches(self, kept: Any) -> bool:
-        """Whether it holds the objects of this copy."""
+        """Return whether it holds the objects of this copy."""
         return _same(self._attributes, kept)
 
     def put(self, kept: Any) -> None:
@@ -111,7 +111,7 @@ class Attributes(Holder):
         _put(self._attributes, kept)
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
-        """What it holds, by key."""
+        """Return pairs of a key and the object there."""
         return list(self._attributes.items())
 
     def replace(self, key: Any, value: Any) -> None:
@@ -119,19 +119,19 @@ class Attributes(Holder):
         self._attributes[key] = value
 
     def name(self, key: Any) -> str:
-        """The attribute's name."""
+        """Return the attribute's name."""
         return f"{self.label}.{key}".lstrip(".")
 
 
 class ModuleAttributes(Attributes):
-    """The attributes and buffers of a module; its submodules and hooks are seen and never changed."""
+    """The attributes and buffers of a module. Its submodules and hooks are looked at, but never changed."""
 
     __slots__ = ("_buffers", "_hooks", "_modules", "_pre_hooks", "_skipped")
 
     def __init__(self, label: str, held: nn.Module) -> None:
         self._buffers, self._modules = held._buffers, held._modules
         self._hooks, self._pre_hooks = held._forward_hooks, held._forward_pre_hooks
-        # Those that every module, or layer of torch, has come first, and are not compared one by one.
+        # The attributes that every module, or every layer of torch, has come first and are not compared one by one.
         constant = {"training", *_STRUCTURE, *(_SIZES if type(held).__module__.startswith("torch.nn.") else ())}
         own = (number for number, key in enumerate(vars(held)) if key not in constant)
         self._skipped = next(own, len(vars(held)))
@@ -145,7 +145,7 @@ class ModuleAttributes(Attributes):
         return attributes, compared, self._buffers.copy(), self._modules.copy(), *hooks
 
     def matches(self, kept: Any) -> bool:
-        """Whether it holds the objects of this copy."""
+        """Return whether it holds the objects of this copy."""
         now = self._attributes
         attributes, compared, buffers, modules, _, _ = kept
         if len(now) != len(attributes) or now.get("training") is not attributes.get("training"):
@@ -157,7 +157,7 @@ class ModuleAttributes(Attributes):
         )
 
     def is_known(self) -> bool:
-        """Whether it has as many hooks and submodules as when it was last looked at."""
+        """Return whether it has as many hooks and submodules as at the last look."""
         _, _, _, modules, hooks, pre_hooks = self.kept
         return len(self._hooks) == hooks and len(self._pre_hooks) == pre_hooks and len(self._modules) == len(modules)
 
@@ -167,7 +167,7 @@ class ModuleAttributes(Attributes):
         _put(self._buffers, kept[2])
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
-        """Its attributes and buffers."""
+        """Return pairs of a name and the attribute or buffer there."""
         own = [(key, value) for key, value in self._attributes.items() if key not in _STRUCTURE]
         return [*own, *self._buffers.items()]
 
@@ -177,7 +177,7 @@ class ModuleAttributes(Attributes):
 
 
 class Slots(Holder):
-    """What lies in the ``__slots__`` of an object."""
+    """The ``__slots__`` of an object."""
 
     __slots__ = ("_held", "_names")
 
@@ -195,7 +195,7 @@ class Slots(Holder):
         return [getattr(self._held, name, _ABSENT) for name in self._names]
 
     def matches(self, kept: Any) -> bool:
-        """Whether it holds the objects of this copy."""
+        """Return whether it holds the objects of this copy."""
         return all(map(is_, self.copy(), kept))
 
     def put(self, kept: Any) -> None:
@@ -207,7 +207,7 @@ class Slots(Holder):
                 object.__delattr__(self._held, name)
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
-        """What it holds, by slot."""
+        """Return pairs of a slot's name and the object there."""
         return [(name, value) for name, value in zip(self._names, self.copy(), strict=True) if value is not _ABSENT]
 
     def replace(self, key: Any, value: Any) -> None:
@@ -215,7 +215,7 @@ class Slots(Holder):
         object.__setattr__(self._held, key, value)
 
     def name(self, key: Any) -> str:
-        """The slot's name."""
+        """Return the slot's name."""
         return f"{self.label}.{key}".lstrip(".")
 
 
@@ -240,7 +240,7 @@ class Entries(Holder):
         return list(self._kind.items(self._held))
 
     def matches(self, kept: Any) -> bool:
-        """Whether it holds the objects of this copy."""
+        """Return whether it holds the objects of this copy."""
         now = self._held
         if len(now) != len(kept):
             return False
@@ -257,11 +257,11 @@ class Entries(Holder):
             self._kind.__setitem__(self._held, key, value)
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
-        """What it holds, by key."""
+        """Return pairs of a key and the object there."""
         return list(self._kind.items(self._held))
 
     def at(self, key: Any) -> Any:
-        """The entry ``key``."""
+        """Return the entry ``key``."""
         return self._kind.__getitem__(self._held, key)
 
     def replace(self, key: Any, value: Any) -> None:
@@ -298,7 +298,7 @@ class Items(Holder):
         return list(self._held)
 
     def matches(self, kept: Any) -> bool:
-        """Whether it holds the objects of this copy."""
+        """Return whether it holds the objects of this copy."""
         now = self._held
         if len(now) != len(kept):
             return False
@@ -315,11 +315,11 @@ class Items(Holder):
             deque.extend(self._held, kept)
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
-        """What it holds, by place."""
+        """Return pairs of a position and the object there."""
         return list(enumerate(self._held))
 
     def at(self, key: Any) -> Any:
-        """The entry ``key``."""
+        """Return the entry ``key``."""
         return self._held[key]
 
     def replace(self, key: Any, value: Any) -> None:
@@ -328,7 +328,7 @@ class Items(Holder):
 
 
 class Unchanging(Holder):
-    """What does not change itself, and leads to places that do."""
+    """An object that does not change itself, but contains places that do."""
 
     __slots__ = ("_held",)
 
@@ -338,18 +338,18 @@ class Unchanging(Holder):
 
     @property
     def held(self) -> object:
-        """What leads there."""
+        """The object itself."""
         return self._held
 
     def copy(self) -> Any:
-        """Nothing."""
+        """Copy nothing: there is nothing to put back."""
 
     def matches(self, kept: Any) -> bool:
-        """Always."""
+        """Return True: it does not change."""
         return True
 
     def put(self, kept: Any) -> None:
-        """Nothing is to be put back."""
+        """Do nothing: there is nothing to put back."""
 
 
 class Collection(Unchanging):
@@ -368,17 +368,17 @@ class Arguments(Unchanging):
     __slots__ = ()
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
-        """The objects."""
+        """Return pairs of an argument's number or name and the object."""
         held: Any = self.held
         return list(held.items())
 
     def name(self, key: Any) -> str:
-        """The argument's name."""
+        """Return the argument's name."""
         return f"argument {key!r}"
 
 
 class Function(Unchanging):
-    """A function: what its closure, its defaults, what it is bound to, and globals that it names keep."""
+    """A function: its closure, its defaults, the object it is bound to, and the global variables it uses."""
 
     __slots__ = ("_parts",)
 
@@ -387,16 +387,16 @@ class Function(Unchanging):
         self._parts = parts
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
-        """What it is made of."""
+        """Return pairs of a number and a part of the function: its defaults, or the object it is bound to."""
         return list(enumerate(self._parts))
 
     def name(self, key: Any) -> str:
-        """The function's name: what it is made of has none."""
+        """Return the function's name: its parts have no names."""
         return self.label
 
 
 class Fixed(Unchanging):
-    """A tuple: an entry is exchanged by exchanging the tuple itself where it lies."""
+    """A tuple. To exchange an entry, the whole tuple is exchanged in the place that holds it."""
 
     __slots__ = ("_above", "_key")
 
@@ -405,7 +405,7 @@ class Fixed(Unchanging):
         self._above, self._key = above, key
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
-        """What the tuple holds that lies there now, by place."""
+        """Return pairs of a position and the object there, of the tuple that the place holds now."""
         return list(enumerate(self._above.at(self._key)))
 
     def replace(self, key: Any, value: Any) -> None:
@@ -434,18 +434,18 @@ class Members(Holder):
         return self._held.copy()
 
     def matches(self, kept: Any) -> bool:
-        """Whether it holds what this copy holds."""
+        """Return whether it is equal to this copy."""
         if len(self._held) > MANY:
             return len(self._held) == len(kept)
         return bool(self._held == kept)
 
     def put(self, kept: Any) -> None:
-        """Make it hold what this copy holds."""
+        """Make it equal to this copy."""
         self._held.clear()
         (self._held.update if isinstance(self._held, set) else self._held.extend)(kept)
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
-        """What a set holds; every member is its own key."""
+        """Return the members of a set, each with itself as its key; nothing for a bytearray."""
         return [(member, member) for member in self._held] if isinstance(self._held, set) else []
 
     def replace(self, key: Any, value: Any) -> None:
@@ -455,7 +455,7 @@ class Members(Holder):
             self._held.add(value)
 
     def name(self, key: Any) -> str:
-        """The name of the set: its members have none."""
+        """Return the name of the set: its members have no names."""
         return self.label
 
 
@@ -464,9 +464,9 @@ class Variables(Holder):
 
     Args:
         label: Its name.
-        held: What the scope belongs to.
-        names: The variables.
-        scope: Where they are looked up, set and deleted.
+        held: The object that the scope belongs to.
+        names: The names of the variables.
+        scope: The scope, in which variables are looked up, set and deleted.
     """
 
     __slots__ = ("_held", "_names", "_scope")
@@ -477,20 +477,20 @@ class Variables(Holder):
 
     @property
     def held(self) -> object:
-        """What the scope belongs to."""
+        """The object that the scope belongs to."""
         return self._held
 
     def copy(self) -> Any:
-        """Copy what they hold now."""
+        """Return the values of the variables now."""
         get = self._scope.get
         return [get(name, _ABSENT) for name in self._names]
 
     def matches(self, kept: Any) -> bool:
-        """Whether they hold the objects of this copy."""
+        """Return whether the variables hold the objects of this copy."""
         return all(map(is_, self.copy(), kept))
 
     def put(self, kept: Any) -> None:
-        """Make them hold the objects of this copy."""
+        """Make the variables hold the objects of this copy."""
         for name, value, now in zip(self._names, kept, self.copy(), strict=True):
             if value is _ABSENT and now is not _ABSENT:
                 del self._scope[name]
@@ -498,7 +498,7 @@ class Variables(Holder):
                 self._scope[name] = value
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
-        """What they hold, by name."""
+        """Return pairs of a variable's name and its value."""
         return [(name, value) for name, value in zip(self._names, self.copy(), strict=True) if value is not _ABSENT]
 
     def replace(self, key: Any, value: Any) -> None:
@@ -506,15 +506,15 @@ class Variables(Holder):
         self._scope[key] = value
 
     def name(self, key: Any) -> str:
-        """The variable's name."""
+        """Return the variable's name."""
         return f"{self.label} {key}"
 
 
 class Scope(Protocol):
-    """Where variables are looked up, set and deleted: a dictionary, or what looks like one."""
+    """A scope, in which variables are looked up, set and deleted: a dictionary, or an object with its methods."""
 
     def get(self, name: str, default: Any, /) -> Any:
-        """What the variable holds."""
+        """Return the variable's value."""
 
     def __setitem__(self, name: str, value: Any, /) -> None: ...
 
@@ -528,7 +528,7 @@ class Closure:
         self._cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
 
     def get(self, name: str, default: Any, /) -> Any:
-        """What the variable holds."""
+        """Return the variable's value."""
         try:
             return self._cells[name].cell_contents
         except ValueError:  # it has not been assigned yet
@@ -548,7 +548,7 @@ class ClassScope:
         self._held = held
 
     def get(self, name: str, default: Any, /) -> Any:
-        """What the class itself has, not what it inherits."""
+        """Return the attribute of the class itself, not an inherited one."""
         return vars(self._held).get(name, default)
 
     def __setitem__(self, name: str, value: Any, /) -> None:
@@ -559,13 +559,13 @@ class ClassScope:
 
 
 class Numbers(Holder):
-    """A generator of random numbers, or an array of numpy's: something with a state that is asked for and set.
+    """A generator of random numbers or a numpy array: an object whose state can be read and set.
 
     Args:
         label: Its name.
         held: The object.
-        get: Asks for the state.
-        put: Sets it.
+        get: Returns the state.
+        put: Sets the state.
     """
 
     __slots__ = ("_get", "_held", "_set")
@@ -584,7 +584,7 @@ class Numbers(Holder):
         return self._get()
 
     def matches(self, kept: Any) -> bool:
-        """Whether it has this state."""
+        """Return whether it has this state."""
         now = self._get()
         if isinstance(now, Tensor):
             return torch.equal(now, kept)
@@ -596,7 +596,7 @@ class Numbers(Holder):
 
 
 def array_holder(label: str, array: Any) -> Numbers:
-    """The place of a numpy array."""
+    """Return the place of a numpy array."""
     shape, dtype = array.shape, array.dtype
 
     def put(kept: bytes) -> None:

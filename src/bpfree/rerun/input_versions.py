@@ -1,4 +1,4 @@
-"""What a forward pass computes with, so that a second run with other arguments or weights is noticed."""
+"""The arguments and weights of a forward pass, noted so that a second run with other ones is refused."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from bpfree.errors import SecondRunError
 
 @dataclass(frozen=True)
 class InputVersions:
-    """The tensors that a pass computes with and that nobody copies, so that a second run with others is noticed.
+    """The tensors that a pass computes with, noted but not copied, so that a second run with others is refused.
 
     Attributes:
-        arguments: The model's arguments, each with how often it had been written to.
+        arguments: The tensors among the model's arguments, each with its version (how often it had been written to).
         owners: The modules with parameters.
         weights: The parameters of each, by name.
-        versions: For every parameter how often it had been written to; None for those that learn. They may change: an
-            optimizer can step them while the error arrives.
+        versions: The version of every parameter; None for parameters that learn. Those may change: an optimizer can
+            step them while the error arrives.
     """
 
     arguments: Sequence[tuple[Tensor, int]]
@@ -33,14 +33,14 @@ class InputVersions:
 
     @classmethod
     def now(cls, arguments: Any, parts: Sequence[nn.Module]) -> InputVersions:
-        """Note them, of a model whose modules are ``parts``."""
+        """Note the arguments and the weights of a model whose modules are ``parts``."""
         given = [(entry, _version(entry)) for entry in tree_leaves(arguments) if isinstance(entry, Tensor)]
         owners = [owner for owner in parts if owner._parameters]
         weights = [owner._parameters.copy() for owner in owners]
         return cls(given, owners, weights, _versions(weights))
 
     def check(self, model: nn.Module) -> None:
-        """Raise SecondRunError unless ``model`` has the same ones now."""
+        """Raise SecondRunError unless ``model`` has the same arguments and weights now."""
         if any(_version(tensor) != version for tensor, version in self.arguments):
             raise SecondRunError(
                 "an argument of the model was overwritten in its forward pass or since, and this way of learning runs "
@@ -62,7 +62,7 @@ class InputVersions:
         )
 
     def _changed(self, model: nn.Module) -> str:
-        """The name of the first parameter that is not what it was."""
+        """Return the name of the first parameter that has changed."""
         paths = {module: f"{path}." if path else "" for path, module in model.named_modules()}
         versions = iter(self.versions)
         for owner, known in zip(self.owners, self.weights, strict=True):
@@ -83,5 +83,5 @@ def _versions(weights: Sequence[Mapping[str, Tensor | None]]) -> list[int | None
 
 
 def _version(tensor: Tensor) -> int:
-    # Those of inference mode have none, and cannot be written to outside it.
+    # Tensors of inference mode have no version, and cannot be written to outside it.
     return 0 if tensor.is_inference() else tensor._version

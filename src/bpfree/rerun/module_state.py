@@ -1,4 +1,4 @@
-"""The state that a forward pass finds, moves and leaves: what a model, its hooks or its arguments keep."""
+"""The state that a forward pass reads and changes: everything that a model, its hooks or its arguments keep."""
 
 from __future__ import annotations
 
@@ -18,36 +18,38 @@ _SMALL = 4096
 """Tensors in plain attributes of at most so many numbers are copied for every pass; buffers of any size are."""
 
 _LARGE = 2**22
-"""Those of more numbers never are."""
+"""Tensors in plain attributes of more numbers are not copied, unless a pass has written to them before."""
 
 _NEW = 2
-"""In so many passes what is no larger than that is copied all the same, to see whether a pass writes to it."""
+"""In the first passes, so many, tensors up to ``_LARGE`` are copied too, to see whether a pass writes to them."""
 
 _MOST = 20_000
-"""So many places are looked at, and no more."""
+"""The largest number of places that are looked at."""
 
 STALE: Any = object()
-"""In place of a copy: what lies in the place must be looked at again."""
+"""Stands in place of a copy, and says that the place must be looked at again."""
 
 
 def holders_of(model: nn.Module) -> Sequence[Holder]:
-    """The places where ``model`` and its hooks keep things: ``entries()``, ``replace(key, value)``, ``name(key)``.
+    """Return the places where ``model`` and its hooks keep things.
 
-    For every pass there is :class:`State`, which keeps what it has found.
+    A place has ``entries()``, ``replace(key, value)`` and ``name(key)``.
+
+    To look before every pass, use :class:`State`: it remembers the places it has found.
     """
     return State(model).holders
 
 
 @dataclass(frozen=True)
 class Written:
-    """A tensor in a place, as a pass found it.
+    """A tensor in a place, as it was when a pass began.
 
     Attributes:
         holder: The place.
-        key: Where it lies there.
+        key: The tensor's key in that place.
         tensor: The tensor.
-        version: How often it had been written to.
-        copy: A copy, where one was made.
+        version: The tensor's version (how often it had been written to).
+        copy: A copy, if one was made.
     """
 
     holder: Holder
@@ -58,17 +60,17 @@ class Written:
 
     @property
     def name(self) -> str:
-        """Its name for messages."""
+        """The tensor's name for messages."""
         return self.holder.name(self.key)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What was kept at one moment.
+    """The contents of all places at one moment.
 
     Attributes:
         holders: The places.
-        kept: What each of them held.
+        kept: A copy of the contents of each place.
         tensors: The tensors in them.
     """
 
@@ -77,7 +79,7 @@ class Moment:
     tensors: Sequence[Written] = ()
 
     def with_those_of(self, other: Moment) -> Moment:
-        """The same with what the places of another moment hold now, if the model has dropped them since."""
+        """Return this moment, with the present contents of the places of ``other`` that the model has dropped since."""
         if self.holders is other.holders:
             return self
         known = set(map(id, self.holders))
@@ -95,12 +97,12 @@ class Moment:
                 holder.kept = STALE
 
     def begin(self) -> None:
-        """Make every place hold what it held, with copies of its tensors in their place.
+        """Make every place hold what it held, with copies in place of its tensors.
 
         Graphs that hold the tensors themselves stay valid: nothing is written to them.
 
         Raises:
-            SecondRunError: A tensor was written to since, and was too large to be copied.
+            SecondRunError: A tensor that was too large to be copied was written to since.
         """
         for written in self.tensors:
             if written.copy is None and written.tensor._version != written.version:
@@ -118,19 +120,19 @@ class Moment:
                 written.holder.replace(written.key, standing_in[id(copy)])
 
     def changed(self) -> list[str]:
-        """The names of the places that hold something else now."""
+        """Return the names of the places that hold something else now."""
         pairs = zip(self.holders, self.kept, strict=True)
         return [holder.label for holder, kept in pairs if not holder.matches(kept)]
 
     def check(self, versions: Sequence[int]) -> None:
-        """Raise SecondRunError if a tensor itself was written to since it had these versions."""
+        """Raise SecondRunError if one of the tensors was written to since it had its entry of ``versions``."""
         for written, version in zip(self.tensors, versions, strict=True):
             if written.tensor._version != version:
                 raise written_to(written)
 
 
 def written_to(written: Written) -> SecondRunError:
-    """What is raised where a large tensor in a plain attribute was written to."""
+    """Make the error for a large tensor in a plain attribute that was written to."""
     return SecondRunError(
         f"{written.name!r}, a tensor {tuple(written.tensor.shape)} that the model keeps, was written to in place in "
         "its forward pass, and this way of learning runs the model once more from the state before it. Tensors of "
@@ -140,7 +142,7 @@ def written_to(written: Written) -> SecondRunError:
 
 
 class State:
-    """What everything reachable from one object keeps.
+    """The contents of every place that can be reached from one object.
 
     Args:
         root: A module, or the objects among the arguments of a pass by number or name.
@@ -149,9 +151,9 @@ class State:
     def __init__(self, root: nn.Module | Mapping[Any, Any]) -> None:
         self._root = root
         self._passes = 0
-        # The number of hooks registered anywhere: whether there may be new ones.
+        # The number of hooks registered anywhere: if it grows, the model may have new ones.
         self._hooks = -1
-        # By name: which tensors a pass has written to.
+        # The names of the tensors that a pass has written to.
         self._written: set[str] = set()
         self._places: Sequence[Holder] = ()
         self._watched: Sequence[Holder] = ()
@@ -168,10 +170,10 @@ class State:
         return self._places
 
     def now(self, *, copies: bool = False) -> Moment:
-        """Note what everything holds.
+        """Copy the contents of every place.
 
         Args:
-            copies: Whether a second run is to begin from it: also copies the tensors that a pass may write to.
+            copies: Also copy the tensors that a pass may write to, for a second run that begins from this moment.
         """
         self._look()
         kept = [holder.kept for holder in self._watched]
@@ -198,7 +200,7 @@ class State:
             self._places = self._found()
 
     def _found(self) -> Sequence[Holder]:
-        """All places, each once; what is known is not looked into again."""
+        """Return all places, each once. Places that are known already are not looked into again."""
         known = {id(holder.held): holder for holder in self._places}
         found: dict[int, Holder] = {}
         open_places = [self._places[0] if self._places else first_holder(self._root)]
@@ -216,7 +218,7 @@ class State:
         return places
 
     def _copied(self) -> list[Written]:
-        """The tensors, those that a pass may write to with copies: one for a tensor that lies in several places."""
+        """Return the tensors, with copies of those that a pass may write to: one copy per tensor, not per place."""
         copies: dict[int, Tensor | None] = {}
         found: list[Written] = []
         for holder in self._with_tensors:
@@ -235,29 +237,29 @@ class State:
         return size <= _SMALL or new or (bool(self._written) and holder.name(key) in self._written)
 
     def graphs(self) -> dict[str, Tensor]:
-        """The tensors with a graph that are kept, by name.
+        """Return the kept tensors that have a graph, by name.
 
-        Weights that hooks of torch.nn.utils make of others anew in every pass are none.
+        Weights that hooks of torch.nn.utils compute anew in every pass are left out.
         """
         found = [(holder, key, tensor) for holder in self.holders for key, tensor in holder.tensors]
         return {holder.name(key): tensor for holder, key, tensor in found if tensor.grad_fn and not _made(holder, key)}
 
     @contextmanager
     def expecting_hooks(self) -> Generator[None]:
-        """Within this context hooks are registered that keep nothing: no place is looked into because of them."""
+        """Within this context the registered hooks keep nothing: no place is looked into because of them."""
         are_known = self._hooks == RemovableHandle.next_id
         yield
         if are_known:
             self._hooks = RemovableHandle.next_id
 
     def note(self, moment: Moment) -> None:
-        """Note which tensors have been written to since ``moment``: they are copied for every pass."""
+        """Note which tensors have been written to since ``moment``: from now on, every pass copies them."""
         large = (written for written in moment.tensors if written.tensor.numel() > _SMALL)
         self._written.update(written.name for written in large if written.tensor._version != written.version)
 
 
 def _made(holder: Holder, key: Any) -> bool:
-    """Whether a hook of torch.nn.utils makes this attribute of a module in every pass (weight norm, pruning)."""
+    """Return whether a hook of torch.nn.utils makes this attribute in every pass (weight norm, pruning)."""
     hooks = holder.held._forward_pre_hooks.values() if isinstance(holder.held, nn.Module) else ()
     made_here = (hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils."))
     return any(key in (getattr(hook, "name", None), getattr(hook, "_tensor_name", None)) for hook in made_here)

@@ -1,7 +1,7 @@
-"""Graphs that the library makes beside the user's pass, where the whole model may be inside a checkpoint.
+"""Graphs that the library makes beside the user's pass, also where the whole model is inside a checkpoint.
 
 A checkpoint counts every tensor that is saved within it, and expects the same tensors from its second run. The first
-look at a model, and an estimating pass, run in its first run alone: what they save must stay out of that count.
+look at a model and an estimating pass happen in its first run only: the tensors that they save must not be counted.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ class OverwrittenError(RuntimeError):
 
 
 def with_version(tensor: Tensor) -> tuple[Tensor, int]:
-    """Return a tensor with the count of writes to it: autograd does not look at it where there are hooks.
+    """Return a tensor with its version (the count of writes to it): autograd does not check it where there are hooks.
 
-    Detached: an operation that saves its own output would otherwise hold itself, and what was never sent a gradient
-    would stay in memory for good. Autograd gives it its place in the graph again when it is unpacked.
+    The tensor is detached: an operation that saves its own output would otherwise hold itself, and would stay in memory
+    forever if no gradient ever reached it. When the tensor is unpacked, autograd gives it its place in the graph again.
     """
     return tensor.detach(), tensor._version
 
 
 def of_version(saved: tuple[Tensor, int]) -> Tensor:
-    """Return the saved tensor, if it has not been written to since."""
+    """Return the saved tensor; raise OverwrittenError if it has been written to since."""
     tensor, version = saved
     if tensor._version != version:
         raise OverwrittenError("a tensor that is needed for a gradient was changed in place.")
@@ -37,7 +37,7 @@ def of_version(saved: tuple[Tensor, int]) -> Tensor:
 
 @contextmanager
 def own_graphs() -> Generator[None]:
-    """Within this context graphs save their tensors themselves, also inside a checkpoint."""
+    """Within this context, graphs keep their own saved tensors, also inside a checkpoint."""
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:  # nothing counts; torch.func wants no hooks
         yield
         return

@@ -1,4 +1,4 @@
-"""The global random state: torch's, and those of Python and numpy, which models draw from too."""
+"""The global random state: that of torch, and those of Python and numpy, from which models draw too."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 _WORDS = 624
 _PYTHON, _NUMPY = struct.Struct(f"=i{_WORDS}I"), struct.Struct(f"={_WORDS}Ii")
-"""How a Mersenne twister's state lies in memory: to ask Python or numpy for it costs a small model's forward pass."""
+"""The layout of a Mersenne twister's state in memory. To ask Python or numpy for it takes as long as a small model."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class RandomState:
     """The global random state at one moment, of the CPU and of the accelerators that a model is on.
 
     Attributes:
-        cpu: torch's, on the CPU.
-        accelerators: torch's, elsewhere.
-        others: Those of Python and of numpy.
+        cpu: The state of torch's generator on the CPU.
+        accelerators: The state of torch's generator on every accelerator.
+        others: The states of Python's and numpy's generators.
     """
 
     cpu: Tensor
@@ -37,13 +37,13 @@ class RandomState:
 
     @classmethod
     def now(cls, *modules: nn.Module) -> RandomState:
-        """Keep it."""
+        """Return the state now, with that of the accelerators that ``modules`` are on."""
         devices = _accelerators(modules)
         states = [(device, torch.get_device_module(device).get_rng_state(device)) for device in devices]
         return cls(torch.get_rng_state(), tuple(states), tuple((other, other.now()) for other in _others()))
 
     def restore(self) -> None:
-        """Put it back."""
+        """Set the global random state to this one."""
         torch.set_rng_state(self.cpu)
         for device, state in self.accelerators:
             torch.get_device_module(device).set_rng_state(state, device)
@@ -52,25 +52,25 @@ class RandomState:
 
 
 def _accelerators(modules: Sequence[nn.Module]) -> list[torch.device]:
-    if not torch.accelerator.is_available():  # spares every step a walk through the model
+    if not torch.accelerator.is_available():  # saves every step a loop over the model's tensors
         return []
     devices = {tensor.device for module in modules for tensor in (*module.parameters(), *module.buffers())}
     return [device for device in devices if device.type not in ("cpu", "meta")]
 
 
 class Twister(ABC):
-    """A global Mersenne twister outside torch. It is looked at where it lies, where that is known."""
+    """A global Mersenne twister outside torch. If its place in memory is known, the state is read from there."""
 
     @abstractmethod
     def now(self) -> Any:
-        """Its state; two of them can be compared."""
+        """Return its state; two states can be compared."""
 
     @abstractmethod
     def put(self, kept: Any) -> None:
         """Set this state."""
 
     def restore(self, kept: Any) -> None:
-        """Set this state, if it has another."""
+        """Set this state, if it has another one."""
         if self.now() != kept:
             self.put(kept)
 
@@ -96,7 +96,7 @@ class PythonsTwister(Twister):
         return bool(_view(id(trial) + object.__basicsize__).raw == _PYTHON.pack(index, *words))
 
     def now(self) -> Any:
-        """Its state; two of them can be compared."""
+        """Return its state; two states can be compared."""
         return random.getstate() if self._seen is None else (self._seen.raw, self._generator.gauss_next)
 
     def put(self, kept: Any) -> None:
@@ -112,7 +112,7 @@ class NumpysTwister(Twister):
 
     def __init__(self, drawn: Any) -> None:
         self._drawn, self._bits, self._seen = drawn, drawn.get_bit_generator(), None
-        # The second number of a normal pair is kept elsewhere: it is asked for at first, and where passes draw.
+        # The second number of a normal pair lies elsewhere: it is asked for at first, and if passes draw from numpy.
         self._asked, self._is_drawn_from = 0, False
         self._left: tuple[bytes, bytes] = b"", b""
         state = drawn.get_state(legacy=False)
@@ -121,11 +121,11 @@ class NumpysTwister(Twister):
             self._seen = seen if seen.raw == _NUMPY.pack(*inner["key"].tolist(), inner["pos"]) else None
 
     def is_of(self, drawn: Any) -> bool:
-        """Whether this is the generator that numpy draws from now."""
+        """Return whether this is the generator that numpy draws from now."""
         return drawn.get_bit_generator() is self._bits
 
     def now(self) -> Any:
-        """Its state; two of them can be compared."""
+        """Return its state; two states can be compared."""
         seen = b"" if self._seen is None else self._seen.raw
         self._asked += 1
         whole = not seen or self._is_drawn_from or self._asked <= 2
@@ -148,7 +148,7 @@ class NumpysTwister(Twister):
         self._drawn.set_state({"bit_generator": "MT19937", "state": {"key": key, "pos": pos}})
 
     def restore(self, kept: Any) -> None:
-        """Set this state, if it has another."""
+        """Set this state, if it has another one."""
         if not kept[0] or kept[0] != self.now()[0]:
             self.put(kept)
 

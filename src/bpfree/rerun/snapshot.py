@@ -1,4 +1,4 @@
-"""Running a model without leaving a trace: what forward passes change is put back."""
+"""Run a model without leaving a trace: everything that a forward pass changes is put back."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from bpfree.rerun.random_state import RandomState
 
 @contextmanager
 def preserved(*modules: nn.Module) -> Generator[None]:
-    """Put back, on leaving, what ``modules``, their hooks and the global random state have moved.
+    """Put back, at the end of this context, the state of ``modules``, of their hooks, and the global random state.
 
-    Of a learning rule (an attachment) these are the buffers and counters alone: it may learn what a model looks like.
-    Copies of the tensors stand in for them, so that graphs which hold the originals stay valid.
+    Of a learning rule (an attachment) only buffers and counters are put back: what it has learned about the model
+    stays. Within the context copies stand in for the tensors, so that graphs which hold the originals stay valid.
     """
     states = [State(module) for module in modules]
     with ExitStack() as stack:
@@ -36,7 +36,7 @@ def preserved(*modules: nn.Module) -> Generator[None]:
 
 @contextmanager
 def put_back(state: State, begin: Moment) -> Generator[None]:
-    """Within this context everything holds what it held at a moment; on leaving, what it holds now.
+    """Within this context everything holds what it held at the moment ``begin``; afterwards, what it holds now.
 
     Raises:
         SecondRunError: A tensor that was too large to be copied has been written to.
@@ -54,9 +54,9 @@ def put_back(state: State, begin: Moment) -> Generator[None]:
 
 @contextmanager
 def hooks_put_back(modules: Iterable[nn.Module]) -> Generator[None]:
-    """Take out, on leaving, the forward hooks that a model has put on its modules meanwhile.
+    """Remove, at the end of this context, the forward hooks that a model has put on its modules meanwhile.
 
-    Libraries do so in a first call, and note in an attribute that they have; the attribute is put back too.
+    Libraries register hooks in a first call, and note it in an attribute; that attribute is put back too.
     """
     kinds = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
     before = [len(hooks) for hooks in kinds]
@@ -70,11 +70,11 @@ def hooks_put_back(modules: Iterable[nn.Module]) -> Generator[None]:
 
 @dataclass(frozen=True)
 class Autocast:
-    """Which precisions operations run in at one moment.
+    """The precisions that operations run in at one moment.
 
     Attributes:
-        kinds: Device type -> whether autocast is on, and its precision.
-        cached: Whether it keeps converted weights.
+        kinds: For every device type whether autocast is on, and its precision.
+        cached: Whether autocast keeps converted weights.
     """
 
     kinds: Mapping[str, tuple[bool, torch.dtype]]
@@ -82,13 +82,13 @@ class Autocast:
 
     @classmethod
     def now(cls, kinds: Iterable[str]) -> Autocast:
-        """Keep it for these types of devices."""
+        """Return the precisions now, for these types of devices."""
         found = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds}
         return cls(found, torch.is_autocast_cache_enabled())
 
     @contextmanager
     def restored(self) -> Generator[None]:
-        """Within this context it is as it was."""
+        """Within this context operations run in these precisions."""
         with ExitStack() as stack:
             for kind, (enabled, dtype) in self.kinds.items():
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=self.cached))
@@ -97,16 +97,16 @@ class Autocast:
 
 @dataclass(frozen=True)
 class RunSnapshot:
-    """What a forward pass finds when it begins, so that the model can run a second time as it did the first.
+    """The state in which a forward pass begins, so that the model can run a second time exactly as it did the first.
 
     Attributes:
         random: The random state.
         autocast: The precisions.
-        model: What the model and its hooks keep.
-        arguments: What its arguments keep besides plain tensors, and that at the moment the pass began.
-        moment: What the model kept at that moment.
-        operands: Its arguments and weights.
-        parts: Its modules.
+        model: The places where the model and its hooks keep things.
+        moment: The contents of these places when the pass began.
+        arguments: The places inside the arguments, and their contents when the pass began; None if there are none.
+        operands: The arguments and weights.
+        parts: The model's modules.
     """
 
     random: RandomState
@@ -119,7 +119,7 @@ class RunSnapshot:
 
     @classmethod
     def now(cls, plan: Plan, arguments: Any) -> RunSnapshot:
-        """Keep them for the model of ``plan``, called with ``arguments``, (args, kwargs)."""
+        """Take a snapshot for the model of ``plan``, called with ``arguments``, (args, kwargs)."""
         random = RandomState.now(plan.model)
         autocast = Autocast.now({"cpu", *(device.type for device, _ in random.accelerators)})
         moment = plan.state.now(copies=True)
@@ -133,15 +133,15 @@ class RunSnapshot:
         )
 
     def graphs(self) -> dict[str, Tensor]:
-        """The tensors with a graph that the model and its arguments keep now, by name."""
+        """Return the tensors with a graph that the model and its arguments keep now, by name."""
         return self.model.graphs() | (self.arguments[0].graphs() if self.arguments else {})
 
     @contextmanager
     def restored(self, model: nn.Module) -> Generator[None]:
-        """Within this context a pass runs as the first one did, with a graph and without a trace in ``model``.
+        """Within this context a pass runs as the first one did, with a graph, and leaves no trace in ``model``.
 
         Raises:
-            SecondRunError: Its arguments or weights are not those of the first, or this pass has changed them.
+            SecondRunError: The arguments or weights differ from those of the first run, or this run has changed them.
         """
         self.operands.check(model)
         with ExitStack() as stack:

@@ -1,15 +1,15 @@
-"""Ending a forward pass early."""
+"""The exception that ends a forward pass early."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-class StopForward(Exception):  # noqa: N818 - not an error: what would follow need not run
-    """Raised in a hook to end a forward pass there, and caught by whoever began it.
+class StopForward(Exception):  # noqa: N818 - not an error: the rest of the pass is not needed
+    """Raised in a hook to end a forward pass there; the code that began the pass catches it.
 
     Attributes:
-        output: What the hook was given.
+        output: The output that the hook was given.
     """
 
     def __init__(self, output: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""Runs of a model before its pass, that leave no trace in it."""
+"""Runs of a model before its own pass that leave no trace in it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from bpfree.rerun.weights import weights_put_back
 
 @contextmanager
 def without_trace(plan: Plan, call: Any) -> Generator[TorchDispatchMode]:
-    """Within this context the model of ``plan`` may run on ``call``, (args, kwargs): nothing of it is left behind.
+    """Within this context the model of ``plan`` may run on ``call``, (args, kwargs), and leaves no trace.
 
-    Put back are the random state, what the model, its hooks and its arguments keep, and its weights.
+    The random state, the weights, and everything that the model, its hooks and its arguments keep are put back.
 
     Yields:
-        A context for the calls of the model: it sees which weights they write to.
+        A context for the calls of the model, which sees the weights that they write to.
     """
     model, states = plan.model, [plan.state]
     if objects := objects_among(*call):
@@ -46,7 +46,7 @@ def without_trace(plan: Plan, call: Any) -> Generator[TorchDispatchMode]:
 
 @contextmanager
 def _without_backward_hooks(model: nn.Module) -> Generator[None]:
-    """Within this context gradients call no hook of the user's on a module or a parameter."""
+    """Within this context no backward hook of the user's runs, neither on a module nor on a parameter."""
     of_modules = [hooks for module in model.modules() for hooks in (module._backward_hooks, module._backward_pre_hooks)]
     of_parameters = [hooks for parameter in model.parameters() if (hooks := parameter._backward_hooks)]
     # The dictionaries themselves are known to autograd: they are emptied and filled again.
@@ -61,7 +61,7 @@ def _without_backward_hooks(model: nn.Module) -> Generator[None]:
 
 
 def copied(call: tuple[tuple[Any, ...], Mapping[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a pass, their tensors copied, for a run that may write to them and that leaves no trace."""
+    """Return the arguments of a pass with copies of their tensors, for a run that may write to them."""
     given = Arguments.of(*call)
     flat = [_copy(entry) if isinstance(entry, Tensor) else entry for entry in given.flat]
     given.lend(flat)
@@ -73,9 +73,9 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def kind_of_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
-    """What calls have in common that take the same way: the model's mode, and which sizes of the arguments agree.
+    """Return a key for calls of one kind: the model's mode, and the pattern of equal sizes among the arguments.
 
-    Where there are several processes the mode alone: all must look at a pass at the same time.
+    With several processes it is the mode alone: all processes must look at a pass at the same time.
     """
     if ranks() > 1:
         return model.training
@@ -85,6 +85,6 @@ def kind_of_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 @lru_cache(maxsize=1024)
 def _pattern(shapes: tuple[tuple[int, ...], ...]) -> Hashable:
-    """Which sizes agree, and which are 1."""
+    """Return the shapes with a number in place of each size: equal sizes get equal numbers, and 1 becomes -1."""
     known: dict[int, int] = {}
     return tuple(tuple(known.setdefault(size, len(known)) if size > 1 else -size for size in shape) for shape in shapes)

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 @contextmanager
 def weights_put_back(model: nn.Module) -> Generator[TorchDispatchMode]:
-    """Put back, on leaving, which parameters the modules of ``model`` have and which numbers are in them.
+    """Put back, at the end of this context, the parameters of the modules of ``model`` and the numbers in them.
 
     Yields:
-        A context for the forward passes within this one: it sees what they write to.
+        A context for the forward passes within this one, which sees the tensors that they write to.
     """
     owners = [(owner, dict(owner._parameters)) for owner in model.modules() if owner._parameters]
     parameters = [p for p in model.parameters() if not p.is_inference() and not is_lazy(p)]
@@ -38,7 +38,7 @@ def weights_put_back(model: nn.Module) -> Generator[TorchDispatchMode]:
 class _WriteGuard(TorchDispatchMode):
     """Copies a parameter before the first operation that writes to its memory.
 
-    A copy of all of them would take as much memory as the gradients, and hardly a model writes to any.
+    Copies of all parameters would take as much memory as the gradients, and few models write to any.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -67,7 +67,7 @@ class _WriteGuard(TorchDispatchMode):
                 self._copies[parameter] = parameter.detach().clone()
 
     def put_back(self) -> None:
-        """Write the numbers that were there into those that were written to."""
+        """Write the old numbers into the parameters that were written to."""
         with torch.no_grad():
             for parameter, copy in self._copies.items():
                 if not torch.equal(parameter, copy):
@@ -75,7 +75,7 @@ class _WriteGuard(TorchDispatchMode):
 
 
 def _has_own_memory(tensor: Tensor) -> bool:
-    """Whether a tensor's numbers lie in one storage: a sparse, sharded or quantized one's lie in those of others."""
+    """Return whether a tensor has one storage of its own. Sparse, sharded and quantized tensors have not."""
     return tensor.layout is torch.strided and not is_traceable_wrapper_subclass(tensor)
 
 

@@ -14,7 +14,7 @@ class BP(Rule):
     """Plain backpropagation: nothing is cut. The reference in every comparison."""
 
     def mechanism(self, plan: Plan) -> Mechanism:
-        """No hooks but those that look for NaN and infinity in the error."""
+        """Make the mechanism, which only looks for NaN and infinity in the error."""
         return Mechanism(self, plan)
 
 

@@ -119,7 +119,7 @@ class DRTP(DirectRule):
 
 
 def _one_hot(targets: Tensor | None, error: Tensor) -> tuple[Tensor, Tensor]:
-    """The targets of all rows as vectors, and which rows have one."""
+    """Return the targets of all rows as vectors, and which rows have one."""
     n, c = error.shape
     if targets is None:
         raise TargetsError("DRTP learns from targets: call attachment.targets(y) before loss.backward().")

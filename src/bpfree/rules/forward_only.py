@@ -81,7 +81,7 @@ class ForwardGradient(DirectRule):
         return Signals(along, [(site.name,) for site in delivery.sites])
 
     def _of_rows(self, slopes: Tensor, site: Site) -> Tensor:
-        """What e . odot of every row of the error comes to at each row of a tap."""
+        """Return, for each row of a tap, the sum of e . odot over its rows of the error."""
         if self.per == "row":
             return slopes if site.pairing is None else site.pairing.gather(slopes[:, None])[:, 0]
         groups = site.error.shape[0] if self.per == "sample" else 1

@@ -150,13 +150,13 @@ class WeightMirror(FA):
 
 
 def _random_like(weight: Tensor, distribution: str, generator: torch.Generator) -> Tensor:
-    """Numbers of mean 0 and variance 1 in ``weight``'s shape, precision and place."""
+    """Draw numbers of mean 0 and variance 1 in ``weight``'s shape, precision and place."""
     drawn = draw(weight.shape, distribution, generator)
     return (drawn if distribution == "normal" else drawn * 3**0.5).to(weight)
 
 
 def _deviation(weight: Tensor) -> Tensor:
-    """The standard deviation of a layer's weights; where they are all alike, that of PyTorch's initialization.
+    """Return the standard deviation of a layer's weights; where they are all alike, that of PyTorch's initialization.
 
     B would else be zero for ever behind a layer that begins at zero, and undefined for a single weight.
     """

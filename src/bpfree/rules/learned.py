@@ -63,7 +63,7 @@ class GrAPE(ForwardLearnedRule):
             raise OptionError(f"calibrate={self.calibrate!r}: a whole number of passes, or 0 for never.")
 
     def mechanism(self, plan: Plan) -> LearnedMechanism:
-        """An estimating pass runs behind the forward pass; calibrating passes are plain backpropagation."""
+        """Make the mechanism: an estimating pass follows each forward pass; calibrating passes are backpropagation."""
         return CalibratedMechanism(self, plan) if self.calibrate else super().mechanism(plan)
 
     @property
@@ -113,14 +113,14 @@ class CalibratedMechanism(ForwardLearnedMechanism):
 
     @property
     def _calibrating(self) -> bool:
-        """Whether the pass that has begun is backpropagation's; whoever measures the rule sees none of these."""
+        """True if the pass that has begun is plain backpropagation; measurements of the rule see no such pass."""
         return not self._fixed and self.averages.numbers["passes"] % self.rule.calibrate == 0
 
     def _is_wanted(self, state: PassState) -> bool:
         return super()._is_wanted(state) and not self._calibrating
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
-        """Also says how often weights are transported."""
+        """Return the table with a remark on how often weights are transported."""
         header, rows, remarks = super().table()
         share = 1 / self.rule.calibrate
         remark = f"Weight transport: one step in {self.rule.calibrate} ({share:.2%}) is plain backpropagation."
@@ -229,7 +229,7 @@ class DKP(LearnedRule):
             raise OptionError(f"decay={self.decay} is negative.")
 
     def mechanism(self, plan: Plan) -> LearnedMechanism:
-        """The activations at the taps are kept for the error."""
+        """Make the mechanism that keeps the taps' activations until the error comes."""
         return ErrorLearnedMechanism(self, plan)
 
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ def _compare(
 def _gradients(
     errors: Sequence[Tensor], taps: Sequence[Tensor], u: Sequence[Tensor], *, keep_graph: bool
 ) -> Sequence[Tensor | None]:
-    """J_l^T u for every tap."""
+    """Return J_l^T u for every tap."""
     live = [(error, one) for error, one in zip(errors, u, strict=True) if error.requires_grad]
     if not live:
         return [None] * len(taps)
@@ -145,7 +145,7 @@ def _gradients(
 
 
 def _signs(like: Tensor) -> Tensor:
-    """A u for an error that no perturbation moves, as it should be where its gradients are zero too."""
+    """Return random signs u for an error that no perturbation moves: right only if its gradients are zero too."""
     generator = torch.Generator(like.device).manual_seed(0)
     return torch.empty_like(like).bernoulli_(generator=generator) * 2 - 1
 

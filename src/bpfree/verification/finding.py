@@ -1,11 +1,11 @@
-"""What a check of an attachment has found."""
+"""The findings of the checks of an attachment."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 NOT_LEARNED = "No weight has learned. attach(..., verify=False) goes on."
-"""How the message of an error ends that a check of an attachment raises."""
+"""The end of the message of an error that a check of an attachment raises."""
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class Finding:
         check: The check that failed: ``"outputs"``, ``"second run"``, ``"adjoint"``, ``"layers"``, ``"taught"`` or
             ``"rows"``.
         where: The name of the tap, layer, parameter or attribute concerned.
-        found: What was measured, beside its bound.
-        remedy: What to do about it.
-        wrong: Whether the model would learn something else than the rule (an error is raised), and not only something
-            that its user should know (a warning is given).
+        found: The measured value, and its bound.
+        remedy: The advice to the user.
+        wrong: True if the model would learn something else than the rule says (an error is raised); False if it is only
+            something that the user should know (a warning is given).
     """
 
     check: str

@@ -13,17 +13,17 @@ from torch import Tensor
 from bpfree.verification.finding import Finding
 
 _PART = 2**16
-"""How many numbers of a gradient are projected at a time."""
+"""The number of a gradient's numbers that are projected at a time."""
 
 _NEGLIGIBLE = 1e-3
 """Gradients this much smaller than the largest one are compared with it: those of a bias before batch normalization."""
 
 
 def bound(dtype: torch.dtype) -> float:
-    """How far two ways of computing the same numbers may lie apart, relative to these.
+    """Return the difference allowed between two computations of the same numbers, relative to these numbers.
 
-    The square root of the precision, for rounding adds up over layers and rows and never to more than that; a tenth for
-    half precision.
+    It is the square root of the precision, because rounding adds up over layers and rows, but never to more than that;
+    for half precision it is a tenth.
     """
     return min(math.sqrt(torch.finfo(dtype).eps), 0.1)
 
@@ -45,7 +45,7 @@ def compare_outputs(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    """|found - expected| / |expected|; infinite for other shapes. NaN in the same places is no difference."""
+    """Return |found - expected| / |expected|; infinite for other shapes. NaN in the same places is no difference."""
     if found.shape != expected.shape:
         return float("inf")
     difference = (found.detach() - expected).nan_to_num().norm()

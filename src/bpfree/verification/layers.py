@@ -104,7 +104,7 @@ class _Hooks:
 
 
 def _run(layer: nn.Module, call: Call) -> tuple[Tensor, Tensor]:
-    """A layer's output, and its input's gradient for numbers at the output that are the same at each call."""
+    """Return a layer's output, and its input's gradient for numbers at the output that are the same at each call."""
     name, given = first_argument(layer, *call)
     leaf = given.detach().clone().requires_grad_()
     with torch.enable_grad():

@@ -19,7 +19,7 @@ _TF32 = 2.0**-10
 
 @dataclass
 class _ModuleCall:
-    """One call of a module: what went in and out of it in the plain pass, and the tangents there."""
+    """One call of a module: its inputs and outputs in the plain pass, and their tangents."""
 
     name: str
     inputs: list[Tensor]
@@ -30,7 +30,7 @@ class _ModuleCall:
 
     @property
     def is_testable(self) -> bool:
-        """Whether both passes saw the same call, and it has not overwritten what it was given."""
+        """True if both passes saw the same call, and the call has not overwritten its inputs."""
         same = len(self.inputs) == len(self.input_tangents) and len(self.outputs) == len(self.output_tangents)
         return same and [tensor._version for tensor in self.inputs] == self.versions
 
@@ -62,13 +62,13 @@ class Precision:
 
     @property
     def tolerance(self) -> float:
-        """How far apart rounding may put <u, J v> and <J^T u, v>, relative to |u| |J v| and the norm of (J^T u) o v.
+        """The difference of <u, J v> and <J^T u, v> that rounding may make, relative to |u| |J v| and |(J^T u) o v|.
 
         It is sqrt(eps) / 4, for the coarsest precision of any module's output: 3.7e-9 in double precision, 8.6e-5 in
-        single, .008 in float16 and TF32, .022 in bfloat16. Each number on either way is rounded to a relative eps a few
-        times, by errors that are independent of each other: both sums then are off by few eps of those norms (up to 1.5
-        was measured). Norms of J^T u and v alone would excuse everything in a wide layer. The rest of the room is for
-        sums of differences. A sign that is wrong is 2 apart, a missing branch by the part of the change it carries.
+        single, .008 in float16 and TF32, .022 in bfloat16. Both computations round each number to a relative eps a few
+        times, with independent errors: both sums are then off by a few eps of these norms (at most 1.5 was measured).
+        With norms of J^T u and v alone, a wide layer would always pass. The rest of the tolerance is for sums of
+        differences. A wrong sign gives a difference of 2, a missing branch the part of the change that it carries.
         """
         return math.sqrt(self._epsilon) / 4
 
@@ -132,7 +132,7 @@ class ModuleCalls:
                 handle.remove()
 
     def suspect(self) -> str:
-        """The innermost module whose tangents do not fit its gradients, with its class; "" where all do."""
+        """Return the innermost module whose tangents do not fit its gradients, with its class; "" if all fit."""
         modules = {name: module for module, name in self._names.items()}
         for call in self._calls:
             if call.is_testable and not _fits(call, self._tolerance):
@@ -151,7 +151,7 @@ def _floating(values: Any) -> list[Tensor]:
 
 
 def _fits(call: _ModuleCall, tolerance: float) -> bool:
-    """Whether <w, J t> = <J^T w, t>, for the tangent t of a module's inputs, and w the tangent of its outputs."""
+    """Return whether <w, J t> = <J^T w, t>, for the tangent t of a module's inputs and w of its outputs."""
     moving = [(tensor, t) for tensor, t in zip(call.inputs, call.input_tangents, strict=True) if t is not None]
     moving = [(tensor, t) for tensor, t in moving if tensor.requires_grad]
     outputs = [

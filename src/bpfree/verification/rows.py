@@ -1,7 +1,7 @@
-"""Whether the rows of the layout are the model's: no sample in another's signal, no token where tokens are apart.
+"""Check that the rows of the layout are the model's: no sample enters another sample's signal, nor a token another's.
 
-Rows that agree in size need not be the same rows: with time first and as many steps as samples, for example. What
-decides is the graph of a plain pass: the error of one row reaches nothing but that row of a tap.
+Axes of equal size need not number the same rows, for example with time first and as many steps as samples. The graph
+of a plain pass decides: there, the error of one row must reach only the same row of a tap.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ CHECK = "rows"
 
 
 def check_rows(outputs: Sequence[Tensor], error: Tensor, sites: Sequence[Site], *, asked: bool) -> list[Finding]:
-    """What of the layout the graph contradicts.
+    """Return findings for every part of the layout that the graph contradicts.
 
     Args:
         outputs: The outputs of the taps in a pass that is not cut.
-        error: The tensor where the error is taken, with the graph that leads down to them; it is kept.
-        sites: The taps as they were laid out.
-        asked: Whether the user has said which axes number rows of the error: finer rows are then not looked for.
+        error: The tensor where the error is taken, with its graph down to the taps; the graph is kept.
+        sites: The taps with their layout.
+        asked: Whether the user has said which axes number rows of the error: then finer rows are not looked for.
     """
     pairs = [(site, h) for site, h in zip(sites, outputs, strict=True) if h.requires_grad]
     if not pairs or not error.requires_grad or error.numel() == 0:
@@ -50,7 +50,7 @@ class _Graph:
         self._weights = torch.randn(error.shape, generator=torch.Generator().manual_seed(0)).to(error)
 
     def reached(self, places: dict[int, int]) -> list[Tensor | None]:
-        """Which numbers of each tap's output the error reaches from these places (index by axis); None for none."""
+        """Return a mask of the numbers of each tap's output that the error reaches from ``places`` (index by axis)."""
         mask = torch.zeros_like(self.error)
         mask[tuple(places.get(axis, slice(None)) for axis in range(mask.dim()))] = 1
         gradients = torch.autograd.grad(
@@ -59,7 +59,7 @@ class _Graph:
         return [None if gradient is None else _support(gradient) for gradient in gradients]
 
     def probes(self, axis: int) -> list[int]:
-        """The first and the last place along an axis of the error."""
+        """Return the first and the last place along an axis of the error."""
         return sorted({0, self.error.shape[axis] - 1})
 
 
@@ -71,14 +71,14 @@ def _support(gradient: Tensor) -> Tensor | None:
 
 
 def _within(support: Tensor, axis: int, place: int) -> bool:
-    """Whether nothing outside ``place`` along an axis is reached."""
+    """Return whether only ``place`` along an axis is reached."""
     others = [other for other in range(support.dim()) if other != axis]
     along = support.any(tuple(others)) if others else support
     return int(along.sum()) == int(along[place])
 
 
 def _alone(reached: Sequence[tuple[int, Tensor]], axis: int) -> bool:
-    """Whether each place of the error reaches its own place along a tap's axis alone."""
+    """Return whether each place of the error reaches only its own place along a tap's axis."""
     return all(support.shape[axis] > place and _within(support, axis, place) for place, support in reached)
 
 
@@ -117,7 +117,7 @@ def _other_axis(site: Site, axis: int) -> Finding:
 
 
 def _touching(seen: _Graph, names: Sequence[str]) -> list[Finding]:
-    """What to say of taps where the error of one sample reaches several."""
+    """Return the finding for taps where the error of one sample reaches several samples."""
     if not names:
         return []
     told = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -147,7 +147,7 @@ def _touching(seen: _Graph, names: Sequence[str]) -> list[Finding]:
 
 
 def _second_is_apart(seen: _Graph) -> bool:
-    """Whether rows along the second row axis do not touch each other."""
+    """Return whether rows along the second row axis do not reach each other."""
     axis = seen.axes[1]
     if seen.error.shape[axis] < 2:
         return False
@@ -160,7 +160,7 @@ def _second_is_apart(seen: _Graph) -> bool:
 
 
 def _of_steps(seen: _Graph) -> list[Finding]:
-    """A loop over time: the error of its first step reaches no later call."""
+    """Return findings on loops over time: the error of the first step must reach no later call."""
     if not any(site.step for site in seen.sites):
         return []
     reached = seen.reached({seen.axes[1]: 0})
@@ -179,7 +179,7 @@ def _of_steps(seen: _Graph) -> list[Finding]:
 
 
 def _finer(seen: _Graph) -> list[Finding]:
-    """Rows that the layout takes for features: parts of the error that reach places of their own at every tap."""
+    """Return findings on rows laid out as features: parts of the error that reach their own places at every tap."""
     features = [axis for axis in range(seen.error.dim()) if axis not in seen.axes]
     channel = channel_axis(seen.error)
     apart: dict[int, int] = {}
@@ -198,7 +198,7 @@ def _finer(seen: _Graph) -> list[Finding]:
 def _own_axis(
     seen: _Graph, number: int, length: int, probes: Sequence[tuple[int, Sequence[Tensor | None]]]
 ) -> int | None:
-    """The axis of a tap, none of its rows, along which places of the error keep to themselves."""
+    """Return the axis of a tap, not of its rows, along which places of the error reach only their own places."""
     site = seen.sites[number]
     reached = [(place, support) for place, all_ in probes if (support := all_[number]) is not None]
     if not reached:

@@ -1,4 +1,4 @@
-"""Whether a second run of the model gives what the first one gave, and leaves what it found."""
+"""Check that a second run of the model gives the same numbers as the first, and changes no state."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def check_second_run(plan: Plan, arguments: tuple[tuple[Any, ...], Mapping[str, 
     Returns:
         The first module whose output differs, if one does, and the state that could not be put back.
     """
-    surroundings = RunSnapshot.now(plan, arguments)
-    kept = surroundings.model.now()
+    snapshot = RunSnapshot.now(plan, arguments)
+    kept = snapshot.model.now()
     try:
-        runs = [_outputs(plan, arguments, surroundings) for _ in range(2)]
+        runs = [_outputs(plan, arguments, snapshot) for _ in range(2)]
     except SecondRunError as told:
         return [Finding(_CHECK, plan.error_name or "(model)", str(told), "")]
     names = {module: name for name, module in plan.model.named_modules()}
@@ -50,12 +50,12 @@ def check_second_run(plan: Plan, arguments: tuple[tuple[Any, ...], Mapping[str, 
 
 
 def _outputs(
-    plan: Plan, arguments: tuple[tuple[Any, ...], Mapping[str, Any]], surroundings: RunSnapshot
+    plan: Plan, arguments: tuple[tuple[Any, ...], Mapping[str, Any]], snapshot: RunSnapshot
 ) -> list[tuple[nn.Module, Fingerprint]]:
-    """What the modules give, in the order in which they return, as far as the error's place."""
+    """Return fingerprints of the modules' outputs, in the order in which they return, up to the error's place."""
     args, kwargs = arguments
     seen: list[tuple[nn.Module, Fingerprint]] = []
-    with surroundings.restored(plan.model), torch.no_grad(), _watched(plan, seen), suppress(StopForward):
+    with snapshot.restored(plan.model), torch.no_grad(), _watched(plan, seen), suppress(StopForward):
         plan.model(*args, **kwargs)
     return seen
 

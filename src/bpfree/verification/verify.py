@@ -19,7 +19,7 @@ from bpfree.verification.second_run import check_second_run
 
 @dataclass(frozen=True)
 class Verification:
-    """What :func:`verify` has found; ``print`` it for a table.
+    """The result of :func:`verify`; ``print`` it for a table.
 
     Attributes:
         checks: The checks that were made.
@@ -31,7 +31,7 @@ class Verification:
 
     @property
     def is_right(self) -> bool:
-        """Whether the model learns what the rule says, as far as was tried."""
+        """True if the model learns what the rule says, as far as the checks show."""
         return not any(finding.wrong for finding in self.findings)
 
     def __str__(self) -> str:

@@ -68,9 +68,9 @@ def load(
             are published as files.
         validation: Hold out this many training images and measure on them in place of the test set, to choose
             settings without looking at test data. 0 measures on the test set. Text has a file of its own for that.
-        images: How images are read.
-        text: How text is read.
-        graph: How a graph is read.
+        images: The options for reading images.
+        text: The options for reading text.
+        graph: The options for reading a graph.
         seed: Which training images are held out.
 
     Raises:

@@ -16,7 +16,7 @@ _TRIES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is done to training images, each time anew; by default nothing. Images keep their size.
+    """The random changes of training images, drawn anew each time; by default none. Images keep their size.
 
     Args:
         crop_padding: Random crop (He et al. 2016 on CIFAR: 4): the image is put in a black frame of this many pixels,
@@ -45,12 +45,12 @@ class Augmentation:
             raise SettingsError("--augmentation: give crop_padding or resized_crop_scale, not both.")
 
     def __bool__(self) -> bool:
-        """Whether anything is done."""
+        """Return whether images are changed at all."""
         return bool(self.crop_padding or self.flip or self.resized_crop_scale)
 
 
 def augmented(x: Tensor, augmentation: Augmentation, black: Tensor, generator: Generator) -> Tensor:
-    """A batch of images with random crops and flips, drawn for each image by itself.
+    """Return a batch of images with random crops and flips, drawn for each image by itself.
 
     Args:
         x: Normalized images, ``(N, channels, height, width)``.
@@ -69,7 +69,7 @@ def augmented(x: Tensor, augmentation: Augmentation, black: Tensor, generator: G
 
 
 def _moved(x: Tensor, padding: int, flip: bool, black: Tensor, generator: Generator) -> Tensor:
-    """Random crops from a frame and flips, both at once: every pixel is copied from another place, or black."""
+    """Return random crops from a frame and flips, both at once: every pixel is copied from another place, or black."""
     n, channels, height, width = x.shape
     offsets = torch.randint(2 * padding + 1, (2, n, 1), generator=generator) - padding
     rows, columns = torch.arange(height) + offsets[0], torch.arange(width) + offsets[1]
@@ -82,7 +82,7 @@ def _moved(x: Tensor, padding: int, flip: bool, black: Tensor, generator: Genera
 
 
 def _resized_crops(x: Tensor, scale: tuple[float, float], ratio: tuple[float, float], generator: Generator) -> Tensor:
-    """Random parts, scaled to the image's size by bilinear interpolation."""
+    """Return random parts, scaled to the image's size by bilinear interpolation."""
     size = _part_sizes(x.shape, scale, ratio, generator)
     # Places in the image run from -1 to 1, so a part of relative size s may have its middle within 1 - s of 0.
     middle = (2 * torch.rand(size.shape, generator=generator) - 1) * (1 - size)
@@ -95,7 +95,7 @@ def _resized_crops(x: Tensor, scale: tuple[float, float], ratio: tuple[float, fl
 def _part_sizes(
     shape: torch.Size, scale: tuple[float, float], ratio: tuple[float, float], generator: Generator
 ) -> Tensor:
-    """Width and height of a random part of each image, relative to the image: ``(N, 2)``.
+    """Return width and height of a random part of each image, relative to the image: ``(N, 2)``.
 
     Area and the logarithm of width / height are uniform, among the parts that fit into the image.
     """

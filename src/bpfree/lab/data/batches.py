@@ -62,7 +62,7 @@ class Shuffled(Sampler[Tensor]):
         yield from itertools.islice(itertools.chain.from_iterable(passes), skipped, skipped + self.steps)
 
     def _batches(self, number: int) -> tuple[Tensor, ...]:
-        """The batches of one pass over the data."""
+        """Yield the batches of one pass over the data."""
         return torch.randperm(self.n, generator=_generator(self.seed, number)).split(self.size)
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         samples: Normalized images.
-        augmentation: What is done to them.
+        augmentation: Their random changes.
         black: What a black pixel is in each channel, ``(channels,)``.
         seed: With the batch's number, it determines what is drawn.
     """
@@ -126,14 +126,14 @@ class InOrder(Sampler[Tensor]):
 
 
 def batches(samples: Samples, sampler: Sampler[Tensor]) -> DataLoader[tuple[Tensor, Tensor]]:
-    """A loader that yields ``(x, y)`` for each tensor of indices that ``sampler`` gives."""
+    """Make a loader that yields ``(x, y)`` for each tensor of indices that ``sampler`` gives."""
     return _loader(Batches(samples), sampler)
 
 
 def augmented_batches(
     samples: Samples, order: Shuffled, augmentation: Augmentation, black: Tensor
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """A loader that yields ``(x, y)`` for each batch of ``order``, ``x`` augmented; see :class:`AugmentedBatches`."""
+    """Make a loader that yields ``(x, y)``, ``x`` augmented, per batch of ``order``; see :class:`AugmentedBatches`."""
     return _loader(AugmentedBatches(samples, augmentation, black, order.seed), Numbered(order))
 
 
@@ -144,7 +144,7 @@ def _loader(dataset: Dataset[tuple[Tensor, Tensor]], sampler: Sampler[Any]) -> D
 
 
 def _generator(*words: object) -> torch.Generator:
-    """A generator whose numbers these words determine."""
+    """Make a generator whose numbers these words determine."""
     # Hashed, because a CPU generator looks at the lower 32 bits of its seed alone: two numbers side by side in
     # 64 bits would leave one of them out.
     mixed = hashlib.sha256(" ".join(map(str, words)).encode()).digest()

@@ -1,4 +1,4 @@
-"""What the two CIFAR data sets share: pickled batches of 3 x 32 x 32 images, from a folder or the publisher's archive.
+"""Reading the two CIFAR data sets: pickled batches of 3 x 32 x 32 images, from a folder or the publisher's archive.
 
 Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
 """
@@ -32,7 +32,7 @@ class Archive:
 
     Attributes:
         name: The data set's name.
-        title: What messages call it.
+        title: Its name in messages.
         file: The archive's name.
         sha256: Its checksum.
         folder: The folder in it.
@@ -49,7 +49,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Pickled:
-    """What is in a file, its place, and its checksums."""
+    """The content of a file, its path, and its checksums."""
 
     path: Path
     entries: dict[str, Any]
@@ -58,7 +58,7 @@ class Pickled:
 
 
 def read_files(archive: Archive, data_dir: Path | None) -> dict[str, Pickled]:
-    """The files of a data set by name.
+    """Read the files of a data set by name.
 
     Args:
         archive: The data set.
@@ -102,7 +102,7 @@ def _read(path: Path) -> Pickled:
 
 
 def images_of(file: Pickled, key: str, *, n: int, classes: int, title: str) -> tuple[Tensor, Tensor]:
-    """The pixels of one file, uint8 ``(n, 3, 32, 32)``, and its classes, int64 ``(n,)``.
+    """Return the pixels of one file, uint8 ``(n, 3, 32, 32)``, and its classes, int64 ``(n,)``.
 
     Args:
         file: The file.
@@ -133,13 +133,13 @@ def _what_is_wrong(pixels: Any, labels: Any, n: int, classes: int) -> str:
 
 
 def joined(parts: Sequence[tuple[Tensor, Tensor]], normalization: Normalization) -> Images:
-    """Several files' pixels and classes as one set of normalized images."""
+    """Return several files' pixels and classes as one set of normalized images."""
     pixels, labels = (torch.cat(column) for column in zip(*parts, strict=True))
     return Images(normalized(pixels, normalization), labels)
 
 
 def origin(archive: Archive, files: Mapping[str, Pickled]) -> str:
-    """What a report says of the files: the same images come in other containers too, so this is told, not refused."""
+    """Return a report's words on the files. The same images come in other containers too: that is told, not refused."""
     others = [name for name, file in files.items() if file.md5 != archive.md5[name]]
     if not others:
         return PUBLISHED

@@ -30,7 +30,7 @@ _NORMALIZATION = Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616
 
 
 def load_cifar10(data_dir: Path | None = None) -> Splits:
-    """50,000 training and 10,000 test images of ten classes, 3 x 32 x 32 pixels, in the files' order.
+    """Load 50,000 training and 10,000 test images of ten classes, 3 x 32 x 32 pixels, in the files' order.
 
     Args:
         data_dir: A folder with the files data_batch_1 to data_batch_5, test_batch and batches.meta; they may lie in it

@@ -18,7 +18,7 @@ _NORMALIZATION = Normalization((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762
 
 
 def load_cifar100(data_dir: Path | None = None) -> Splits:
-    """50,000 training and 10,000 test images of a hundred classes (fine labels), 3 x 32 x 32 pixels.
+    """Load 50,000 training and 10,000 test images of a hundred classes (fine labels), 3 x 32 x 32 pixels.
 
     Args:
         data_dir: A folder with the files train and test; they may lie in it or in its ``cifar-100-python``. None reads

@@ -27,7 +27,7 @@ _SPLIT_SEED = 2020  # one split for everybody: a run's seed changes weights and 
 
 
 def load_digits(data_dir: Path | None = None) -> Splits:
-    """4,000 training and 1,000 test digits, 400 and 100 a class.
+    """Load 4,000 training and 1,000 test digits, 400 and 100 a class.
 
     Args:
         data_dir: Not used; the digits lie inside an installed package.
@@ -69,7 +69,7 @@ def _table() -> tuple[np.ndarray, str]:
 
 
 def _split(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the training and of the test images, stratified by class."""
+    """Return indices of the training and of the test images, stratified by class."""
     generator = torch.Generator().manual_seed(_SPLIT_SEED)
     train, test = [], []
     for label in range(10):

@@ -17,12 +17,12 @@ _SECONDS = 30
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``$XDG_CACHE_HOME/bpfree``, by default ``~/.cache/bpfree``."""
+    """Return the folder of downloads: ``$XDG_CACHE_HOME/bpfree``, by default ``~/.cache/bpfree``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bpfree"
 
 
 def has_checksum(content: bytes, checksum: str) -> bool:
-    """Whether a file's content has this SHA-256 or, if it has 40 digits, is what git calls so."""
+    """Return whether a file's content has this SHA-256, or this git identifier if it has 40 digits."""
     if len(checksum) == 40:
         return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == checksum
     return hashlib.sha256(content).hexdigest() == checksum

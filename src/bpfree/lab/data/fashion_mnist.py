@@ -11,7 +11,7 @@ MIRRORS = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
 )
-"""Where the files are fetched from, in this order. Checksums decide."""
+"""The addresses of the files, in the order in which they are tried. Checksums decide."""
 FILES = {
     "train-images-idx3-ubyte": Original(
         packed="3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
@@ -31,12 +31,12 @@ FILES = {
     ),
 }
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist puts the files."""
+"""The folder of the files in Debian's package dataset-fashion-mnist."""
 _NORMALIZATION = Normalization((0.2860,), (0.3530,))  # mean and standard deviation of the training pixels
 
 
 def load_fashion_mnist(data_dir: Path | None = None) -> Splits:
-    """60,000 training and 10,000 test pictures of clothes, ten classes, 28 x 28 pixels.
+    """Load 60,000 training and 10,000 test pictures of clothes, ten classes, 28 x 28 pixels.
 
     Args:
         data_dir: A folder with the four idx files, with or without .gz; they may lie in it, in its ``raw`` or in its

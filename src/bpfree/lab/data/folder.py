@@ -22,13 +22,13 @@ from bpfree.lab.errors import DataError
 ENDINGS = (".jpg", ".jpeg", ".png")
 TRAIN = "train"
 EVALUATION = ("val", "test")
-"""Which folder is measured on: the first of these that is there. ImageNet's test images have no published labels."""
+"""The folders to measure on: the first that exists is used. ImageNet's test images have no published labels."""
 SIZE = 224
 _NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of ImageNet's training pixels
 
 
 def load_folder(data_dir: Path | None = None, settings: ImageSettings | None = None) -> Splits:
-    """Pictures as ``train/CLASS/NAME.jpg`` (or .jpeg, .png) and ``val/CLASS/...`` or ``test/CLASS/...``.
+    """Load pictures as ``train/CLASS/NAME.jpg`` (or .jpeg, .png) and ``val/CLASS/...`` or ``test/CLASS/...``.
 
     They are decoded when a batch needs them: the shorter edge is scaled to ``size`` pixels, and the middle is kept.
     Classes are numbered in the order of their names. The checksums are of names and sizes of files, not of what is in
@@ -80,7 +80,7 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _files(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    """Every picture and its class's number, in the order of classes and names."""
+    """Return every picture and its class's number, in the order of classes and names."""
     found: list[tuple[Path, int]] = []
     for number, name in enumerate(classes):
         place = folder / name
@@ -114,7 +114,7 @@ def _images(files: Sequence[tuple[Path, int]], size: int, normalization: Normali
 
 
 def _decoded(names: np.ndarray, size: int, normalization: Normalization, rows: Tensor) -> Tensor:
-    """The pictures with these numbers, float32 ``(k, 3, size, size)``."""
+    """Return the pictures with these numbers, float32 ``(k, 3, size, size)``."""
     paths = [Path(os.fsdecode(name)) for name in names[rows.numpy()]]
     # Threads: pillow lets others run while it decodes and scales.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -1,4 +1,4 @@
-"""What a graph is here: features, classes and edges of its nodes, and which nodes are learned from."""
+"""Graphs: features, classes and edges of the nodes, and the nodes that are learned from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Split: TypeAlias = Literal["public", "stratified"]
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSettings:
-    """How a graph is read.
+    """The options for reading a graph.
 
     Args:
         split: Which nodes are learned from: the published ones (20 a class for training, 500 for validation, 1,000 for
@@ -101,11 +101,11 @@ class Graph:
         return int(self.y.max()) + 1
 
     def first(self, n: int) -> Graph:
-        """Itself: a graph is learned from as a whole."""
+        """Return the graph itself: a graph is learned from as a whole."""
         return self
 
     def nodes(self, seed: int) -> Nodes:
-        """The nodes for training, validation and test in a run of this seed."""
+        """Return the nodes for training, validation and test in a run of this seed."""
         if self.settings.split == "public":
             return self.public
         # Imported here: who asks for --help needs none of it.
@@ -116,7 +116,7 @@ class Graph:
         return Nodes(found[0], found[1], torch.cat(found[2:]))
 
     def links(self, seed: int) -> Links:
-        """The edges in a run of this seed: 5 % for validation and 10 % for test, as Kipf and Welling 2016 have it."""
+        """Return the edges in a run of this seed: 5 % for validation, 10 % for test, as in Kipf and Welling 2016."""
         generator = torch.Generator().manual_seed(seed)
         once = self.edges[:, self.edges[0] < self.edges[1]]
         once = once[:, torch.randperm(once.shape[1], generator=generator)]
@@ -132,7 +132,7 @@ class Graph:
         )
 
     def describe(self) -> dict[str, Any]:
-        """The graph as a report shows it; sizes are numbers of nodes."""
+        """Return the graph as a report shows it; sizes are numbers of nodes."""
         nodes = self.nodes(0)
         return {
             "name": self.name,
@@ -156,14 +156,14 @@ class LinkedGraph(Graph):
     """A graph whose edges are predicted."""
 
     def describe(self) -> dict[str, Any]:
-        """The graph as a report shows it; sizes are numbers of edges."""
+        """Return the graph as a report shows it; sizes are numbers of edges."""
         links = self.links(0)
         sizes = {"n_train": links.train.shape[1] // 2, "n_eval": links.test.shape[1]}
         return {**super().describe(), **sizes, "split": "edges"}
 
 
 def unlinked(edges: Tensor, n: int, k: int, generator: torch.Generator | None = None, *, once: bool = False) -> Tensor:
-    """``k`` random pairs of different nodes among ``n`` that no edge joins, int64 ``(2, k)``.
+    """Draw ``k`` random pairs of different nodes among ``n`` that no edge joins, int64 ``(2, k)``.
 
     Args:
         edges: The edges in both directions, ``(2, m)``.

@@ -15,7 +15,7 @@ from bpfree.lab.errors import DataError
 
 
 def parse_idx(content: bytes, name: str) -> Tensor:
-    """The array in ``content``, uint8 of the shape that its header names.
+    """Return the array in ``content``, uint8 of the shape that its header names.
 
     Args:
         content: The file's bytes, uncompressed.

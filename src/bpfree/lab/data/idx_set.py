@@ -18,7 +18,7 @@ from bpfree.lab.errors import DataError
 
 @dataclass(frozen=True)
 class Original:
-    """One published file: SHA-256 of the .gz file and of what is in it."""
+    """One published file: SHA-256 of the .gz file and of its unpacked content."""
 
     packed: str
     raw: str
@@ -34,7 +34,7 @@ class IdxSet:
         files: File name without .gz -> the published file.
         mirrors: Addresses that the files' names are put behind, in the order in which they are tried.
         subfolders: Where the files may lie below the folder that the user names, beside that folder itself.
-        normalization: What is done to the pixels.
+        normalization: The normalization of the pixels.
         installed: A folder where a system's package puts the files.
     """
 
@@ -48,7 +48,7 @@ class IdxSet:
 
 
 def load_idx(source: IdxSet, data_dir: Path | None) -> Splits:
-    """Both parts of a data set, one channel, pixels normalized.
+    """Load both parts of a data set, one channel, pixels normalized.
 
     Args:
         source: The data set.
@@ -115,7 +115,7 @@ _LARGEST = 16 + 60_000 * 28 * 28  # bytes of the training images, the largest of
 
 
 def _verified(path: Path, original: Original) -> tuple[bytes, str]:
-    """The uncompressed content of a file, and the SHA-256 of the file itself."""
+    """Return the uncompressed content of a file, and the SHA-256 of the file itself."""
     if path.suffix != ".gz":
         content = contents(path)
         checksum = hashlib.sha256(content).hexdigest()

@@ -28,11 +28,11 @@ class Lazy:
         return self._make(self._rows[index])
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
-        """The rows at ``index``, int64 ``(k,)``, as a tensor; ``dim`` must be 0."""
+        """Return the rows at ``index``, int64 ``(k,)``, as a tensor; ``dim`` must be 0."""
         if dim != 0:
             raise IndexError(f"dim {dim}: only whole rows are made, which lie along dimension 0.")
         return self[index]
 
     def subset(self, index: Tensor) -> Lazy:
-        """The rows at ``index``, int64 ``(k,)``, of which none is made yet."""
+        """Return the rows at ``index``, int64 ``(k,)``, of which none is made yet."""
         return Lazy(self._make, self._rows[index], self.shape[1:])

@@ -12,7 +12,7 @@ MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
     "http://yann.lecun.com/exdb/mnist/",
 )
-"""Where the files are fetched from, in this order; the publisher's own page often refuses. Checksums decide."""
+"""The addresses of the files, in the order in which they are tried; the publisher's often refuses. Checksums decide."""
 FILES = {
     "train-images-idx3-ubyte": Original(
         packed="440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -35,7 +35,7 @@ _NORMALIZATION = Normalization((0.1307,), (0.3081,))  # mean and standard deviat
 
 
 def load_mnist(data_dir: Path | None = None) -> Splits:
-    """60,000 training and 10,000 test digits, 28 x 28 pixels.
+    """Load 60,000 training and 10,000 test digits, 28 x 28 pixels.
 
     Args:
         data_dir: A folder with the four idx files, with or without .gz; they may lie in it, in its ``raw`` or in its

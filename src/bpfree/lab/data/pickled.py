@@ -24,13 +24,13 @@ NUMBERS = ("f4", "f8", "i4", "i8")
 
 
 def parse_pickle(content: bytes, name: str) -> dict[str, Any]:
-    """The dictionary in ``content``; arrays are uint8 and may be written to.
+    """Return the dictionary in ``content``; arrays are uint8 and may be written to.
 
     Pickles of Python 2, whose texts are bytes, and of Python 3 give the same.
 
     Args:
         content: The file's bytes.
-        name: How to call the file in messages.
+        name: The name of the file in messages.
 
     Raises:
         DataError: No complete pickle, no dictionary, or something in it that is neither plain nor an array of bytes.
@@ -42,11 +42,11 @@ def parse_pickle(content: bytes, name: str) -> dict[str, Any]:
 
 
 def unpickled(content: bytes, name: str, kinds: Collection[str]) -> Any:
-    """What is in ``content``: a plain value, an array, or a dictionary of them; a sparse matrix comes as :class:`Csr`.
+    """Return the value in ``content``: plain, an array, or a dictionary of these; a sparse matrix as :class:`Csr`.
 
     Args:
         content: The file's bytes.
-        name: How to call the file in messages.
+        name: The name of the file in messages.
         kinds: numpy's codes of the types that arrays may have.
 
     Raises:
@@ -89,7 +89,7 @@ def _check(content: bytes) -> None:
 
 
 def _size(value: Any) -> int:
-    """The bytes of the arrays in a value."""
+    """Return the bytes of the arrays in a value."""
     if isinstance(value, dict):
         return sum(map(_size, value.values()))
     if isinstance(value, Csr):
@@ -133,7 +133,7 @@ class _Array:
         self.parts = (content, kind, shape, "F" if by_columns else "C")
 
     def made(self, kinds: Collection[str]) -> np.ndarray:
-        """The array that this stands for."""
+        """Make the array that this stands for."""
         content, kind, shape, order = self.parts
         if self.made_before:
             raise DataError("it names an array twice")
@@ -174,7 +174,7 @@ class Csr:
         self.parts = {_text(name).lstrip("_"): entry for name, entry in state.items()}
 
     def made(self, kinds: Collection[str]) -> Csr:
-        """Itself, its arrays made."""
+        """Make its arrays, and return itself."""
         rows, columns = self.parts["shape"]
         self.shape = (int(rows), int(columns))
         self.indptr, self.indices, self.data = (self.parts[name].made(kinds) for name in ("indptr", "indices", "data"))

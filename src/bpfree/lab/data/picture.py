@@ -1,4 +1,4 @@
-"""One picture from a file, as red, green and blue between 0 and 255, however the file has them."""
+"""One picture from a file, as red, green and blue between 0 and 255, from any format of the file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _colours(image: Image.Image) -> Image.Image:
-    """The picture in red, green and blue, 8 bits each."""
+    """Return the picture in red, green and blue, 8 bits each."""
     if image.mode == "I" or image.mode.startswith("I;16"):  # grey, 16 bits: pillow's own conversion cuts at 255
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))

@@ -45,14 +45,14 @@ class Citations:
 
     Attributes:
         title: Its name, and that of its folder.
-        checksums: Part -> SHA-256 of the published file, or the identifier that git gives it (40 digits).
+        checksums: For each part the SHA-256 of the published file, or its git identifier (40 digits).
     """
 
     title: str
     checksums: Mapping[str, str]
 
     def file(self, part: str) -> str:
-        """The name of a part's file."""
+        """Return the name of a part's file."""
         return f"ind.{self.title.lower()}.{part}"
 
 
@@ -176,7 +176,7 @@ def _part(path: Path, content: bytes, kind: str) -> Any:
 
 
 def _neighbours(graph: dict[Any, Any]) -> bool:
-    """Whether this is, of every node, the list of its neighbours, and anybody has one."""
+    """Return whether this holds a list of neighbours for every node, and at least one list is not empty."""
     lists = list(graph.values())
     if len({id(found) for found in lists}) < len(lists):  # more edges than the file has bytes
         return False
@@ -221,7 +221,7 @@ def _check(citations: Citations, parts: Mapping[str, Any], test: Tensor, *, publ
 
 
 def _in_order(parts: Mapping[str, Any], test: Tensor) -> tuple[Csr, Tensor]:
-    """Features and classes of all nodes; the test nodes' stand in the files in the order of their indices.
+    """Return features and classes of all nodes; in the files, test nodes are in the order of their indices.
 
     Nodes that are in no file (CiteSeer has 15, without any word or neighbour) have no features, and class 0.
     """
@@ -246,7 +246,7 @@ def _in_order(parts: Mapping[str, Any], test: Tensor) -> tuple[Csr, Tensor]:
 
 
 def _normalized(x: Csr) -> Csr:
-    """The same, each row divided by its sum where that is more than 1, as torch_geometric does."""
+    """Return the same, each row divided by its sum where that is more than 1, as torch_geometric does."""
     lengths = np.diff(x.indptr)
     sums = np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights=x.data, minlength=len(lengths))
     x.data = (x.data / np.repeat(np.maximum(sums, 1), lengths)).astype(np.float32)

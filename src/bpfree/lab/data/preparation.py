@@ -1,4 +1,4 @@
-"""What is done to images beyond reading them: their size, and the numbers that their pixels become."""
+"""The preparation of images after reading: their size, and the normalization of their pixels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bpfree.lab.errors import SettingsError
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """How images are read.
+    """The options for reading images.
 
     Args:
         size: Height and width in pixels; by default those of the files, and 224 for a folder of pictures.
-        mean: What is subtracted from pixels between 0 and 1, one number a channel; by default the data set's mean.
-        std: What they are divided by then; by default the data set's standard deviation.
+        mean: The numbers to subtract from pixels between 0 and 1, one per channel; by default the data set's mean.
+        std: The numbers to divide by then, one per channel; by default the data set's standard deviation.
     """
 
     size: int | None = None
@@ -35,7 +35,7 @@ class ImageSettings:
             raise SettingsError(f"--images.std {self.std}: standard deviations are above 0.")
 
     def normalization(self, default: Normalization) -> Normalization:
-        """What is done to pixels whose data set suggests ``default``.
+        """Return the normalization of pixels whose data set suggests ``default``.
 
         Raises:
             SettingsError: There are more or fewer numbers than channels.
@@ -52,7 +52,7 @@ def _of_channels(name: str, given: Sequence[float] | None, default: tuple[float,
 
 
 def prepared(splits: Splits, settings: ImageSettings) -> Splits:
-    """The data set with another normalization or size, where another one is asked for.
+    """Return the data set, with another normalization or size if one is asked for.
 
     Enlarged images are made batch by batch: 50,000 of 3 x 224 x 224 would take 30 GB.
 
@@ -69,7 +69,7 @@ def prepared(splits: Splits, settings: ImageSettings) -> Splits:
 
 
 def _renormalized(splits: Splits, wanted: Normalization) -> Splits:
-    """The same pixels, normalized in another way."""
+    """Return the same pixels with another normalization."""
     (mean, std), (other_mean, other_std) = (
         [torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1) for values in entry]
         for entry in (splits.normalization, wanted)
@@ -85,7 +85,7 @@ def _renormalized(splits: Splits, wanted: Normalization) -> Splits:
 
 
 def _resized(images: Images, size: int) -> Images:
-    """Square images of another size, made when they are asked for."""
+    """Return square images of another size, made when they are asked for."""
 
     def make(rows: Tensor) -> Tensor:
         # Antialiased, which enlarging does not notice, and shrinking needs.

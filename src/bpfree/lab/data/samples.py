@@ -1,4 +1,4 @@
-"""What runs ask of data, whatever it is."""
+"""The interface of data of any kind: everything that runs need of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bpfree.lab.data.lazy import Lazy
 Kind = TypeVar("Kind", bound="Samples")
 
 PUBLISHED = "the published files, byte for byte"
-"""What a data set's ``origin`` says where nothing is to be said."""
+"""A data set's ``origin`` if there is nothing to say about it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Samples:
         return len(self.y)
 
     def take(self: Kind, index: Tensor) -> Kind:
-        """The samples at ``index``, int64 of shape ``(k,)``."""
+        """Return the samples at ``index``, int64 of shape ``(k,)``."""
         x = self.x.subset(index) if isinstance(self.x, Lazy) else self.x[index]
         return type(self)(x, self.y[index])
 
@@ -41,7 +41,7 @@ class Data(Protocol):
 
     @property
     def measured_on(self) -> str:
-        """What the task's metric is measured on: ``"test"`` or ``"validation"``."""
+        """The set that the task's metric is measured on: ``"test"`` or ``"validation"``."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,10 +52,10 @@ class Data(Protocol):
         """The number of outputs, likewise."""
 
     def first(self, n: int) -> Data:
-        """The same with no more than ``n`` samples to train on."""
+        """Return the same with no more than ``n`` samples to train on."""
 
     def describe(self) -> dict[str, Any]:
-        """What reports show of it, and all that tells it from other data: ``n_train``, ``n_eval``, ``checksums`` ..."""
+        """Return the facts for reports, which also identify the data: ``n_train``, ``n_eval``, ``checksums`` ..."""
 
 
 class Sampled(Data, Protocol):
@@ -63,8 +63,8 @@ class Sampled(Data, Protocol):
 
     @property
     def train(self) -> Samples:
-        """What is trained on."""
+        """Return the samples to train on."""
 
     @property
     def evaluation(self) -> Samples:
-        """What the task's metric and alignment are measured on; never trained on."""
+        """Return the samples on which the task's metric and alignment are measured; never trained on."""

@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def compressed_rows(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The matrix whose row i has ``values`` at ``columns`` from place ``starts[i]`` to ``starts[i + 1]``; unchecked."""
+    """Return the matrix whose row i has the ``values`` at places ``starts[i]`` to ``starts[i + 1]``; unchecked."""
     return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
 
 
 def rows(matrix: Tensor, places: Tensor) -> Tensor:
-    """The rows of a matrix (CSR, ``(n, m)``) at these places ``(k,)``, in their order, ``(k, m)``."""
+    """Return the rows of a matrix (CSR, ``(n, m)``) at these places ``(k,)``, in their order, ``(k, m)``."""
     starts = matrix.crow_indices()
     lengths = starts.diff()[places]
     found = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])

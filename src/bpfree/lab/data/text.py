@@ -25,11 +25,11 @@ MeasuredOn: TypeAlias = Literal["validation", "test"]
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """How text is read.
+    """The options for reading text.
 
     Args:
         vocabulary: The number of tokens; they are learned from the training file.
-        context: Tokens a sequence.
+        context: The number of tokens in a sequence.
         measured_on: The file that perplexity is measured on. Choose settings on validation, then measure once on test.
     """
 
@@ -82,7 +82,7 @@ class Vocabulary:
         return self.end_of_line + 1
 
     def encode(self, lines: Sequence[str]) -> Tensor:
-        """The lines as one stream of tokens, int64 ``(n,)``: the end of a line stands behind each."""
+        """Return the lines as one stream of tokens, int64 ``(n,)``: the end of a line stands behind each."""
         stream = array.array("q")
         for first in range(0, len(lines), _LINES):  # the tokenizer keeps far more of a line than its tokens
             for line in self._pairs.encode_batch(lines[first : first + _LINES]):
@@ -91,7 +91,7 @@ class Vocabulary:
         return torch.frombuffer(stream, dtype=torch.int64)
 
     def decode(self, stream: Tensor) -> list[str]:
-        """The lines of a stream of tokens; the last one need not have an end."""
+        """Return the lines of a stream of tokens; the last one need not have an end."""
         lines: list[list[int]] = [[]]
         for token in stream.tolist():
             if token == self.end_of_line:
@@ -132,11 +132,11 @@ class Text:
         return tuple(self.train.x.shape[1:])
 
     def first(self, n: int) -> Text:
-        """The same with the first ``n`` sequences to train on."""
+        """Return the same with the first ``n`` sequences to train on."""
         return replace(self, train=self.train.take(torch.arange(min(n, len(self.train)))))
 
     def describe(self) -> dict[str, Any]:
-        """The text as a report shows it; sizes are numbers of tokens to be predicted."""
+        """Return the text as a report shows it; sizes are numbers of tokens to be predicted."""
         return {
             "name": self.name,
             "n_train": self.train.y.numel(),
@@ -183,7 +183,7 @@ def load_text(data_dir: Path | None, settings: TextSettings | None = None) -> Te
 
 
 def checksums(data_dir: Path, settings: TextSettings | None = None) -> dict[str, str]:
-    """File name -> SHA-256 of the files that :func:`load_text` reads.
+    """Return, by name, the SHA-256 of the files that :func:`load_text` reads.
 
     Args:
         data_dir: The folder.
@@ -197,7 +197,7 @@ def checksums(data_dir: Path, settings: TextSettings | None = None) -> dict[str,
 
 
 def _files(folder: Path, settings: TextSettings) -> list[Path]:
-    """What is trained on, and what is measured on."""
+    """Return the file to train on, and the file to measure on."""
     return [_find(folder, part) for part in ("train", "valid" if settings.measured_on == "validation" else "test")]
 
 

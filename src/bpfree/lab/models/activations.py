@@ -24,7 +24,7 @@ _MODULES: dict[str, Callable[[], nn.Module]] = {
 
 
 def activation_module(name: str, negative_slope: float = 0.01) -> nn.Module:
-    """A new module for the non-linearity ``name``; ``negative_slope`` is that of ``leaky_relu`` below zero.
+    """Return a new module for the non-linearity ``name``; ``negative_slope`` is that of ``leaky_relu`` below zero.
 
     Raises:
         SettingsError: An unknown name.

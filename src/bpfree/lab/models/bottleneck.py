@@ -42,7 +42,7 @@ class Bottleneck(nn.Linear):
             self.register_buffer(f"{name}_kept", torch.rand(shape) < kept / linear.in_features)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The layer's output for ``input``."""
+        """Return the layer's output for ``input``."""
         places = torch.arange(len(input), device=input.device) % len(self.input_kept)
         return F.linear(
             _partly(input, self.input_kept[places]),
@@ -52,7 +52,7 @@ class Bottleneck(nn.Linear):
 
 
 def _partly(value: Tensor, kept: Tensor) -> Tensor:
-    """``value``, of whose gradient only the elements where ``kept`` is true are not zero."""
+    """Return ``value``; its gradient is set to zero wherever ``kept`` is false."""
     return torch.where(kept, value, value.detach())
 
 
@@ -92,5 +92,5 @@ class BottleneckMLP(MLP):
     def suggested_taps(  # type: ignore[override]  # models are asked with their own options, by name
         hidden: Sequence[int] = (800, 800, 800), **_: object
     ) -> tuple[str, ...]:
-        """Behind the non-linearity of every hidden layer but the first."""
+        """Return the non-linearities of all hidden layers except the first."""
         return tuple(str(2 * layer) for layer in range(2, len(hidden) + 1))

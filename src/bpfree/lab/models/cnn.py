@@ -66,5 +66,5 @@ class CNN(ImageNetwork):
 
     @staticmethod
     def suggested_taps(batch_norm: BatchNorm = False, **_: object) -> tuple[str, ...]:
-        """Where Launay et al. 2019 say that feedback enters; their code leaves out the last one."""
+        """Return the taps that Launay et al. 2019 describe; their code leaves out the last one."""
         return ("pool*", "norm" if batch_norm else "act")

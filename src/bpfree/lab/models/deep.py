@@ -122,7 +122,7 @@ class VGG16(ImageNetwork):
 def _classifier(
     width: int, hidden: Sequence[int], classes: int, activation: Activation, dropout: float
 ) -> dict[str, nn.Module]:
-    """Linear layers behind the convolutions, whose flattened outputs are ``width`` numbers."""
+    """Make linear layers behind the convolutions, whose flattened outputs are ``width`` numbers."""
     layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
     for number, size in enumerate(hidden, start=1):
         layers[f"fc{number}"] = stage(

@@ -1,4 +1,4 @@
-"""What the convolutional networks share: stages of layers, and how images lie in memory."""
+"""The base of the convolutional networks: stages of layers, and the memory format of images."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class ImageNetwork(nn.Sequential):
         initialize(self, initialization)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Logits ``(N, classes)``."""
+        """Return logits ``(N, classes)``."""
         # Poolings and tangents run up to a fifth faster on a CPU with the channels last in memory.
         return super().forward(input.contiguous(memory_format=torch.channels_last))
 
 
 def stage(**layers: nn.Module | None) -> nn.Sequential:
-    """Layers by name, one behind the other; None leaves one out. Feedback enters behind the last."""
+    """Return a stage of layers by name, in order; None leaves one out. The last layer is the tap."""
     return nn.Sequential(OrderedDict((name, layer) for name, layer in layers.items() if layer is not None))
 
 
@@ -53,7 +53,7 @@ class Planes:
         self._model, self._shape = model, tuple(shape)
 
     def convolution(self, channels: int, kernel: int, **options: Any) -> nn.Conv2d:
-        """A convolution to this many channels.
+        """Make a convolution to this many channels.
 
         Raises:
             SettingsError: The image is too small for it.
@@ -64,7 +64,7 @@ class Planes:
         return layer
 
     def pooling(self, kind: type[nn.MaxPool2d | nn.AvgPool2d], kernel: int, stride: int) -> nn.Module:
-        """A pooling.
+        """Make a pooling.
 
         Raises:
             SettingsError: The image is too small for it.

@@ -1,4 +1,4 @@
-"""How weights begin."""
+"""The initialization of weights."""
 
 from __future__ import annotations
 

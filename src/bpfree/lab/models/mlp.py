@@ -66,12 +66,12 @@ class MLP(nn.Sequential):
 
     @staticmethod
     def suggested_taps(batch_norm: BatchNorm = False, **_: object) -> tuple[str, ...] | None:
-        """Where the papers put feedback: behind batch normalization, or (None) behind every non-linearity."""
+        """Return the papers' taps: every batch normalization, or None for every non-linearity."""
         return ("norm*",) if batch_norm else None
 
 
 def _named(layers: Sequence[nn.Module]) -> OrderedDict[str, nn.Module]:
-    """Layers under their numbers; normalizations, where feedback enters, under names that a pattern can match."""
+    """Name layers by their numbers, but normalizations, the taps, so that a pattern can match them."""
     norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm1d)]
     names = {id(norm): f"norm{number}" for number, norm in enumerate(norms, start=1)}
     return OrderedDict((names.get(id(layer), str(number)), layer) for number, layer in enumerate(layers))

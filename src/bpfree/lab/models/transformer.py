@@ -79,7 +79,7 @@ class CausalTransformer(nn.Module):
         nn.init.normal_(self.tokens.weight, std=_EMBEDDING_STD)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits ``(N, T, classes)`` of the token after each of ``tokens``, int64 ``(N, T)``."""
+        """Return logits ``(N, T, classes)`` of the token after each of ``tokens``, int64 ``(N, T)``."""
         places = torch.arange(tokens.shape[1], device=tokens.device)
         h = self.dropout(self.tokens(tokens) + self.positions(places))
         for block in self.blocks:
@@ -115,7 +115,7 @@ class Block(nn.Module):
         self.tap = bpfree.Tap()
 
     def forward(self, h: Tensor) -> Tensor:
-        """The block's output, shaped as ``h``."""
+        """Return the block's output, shaped as ``h``."""
         for branch, norm in ((self.attention, self.norm1), (self.feed_forward, self.norm2)):
             h = h + self.scale * self.dropout(branch(norm(h))) if self.pre else norm(h + self.dropout(branch(h)))
         return self.tap(h)
@@ -131,7 +131,7 @@ class CausalAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, h: Tensor) -> Tensor:
-        """What each token gathers from itself and those before it."""
+        """Return for each token the weighted values of itself and of the tokens before it."""
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.into(h).chunk(3, dim=2))
         dropout = self.dropout if self.training else 0.0
         gathered = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
@@ -149,7 +149,7 @@ class Waves(nn.Module):
         self.register_buffer("waves", torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1), persistent=False)
 
     def forward(self, places: Tensor) -> Tensor:
-        """The vectors of these positions."""
+        """Return the vectors of these positions."""
         return self.waves[places]
 
 

@@ -1,4 +1,4 @@
-"""Where a ledger is, as messages may show it: without its password."""
+"""The address of a ledger, shown in messages without its password."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Address:
 
     @classmethod
     def of(cls, place: str) -> Address:
-        """The address of a URL, or of the path of an SQLite file.
+        """Return the address of a URL, or of the path of an SQLite file.
 
         Raises:
             LedgerError: The URL cannot be read, or the file's folder cannot be made.
@@ -58,7 +58,7 @@ class Address:
         return cls(place, hidden.render_as_string(hide_password=True), secrets)
 
     def without_secrets(self, text: object) -> str:
-        """A message without what it must not show."""
+        """Return a message without its secrets."""
         said = str(text)
         for secret in self.secrets:
             said = said.replace(secret, _HIDDEN)
@@ -66,17 +66,17 @@ class Address:
 
     @property
     def named(self) -> str:
-        """How it is shown, to stand behind a noun; nothing where it is not known."""
+        """The address with a space before it, to follow a noun; empty if it is not known."""
         return f" {self.shown}" if self.shown else ""
 
     @property
     def is_file(self) -> bool:
-        """Whether it is SQLite's."""
+        """True if it is a file of SQLite."""
         return self.url.startswith("sqlite")
 
     @property
     def driver(self) -> str | None:
-        """What installs the driver that the database needs; None if that is not known."""
+        """The command that installs the driver of the database; None if it is not known."""
         return _DRIVERS.get(re.split(r"[+:]", self.url)[0])
 
 

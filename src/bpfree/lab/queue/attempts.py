@@ -1,4 +1,4 @@
-"""What the attempts at one run, the trials of its key in the order in which they were asked for, say about it."""
+"""Facts about one run, from its attempts: the trials of its key, in the order in which they were asked for."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ DEATHS = 3
 
 
 def counting(known: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """The attempt that counts: the last record, or the first that may become one."""
+    """Return the attempt that counts: the last record, or the first that may become one."""
     finished = [trial for trial in known if trial.state == TrialState.COMPLETE]
     alive = [trial for trial in known if trial.state in (TrialState.WAITING, TrialState.RUNNING)]
     return finished[-1] if finished else next(iter(alive), None)
 
 
 def reason(known: Sequence[FrozenTrial]) -> str | None:
-    """Why the last attempt failed; None if it did not, or its worker said nothing."""
+    """Return why the last attempt failed; None if it did not fail, or if its worker said nothing."""
     return known[-1].user_attrs.get(WRONG) if known else None
 
 
 def deaths(known: Sequence[FrozenTrial]) -> int:
-    """How many workers died at it, and said nothing, since a command last asked for it."""
+    """Return how many workers died at the run without a word since a command last asked for it."""
     began = [number for number, trial in enumerate(known) if trial.user_attrs.keys() & {ASKED, WRONG}]
     return sum(_failed(trial) for trial in known[began[-1] if began else 0 :] if WRONG not in trial.user_attrs)
 
 
 def failures(known: Sequence[FrozenTrial]) -> int:
-    """How many attempts failed, their workers' deaths among them; interruptions are none."""
+    """Return how many attempts failed, including workers' deaths, but not interruptions."""
     return sum(_failed(trial) for trial in known)
 
 

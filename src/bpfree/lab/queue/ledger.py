@@ -75,7 +75,7 @@ class Ledger:
 
     @patient
     def claim(self, works: Sequence[Work]) -> Claim | None:
-        """A run that waits, one that has failed least often first; it is the caller's alone. None if none waits."""
+        """Claim, for the caller alone, a waiting run that has failed least often, and return it; None if none waits."""
         self._revive(works)
         known = self._look().attempts
         for work in sorted(works, key=lambda work: attempts.failures(known.get(work.key, []))):
@@ -157,7 +157,7 @@ class Ledger:
         return Snapshot(trials, {trial.number: self._record(trial) for trial in finished}, self._source)
 
     def _record(self, trial: FrozenTrial) -> dict[str, Any] | None:
-        """The record of a finished trial; None if it is damaged, which is told once."""
+        """Return the record of a finished trial; None if it is damaged, which is told once."""
         if trial.number not in self._records:
             try:
                 found = record_attributes.joined(trial.user_attrs)

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-"""How workers begin: never as copies of this process, which may hold a GPU or threads."""
+"""The start method of workers: they are never copies of this process, which may hold a GPU or threads."""
 _LEAVE = 20.0  # seconds that workers have for giving their runs back when a command ends
 _REPLACED = 20  # workers of one command; more deaths are the machine's fault, not that of some runs
 
@@ -48,7 +48,7 @@ class Team:
             process.join()
 
     def alive(self) -> bool:
-        """Whether any works; says which have died since the last call, and replaces them."""
+        """Return whether any process works; report and replace processes that have died since the last call."""
         looked = [(process, process.exitcode) for process in self._processes]  # once: one may end at any moment
         self._processes = [process for process, exitcode in looked if exitcode is None]
         for exitcode in [exitcode for _, exitcode in looked if exitcode]:
@@ -60,7 +60,7 @@ class Team:
         return bool(self._processes)
 
     def obituary(self) -> str:
-        """How those ended that have died, to stand in a sentence."""
+        """Return, for a sentence, how the dead processes ended."""
         return f" ({', '.join(_end(code) for code in dict.fromkeys(self._codes))})" if self._codes else ""
 
     def _started(self) -> BaseProcess:
@@ -70,6 +70,6 @@ class Team:
 
 
 def _end(code: int) -> str:
-    """An exit code in words."""
+    """Return an exit code in words."""
     names = {-number.value: number.name for number in signal.Signals}
     return f"exit code {code}{f', {names[code]}' if code in names else ''}"

@@ -27,7 +27,7 @@ class Pulses:
         self._seen: dict[int, tuple[str, float]] = {}
 
     def stopped(self, storage: RDBStorage, study: int) -> list[int]:
-        """The running trials of a study that have shown no new sign of life for the grace period."""
+        """Return the running trials of a study that have shown no new sign of life for the grace period."""
         now = time.monotonic()
         with storage.engine.connect() as connection:
             last = {number: str(beat) for number, beat in connection.execute(_LAST, {"study": study})}

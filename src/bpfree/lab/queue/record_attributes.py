@@ -21,7 +21,7 @@ _LARGEST = 30_000  # characters; as JSON within JSON they may be twice as many
 
 
 def split(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of a record: each epoch is one; its largest parts, such as pictures, are others if it is large."""
+    """Split a record into attributes: one per epoch, and, if it is large, one for each large part, such as pictures."""
     plain = sealed(storable(dict(record)))
     found = {f"{_EPOCH}{number}": epoch for number, epoch in enumerate(plain.pop("epochs", []), start=1)}
     texts = {name: json.dumps(value) for name, value in plain.items()}
@@ -34,7 +34,7 @@ def split(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def joined(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a trial's attributes.
+    """Return the record of a trial's attributes.
 
     Raises:
         DamageError: They are not those that :func:`split` made.
@@ -60,11 +60,11 @@ def _joined(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ordered(attributes: Mapping[str, Any], kind: str) -> list[str]:
-    """The names of this kind, by the number that each ends with."""
+    """Return the names of this kind, by the number that each ends with."""
     return sorted((name for name in attributes if name.startswith(kind)), key=lambda name: int(name.rpartition(" ")[2]))
 
 
 def value(record: Mapping[str, Any]) -> float:
-    """The number that Optuna's own tools show of a run."""
+    """Return the number that Optuna's own tools show of a run."""
     found = record.get("value")
     return float(found) if isinstance(found, int | float) and math.isfinite(found) else 0.0

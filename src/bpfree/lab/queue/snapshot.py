@@ -70,7 +70,7 @@ class Snapshot:
 
     @property
     def seeds(self) -> int:
-        """One more than the highest seed of a run that has finished or failed; 0 if there is none."""
+        """Return one more than the highest seed of a run that has finished or failed; 0 if there is none."""
         trials = [trial for known in self.attempts.values() for trial in known]
         ended = [trial for trial in trials if trial.state == TrialState.COMPLETE or attempts.WRONG in trial.user_attrs]
         return max([trial.user_attrs["seed"] + 1 for trial in ended], default=0)

@@ -27,9 +27,9 @@ _ATTEMPTS = 8  # to make the tables of a new database, which several processes m
 _SQLITE_SECONDS = 60  # to wait for another process's transaction
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before a database that did not answer is asked again
 FAILURES = (optuna.exceptions.StorageInternalError, exc.SQLAlchemyError)
-"""What Optuna's storage raises when its database does not do what it is asked."""
+"""The errors of Optuna's storage if its database fails."""
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError)
-"""What arises where a database holds something else than was written."""
+"""The errors if a database holds something else than was written."""
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -59,7 +59,7 @@ def open_storage(place: str) -> RDBStorage:
 
 
 def _unopened(address: Address, error: Exception) -> LedgerError:
-    """What is said of a database that cannot be opened; its error may hold the password, so it is no cause."""
+    """Make the error for a database that cannot be opened; its own error may hold the password, and is not shown."""
     if _is_damage(error):
         return _damaged(address, error)
     if isinstance(error, ImportError | exc.NoSuchModuleError) and address.driver:
@@ -68,7 +68,7 @@ def _unopened(address: Address, error: Exception) -> LedgerError:
 
 
 def _until_open(address: Address) -> Iterator[float]:
-    """The pauses before a database is tried again: short ones for another process's tables, long ones for servers."""
+    """Return the pauses between attempts to open a database: short for another process's tables, long for servers."""
     yield from (random.random() * attempt / 4 for attempt in range(1, _ATTEMPTS))
     if not address.is_file:  # a file does not restart
         yield from _PAUSES
@@ -147,7 +147,7 @@ def patient(call: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def told(error: Exception) -> LedgerError:
-    """What the user is told of one of FAILURES, or of what the ledger holds and nobody can read."""
+    """Make the error for the user from one of FAILURES, or from content of the ledger that cannot be read."""
     cause = _cause(error)
     address = getattr(cause, "address", _UNNAMED)
     if _is_damage(error):
@@ -182,13 +182,13 @@ def _damaged(address: Address, error: Exception) -> LedgerError:
 
 
 def _cause(error: Exception) -> Exception:
-    """What the database said, where Optuna has wrapped it."""
+    """Return the database's own error, if Optuna has wrapped it."""
     inner = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else None
     return inner if isinstance(inner, Exception) else error
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether the database holds what it cannot: SQLite says so, or what was read is no record."""
+    """Return whether the database is damaged: SQLite says so, or an entry is no record."""
     cause = _cause(error)
     if isinstance(cause, exc.DatabaseError) and isinstance(cause.orig, sqlite3.DatabaseError):
         return type(cause.orig) is sqlite3.DatabaseError
@@ -196,10 +196,10 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _passes(error: Exception) -> bool:
-    """Whether the same may succeed a little later: the database is away or busy, or another wrote the same first.
+    """Return whether a later attempt may succeed: the database is away or busy, or another process wrote first.
 
-    A connection that breaks in the middle of a query shows itself in many ways, some of them by what is asked next.
-    What a database refuses for good it says in one of three.
+    A connection that breaks during a query may raise many errors, some of them only at the next query. If a database
+    refuses for good, it raises one of three.
     """
     final = isinstance(_cause(error), exc.ProgrammingError | exc.DataError | exc.NotSupportedError)
     return not final and not _is_damage(error)

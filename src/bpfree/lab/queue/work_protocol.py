@@ -13,7 +13,7 @@ class Work(Protocol):
 
     @property
     def label(self) -> str:
-        """What it is called while it runs."""
+        """Its name while it runs."""
 
     @property
     def seed(self) -> int:

@@ -13,7 +13,7 @@ ENDINGS = (".yaml", ".yml")
 
 
 def find(name: str, folder: Path = Path()) -> Path:
-    """The file of a recipe: one of the package's by name, or any by path.
+    """Find the file of a recipe: one of the package's by name, or any by path.
 
     Args:
         name: The name, or the path.
@@ -36,5 +36,5 @@ def find(name: str, folder: Path = Path()) -> Path:
 
 
 def names() -> list[str]:
-    """The names of the package's recipes."""
+    """Return the names of the package's recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))

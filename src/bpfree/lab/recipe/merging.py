@@ -11,7 +11,7 @@ _LISTED = ("rows", "columns", "scales")  # a file that has these has those that 
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings, each layer over those before it; of a class the arguments are merged one by one."""
+    """Merge settings, later layers over earlier ones; the arguments of a class are merged one by one."""
     result: dict[str, Any] = {}
     for layer in layers:
         for name, value in layer.items():
@@ -21,7 +21,7 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _class(known: Any, value: Any) -> Any:
-    """A class over another: of the same one, or of none by name, it changes some arguments."""
+    """Merge a class over another. If it is the same class, or has no name, only its arguments change."""
     known, value = _named(known), _named(value)
     if not (isinstance(known, Mapping) and isinstance(value, Mapping)):
         return value
@@ -41,11 +41,11 @@ def _value(known: Any, value: Any) -> Any:
 
 
 def extended(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says, over what the recipe says that it extends.
+    """Return a file's parts, merged over those of the recipe that it extends.
 
     Args:
-        theirs: The other recipe's parts, which are in order.
-        own: The file's; those of a wrong shape are left for the reader to name.
+        theirs: The parts of the other recipe; they are valid.
+        own: The file's own parts. Parts of a wrong shape stay: the reader reports them.
     """
     result = {**theirs, **own, "title": own.get("title"), "base": _over(theirs.get("base"), own.get("base"))}
     for part in _LISTED:
@@ -60,7 +60,7 @@ def extended(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
 
 
 def _over(theirs: Any, own: Any) -> Any:
-    """Settings over settings."""
+    """Merge settings over others."""
     if theirs is None or own is None:
         return theirs if own is None else own
     return merged(theirs, own) if isinstance(own, Mapping) else own
@@ -71,7 +71,7 @@ def _only(names: Any, entries: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _added(theirs: dict[str, Any], own: Any) -> Any:
-    """Entries, and others over them; what a file leaves empty is so."""
+    """Merge entries over others; an entry that the file leaves empty becomes empty."""
     if not isinstance(own, Mapping):
         return theirs if own is None else own
     return theirs | {name: None if value is None else _over(theirs.get(name), value) for name, value in own.items()}

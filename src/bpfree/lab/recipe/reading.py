@@ -36,11 +36,11 @@ def read(path: Path, *, trust: bool = True) -> Recipe:
 
 
 def content_of(path: Path, *, trust: bool = True) -> Any:
-    """What a recipe's file says, over what the recipe says that it extends.
+    """Return the content of a recipe's file, merged over that of the recipe that it extends.
 
     Args:
         path: The file.
-        trust: Whether it may name code wherever it lies.
+        trust: Whether it may name code, whatever its folder.
 
     Raises:
         TrustError: It names code, and nobody has vouched for it.
@@ -76,7 +76,7 @@ _LARGEST = 2**18  # bytes of a recipe; the largest of the package has 10,000
 
 
 def _said(path: Path) -> Any:
-    """What stands in a file; names of rows and the like are text, be they written as numbers."""
+    """Return the content of a file; names of rows and the like become text, even if written as numbers."""
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError(f"it is larger than {_LARGEST:,} bytes")
@@ -128,7 +128,7 @@ class _Reader:
         )
 
     def part(self, value: Any, where: str, valid: Any = None) -> dict[str, Any]:
-        """A mapping, whose keys are among ``valid``; nothing is an empty one."""
+        """Check and return a mapping whose keys are among ``valid``; None becomes an empty mapping."""
         if value is not None and not isinstance(value, Mapping):
             raise SettingsError(f"{self.name}: {where} must be names with values, not {value!r}.")
         for key in value or {}:
@@ -142,7 +142,7 @@ class _Reader:
         return value or []
 
     def set(self, value: Any, where: str, *others: str) -> dict[str, Any]:
-        """Settings of cells, and ``others``."""
+        """Check and return settings of cells, and ``others``."""
         given = self.part(value, where, [*SETTINGS, *others])
         for name in set(CLASSES) & set(given):
             if isinstance(given[name], Mapping):

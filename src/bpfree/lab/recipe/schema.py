@@ -24,12 +24,12 @@ SETTINGS = [
     "function",
     "arguments",
 ]
-"""What a cell can be set to: the options of ``bpfree train`` and of a rule, if pictures are kept, or a function."""
+"""The settings of a cell: options of ``bpfree train`` and of a rule, if pictures are kept, or a function."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a paper gives for a cell: its mean, and the standard deviation if it says one."""
+    """A paper's number for a cell: the mean, and the standard deviation if the paper gives one."""
 
     mean: float
     std: float | None = None
@@ -41,11 +41,11 @@ class Column:
 
     Attributes:
         name: Its heading.
-        metric: Which number of a run's record stands in it: a name, or ``{"alignment": tap}``; None for what the task
-            is measured by.
-        tolerance: How far the measured mean may be from the paper's; None if nothing is said.
+        metric: The number of a run's record that it shows: a name, or ``{"alignment": tap}``; None for the task's
+            metric.
+        tolerance: The largest distance allowed between the measured mean and the paper's; None if there is no limit.
         above: Whether it may be above the paper's by any amount.
-        settings: What its cells have in common.
+        settings: The settings that its cells share.
     """
 
     name: str
@@ -57,13 +57,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of a published experiment is run.
+    """The part of a published experiment that is run.
 
     Attributes:
         name: ``full``, or ``reduced`` and the like.
         seeds: The number of seeds.
-        cut: What was cut, in words; empty for the full scale.
-        settings: What differs from the full scale.
+        cut: The cuts, in words; empty for the full scale.
+        settings: The settings that differ from the full scale.
     """
 
     name: str
@@ -127,17 +127,17 @@ class Recipe:
 
     @property
     def command(self) -> str:
-        """What runs it: its name, or the path of a file of one's own from the current folder."""
+        """The command that runs it, with its name, or the path of a user's file from the current folder."""
         if self.path.resolve().parent == FOLDER.resolve():
             return f"bpfree table {self.name}"
         return f"bpfree table {shlex.quote(os.path.relpath(self.path.parent.resolve() / self.path.name))}"
 
     def repeated(self, scale: Scale, seeds: int, cells: Sequence[str]) -> str:
-        """What makes a part of the table again.
+        """Return the command that makes a part of the table again.
 
         Args:
             scale: The scale.
-            seeds: Seeds a cell.
+            seeds: The number of seeds per cell.
             cells: The chosen cells; empty for all.
         """
         words = [f"--scale {shlex.quote(scale.name)}"] if scale.name != "full" else []
@@ -146,7 +146,7 @@ class Recipe:
         return " ".join([self.command, *words])
 
     def is_run_by(self, command: str) -> bool:
-        """Whether a command runs this file, as far as can be told of one that was given in another folder."""
+        """Return whether a command runs this file; it may have been given in another folder, so this is a guess."""
         name = Path(shlex.split(command)[-1])
         if name.suffix not in ENDINGS or self.path.resolve().parent == FOLDER.resolve():
             return command == self.command
@@ -156,7 +156,7 @@ class Recipe:
         return self.path.resolve().parts[-len(below) :] == below
 
     def scale(self, name: str) -> Scale:
-        """The scale of this name.
+        """Return the scale of this name.
 
         Raises:
             SettingsError: There is none.
@@ -165,21 +165,21 @@ class Recipe:
 
     @property
     def by_cell(self) -> bool:
-        """Whether a row's cells differ in what is run, and not only in what is read of it."""
+        """True if the cells of a row need different runs, and do not only show different numbers of one run."""
         return any(column.settings for column in self.columns.values()) or any(self.cells.values())
 
     def empty(self, row: str, column: str) -> bool:
-        """Whether the table has no such cell."""
+        """Return whether the table has no such cell."""
         return self.cells.get(f"{row}/{column}", {}) is None
 
     def settings(self, row: str, column: str, scale: Scale) -> dict[str, Any]:
-        """A cell's settings: more particular ones go before more general ones, and the scale's before all."""
+        """Return a cell's settings: particular ones override general ones, and those of the scale override all."""
         own = self.cells.get(f"{row}/{column}") or {}
         return merged(self.base, self.rows[row], self.columns[column].settings, own, scale.settings)
 
 
 def known(name: Any, valid: Any, where: str, recipe: str) -> Any:
-    """``name``, which is one of ``valid``.
+    """Return ``name``, which is one of ``valid``.
 
     Raises:
         SettingsError: It is not.

@@ -1,4 +1,4 @@
-"""What ``bpfree tune`` chooses among: the ``search`` of a recipe."""
+"""The values that ``bpfree tune`` chooses among: the ``search`` of a recipe."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _check_range(among: Mapping[str, Any], where: str) -> None:
 
 
 def settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Chosen values by name, ``rule.step`` and the like, as settings of a cell."""
+    """Return chosen values by name, ``rule.step`` and the like, as settings of a cell."""
     layers = []
     for name, value in chosen.items():
         setting, _, argument = name.partition(".")
@@ -70,12 +70,12 @@ def settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first(searched: Mapping[str, Any]) -> dict[str, Any]:
-    """Some values that are searched among."""
+    """Return one value of each searched setting."""
     return {name: among["low"] if isinstance(among, Mapping) else among[0] for name, among in searched.items()}
 
 
 def grid(searched: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every combination.
+    """Return every combination.
 
     Raises:
         SettingsError: A range has no end of values.
@@ -87,7 +87,7 @@ def grid(searched: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def suggested(searched: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
-    """The values that Optuna suggests for one try."""
+    """Return the values that Optuna suggests for one try."""
     return {name: _suggested(name, among, trial) for name, among in searched.items()}
 
 

@@ -24,24 +24,24 @@ def check_size(text: str) -> None:
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """The nodes of which a node is made, as often as they are repeated; ``known`` are those of others."""
+    """Return the number of nodes in a node, with repetitions; ``known`` holds the numbers of other nodes."""
     if id(node) not in known:
-        known[id(node)] = 10**9  # of one that holds itself
+        known[id(node)] = 10**9  # for a node that holds itself
         inside = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
         known[id(node)] = 1 if isinstance(inside, str) else 1 + sum(_size(part, known) for part in inside)
     return known[id(node)]
 
 
 def check(text: str, recipe: str) -> None:
-    """Find out whether every key is a name, and given once.
+    """Check that every key is a name, and is given once.
 
     Args:
         text: The file's text, which can be read as YAML.
         recipe: The recipe's name.
 
     Raises:
-        SettingsError: One is given twice, of which a loader keeps the last; or one is a word such as ``no``, which
-            YAML 1.1 reads as false.
+        SettingsError: A key is given twice: a loader would keep only the last value. Or a key is a word such as ``no``,
+            which YAML 1.1 reads as false.
     """
     root = yaml.compose(text, Loader=_LOADER)
     if root is not None:

@@ -25,7 +25,7 @@ CLASS_COLOURS += ["#aa4499", "#3ba292", "#8a8a2d", "#b0622d", "#708090"]
 
 
 def curves(rows: Sequence[Row], panel: Panel, style: Style, *, length: Length, interactive: bool) -> Chart:
-    """Mean lines over a run, of this length, with a band from the smallest to the largest seed.
+    """Draw mean lines over a run, of this length, with a band from the smallest to the largest seed.
 
     Interactive charts show the values under the pointer and follow the page's parameter `chosen`.
     """
@@ -49,7 +49,7 @@ def curves(rows: Sequence[Row], panel: Panel, style: Style, *, length: Length, i
 
 
 def hover(base: alt.Chart, panel: Panel, length: Length) -> alt.Chart:
-    """A point that appears where the pointer is nearest, with its values beside it."""
+    """Return a point that appears where the pointer is nearest, with its values beside it."""
     near = alt.selection_point(name="near", nearest=True, on="pointerover", clear="pointerout", empty=False)
     titles = {"mean": "mean", "low": "lowest seed", "high": "highest seed"}
     values = [alt.Tooltip(f"{key}:Q", title=title, format=panel.digits) for key, title in titles.items()]
@@ -64,7 +64,7 @@ def hover(base: alt.Chart, panel: Panel, length: Length) -> alt.Chart:
 
 
 def scatter(embedding: Mapping[str, Any], style: Style) -> Chart:
-    """Points of an embedding in the plane coloured by class, each class's name at their median."""
+    """Draw points of an embedding in the plane coloured by class, each class's name at their median."""
     points: list[dict[str, Any]] = [
         {"x": short(x), "y": short(y), "class": str(name)}
         for x, y, name in zip(embedding["x"], embedding["y"], embedding["label"], strict=True)
@@ -88,7 +88,7 @@ def scatter(embedding: Mapping[str, Any], style: Style) -> Chart:
 
 
 def epochs(rows: Sequence[Row], length: Length) -> alt.X:
-    """The horizontal axis, from the first epoch to the last, with whole numbers; in steps where those are counted."""
+    """Return the horizontal axis from the first to the last epoch in whole numbers, or in steps if these count."""
     found = [row["epoch"] for row in rows] or [1]
     start, last = min(found), max(found)
     domain = [start, last] if start < last else [start - 1, last + 1]
@@ -102,42 +102,42 @@ def epochs(rows: Sequence[Row], length: Length) -> alt.X:
 
 
 def epoch_step(length: int) -> int:
-    """The smallest of 1, 2, 5, 10, 20, 50 ... that divides `length` epochs into six parts at most."""
+    """Return the smallest of 1, 2, 5, 10, 20, 50 ... that divides `length` epochs into six parts at most."""
     steps = (digit * 10**power for power in itertools.count() for digit in (1, 2, 5))
     return next(step for step in steps if length <= 6 * step)
 
 
 def vertical(panel: Panel, field: str) -> alt.Y:
-    """The panel's axis for `field`, which is already placed."""
+    """Return the panel's axis for `field`, which is already placed."""
     return alt.Y(f"{field}:Q", title=panel.title, scale=panel.scale, axis=panel.axis)
 
 
 def colour(style: Style) -> alt.Color:
-    """Each rule's fixed colour."""
+    """Return each rule's fixed colour."""
     scale = alt.Scale(domain=[mark.label for mark in style.marks], range=list(style.colours))
     return alt.Color("rule:N", scale=scale, legend=None)
 
 
 def dash(style: Style) -> alt.StrokeDash:
-    """Each rule's fixed dash pattern."""
+    """Return each rule's fixed dash pattern."""
     scale = alt.Scale(domain=[m.label for m in style.marks], range=[list(m.dash) for m in style.marks])
     return alt.StrokeDash("rule:N", scale=scale, legend=None)
 
 
 def shown(interactive: bool, chosen: float, other: float) -> Any:
-    """The opacity of a rule that the legend shows, and of one that it does not."""
+    """Return the opacity of a rule that the legend shows, and of one that it does not."""
     if not interactive:
         return alt.value(chosen)
     return alt.condition(SHOWN, alt.value(chosen), alt.value(other))
 
 
 def one_epoch(rows: Sequence[Row]) -> bool:
-    """Whether a line would have no length, so that points must stand for it."""
+    """Return whether all rows are of one epoch: a line would have no length, so points are drawn."""
     return len({row["epoch"] for row in rows}) == 1
 
 
 def finish(chart: alt.TopLevelMixin, style: Style) -> Any:
-    """Text, axes and background in the style's colours."""
+    """Give text, axes and background the style's colours."""
     lines = {"domainColor": style.grid, "tickColor": style.grid, "gridColor": style.grid}
     text = {"labelColor": style.ink, "titleColor": style.ink, "titleFontWeight": "normal"}
     fonts = {"labelFontSize": 12, "titleFontSize": 12, "titlePadding": 8, "labelOpacity": 0.85}

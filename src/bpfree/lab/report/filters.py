@@ -39,7 +39,7 @@ class Filters:
 
 
 def filters(rows: Sequence[Sequence[float]] | None, shape: Sequence[int] | None) -> Filters | None:
-    """The picture of `rows` (flat filters) of `shape` (height, width) or (channels, height, width).
+    """Return the picture of `rows` (flat filters) of `shape` (height, width) or (channels, height, width).
 
     Several channels are averaged. None where there is nothing to draw: no rows, or no two-dimensional shape.
     """
@@ -56,7 +56,7 @@ def filters(rows: Sequence[Sequence[float]] | None, shape: Sequence[int] | None)
 
 
 def coloured(scaled: Any) -> Any:
-    """Weights in [-1, 1], shape (height, width), as opaque RGBA pixels; larger ones are clipped."""
+    """Return weights in [-1, 1], shape (height, width), as opaque RGBA pixels; larger ones are clipped."""
     share = np.clip(scaled, -1, 1)[..., None]
     rgb = ZERO + np.abs(share) * (np.where(share < 0, COLD, WARM) - ZERO)
     rgba = np.concatenate([rgb, np.full_like(share, 255)], axis=-1).round().astype(np.uint8)
@@ -66,7 +66,7 @@ def coloured(scaled: Any) -> Any:
 
 
 def tile(pictures: Sequence[Any]) -> Any:
-    """Pictures of one size side by side, COLUMNS a line, with transparent gaps."""
+    """Return pictures of one size side by side, COLUMNS a line, with transparent gaps."""
     height, width, _ = pictures[0].shape
     columns = min(COLUMNS, len(pictures))
     lines = -(-len(pictures) // columns)

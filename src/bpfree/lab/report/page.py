@@ -37,7 +37,7 @@ def write(comparison: Mapping[str, Any], path: Path) -> Path:
 
 
 def html(comparison: Mapping[str, Any]) -> str:
-    """The page as text."""
+    """Return the page as text."""
     labels = series.labels(comparison)
     found = marks(labels, comparison["settings"].get("rules", {}))
     style = on_screen(found)
@@ -62,7 +62,7 @@ def html(comparison: Mapping[str, Any]) -> str:
 
 
 def learning_charts(comparison: Mapping[str, Any], style: Style) -> dict[str, Any]:
-    """The two panels of learning curves, by title."""
+    """Return the two panels of learning curves, by title."""
     length = Length.of(comparison["settings"])
     return {
         title: charts.curves(rows, panel, style, length=length, interactive=True).properties(
@@ -74,7 +74,7 @@ def learning_charts(comparison: Mapping[str, Any], style: Style) -> dict[str, An
 
 
 def alignment_charts(comparison: Mapping[str, Any], style: Style) -> dict[str, Any]:
-    """One chart a tap, all with the same axes, by title; taps without any valid cosine are left out."""
+    """Return one chart per tap by title, all with the same axes; taps without any valid cosine are left out."""
     rows = {tap: series.rows(comparison, series.cosine(tap)) for tap in series.taps(comparison)}
     panel = panels.cosine_panel([row for each in rows.values() for row in each])
     length = Length.of(comparison["settings"])
@@ -88,7 +88,7 @@ def alignment_charts(comparison: Mapping[str, Any], style: Style) -> dict[str, A
 
 
 def embedding_charts(comparison: Mapping[str, Any], labels: Sequence[str], style: Style) -> dict[str, Any]:
-    """One scatter plot for each rule that has an embedding, by label."""
+    """Return one scatter plot for each rule that has an embedding, by label."""
     found = {label: series.first(comparison, label, "embedding") for label in labels}
     return {
         label: charts.scatter(embedding, style).properties(width="container", height=230)
@@ -98,7 +98,7 @@ def embedding_charts(comparison: Mapping[str, Any], labels: Sequence[str], style
 
 
 def filter_pictures(comparison: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
-    """The picture of the first layer's filters for each rule that has one, by label."""
+    """Return the picture of the first layer's filters for each rule that has one, by label."""
     found = {
         label: filters(series.first(comparison, label, "filters"), series.first(comparison, label, "filters_shape"))
         for label in labels
@@ -107,12 +107,12 @@ def filter_pictures(comparison: Mapping[str, Any], labels: Sequence[str]) -> dic
 
 
 def figures(section: str, found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Identifier and title of each chart of a section."""
+    """Return identifier and title of each chart of a section."""
     return [(f"{section}-{i}", title) for i, title in enumerate(found)]
 
 
 def specifications(sections: Mapping[str, Mapping[str, Any]], style: Style) -> dict[str, Any]:
-    """Every chart's Vega-Lite specification by the identifier of its place on the page."""
+    """Return every chart's Vega-Lite specification by the identifier of its place on the page."""
     found = {}
     for section, parts in sections.items():
         for i, chart in enumerate(parts.values()):
@@ -123,12 +123,12 @@ def specifications(sections: Mapping[str, Mapping[str, Any]], style: Style) -> d
 
 
 def embedded(value: Any) -> Markup:
-    """`value` as JSON that cannot end the script element it stands in."""
+    """Return `value` as JSON that cannot end the script element it stands in."""
     return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
 
 
 @functools.cache
 def bundle() -> Markup:
-    """Vega, Vega-Lite and Vega-Embed as one script (about 0.9 MB)."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script (about 0.9 MB)."""
     script = vl_convert.javascript_bundle(vl_version=vega_lite())  # type: ignore[call-arg]  # its types ask for a snippet
     return Markup(script.replace("</script", "<\\/script").replace("<!--", "<\\!--"))

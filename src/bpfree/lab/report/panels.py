@@ -62,7 +62,7 @@ class Panel:
 
 
 def learning(comparison: Mapping[str, Any]) -> list[tuple[str, list[Row], Panel]]:
-    """The two charts of learning, each a title, rows and axis: what rules are compared by, and the training loss."""
+    """Return the charts of the task's metric and of the training loss, each a title, rows and axis."""
     metric = compared(comparison).metric
     score = series.rows(comparison, series.metric(f"eval_{metric.name}"))
     loss = series.rows(comparison, series.metric("train_loss"))
@@ -76,7 +76,7 @@ def learning(comparison: Mapping[str, Any]) -> list[tuple[str, list[Row], Panel]
 
 
 def accuracy_panel(rows: Sequence[Row], n_eval: int | None) -> Panel:
-    """Accuracy in per cent, spaced by the logarithm of the error: 98 to 99 takes as much room as 96 to 98.
+    """Return the panel of accuracy in per cent, spaced by the logarithm of the error: 98 to 99 is as long as 96 to 98.
 
     An error of zero is placed at half a sample of `n_eval`.
     """
@@ -90,7 +90,7 @@ def accuracy_panel(rows: Sequence[Row], n_eval: int | None) -> Panel:
 
 
 def accuracy_ticks(low: float, high: float) -> list[float]:
-    """Accuracies from `low` to `high` to label: ACCURACY_TICKS, or round steps in a narrow range."""
+    """Return accuracies from `low` to `high` to label: ACCURACY_TICKS, or round steps in a narrow range."""
     usual = [tick for tick in ACCURACY_TICKS if low <= tick <= high]
     if len(usual) >= FEWEST_TICKS:
         return usual
@@ -98,14 +98,14 @@ def accuracy_ticks(low: float, high: float) -> list[float]:
 
 
 def steps(low: float, high: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten from `low` to `high`, about FEWEST_TICKS or some more."""
+    """Return multiples of 1, 2 or 5 times a power of ten from `low` to `high`, about FEWEST_TICKS or some more."""
     power = 10.0 ** math.floor(math.log10((high - low) / FEWEST_TICKS))
     step = max(power * digit for digit in (1, 2, 5) if power * digit * FEWEST_TICKS <= high - low)
     return [round(i * step, 9) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def loss_panel(rows: Sequence[Row], title: str = "training loss") -> Panel:
-    """Loss, or its like, on a logarithmic axis, or a linear one where a loss is not positive."""
+    """Return the panel of a loss, on a logarithmic axis, or on a linear one if a loss is not positive."""
     lowest = min((row["low"] for row in rows), default=0)
     if lowest <= 0:
         return Panel(title, alt.Scale(zero=False), alt.Axis(format=".3~g", tickCount=5))
@@ -115,7 +115,7 @@ def loss_panel(rows: Sequence[Row], title: str = "training loss") -> Panel:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten from `low` to `high`, with more between them, or round steps, where those are few."""
+    """Return powers of ten from `low` to `high`, with more between them, or round steps, where those are few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 6)):
         ticks = [short(digit * 10.0**decade) for decade in decades for digit in digits]
@@ -126,7 +126,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def cosine_panel(rows: Sequence[Row]) -> Panel:
-    """Cosines, the axis cut to the data, with zero always in it."""
+    """Return the panel of cosines, with the axis cut to the data, but always with zero in it."""
     low = min([0.0, *(row["low"] for row in rows)])
     high = max([0.1, *(row["high"] for row in rows)])
     pad = 0.04 * (high - low)

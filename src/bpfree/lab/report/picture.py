@@ -43,12 +43,12 @@ def picture(comparison: Mapping[str, Any], path: Path) -> Path:
 
 
 def vega_lite() -> str:
-    """The version of Vega-Lite that the installed Altair writes, as vl-convert names it: `6.4`."""
+    """Return the version of Vega-Lite that the installed Altair writes, as vl-convert names it: `6.4`."""
     return ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 
 
 def learning(comparison: Mapping[str, Any], style: Style) -> alt.HConcatChart:
-    """What rules are compared by, and training loss, side by side."""
+    """Draw the task's metric and the training loss, side by side."""
     length = Length.of(comparison["settings"])
     found = [
         charts.curves(rows, panel, style, length=length, interactive=False).properties(
@@ -60,7 +60,7 @@ def learning(comparison: Mapping[str, Any], style: Style) -> alt.HConcatChart:
 
 
 def alignment(comparison: Mapping[str, Any], style: Style) -> alt.ConcatChart | None:
-    """One chart a tap, all with the same axis; None where no cosine was measured."""
+    """Draw one chart per tap, all with the same axis; return None if no cosine was measured."""
     rows = {tap: series.rows(comparison, series.cosine(tap)) for tap in series.taps(comparison)}
     panel = panels.cosine_panel([row for each in rows.values() for row in each])
     columns, length = min(COLUMNS, len(rows)), Length.of(comparison["settings"])
@@ -76,7 +76,7 @@ def alignment(comparison: Mapping[str, Any], style: Style) -> alt.ConcatChart | 
 
 
 def legend(style: Style) -> charts.Chart:
-    """All rules, in as many lines as they need: a stroke as in the charts, and the label."""
+    """Draw all rules, in as many lines as they need: a stroke as in the charts, and the label."""
     rows: list[dict[str, Any]] = []
     left, line = 0.0, 0
     for mark in style.marks:

@@ -14,13 +14,13 @@ from bpfree.lab.report.style import DARK, DASHES, LIGHT, SOLID, Mark, on_screen
 
 PAPER = "paper"
 MARKS = [Mark(str(place), *hues, SOLID) for place, hues in enumerate(zip(LIGHT, DARK, strict=True))]
-"""How a chart's columns are told apart, by their place in it: solid lines, for dashed ones are the paper's."""
+"""The marks of a chart's columns, by their place in it: solid lines, because dashed lines are the paper's."""
 STYLE = on_screen(MARKS)
 _HEIGHT = 300
 
 
 def charts(recipe: Any, entries: Sequence[Mapping[str, Any]]) -> dict[str, Chart]:
-    """One chart a heading of the recipe, in page colours; those without any measured number are left out.
+    """Return one chart per heading of the recipe, in page colours; charts without a measured number are left out.
 
     Args:
         recipe: The recipe.
@@ -39,7 +39,7 @@ def charts(recipe: Any, entries: Sequence[Mapping[str, Any]]) -> dict[str, Chart
 
 
 def rows(chart: Any, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The points of one chart: measured means with their deviation, and the paper's numbers.
+    """Return the points of one chart: measured means with their deviation, and the paper's numbers.
 
     Where there is no number, the point has none, and ends a line: what lies beside it is not known.
     """
@@ -58,7 +58,7 @@ def _placed(mean: float | None, std: float | None) -> dict[str, float | None]:
 
 
 def curve(chart: Any, points: Sequence[Mapping[str, Any]], domain: Sequence[float] | None) -> Chart:
-    """Measured: a line with filled points and a band of one standard deviation. The paper's: open points, dashed."""
+    """Draw measured numbers as a line with filled points and a band of one standard deviation, the paper's dashed."""
     places = sorted({point["x"] for point in points})
     scale = alt.Scale(type="log" if chart.log else "linear", nice=False)
     axis = alt.Axis(

@@ -1,4 +1,4 @@
-"""What the charts draw: the runs of a comparison reduced to mean and range over seeds, one row an epoch."""
+"""The numbers of the charts: the runs of a comparison, reduced to mean and range over seeds, one row per epoch."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def check(comparison: Mapping[str, Any]) -> None:
 
 
 def labels(comparison: Mapping[str, Any]) -> list[str]:
-    """The rules' labels in the order of the summary, then any that only the settings name."""
+    """Return the rules' labels in the order of the summary, then any that only the settings name."""
     named = [row["label"] for row in comparison["summary"]]
     return list(dict.fromkeys([*named, *comparison["settings"].get("rules", {})]))
 
 
 def noun(comparison: Mapping[str, Any]) -> str:
-    """What labels are names of: rules, or rows or columns of a table."""
+    """Return the noun for labels: rules, or rows or columns of a table."""
     return str(comparison.get("compared", "rule"))
 
 
 def taps(comparison: Mapping[str, Any]) -> list[str]:
-    """Names of all taps in the order in which they first appear."""
+    """Return names of all taps in the order in which they first appear."""
     found: dict[str, None] = {}
     for row in comparison["summary"]:
         found.update((tap["name"], None) for tap in row.get("alignment") or [])
@@ -79,12 +79,12 @@ def cosine(tap: str) -> Value:
 
 
 def short(value: float) -> float:
-    """`value` to 4 significant digits."""
+    """Return `value` to 4 significant digits."""
     return float(f"{value:.4g}")
 
 
 def rows(comparison: Mapping[str, Any], value: Value) -> list[Row]:
-    """One row for each rule and epoch; points without any finite value are left out."""
+    """Return one row for each rule and epoch; points without any finite value are left out."""
     points: dict[tuple[str, int], list[float]] = {}
     for run in comparison["runs"]:
         for epoch in run.get("epochs") or []:
@@ -100,7 +100,7 @@ def rows(comparison: Mapping[str, Any], value: Value) -> list[Row]:
 
 
 def drawn_epochs(comparison: Mapping[str, Any]) -> set[int]:
-    """The epochs to draw: all, or where those are too many evenly spaced ones with both ends."""
+    """Return the epochs to draw: all, or where those are too many evenly spaced ones with both ends."""
     found = sorted({epoch["epoch"] for run in comparison["runs"] for epoch in run.get("epochs") or []})
     curves = len(labels(comparison)) * (2 + len(taps(comparison)))
     most = max(FEWEST_EPOCHS, ROWS // max(1, curves))
@@ -108,10 +108,10 @@ def drawn_epochs(comparison: Mapping[str, Any]) -> set[int]:
 
 
 def evenly(items: Sequence[int], n: int) -> list[int]:
-    """`n` of the items at even distances, the first and the last among them."""
+    """Return `n` of the items at even distances, the first and the last among them."""
     return [items[round(i * (len(items) - 1) / (n - 1))] for i in range(n)]
 
 
 def first(comparison: Mapping[str, Any], label: str, key: str) -> Any:
-    """What the first run of `label` that holds it keeps under `key`, or None."""
+    """Return the value of `key` in the first run of `label` that has it, or None."""
     return next((run[key] for run in comparison["runs"] if run["label"] == label and run.get(key)), None)

@@ -23,7 +23,7 @@ CONTROL = ("#77777d", "#9d9da5", (1.5, 3))
 
 @dataclass(frozen=True)
 class Mark:
-    """How a rule is drawn.
+    """The colours and the dash pattern of a rule.
 
     Attributes:
         label: the rule's label in the comparison.
@@ -40,7 +40,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Style:
-    """What a chart knows of its surroundings: marks in rule order, the colours of text and lines."""
+    """The style of a chart: marks in rule order, the colours of text and lines."""
 
     marks: Sequence[Mark]
     colours: Sequence[str]
@@ -52,7 +52,7 @@ class Style:
 
 
 def marks(labels: Sequence[str], rules: Mapping[str, Any]) -> list[Mark]:
-    """The marks of `labels`, no two alike; `rules` are the comparison's settings per label, which name each one's rule.
+    """Return the marks of `labels`, no two alike; `rules` are the settings per label, which name the rules.
 
     Of several labels whose rule is backpropagation, or the frozen control, the first one has its look.
     """
@@ -69,15 +69,15 @@ def marks(labels: Sequence[str], rules: Mapping[str, Any]) -> list[Mark]:
 
 
 def _dash(cycle: int) -> tuple[float, ...]:
-    """The pattern of all hues in their first turn (0), second turn ...; later a stroke with ever more dots."""
+    """Return the pattern of all hues in their first turn (0), second turn ...; later a stroke with ever more dots."""
     return DASHES[cycle] if cycle < len(DASHES) else _STROKE + _DOT * (cycle - len(DASHES) + 1)
 
 
 def on_screen(found: Sequence[Mark]) -> Style:
-    """Colours as CSS variables of the page, so that the charts follow the reader's light or dark mode."""
+    """Return colours as CSS variables of the page, so that the charts follow the reader's light or dark mode."""
     return Style(found, [f"var(--rule-{i})" for i in range(len(found))])
 
 
 def on_paper(found: Sequence[Mark]) -> Style:
-    """Plain colours, for a picture on white."""
+    """Return plain colours, for a picture on white."""
     return Style(found, [m.light for m in found], "#33333a", "#e4e4e8", "#a2a2ac", "#ffffff", "sans-serif")

@@ -13,23 +13,23 @@ Comparison = Mapping[str, Any]
 
 
 def measured_on(comparison: Comparison) -> str:
-    """`test` or `validation`."""
+    """Return `test` or `validation`."""
     return str(comparison["settings"].get("measured_on") or "evaluation")
 
 
 def data_name(comparison: Comparison) -> str:
-    """The name of the data set."""
+    """Return the name of the data set."""
     return str(comparison["data"].get("name") or "unnamed data")
 
 
 def kind(comparison: Comparison, label: str) -> str:
-    """What to say of a rule beside its label: that it is the reference or the control, else nothing."""
+    """Return the remark beside a rule's label if it is the reference or the control, else nothing."""
     rule = comparison["settings"].get("rules", {}).get(label, {}).get("rule", label)
     return {"BP": "reference", "Shallow": "frozen control"}.get(rule, "")
 
 
 def abstract(comparison: Comparison) -> str:
-    """One sentence: what was compared, on what."""
+    """Return one sentence on the comparison and its data."""
     settings, data, task = comparison["settings"], comparison["data"], compared(comparison)
     length, noun = Length.of(settings), series.noun(comparison)
     seeds = [row["seeds"] for row in comparison["summary"] if row.get("seeds")]
@@ -46,7 +46,7 @@ def abstract(comparison: Comparison) -> str:
 
 
 def _models(comparison: Comparison) -> str:
-    """How many models, of what size."""
+    """Return the number of models and their size, in words."""
     sizes = {run["parameters"] for run in comparison["runs"] if run.get("parameters")}
     if len(sizes) > 1:
         return f"Models of {text.span(sizes)} parameters"
@@ -54,12 +54,12 @@ def _models(comparison: Comparison) -> str:
 
 
 def known(comparison: Comparison, key: str) -> bool:
-    """Whether any row of the summary has this number."""
+    """Return whether any row of the summary has this number."""
     return any(text.is_number(row.get(key)) for row in comparison["summary"])
 
 
 def closest(comparison: Comparison) -> str:
-    """Which rule came closest to backpropagation; empty where no recovery ratio is known."""
+    """Return a sentence on the rule closest to backpropagation; empty if no recovery ratio is known."""
     rated = [row for row in comparison["summary"] if text.is_number(row.get("recovery"))]
     reference = [row for row in rated if kind(comparison, row["label"]) == "reference"]
     others = [row for row in rated if not kind(comparison, row["label"])]
@@ -76,19 +76,19 @@ def closest(comparison: Comparison) -> str:
 
 
 def alignment(row: Mapping[str, Any], tap: str) -> str:
-    """The summary's mean cosine at `tap`."""
+    """Return the summary's mean cosine at `tap`."""
     entries = row.get("alignment") or []
     return text.number(next((e.get("cosine_mean") for e in entries if e["name"] == tap), None))
 
 
 def unaligned(comparison: Comparison) -> list[str]:
-    """Labels of the rules that have no valid cosine at any tap in any epoch."""
+    """Return labels of the rules that have no valid cosine at any tap in any epoch."""
     valid = {row["rule"] for tap in series.taps(comparison) for row in series.rows(comparison, series.cosine(tap))}
     return [label for label in series.labels(comparison) if label not in valid]
 
 
 def band(comparison: Comparison) -> str:
-    """What the bands of the curves show."""
+    """Return a sentence on the bands of the curves."""
     runs = [run["label"] for run in comparison["runs"]]
     if any(runs.count(label) > 1 for label in runs):
         return "Lines are means over seeds; bands reach from the smallest to the largest seed."
@@ -96,7 +96,7 @@ def band(comparison: Comparison) -> str:
 
 
 def rules(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """One line a rule: its label, and rule, options, optimiser, learning rate and what else was set."""
+    """Return one line per rule: its label, rule, options, optimiser, learning rate and all other settings."""
     usual = ("rule", "options", "optimizer", "lr")
     lines = []
     for label, settings in comparison["settings"].get("rules", {}).items():
@@ -106,17 +106,17 @@ def rules(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 
 def common(comparison: Comparison) -> list[tuple[str, str]]:
-    """Settings that all rules share, name and value."""
+    """Return settings that all rules share, name and value."""
     return pairs({key: value for key, value in comparison["settings"].items() if key != "rules"})
 
 
 def data(comparison: Comparison) -> list[tuple[str, str]]:
-    """Facts about the data except the checksums, name and value."""
+    """Return facts about the data except the checksums, name and value."""
     return pairs({key: value for key, value in comparison["data"].items() if key != "checksums"})
 
 
 def pairs(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Names, readable, and values as text; what is nested gets the names of all its levels but `init_args`."""
+    """Return readable names, and values as text; nested values get the names of all levels except `init_args`."""
     found: list[tuple[str, str]] = []
     for key, value in (values or {}).items():
         name = str(key).replace("_", " ")
@@ -129,7 +129,7 @@ def pairs(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def checksums(comparison: Comparison) -> list[tuple[str, str]]:
-    """File or array and its checksum."""
+    """Return pairs of a file or array and its checksum."""
     found = comparison["data"].get("checksums") or {}
     if not isinstance(found, Mapping):
         return [(data_name(comparison), text.setting(found))]
@@ -137,5 +137,5 @@ def checksums(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def has_rest(lines: Sequence[tuple[str, list[str]]]) -> bool:
-    """Whether any rule has a setting beyond the usual ones."""
+    """Return whether any rule has a setting beyond the usual ones."""
     return any(cells[-1] != text.DASH for _, cells in lines)

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 
 def rendered(template: Path, marks: Sequence[Mark], **values: Any) -> str:
-    """A page as text.
+    """Return a page as text.
 
     Args:
         template: A file that extends ``shell.html``.

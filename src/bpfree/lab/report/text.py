@@ -12,12 +12,12 @@ MINUS = "−"
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is a finite number (True and False are not)."""
+    """Return whether `value` is a finite number (True and False are not)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(value: object, digits: int = 2) -> str:
-    """`value` with `digits` decimals and a true minus sign; an en dash where there is no finite number."""
+    """Return `value` with `digits` decimals and a true minus sign; an en dash where there is no finite number."""
     if not is_number(value):
         return DASH
     text = f"{value:,.{digits}f}"
@@ -25,19 +25,19 @@ def number(value: object, digits: int = 2) -> str:
 
 
 def mean_std(mean: object, std: object, digits: int = 2) -> str:
-    """`mean ± std`; the mean alone where the deviation is unknown (a single seed)."""
+    """Return `mean ± std`; the mean alone where the deviation is unknown (a single seed)."""
     if not is_number(mean) or not is_number(std):
         return number(mean, digits)
     return f"{number(mean, digits)} ± {number(std, digits)}"
 
 
 def others(entry: Mapping[str, object], seeds: int) -> str:
-    """` (2)`, to stand in a table's cell that is the mean of other than its row's ``seeds``; else nothing."""
+    """Return ` (2)`, to stand in a table's cell that is the mean of other than its row's ``seeds``; else nothing."""
     return f" ({entry['seeds']})" if entry["seeds"] not in (0, seeds) else ""
 
 
 def tolerances(entries: Iterable[Mapping[str, object]]) -> dict[str, str]:
-    """How far from the paper's numbers a table's columns may be, of those that have both; by the column's name.
+    """Return, by name, the tolerances of the columns that have one and a paper's number.
 
     `± 1.5`, or `−1.5/+∞` where the measured number may be above the paper's by any amount.
     """
@@ -51,13 +51,13 @@ def tolerances(entries: Iterable[Mapping[str, object]]) -> dict[str, str]:
 
 
 def failures(entry: Mapping[str, Any]) -> str:
-    """` (4 of 5 seeds failed)`, to stand behind the mean of a table's cell; nothing where none did."""
+    """Return ` (4 of 5 seeds failed)`, to stand behind the mean of a table's cell; nothing where none did."""
     failed = entry.get("failed", 0)  # files of before it was counted
     return f" ({failed} of {failed + entry['seeds']} seeds failed)" if failed else ""
 
 
 def mebibytes(size: Any, digits: int = 1) -> str:
-    """A size in bytes as MiB, with `digits` decimals below 100 MiB."""
+    """Return a size in bytes as MiB, with `digits` decimals below 100 MiB."""
     if not is_number(size):
         return DASH
     mib = size / 2**20
@@ -65,7 +65,7 @@ def mebibytes(size: Any, digits: int = 1) -> str:
 
 
 def date(created: object) -> str:
-    """An ISO 8601 time as `21 November 2026`; any other text as it stands."""
+    """Return an ISO 8601 time as `21 November 2026`; any other text as it stands."""
     text = str(created or DASH)
     try:
         when = datetime.fromisoformat(text.replace("Z", "+00:00"))
@@ -75,7 +75,7 @@ def date(created: object) -> str:
 
 
 def setting(value: object) -> str:
-    """A setting of any JSON type as one line of plain text."""
+    """Return a setting of any JSON type as one line of plain text."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} = {nested(item)}" for key, item in value.items()) or DASH
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -88,22 +88,22 @@ def setting(value: object) -> str:
 
 
 def nested(value: object) -> str:
-    """A setting inside another, in brackets where it has parts of its own."""
+    """Return a setting inside another, in brackets where it has parts of its own."""
     if isinstance(value, Mapping):
         return f"({setting(value)})"
     return f"[{setting(value)}]" if isinstance(value, list | tuple) else setting(value)
 
 
 def listing(words: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Return `a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def span(values: Collection[int]) -> str:
-    """`3`, or `3 to 10` where they are not all the same."""
+    """Return `3`, or `3 to 10` where they are not all the same."""
     return " to ".join(f"{end:,}" for end in sorted({min(values), max(values)}))
 
 
 def count(n: int, noun: str) -> str:
-    """`1 seed`, `3 seeds`."""
+    """Return `1 seed`, `3 seeds`."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

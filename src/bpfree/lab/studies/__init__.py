@@ -1,1 +1,1 @@
-"""What is computed for tables and figures without training anything; recipes name these functions."""
+"""Computations for tables and figures that train nothing; recipes name these functions."""

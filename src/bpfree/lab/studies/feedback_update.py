@@ -1,4 +1,4 @@
-"""What GrAPE's update makes of one matrix (GrAPE, figure 4)."""
+"""GrAPE's update of one matrix (GrAPE, figure 4)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import bpfree
 def cosine_after(
     steps: int, seed: int, literal: bool = False, noise: float = 0.0, step: float = 0.01, size: int = 4
 ) -> dict[str, float]:
-    """The cosine of a feedback matrix and a fixed gradient after some updates, each followed by the rescaling.
+    """Return the cosine of a feedback matrix and a fixed gradient after some updates, each followed by the rescaling.
 
     Args:
         steps: The number of updates.

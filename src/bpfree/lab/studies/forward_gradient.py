@@ -1,4 +1,4 @@
-"""How much of the gradient a forward gradient finds (GrAPE, figure 2)."""
+"""The part of the gradient that a forward gradient finds (GrAPE, figure 2)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INPUTS, _CLASSES = 128, 10
 def forward_gradient_cosine(
     depth: int, batch: int, draws: Sequence[int], seed: int, width: int = 128, centred: bool = False
 ) -> dict[str, float]:
-    """The cosine of the activity-perturbed forward gradient and the gradient, of the first layer's weights.
+    """Return the cosine of the activity-perturbed forward gradient and the gradient, of the first layer's weights.
 
     A ReLU network with He's initial weights, before any training, on inputs between 0 and 1, as pixels, whose classes
     a random linear map gives, and the mean cross-entropy. Every hidden layer is perturbed at once, each sample by its
@@ -56,7 +56,7 @@ def forward_gradient_cosine(
 
 
 def _averaged(estimate: Callable[[], Tensor], exact: Tensor, counts: Sequence[int]) -> dict[int, float]:
-    """The cosine of ``exact`` and the mean of as many estimates, for every count."""
+    """Return the cosine of ``exact`` and the mean of as many estimates, for every count."""
     total, found = torch.zeros_like(exact), {}
     for number in range(1, max(counts) + 1):
         total += estimate()

@@ -23,12 +23,12 @@ def feedback_memory(
     taps: Sequence[str] | None = None,
     allocated_classes: int = 10,
 ) -> dict[str, float]:
-    """What DFA's feedback takes for a network, in bytes, and whether that is what is allocated.
+    """Compute the bytes of DFA's feedback for a network, and compare them with the bytes that are allocated.
 
-    With N taps of l_i numbers and an error of e: e sum(l_i) numbers for one matrix a tap, e max(l_i) for a shared one.
-    The l_i are those of the model itself, seen by a forward pass without data. A real model with fewer classes then
-    shows how many bytes the allocator gives out, because matrices for 1,000 classes of VGG-16 fit into few machines:
-    all are proportional to e.
+    With N taps of l_i numbers and an error of e numbers, one matrix per tap needs e sum(l_i) numbers, and a shared
+    matrix e max(l_i). The l_i come from a forward pass of the model without data. The allocated bytes are measured on
+    a real model with fewer classes, because few machines can hold the matrices for 1,000 classes of VGG-16: all
+    numbers are proportional to e.
 
     Args:
         model: A model of the lab by name, or any by import path.
@@ -55,7 +55,7 @@ def feedback_memory(
 
 
 def tap_widths(settings: ModelSettings, shape: Sequence[int], taps: Sequence[str] | None) -> list[int]:
-    """l_i of every tap of a model, in forward order, without the memory for weights or activations."""
+    """Return l_i of every tap of a model, in forward order, without the memory for weights or activations."""
     with torch.device("meta"):
         model = settings.build(shape, 1)
         seen: dict[str, int] = {}
@@ -71,7 +71,7 @@ def tap_widths(settings: ModelSettings, shape: Sequence[int], taps: Sequence[str
 def allocated_bytes(
     settings: ModelSettings, shape: Sequence[int], classes: int, taps: Sequence[str] | None, *, shared: bool
 ) -> int:
-    """The bytes that torch's allocator gives out for the feedback of DFA on a real model, and that stay in use."""
+    """Return the bytes that torch's allocator gives out for DFA's feedback on a real model, and keeps in use."""
     model, x = settings.build(shape, classes), torch.zeros(1, *shape)
     rule = bpfree.DFA(feedback=bpfree.Feedback(shared=shared))
     return held_bytes(lambda: bpfree.attach(model, rule, taps=taps, example_inputs=x))

@@ -1,4 +1,4 @@
-"""From a recipe to its cells and their runs."""
+"""The cells of a recipe, and their runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Cell:
         row: Its row's name.
         column: Its column.
         expected: The paper's number, if it has one.
-        works: The runs that it is the mean of, one a seed.
+        works: The runs that it is the mean of, one per seed.
     """
 
     row: str
@@ -48,7 +48,7 @@ def plan(
     chosen: Sequence[str] = (),
     data_dir: str | None = None,
 ) -> list[Cell]:
-    """The cells of a table, in its order.
+    """Return the cells of a table, in its order.
 
     Args:
         recipe: The table.
@@ -101,7 +101,7 @@ def _works(recipe: Recipe, label: str, settings: dict[str, Any], count: int, dat
 
 
 def chosen_cells(recipe: Recipe, names: Sequence[str]) -> list[tuple[str, Column]]:
-    """Row and column of the cells that are named, in the table's order; of all if none is.
+    """Return row and column of the cells that are named, in the table's order; of all if none is.
 
     Raises:
         SettingsError: There is no such cell.
@@ -123,6 +123,6 @@ def chosen_cells(recipe: Recipe, names: Sequence[str]) -> list[tuple[str, Column
 
 
 def works(cells: Iterable[Cell]) -> list[Work]:
-    """The different runs of these cells, seed by seed: an unfinished table has every cell rather than every seed."""
+    """Return the different runs of these cells, seed by seed: an unfinished table has all cells first."""
     found = {entry.key: entry for cell in cells for entry in cell.works}
     return sorted(found.values(), key=lambda entry: entry.seed)

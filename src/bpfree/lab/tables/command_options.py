@@ -1,4 +1,4 @@
-"""What ``bpfree table``, ``tune`` and ``report`` can be asked."""
+"""The options of ``bpfree table``, ``tune`` and ``report``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenOptions:
-    """Which recipe, which part of it, and where its runs are.
+    """The choice of a recipe and of a part of it, and the places of its data and runs.
 
     Args:
         name: A recipe: one of bpfree's by its name (``bpfree table --list``), or the path of a YAML file of your own.
-        scale: How much of the published experiment is run: full, or another of the recipe's scales.
+        scale: The part of the published experiment that is run: full, or another of the recipe's scales.
         cell: Only these cells, rows or columns of the table.
         data_dir: The folder of the data, or one in which each data set has a folder of its name.
         ledger: The database of finished runs: a file (SQLite), or a URL such as postgresql://USER@HOST/NAME, through
@@ -67,10 +67,10 @@ class ChosenOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeOptions(ChosenOptions):
-    """What the commands on a recipe's results have in common.
+    """The options that the commands on a recipe's results share.
 
     Args:
-        seeds: Seeds a cell (0, 1, ...), in place of the scale's number.
+        seeds: The number of seeds per cell (0, 1, ...), in place of the scale's number.
         out: The folder for results; records in its NAME.json count as finished.
     """
 

@@ -55,31 +55,32 @@ class Linear:
 
     @classmethod
     def through(cls, first: tuple[int, float], second: tuple[int, float]) -> Linear:
-        """The line through two measured points; with one number of samples only, proportional to it."""
+        """Return the line through two measured points; with one number of samples only, proportional to it."""
         (n, low), (m, high) = first, second
         each = (high - low) / (m - n) if m > n else high / m
         return cls(high - each * m, each)
 
     def at(self, samples: int) -> float:
-        """The quantity for so many samples."""
+        """Return the quantity for so many samples."""
         return max(0.0, self.fixed + self.each * samples)
 
 
 @dataclass(frozen=True)
 class RowCost:
-    """What the runs of one label take.
+    """The cost of the runs of one label.
 
     Attributes:
         label: Row, or row and column.
-        runs: The number of runs, one a seed.
+        runs: The number of runs, one per seed.
         steps: Training steps of one run.
         measured_samples: The larger of the two numbers of samples that a step was measured with.
         step_flops: Operations of one step in matrix products and convolutions, at the recipe's batch size.
-        step_operations: How many operations (kernels) a step starts.
+        step_operations: The number of operations (kernels) that a step starts.
         evaluation_flops: Operations of all evaluations of a run.
         bytes: Memory of weights, optimizer, feedback and one step.
-        hours: Of all runs on this machine, one after the other: one step's seconds times their number, and evaluations.
-        gpu_hours: Of all runs on the assumed GPU; on a machine with a GPU those that were measured.
+        hours: The hours of all runs on this machine, one after the other: the seconds of a step times the number of
+            steps, and evaluations.
+        gpu_hours: The hours of all runs on the assumed GPU; on a machine with a GPU, the measured hours.
     """
 
     label: str
@@ -130,7 +131,7 @@ def cost(recipe: Recipe, scale: Scale, works: Sequence[Work], data_dir: str | No
 
 
 def row_cost(runs: Sequence[Training], splits: Data) -> RowCost:
-    """What runs take that differ in their seeds alone."""
+    """Measure the cost of runs that differ only in their seeds."""
     settings = runs[0].settings
     keep_freed_memory()
     torch.set_num_threads(settings.threads)
@@ -167,21 +168,21 @@ def row_cost(runs: Sequence[Training], splits: Data) -> RowCost:
 
 
 def _measured_samples(settings: RunSettings, splits: Data) -> int:
-    """How many samples a step is measured with: on a GPU all of its batch, on a CPU as many as it computes soon."""
+    """Return the number of samples to measure a step with: on a GPU its whole batch, on a CPU fewer, to be fast."""
     if device() == "cuda":
         return settings.batch_size
     return max(1, min(settings.batch_size, _MEASURED_NUMBERS // math.prod(splits.shape)))
 
 
 def _widest(settings: RunSettings, splits: Data, feed: Feed) -> int:
-    """The most samples that pass at once with a graph: a batch, or those that alignment is measured on."""
+    """Return the largest number of samples in one pass with a graph: a batch, or the samples for alignment."""
     if settings.alignment == "never" or feed.evaluation is None:
         return settings.batch_size
     return max(settings.batch_size, min(TASKS[settings.task].alignment_samples, len(cast(Sampled, splits).evaluation)))
 
 
 def _lines(task: Learner, optimizer: torch.optim.Optimizer, feed: Feed, largest: int) -> dict[str, Linear]:
-    """What a step takes for any number of samples."""
+    """Return the cost of a step as linear functions of the number of samples."""
     every = getattr(task.settings.rule, "every", 1)  # a rule whose steps differ has them in turns
     sizes = [max(1, largest // 4), largest]
     found = [_measured(task, training_step(task, optimizer, feed.first(size)), every) for size in sizes]
@@ -197,10 +198,10 @@ def _bytes(state: dict[str, Any]) -> int:
 
 
 def _measured(task: Learner, step: Callable[[], None], every: int) -> dict[str, float]:
-    """What one step takes, in the mean over ``every`` steps."""
+    """Measure the mean cost of one step over ``every`` steps."""
     task.train()
     for _ in range(every):
-        step()  # what is allocated or chosen once
+        step()  # allocations and choices that happen only once
     with flops.counter() as counted, _Operations() as operations:
         for _ in range(every):
             step()
@@ -214,7 +215,7 @@ def _measured(task: Learner, step: Callable[[], None], every: int) -> dict[str, 
 
 
 def _evaluation(task: Learner, inputs: Any, samples: int) -> dict[str, float]:
-    """What the evaluation of one sample takes, measured on ``inputs``, which are so many; operations are of all."""
+    """Measure the cost of one sample's evaluation on ``inputs`` of ``samples`` samples; operations are for all."""
     x = move_data_to_device(inputs, device())
     task.eval()
     with torch.no_grad():
@@ -230,7 +231,7 @@ def _repeat(call: Callable[[], None], times: int) -> None:
 
 
 def _taken(call: Callable[[], object]) -> float:
-    """Seconds of a call; on a CPU those that its threads computed, whatever else goes on on the machine."""
+    """Measure the seconds of a call; on a CPU, the time that its threads computed, so other programs do not count."""
     if device() == "cuda":
         return seconds(call, torch.cuda.synchronize)
     start = time.process_time()
@@ -251,7 +252,7 @@ class _Operations(TorchDispatchMode):
 
 
 def known(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The costs of a table's scales that ``NAME-cost.json`` holds, by the scale's name; none if there is no such file.
+    """Return the costs in ``NAME-cost.json``, by the scale's name; none if there is no such file.
 
     Raises:
         WriteError: The file is damaged, or somebody else's.
@@ -281,5 +282,5 @@ def write(recipe: Recipe, found: dict[str, Any], folder: Path) -> Path:
 
 
 def place(recipe: Recipe, folder: Path) -> Path:
-    """Where a recipe's cost lies."""
+    """Return the path of a recipe's cost."""
     return folder / f"{recipe.name}-cost.json"

@@ -10,14 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def counter() -> FlopCounterMode:
-    """Counts the operations in matrix products and convolutions: two for each product of two stored numbers."""
+    """Count the operations in matrix products and convolutions: two for each product of two stored numbers."""
     aten = torch.ops.aten
     mapping = {aten.mm: _product, aten.addmm: _added, aten.sparse_sampled_addmm: _sampled}
     return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
 def _product(left: Tensor, right: Tensor, **_: Any) -> int:
-    """``(n, k)`` by ``(k, m)``; of two sparse factors the left one is taken for full."""
+    """Count ``(n, k)`` by ``(k, m)``; if both factors are sparse, the left one counts as full."""
     if right.layout is torch.strided:
         return 2 * _stored(left) * right.shape[1]
     return 2 * _stored(right) * left.shape[0]
@@ -28,7 +28,7 @@ def _added(_: Tensor, left: Tensor, right: Tensor, **options: Any) -> int:
 
 
 def _sampled(places: Tensor, left: Tensor, _: Tensor, **__: Any) -> int:
-    """``(n, k)`` by ``(k, m)`` at the places of a sparse matrix."""
+    """Count ``(n, k)`` by ``(k, m)`` at the places of a sparse matrix."""
     return 2 * _stored(places) * left.shape[1]
 
 

@@ -32,7 +32,7 @@ def write(folder: Path) -> Path:
 
 
 def taken(costs: Sequence[Mapping[str, Any]]) -> str:
-    """What whole tables take, on the machine that measured a step and on a GPU."""
+    """Return a table of the cost of whole tables, on the machine that measured a step and on a GPU."""
     lines = [
         ["table", "scale", "runs", "GiB", "hours, measured machine", "hours on a GPU"],
         ["---", "---", *["---:"] * 4],
@@ -52,7 +52,7 @@ def taken(costs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def section(document: Mapping[str, Any]) -> str:
-    """One table's part of the page."""
+    """Return one table's part of the page."""
     source = ", ".join(str(value) for value in document["source"].values())
     command = " ".join(document["command"].replace("`", "'").split())
     lines = [f"## {_plain(document['title'])}", "", f"`{command}` · {_plain(source)}", ""]
@@ -85,13 +85,13 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Words of a recipe in one line, in which nothing is HTML, a link or a picture: they may be a stranger's."""
+    """Return a recipe's words in one line without HTML, links or pictures: a stranger may have written them."""
     line = " ".join(str(text).split())
     return line.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
 
 
 def _in_cell(name: str) -> str:
-    """A name in a cell of a table, which would end at its strokes."""
+    """Return a name for a table's cell, with escaped strokes, which would end the cell."""
     return _plain(name).replace("|", "\\|")
 
 
@@ -106,7 +106,7 @@ def _cell(entry: Mapping[str, Any] | None, seeds: int) -> str:
 
 
 def _effort(records: Sequence[Mapping[str, Any]]) -> str:
-    """What the runs took, and where they were made."""
+    """Return the number, the hours and the machines of the runs, in words."""
     if not records:
         return "Not measured yet."
     hours = sum(record["duration"] for record in records) / 3600

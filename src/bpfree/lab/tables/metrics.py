@@ -1,4 +1,4 @@
-"""Which number of a record a column shows."""
+"""The number of a record that a column shows."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def check(column: Column, work: Work, recipe: str) -> None:
 
 
 def value(record: Mapping[str, Any], column: Column, metric: str | None) -> float | None:
-    """The column's number in one record, after the last epoch; None where it has none.
+    """Return the column's number in one record, after the last epoch; None where it has none.
 
     Args:
         record: The record.
@@ -81,13 +81,13 @@ def value(record: Mapping[str, Any], column: Column, metric: str | None) -> floa
 
 
 def _best(record: Mapping[str, Any], metric: str | None) -> float:
-    """The best evaluation of the run, as papers report it that choose the epoch on the test set."""
+    """Return the best evaluation of the run, as reported by papers that choose the epoch on the test set."""
     found = [epoch[f"eval_{metric}"] for epoch in record["epochs"]]
     return max((number for number in found if number is not None), key=_better(metric))  # None: it was not finite
 
 
 def _better(metric: str | None) -> Callable[[float], float]:
-    """What is higher the better a value of the metric is."""
+    """Return a function that is higher for better values of the metric."""
     higher = any(task.metric.name == metric and task.metric.better == "higher" for task in TASKS.values())
     return lambda value: value if higher else -value
 
@@ -97,7 +97,7 @@ def _names(record: Mapping[str, Any]) -> list[str]:
 
 
 def _of_tap(record: Mapping[str, Any], tap: int | str, number: str, column: str) -> float | None:
-    """A number of the alignment at a tap, by its name or its place, counted from 1."""
+    """Return a number of the alignment at a tap, by its name or its place, counted from 1."""
     taps = record["epochs"][-1]["alignment"]
     if not taps:
         return None  # a rule without signals

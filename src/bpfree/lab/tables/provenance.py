@@ -23,13 +23,13 @@ _SHOW_FILES = tuple(
 
 
 def code() -> dict[str, str | None]:
-    """The version, the last commit of the package where it lies in a repository, and a hash of its sources."""
+    """Return the version, the package's last commit if it is in a repository, and a hash of its sources."""
     return {"version": bpfree.__version__, "commit": _commit(), "source": source()}
 
 
 @functools.cache
 def source() -> str:
-    """A hash of the files that numbers depend on."""
+    """Return a hash of the files that numbers depend on."""
     found = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
         name = path.relative_to(_PACKAGE).as_posix()

@@ -35,7 +35,7 @@ def report(options: ReportOptions, console: Console | None = None) -> Path:
     A name that ends in ``.json`` is a comparison's, see :func:`~bpfree.lab.tables.comparison_page.comparison_page`.
 
     Args:
-        options: Which recipe, and which of its scales.
+        options: The recipe, and its scales.
         console: Where the page's path is shown; None shows nothing.
 
     Returns:
@@ -68,7 +68,7 @@ def report(options: ReportOptions, console: Console | None = None) -> Path:
 
 
 def _nothing_to_show(runs: TableRuns) -> str:
-    """Message for an empty page: this scale has no finished run; name the scales that have."""
+    """Return the message for an empty page: this scale has no finished run; name the scales that have one."""
     said = f"The page is empty: no run of it has finished at scale {runs.scale.name}."
     for scale in runs.recipe.scales.values():
         if count := len(runs.state(runs.shown(scale)).records):
@@ -85,7 +85,7 @@ def html(
     pictures: Sequence[Mapping[str, Any]] = (),
     command: str | None = None,
 ) -> str:
-    """The page as text; ``command`` makes the table again, by default all of it."""
+    """Return the page as text; ``command`` makes the table again, by default all of it."""
     drawn = recipe_charts.charts(recipe, entries)
     return rendered(
         HERE / "recipe.html",
@@ -109,7 +109,7 @@ def html(
 
 
 def pictures(cells: Iterable[Cell], state: State) -> list[dict[str, Any]]:
-    """What the filters of trained networks look for, the first seed of every row that shows it."""
+    """Return the images that excite the filters of trained networks most, for the first seed of every row with them."""
     found: dict[str, dict[str, Any]] = {}
     for work in sorted((work for cell in cells for work in cell.works), key=lambda work: work.seed):
         shown = state.records.get(work.key, {}).get("visualized")
@@ -120,7 +120,7 @@ def pictures(cells: Iterable[Cell], state: State) -> list[dict[str, Any]]:
 
 
 def groups(recipe: Recipe, cells: Iterable[Cell]) -> dict[str, dict[str, Cell]]:
-    """The cells whose runs are drawn together, by label.
+    """Return the cells whose runs are drawn together, by label.
 
     All rows, if columns do not differ in what is run. Otherwise those of a column where rows are rules, which are what
     is compared, and those of a row where columns are. Columns that show several numbers of the same runs are one.
@@ -139,7 +139,7 @@ def groups(recipe: Recipe, cells: Iterable[Cell]) -> dict[str, dict[str, Cell]]:
 def compared(
     recipe: Recipe, scale: Scale, cells: Mapping[str, Cell], state: State, command: str
 ) -> dict[str, Any] | None:
-    """The finished runs of some cells in the form of a comparison; None if there are none, or nothing was trained.
+    """Return the finished runs of some cells as a comparison; None if there are none, or nothing was trained.
 
     Args:
         recipe: The table.
@@ -180,14 +180,14 @@ def compared(
 
 
 def _shared(data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What can be said of the data of all runs: rows may have splits of their own, and seeds too."""
+    """Return the facts that the data of all runs share: rows and seeds may have splits of their own."""
     found = {key: value for key, value in data[0].items() if all(other.get(key) == value for other in data)}
     found["name"] = text.listing(list(dict.fromkeys(str(other["name"]) for other in data)))
     return {key: value for key, value in found.items() if key not in ("measured_on", "normalization")}
 
 
 def _repeated_seeds(options: ReportOptions, scale: Scale, entries: Sequence[Mapping[str, Any]]) -> int:
-    """The seeds a cell that make again what is shown: more than the scale's if all rows have as many, or are chosen.
+    """Return the seeds per cell to make the page again: more than the scale's if all rows have them, or are chosen.
 
     Where one row has more than others, a command with its number would run as many of every row.
     """
@@ -198,7 +198,7 @@ def _repeated_seeds(options: ReportOptions, scale: Scale, entries: Sequence[Mapp
 
 
 def _numbered(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record whose taps are called by their place: dropout in one row gives the same layer another name."""
+    """Return a record with numbers as taps' names: dropout in one row gives the same layer another name."""
     epochs = [
         epoch | {"alignment": [tap | {"name": str(place)} for place, tap in enumerate(epoch["alignment"], start=1)]}
         for epoch in record["epochs"]
@@ -207,7 +207,7 @@ def _numbered(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _file_names(recipe: Recipe) -> dict[str, str]:
-    """The files of the groups that there may be, by name; those whose letters and digits are the same are numbered."""
+    """Return the file names of possible groups; names that agree in letters and digits are numbered."""
     found: dict[str, str] = {}
     for group in ("curves", *recipe.columns, *recipe.rows):
         plain = "".join(letter if letter.isalnum() else "-" for letter in group)

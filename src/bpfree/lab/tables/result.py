@@ -1,4 +1,4 @@
-"""From records to a table's numbers, and the file that keeps both."""
+"""The numbers of a table, made from records, and the file that keeps both."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ROUNDING = 1e-9  # of a number: .903 is .015 below .918, and in binary a little
 
 
 def entries(cells: Sequence[Cell], state: State, scale: Scale) -> list[dict[str, Any]]:
-    """One entry a cell: the paper's number, the measured ones, their mean, and whether that is within tolerance."""
+    """Return one entry per cell: the paper's number, the measured ones, their mean, and whether it is in tolerance."""
     return [_entry(cell, state, scale) for cell in cells]
 
 
@@ -65,7 +65,7 @@ def _entry(cell: Cell, state: State, scale: Scale) -> dict[str, Any]:
 
 
 def seeds_of_rows(entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """The seeds of each row: the most that a cell of it has."""
+    """Return the seeds of each row: the most that a cell of it has."""
     found: dict[str, int] = {}
     for entry in entries:
         found[entry["row"]] = max(entry["seeds"], found.get(entry["row"], 0))
@@ -78,7 +78,7 @@ def _within(mean: float, paper: float, tolerance: float, *, above: bool) -> bool
 
 
 def _numbers(cell: Cell, state: State) -> tuple[list[float | None], list[str]]:
-    """The numbers of the finished runs, None where one has none, and why others failed.
+    """Return the numbers of finished runs (None if a run has none), and why other runs failed.
 
     Raises:
         SettingsError: The records have no such number.
@@ -101,12 +101,12 @@ def cautions(
     remedy: str = "--again repeats them",
     files: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[str]:
-    """What a reader must know about how the records came about.
+    """Return the cautions for a reader on the origin of the records.
 
     Args:
         records: The records.
-        source: The present state of the code; None where the records are only compared with each other.
-        remedy: What helps where it is another.
+        source: The present state of the code; None to compare the records only with each other.
+        remedy: The advice if records are of another state.
         files: The present checksums of data sets, by name, as far as they are known.
     """
     found = list(records)
@@ -127,7 +127,7 @@ def cautions(
 
 
 def _other_files(records: Sequence[Mapping[str, Any]], files: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Data sets whose files are others now than runs had."""
+    """Return the data sets whose files have changed since the runs."""
     said = []
     for name, checksums in files.items():
         had = [record["data"]["checksums"] for record in records if record.get("data", {}).get("name") == name]
@@ -138,13 +138,13 @@ def _other_files(records: Sequence[Mapping[str, Any]], files: Mapping[str, Mappi
 
 
 def _unpublished(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Data sets whose files are not, or not known to be, those that everybody has."""
+    """Return the data sets whose files are not, or not known to be, the published ones."""
     read = [record["data"] for record in records if record.get("data", {}).get("origin", PUBLISHED) != PUBLISHED]
     return list(dict.fromkeys(f"The files of {data['name']}: {data['origin']}." for data in read))
 
 
 def _other_data(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Data sets whose files were not the same in all runs."""
+    """Return the data sets whose files were not the same in all runs."""
     kinds: dict[str, set[str]] = {}
     for record in records:
         if "data" in record:
@@ -153,7 +153,7 @@ def _other_data(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def document(recipe: Recipe, tables: Mapping[str, Sequence[Any]], records: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``results/NAME.json`` holds: the recipe's words, the entries of every scale, and the records behind them."""
+    """Return the content of ``results/NAME.json``: the recipe's words, every scale's entries, and their records."""
     return {
         "format": FORMAT,
         "name": recipe.name,
@@ -188,12 +188,12 @@ def _checksum(content: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) 
 
 
 def place(recipe: Recipe, folder: Path) -> Path:
-    """Where a recipe's own document lies."""
+    """Return the path of a recipe's own document."""
     return folder / f"{recipe.name}.json"
 
 
 def records(path: Path) -> dict[str, dict[str, Any]]:
-    """The records of a document by key; none if the file is another's.
+    """Return the records of a document by key; none if the file is another's.
 
     Raises:
         DamageError: It is bpfree's, and damaged.
@@ -202,7 +202,7 @@ def records(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def own_records(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of a recipe's own document by key; none if there is no such file.
+    """Return the records of a recipe's own document by key; none if there is no such file.
 
     Raises:
         DamageError: The file is damaged.
@@ -253,7 +253,7 @@ def of_format(path: Path, name: str, *, own: bool = False) -> dict[str, Any] | N
 
 
 def _opened(content: dict[str, Any]) -> dict[str, Any]:
-    """A document or a cost without checksums."""
+    """Return a document or a cost without checksums."""
     found = unsealed(content)
     return {**found, "records": [unsealed(record) for record in found["records"]]} if "records" in found else found
 
@@ -264,7 +264,7 @@ _REMEDY = "Mend it from a backup, or move it away to measure anew what the ledge
 
 
 def _is_ours(text: bytes) -> bool:
-    """Whether a file is bpfree's, be it damaged: it says so at its beginning, and a checksum stands at its end."""
+    """Return whether a file, even a damaged one, is bpfree's: by its beginning, or by a checksum at its end."""
     return any(f'"{name}"'.encode() in text[:200] for name in _OURS) or bool(_END.search(text, len(text) - 100))
 
 

@@ -18,7 +18,7 @@ _KNOWN: dict[str, dict[str, str]] = {}
 
 
 def loaded(name: str, data_dir: str | None, how: Mapping[str, Any]) -> Any:
-    """The data; those of the last run are kept, which most runs of a table share.
+    """Return the data; those of the last run are kept, because most runs of a table share them.
 
     Args:
         name: The data set.
@@ -37,7 +37,7 @@ def loaded(name: str, data_dir: str | None, how: Mapping[str, Any]) -> Any:
 
 
 def of_folder(name: str, data_dir: str | None, how: Mapping[str, Any]) -> dict[str, str] | None:
-    """The checksums by which runs on a folder of one's own are known; None for a data set that its name tells.
+    """Return the checksums that identify a user's folder; None for a data set that its name identifies.
 
     They are computed once in a process: a table's runs keep their keys though files change while it runs. Those of text
     are of the files alone: what a tokenizer makes of them may be other with its next version.
@@ -57,7 +57,7 @@ def of_folder(name: str, data_dir: str | None, how: Mapping[str, Any]) -> dict[s
 
 
 def at_hand(data: Iterable[tuple[str, Mapping[str, Any]]], data_dir: str | None) -> dict[str, dict[str, str]]:
-    """The checksums of published data sets that this process has loaded, by the name that records have them under.
+    """Return the checksums of published data sets that this process has loaded, by their names in records.
 
     Others are not loaded: that takes seconds and a gigabyte, and a table that is complete needs no data.
 
@@ -75,6 +75,6 @@ def _asked(name: str, place: str | None, how: Mapping[str, Any]) -> str:
 
 
 def _folder(data_dir: str | None, name: str) -> str | None:
-    """The folder of one data set: ``data_dir`` itself, or what is called like the data set in it."""
+    """Return the folder of one data set: ``data_dir`` itself, or the folder in it with the data set's name."""
     own = Path(data_dir or "").expanduser() / name
     return str(own) if data_dir is not None and own.is_dir() else data_dir

@@ -21,7 +21,7 @@ def table(options: TableOptions, console: Console | None = None) -> dict[str, An
     """Run what is missing of a recipe, write ``NAME.json`` and ``RESULTS.md``, and show the table.
 
     Args:
-        options: Which recipe, and how much of it.
+        options: The recipe, and the part of it.
         console: Where progress and the table are shown; None shows nothing.
 
     Returns:
@@ -90,7 +90,7 @@ def _cost(recipe: Recipe, options: TableOptions, console: Console | None) -> dic
 
 
 def _show(console: Console, runs: TableRuns) -> None:
-    """The table, and below it what a reader must know, and what went wrong."""
+    """Show the table, and below it the cautions and the failures."""
     cells = runs.shown()
     state = runs.state(cells)
     entries = result.entries(cells, state, runs.scale)

@@ -14,7 +14,7 @@ MARKS = {True: "yes", False: "no", None: DASH}
 
 
 def table(recipe: Recipe, scale: Scale, entries: Sequence[Mapping[str, Any]]) -> Table:
-    """One line a cell: the paper's number, the measured one, and whether the two agree."""
+    """Return a table with one line per cell: the paper's number, the measured one, and whether the two agree."""
     notes = [f"Scale: {scale.name}{f' ({scale.cut})' if scale.cut else ''}"]
     notes += [f"Deviation: {deviation}" for deviation in recipe.deviations]
     result = Table(title=recipe.title, caption="\n".join(notes), caption_justify="left")
@@ -27,7 +27,7 @@ def table(recipe: Recipe, scale: Scale, entries: Sequence[Mapping[str, Any]]) ->
 
 
 def _columns(result: Table, names: Sequence[str], numbers: Sequence[str]) -> None:
-    """Columns of which, on a narrow terminal, the names fold and the numbers stay."""
+    """Add columns; on a narrow terminal the names fold and the numbers stay."""
     for heading in names:
         result.add_column(heading, overflow="fold")
     for heading in numbers:
@@ -46,7 +46,7 @@ def _row(entry: Mapping[str, Any], tolerance: str) -> list[str]:
 
 
 def cost(recipe: Recipe, taken: Mapping[str, Any]) -> Table:
-    """What a table takes: one line a row, and all together."""
+    """Return the cost of a table: one line per row, and the sum."""
     result = Table(title=f"{recipe.title}: what it takes", caption=assumption(taken), caption_justify="left")
     of_a_step = ("steps\na run", "GFLOP\na step", "operations\na step")
     _columns(result, ("row",), ("runs", *of_a_step, "GiB", "hours\nhere", "hours\non a GPU"))
@@ -59,12 +59,12 @@ def cost(recipe: Recipe, taken: Mapping[str, Any]) -> Table:
 
 
 def hours(taken: Mapping[str, Any]) -> list[str]:
-    """Memory, hours on the machine that measured, and hours on a GPU."""
+    """Return memory, hours on the machine that measured, and hours on a GPU."""
     return [number(taken["bytes"] / 2**30, 2), number(taken["hours"], 2), number(taken["gpu_hours"], 2)]
 
 
 def assumption(taken: Mapping[str, Any]) -> str:
-    """What the hours on a GPU are computed from."""
+    """Return a sentence on the assumption behind the hours on a GPU."""
     threads = count(taken["environment"]["threads"], "thread")
     here = f"Here: {taken['environment']['processor'] or DASH}, {threads}."
     if taken["assumed"] is None:
@@ -77,7 +77,7 @@ def assumption(taken: Mapping[str, Any]) -> str:
 
 
 def recipes(found: Sequence[Recipe]) -> Table:
-    """The recipes that there are."""
+    """Return the recipes that there are."""
     result = Table()
     for heading in ("name", "what", "cells", "scales"):
         result.add_column(heading, no_wrap=heading == "name", justify="right" if heading == "cells" else "left")

@@ -70,7 +70,7 @@ def tune(options: TuneOptions, console: Console | None = None) -> Path:
     The same command continues an interrupted search, and several processes with one ledger share it.
 
     Args:
-        options: Which recipe, and how it is searched.
+        options: The recipe, and the options of the search.
         console: Where progress is shown; None shows nothing.
 
     Returns:
@@ -105,7 +105,7 @@ def tune(options: TuneOptions, console: Console | None = None) -> Path:
 def _grid(
     recipe: Recipe, order: Order, found: Sequence[Subject], options: TuneOptions, console: Console | None
 ) -> dict[str, list[Try]]:
-    """Every combination, through the ledger as the runs of a table are."""
+    """Try every combination, through the ledger like the runs of a table."""
     combinations = {subject.name: search.grid(subject.search) for subject in found}
     counts = {name: len(each) for name, each in combinations.items()}
     if options.trials is not None and set(counts.values()) != {options.trials}:
@@ -129,7 +129,7 @@ def _grid(
 def _tpe(
     recipe: Recipe, order: Order, found: Sequence[Subject], options: TuneOptions, console: Console | None
 ) -> dict[str, list[Try]]:
-    """What Optuna's tree-structured Parzen estimator suggests after the earlier tries, in a study a subject."""
+    """Try what Optuna's tree-structured Parzen estimator suggests after the earlier tries, in one study per subject."""
     storage, wanted = open_storage(options.ledger), options.trials or _TRIALS
     folder, tries = order.folder(), {}
     with Display(console, runs=len(found) * wanted, measured_on="validation") as display:
@@ -152,7 +152,7 @@ def _tpe(
 
 
 def _hash(subject: Subject) -> str:
-    """A hash of all that its tries have in common, own code among it, and of what is searched."""
+    """Return a hash of everything that its tries share, the user's code included, and of the searched values."""
     asked = json.dumps([subject.first.key, plain(subject.search)], sort_keys=True)
     return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
@@ -177,13 +177,13 @@ def _score(trial: optuna.Trial, subject: Subject, folder: Path, display: Display
 
 @patient
 def _ended(study: optuna.Study) -> list[FrozenTrial]:
-    """The tries that count: those of dead workers do not."""
+    """Return the tries that count: those of dead workers do not."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
     return [trial for trial in trials if _is_whole(trial) or _WRONG in trial.user_attrs]
 
 
 def _is_whole(trial: FrozenTrial) -> bool:
-    """Whether a finished try is as it was written; one that is not is named, and another takes its place."""
+    """Return whether a finished try is undamaged; a damaged one is reported, and another takes its place."""
     if trial.state != TrialState.COMPLETE:
         return False
     # Tries of before there were checksums have none.
@@ -196,12 +196,12 @@ def _is_whole(trial: FrozenTrial) -> bool:
 
 @patient
 def _draws(study: optuna.Study) -> int:
-    """A seed for the next try: one that begins with the others' would repeat their values."""
+    """Return a seed for the next try: with the seed of another try, it would repeat that try's values."""
     return len(study.get_trials(deepcopy=False))
 
 
 def _best(subject: Subject, tries: Sequence[Try]) -> Try:
-    """The best of a subject's tries; the first of several.
+    """Return the best of a subject's tries; the first of several.
 
     Raises:
         RunError: None succeeded.
@@ -233,7 +233,7 @@ def _written(
     tries: Mapping[str, Sequence[Try]],
     options: TuneOptions,
 ) -> str:
-    """The recipe with what was chosen, as YAML."""
+    """Return the recipe with what was chosen, as YAML."""
     content = content_of(recipe.path)
     for subject in found:
         place = dict(content.get(subject.place) or {})
@@ -249,7 +249,7 @@ def _written(
 
 
 def _counts(found: Sequence[Subject], tries: Mapping[str, Sequence[Try]]) -> str:
-    """How many tries the subjects had, and of what."""
+    """Return, in words, how many tries of which settings the subjects had."""
     groups: dict[str, list[str]] = {}
     for subject in found:
         what = f"{len(tries[subject.name])} tries of {' and '.join(subject.search)}"

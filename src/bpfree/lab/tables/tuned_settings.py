@@ -1,4 +1,4 @@
-"""What settings are chosen for, and which of the searched ones each row takes."""
+"""The subjects of tuning, and the searched settings that each row takes."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _CHOSEN_ELSEWHERE = {
     "nodes": _ROWS.format("metric best_validation_accuracy says how well the validation nodes did."),
     "edges": _ROWS.format("metric validation_auc says how well the validation edges did."),
 }
-"""What settings are chosen on where no image can be held out."""
+"""The data on which settings are chosen if no image can be held out."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What settings are chosen for: a row, or a cell where columns have settings of their own.
+    """A row, or a cell if columns have settings of their own: settings are chosen for it.
 
     Attributes:
-        place: Where a recipe keeps its settings, ``rows`` or ``cells``.
+        place: The part of a recipe that keeps its settings, ``rows`` or ``cells``.
         name: Its name there.
-        settings: What it is set to before.
-        search: What is chosen, and among which values: of the recipe's search what this row takes.
+        settings: Its settings before.
+        search: The settings to choose, and their values: the part of the recipe's search that this row takes.
         validation: Training images that are held out.
         data_dir: The folder of the data.
     """
@@ -51,7 +51,7 @@ class Subject:
     data_dir: str | None
 
     def work(self, chosen: Mapping[str, Any]) -> Training:
-        """A run with chosen values, measured on held-out training data."""
+        """Return a run with chosen values, measured on held-out training data."""
         settings = merged(self.settings, search.settings(chosen), {"validation": self.validation})
         return _training(self.name, settings, self.data_dir)
 
@@ -62,15 +62,15 @@ class Subject:
 
     @property
     def higher(self) -> bool:
-        """Whether a higher score is better."""
+        """True if a higher score is better."""
         return TASKS[self.first.settings.task].metric.better == "higher"
 
 
 def subjects(recipe: Recipe, options: TuneOptions) -> list[Subject]:
-    """What settings are chosen for; rows that take nothing of what is searched are left out.
+    """Return the subjects of tuning; rows that take none of the searched settings are left out.
 
     Raises:
-        SettingsError: A searched name fits no row, or would have no effect; or there is nothing to tune, or nothing to
+        SettingsError: A searched name fits no row, or would have no effect; or there is nothing to tune, or no data to
             tune it on.
     """
     scale = recipe.scale(options.scale)
@@ -92,7 +92,7 @@ def subjects(recipe: Recipe, options: TuneOptions) -> list[Subject]:
 
 
 def _settings(recipe: Recipe, scale: Scale, chosen: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The settings of rows, or of cells where columns have settings of their own, by name."""
+    """Return the settings of rows, or of cells where columns have settings of their own, by name."""
     found: dict[str, dict[str, Any]] = {}
     for row, column in chosen_cells(recipe, chosen):
         name = f"{row}/{column.name}" if recipe.by_cell else row
@@ -141,7 +141,7 @@ _ANYTHING = object()  # equal to no value that a scale sets
 
 
 def _takes(run: Training, name: str) -> bool:
-    """Whether a searched name is a setting that all runs have, or an argument of one of this run's classes."""
+    """Return whether a searched name is a setting that all runs have, or an argument of one of this run's classes."""
     setting, _, argument = name.partition(".")
     kind = _classes(run).get(setting)
     return not argument or (kind is not None and _has(kind, argument))
@@ -153,7 +153,7 @@ def _has(kind: type, argument: str) -> bool:
 
 
 def _classes(run: Training) -> dict[str, type]:
-    """The classes of a run whose arguments can be chosen, by setting."""
+    """Return the classes of a run whose arguments can be chosen, by setting."""
     of_rule = run.settings.rule
     found = {"rule": type(of_rule.rule), "model": imported(run.settings.model["class_path"])}
     if run.options.rule in PRESETS and run.options.rule not in bpfree.RULES:
@@ -162,7 +162,7 @@ def _classes(run: Training) -> dict[str, type]:
 
 
 def _arguments(run: Training) -> list[str]:
-    """What can be searched of a run's classes."""
+    """Return the arguments of a run's classes that can be searched."""
     return [
         f"{setting}.{argument}"
         for setting, kind in _classes(run).items()

@@ -34,11 +34,11 @@ class Training:
     """One rule, one seed.
 
     Attributes:
-        label: What it is called while it runs.
+        label: Its name while it runs.
         seed: The seed.
-        options: What is trained, in the terms of ``bpfree train``.
+        options: The options of the run, as for ``bpfree train``.
         settings: The same with all defaults filled in.
-        checksums: Of the files, where the name of the data does not tell them.
+        checksums: The checksums of the files, if the name of the data does not determine them.
     """
 
     label: str
@@ -49,12 +49,12 @@ class Training:
 
     @property
     def metric(self) -> str:
-        """What its task is measured by."""
+        """The name of its task's metric."""
         return TASKS[self.settings.task].metric.name
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """What else its task measures."""
+        """The names of other numbers that its task measures."""
         return TASKS[self.settings.task].measures
 
     @functools.cached_property
@@ -85,7 +85,7 @@ class Training:
         return {name: value for name, value in record.items() if name not in left_out}
 
     def data(self, data_dir: str | None) -> Any:
-        """What is trained and evaluated on."""
+        """Return the data for training and evaluation."""
         return run_data.loaded(self.options.data, data_dir, self.options.reading)
 
 
@@ -98,7 +98,7 @@ class Measurement:
     """Numbers that a function computes, with or without a seed.
 
     Attributes:
-        label: What it is called while it runs.
+        label: Its name while it runs.
         seed: The seed; given to the function if it takes one.
         function: Import path. It returns numbers by name. If it has an argument ``data_dir``, it gets the folder of the
             data.
@@ -147,7 +147,7 @@ class Measurement:
 
 
 def imported(path: str) -> Any:
-    """The function of this import path.
+    """Return the function of this import path.
 
     Raises:
         SettingsError: There is none.
@@ -163,7 +163,7 @@ def imported(path: str) -> Any:
 
 
 def works(label: str, settings: Mapping[str, Any], seeds: int, data_dir: str | None = None) -> tuple[Work, ...]:
-    """The runs or the measurement of these settings, those of a cell in a recipe, one a seed.
+    """Return the runs or the measurement of these settings, those of a cell in a recipe, one a seed.
 
     A measurement that takes no seed is one, however many seeds there are.
 
@@ -199,7 +199,7 @@ def _measurements(label: str, settings: Mapping[str, Any], seeds: int) -> tuple[
 
 @functools.cache
 def _resolved(label: str, text: str) -> tuple[TrainOptions, RunSettings]:
-    """A cell's settings, as JSON, with all defaults filled in, and seed 0."""
+    """Return a cell's settings as JSON, with all defaults and seed 0."""
     settings = json.loads(text)
     details = settings.pop("details", False)
     options = _train_options(label, settings)
@@ -207,7 +207,7 @@ def _resolved(label: str, text: str) -> tuple[TrainOptions, RunSettings]:
 
 
 def _train_options(label: str, settings: Mapping[str, Any]) -> TrainOptions:
-    """A cell's settings as the options of ``bpfree train``."""
+    """Return a cell's settings as the options of ``bpfree train``."""
     general = {entry.name for entry in fields(TrainOptions)} - {"rule"}
     overrides = {entry.name for entry in fields(RuleOverrides)} - {"rule"}
     given: dict[str, Any] = {"threads": 1}  # not the machine's choice: sums differ in their last bits
@@ -225,14 +225,14 @@ def _train_options(label: str, settings: Mapping[str, Any]) -> TrainOptions:
 
 
 def _known_model(given: Any) -> Any:
-    """A model of the lab by its import path: other packages, once imported, have classes of the same names."""
+    """Return a model of the lab by its import path: other packages, once imported, have classes of the same names."""
     if isinstance(given, Mapping) and isinstance(given.get("class_path"), str):
         return {**given, "class_path": ModelSettings(given["class_path"]).full_path}
     return ModelSettings(given).full_path if isinstance(given, str) else given
 
 
 def _rule(given: Any) -> tuple[str, dict[str, Any]]:
-    """The label whose preset is the beginning, and the rule itself if it is not the preset's."""
+    """Return the label whose preset is the beginning, and the rule itself if it is not the preset's."""
     if not isinstance(given, Mapping):
         return given or TrainOptions.rule, {}
     if "class_path" not in given:  # arguments alone, of what is the default
@@ -251,21 +251,21 @@ def _parser() -> Parser:
 
 
 def _asked(value: Any) -> Any:
-    """A value as JSON has it; of dataclasses the fields that are not at their defaults, and what they are."""
+    """Return a value for JSON; a dataclass gives its class and the fields that differ from their defaults."""
     if not is_dataclass(value) or isinstance(value, type):
         return plain(value)
     return {"class": import_path(type(value)), **_differing(value, [entry.name for entry in fields(value)])}
 
 
 def _differing(settings: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Those fields of a dataclass that are not at their defaults."""
+    """Return those fields of a dataclass, among ``names``, that differ from their defaults."""
     usual = {entry.name: default(entry) for entry in fields(settings) if entry.init}
     found = {name: getattr(settings, name) for name in names if name in usual}
     return {name: _asked(value) for name, value in found.items() if value != usual[name]}
 
 
 def _differing_model(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A model, and those of its arguments that are not at their defaults."""
+    """Return a model and the arguments that differ from their defaults."""
     usual = _defaults(model["class_path"])
     given = {name: value for name, value in model["init_args"].items() if plain(value) != usual.get(name, MISSING)}
     return {"class_path": model["class_path"], "init_args": given}

@@ -1,4 +1,4 @@
-"""Who runs what is missing: this process, or several that share the ledger, on one machine or on many."""
+"""The workers that make the missing runs: this process, or several that share the ledger, on one or many machines."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _POLL = 1.0  # seconds between two looks at the ledger
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker needs to know, whatever process it is in.
+    """The order for a worker, in this process or in another.
 
     Attributes:
         recipe: The recipe's file.
         scale: The scale's name.
-        seeds: Seeds a cell, or None for the scale's.
+        seeds: The number of seeds per cell, or None for the scale's.
         cells: The chosen cells; empty for all.
         ledger: The ledger's database.
         data_dir: The folder of the data.
-        scratch: Where logs and checkpoints of unfinished runs lie.
-        again: Only records of this state of the code count.
-        trust: Whether the recipe may name code wherever it lies.
+        scratch: The folder of logs and checkpoints of unfinished runs.
+        again: Whether only records of this state of the code count.
+        trust: Whether the recipe may name code, whatever its folder.
         source: The state of the code of the command that starts workers; None if it starts none.
-        keys: Those of the runs that it waits for.
+        keys: The keys of the runs that it waits for.
     """
 
     recipe: Path
@@ -61,16 +61,16 @@ class Order:
     keys: tuple[str, ...] = ()
 
     def works(self) -> list[Work]:
-        """All runs of the chosen cells."""
+        """Return all runs of the chosen cells."""
         recipe = read(self.recipe, trust=self.trust)
         return works(plan(recipe, recipe.scale(self.scale), self.seeds, self.cells, self.data_dir))
 
     def folder(self) -> Path:
-        """Where runs of the present code leave their files: none is continued by other code than began it."""
+        """Return the folder for runs of the present code: a run is only continued by the code that began it."""
         return self.scratch / source()
 
     def open(self) -> Ledger:
-        """The recipe's ledger."""
+        """Open the recipe's ledger."""
         return Ledger(self.ledger, self.recipe.stem, source=source() if self.again else None)
 
 
@@ -122,7 +122,7 @@ def _watch(order: Order, found: Sequence[Work], ledger: Ledger, workers: int, co
 
 
 def _worker(order: Order) -> None:
-    """The life of one worker process."""
+    """Run one worker process."""
     parent = multiprocessing.parent_process()
     # Ctrl-C reaches all processes at once. The command alone heeds it, and tells its workers to end; as an exception,
     # so that they give their runs back.
@@ -137,7 +137,7 @@ def _worker(order: Order) -> None:
 
 
 def _same(order: Order) -> list[Work]:
-    """The runs of an order, as the command sees them that gave it.
+    """Return the runs of an order as the command that gave it sees them.
 
     Raises:
         RunError: Files have changed since: what is run would be recorded as of other code, or be waited for by nobody.
@@ -189,7 +189,7 @@ def _perform(claim: Claim, order: Order, display: Display) -> None:
 
 
 def _line(work: Work, record: dict[str, Any]) -> str:
-    """What is said of a finished run."""
+    """Return the line on a finished run."""
     value = "not finite" if record["value"] is None else f"{record['value']:.2f}"
     result = "" if work.metric is None else f": {work.metric} {value}"
     return f"{work.label}, seed {work.seed}{result} ({record['duration']:.0f} s)"

@@ -1,4 +1,4 @@
-"""What is trained on what. A new task is a reader in ``lab/data``, a learner here, and an entry in ``TASKS``."""
+"""The tasks. A new task is a reader in ``lab/data``, a learner here, and an entry in ``TASKS``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from bpfree.lab.data.planetoid import PLANETOID
 from bpfree.lab.tasks.task import Metric, Task
 
 PUBLISHED_ALIGNMENT = ("published_alignment", "published_alignment_std", "published_alignment_zero")
-"""What is measured of graphs the way of Launay et al. 2020's code, see :mod:`bpfree.lab.tasks.published`."""
+"""Names of the numbers measured on graphs as in the code of Launay et al. 2020, see
+:mod:`bpfree.lab.tasks.published`."""
 PUBLISHED_COSINE = "cosine_published"
-"""The number of a tap that is measured of images the way of Launay et al. 2019's code."""
+"""The name of a tap's number measured on images as in the code of Launay et al. 2019."""
 SEPARATION = ("silhouette", "tsne_silhouette")
-"""Measured of graphs whose runs keep details, see :mod:`bpfree.lab.tasks.pictures`."""
+"""Names of the numbers measured on graphs if runs keep details, see :mod:`bpfree.lab.tasks.pictures`."""
 
 CLASSIFICATION = Task(
     name="classification",
@@ -96,10 +97,10 @@ _OF_DATA = {"text": LANGUAGE} | {name: LINKS if name.endswith("-links") else GRA
 
 
 def task_of(data: str) -> Task:
-    """What is done with the data set of this name."""
+    """Return the task for the data set of this name."""
     return _OF_DATA.get(data, CLASSIFICATION)
 
 
 def compared(comparison: Mapping[str, Any]) -> Task:
-    """The task of a comparison; those written before there was a second one do not name theirs."""
+    """Return the task of a comparison; comparisons written before there was a second task do not name it."""
     return TASKS[comparison.get("task", CLASSIFICATION.name)]

@@ -19,7 +19,7 @@ _SAMPLES = 128
 
 
 def cosines(learner: Learner, batch: tuple[Any, Tensor]) -> dict[str, float]:
-    """The mean cosine at every tap and every other layer where alignment is measured, by name.
+    """Return the mean cosine at every tap and every other layer where alignment is measured, by name.
 
     Args:
         learner: The model and its rule.

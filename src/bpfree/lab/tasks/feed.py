@@ -1,4 +1,4 @@
-"""What a run's data come to it as: batches for training, for evaluation, and for measuring."""
+"""The batches of a run: for training, for evaluation, and for measuring."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Feed:
 
 
 def sampled(settings: RunSettings, data: Sampled, task: Task) -> Feed:
-    """Batches of samples: in an order drawn anew for each pass for training, and as they come for evaluation."""
+    """Return batches of samples: in an order drawn anew for each pass for training, and as they come for evaluation."""
     order = Shuffled(len(data.train), settings.batch_size, settings.seed, settings.length.steps)
     if settings.augmentation:
         train = augmented_batches(data.train, order, settings.augmentation, cast(Splits, data).normalization.black)

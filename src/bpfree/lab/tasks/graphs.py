@@ -66,7 +66,7 @@ class NodeClassification(WholeGraph):
 
     @classmethod
     def feed(cls, settings: RunSettings, data: Graph, task: Task) -> Feed:
-        """The graph with the classes that are known, or parts of it, and for alignment the graph with all classes."""
+        """Return the graph with the known classes, or parts of it, and, for alignment, the graph with all classes."""
         train = data.nodes(settings.seed).train
         whole = (data.x, data.edges), data.y
         if data.settings.neighbors:
@@ -78,7 +78,7 @@ class NodeClassification(WholeGraph):
         return Feed(One(Whole(batch)), None, lambda samples: batch, lambda: whole)
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
-        """The mean negative logarithm of the probability ``(n, classes)`` of the classes ``(n,)`` that are known.
+        """Return the mean negative logarithm of the probabilities ``(n, classes)`` of the known classes ``(n,)``.
 
         Raises:
             RunError: The model gives something else.
@@ -110,7 +110,7 @@ class NodeClassification(WholeGraph):
         self.aside += clock(self.device) - began
 
     def measured(self) -> dict[str, float]:
-        """What was measured in training since the last call, and what the model is worth now."""
+        """Return the measures of training since the last call, and the losses and accuracies of the model now."""
         hits, known = torch.stack(self._found).sum(0).tolist()
         found = {"train_loss": self.train_loss(), "train_accuracy": 100 * hits / known}
         self._found.clear()
@@ -121,12 +121,12 @@ class NodeClassification(WholeGraph):
         return found
 
     def pictures(self, splits: Graph) -> dict[str, Any]:
-        """A t-SNE of the last hidden layer, and how well classes separate there."""
+        """Return a t-SNE of the last hidden layer, and the separation of the classes there."""
         x = move_data_to_device((splits.x, splits.edges), self.device)
         return embedding_of_nodes(self.attachment, functools.partial(self.model, *x), splits.y, self.seed)
 
     def numbers(self, feed: Feed) -> dict[str, float | None]:
-        """Accuracy at the best step, and, where alignment is measured at all, also as it was published."""
+        """Return accuracy at the best step, and, where alignment is measured at all, also as it was published."""
         validation, test, step = self.best.tolist()
         return {
             "accuracy_at_best_validation": 100 * test / len(self._test),

@@ -26,7 +26,7 @@ class LanguageModel(Learner):
         self._vocabulary = splits.classes
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
-        """The mean cross-entropy of logits ``(N, T, vocabulary)`` and the tokens that follow, ``(N, T)``.
+        """Return the mean cross-entropy of logits ``(N, T, vocabulary)`` and the tokens that follow, ``(N, T)``.
 
         Raises:
             RunError: The model gives something else.
@@ -39,7 +39,7 @@ class LanguageModel(Learner):
         return F.cross_entropy(output.flatten(0, 1), y.flatten())
 
     def values(self, measures: MetricCollection) -> dict[str, float]:
-        """Mean loss, and perplexity: its exponential. Both are per token, whatever the batches."""
+        """Return mean loss, and perplexity: its exponential. Both are per token, whatever the batches."""
         loss = measures["loss"].compute().double()
         # torch's exponential, which has infinity for a loss that has exploded; math's would raise.
         return {"loss": float(loss), "perplexity": float(loss.exp())}

@@ -1,4 +1,4 @@
-"""What all tasks share: a model that learns by any rule, with an ordinary training step."""
+"""The base of all tasks: a model that learns by any rule, with an ordinary training step."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from bpfree.lab.tasks.feed import Feed, sampled
 from bpfree.lab.tasks.task import Task
 from bpfree.taps import select_taps
 
-# The part of a run that is done, 0 to 1, and its epochs -> the factor of the learning rate.
-_COURSES: dict[str, Callable[[float, int], float]] = {
+# Functions of the part of a run that is done, 0 to 1, and its epochs: the factor of the learning rate.
+_SCHEDULES: dict[str, Callable[[float, int], float]] = {
     "constant": lambda done, epochs: 1.0,
     "cosine": lambda done, epochs: (1 + math.cos(math.pi * done)) / 2,
     "exponential": lambda done, epochs: 0.95 ** math.floor(done * epochs + _ROUNDING),
@@ -32,18 +32,18 @@ _PLATEAU: dict[str, Any] = {"factor": 0.1, "patience": 5}
 
 
 class Learner(LightningModule):
-    """A model that learns what a task asks of it.
+    """A model that learns a task.
 
     Nothing in it depends on the rule: optimization is automatic, and the loss is the task's. The attachment is a
     submodule, so checkpoints hold its state. They hold the random state too, so that a resumed run continues as
     if it had not been interrupted.
 
-    A task overrides :meth:`loss`, and what it measures beside the mean loss: :meth:`update` and :meth:`values`.
+    A task overrides :meth:`loss`, and :meth:`update` and :meth:`values` to measure more than the mean loss.
 
     Args:
-        model: What is trained.
-        run: The rule, its optimizer, where feedback enters, and the seed of the feedback.
-        measures: What is measured beside the mean loss, by name.
+        model: The model to train.
+        run: The rule, its optimizer, the taps, and the seed of the feedback.
+        measures: The measures beside the mean loss, by name.
     """
 
     measures_jacobian: bool | None = None
@@ -84,39 +84,39 @@ class Learner(LightningModule):
         return found if self.settings.window == 1 else ()
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
-        """The loss of a batch, one number."""
+        """Return the loss of a batch, one number."""
         raise NotImplementedError
 
     def update(self, measures: MetricCollection, output: Tensor, y: Tensor) -> None:
         """Measure a batch; the loss is measured already."""
 
     def values(self, measures: MetricCollection) -> dict[str, float]:
-        """What was measured, by name: the loss, and what the task is compared by."""
+        """Return the measured values by name: the loss, and the task's metric."""
         raise NotImplementedError
 
     @classmethod
     def feed(cls, settings: RunSettings, data: Any, task: Task) -> Feed:
-        """The batches of a run, each ``(x, y)``; the task says what ``data`` is, here images or text."""
+        """Return the batches of a run, each ``(x, y)``; the task says what ``data`` is, here images or text."""
         return sampled(settings, data, task)
 
     def pictures(self, splits: Any) -> dict[str, Any]:
-        """What the trained network looks like from inside, by name, for reports."""
+        """Return pictures of the trained network's inside for reports, by name."""
         return {}
 
     def published(self, batch: tuple[Any, Tensor]) -> dict[str, float]:
-        """Alignment as a paper's code measures it, by tap; measured after the last epoch."""
+        """Return alignment as a paper's code measures it, by tap; measured after the last epoch."""
         return {}
 
     def numbers(self, feed: Feed) -> dict[str, float | None]:
-        """What else is known at the end of a run, by name; the task names it in its ``measures``."""
+        """Return further numbers at the end of a run, by name; the task names them in its ``measures``."""
         return {}
 
     def forward(self, x: Any) -> Tensor:
-        """The model's output."""
+        """Return the model's output."""
         return self.model(x)
 
     def batch_loss(self, batch: tuple[Any, Tensor]) -> Tensor:
-        """The loss of a batch, of whose targets the rule is told."""
+        """Return the loss of a batch, and tell the rule the batch's targets."""
         return self._loss_and_output(batch)[0]
 
     def _loss_and_output(self, batch: tuple[Any, Tensor]) -> tuple[Tensor, Tensor]:
@@ -126,7 +126,7 @@ class Learner(LightningModule):
         return self.loss(output, y), output
 
     def training_step(self, batch: Any) -> Tensor | None:
-        """The loss of one batch ``(x, y)``; Lightning calls ``backward()`` on it."""
+        """Return the loss of one batch ``(x, y)``; Lightning calls ``backward()`` on it."""
         loss, output = self._loss_and_output(batch)
         self._measure(self.train_measures, loss.detach(), output.detach(), batch[1])
         return loss
@@ -143,7 +143,7 @@ class Learner(LightningModule):
         self.update(measures, output, y)
 
     def measured(self) -> dict[str, float]:
-        """What was measured since the last call, as ``train_<name>`` and ``eval_<name>``; starts anew."""
+        """Return the values measured since the last call, as ``train_<name>`` and ``eval_<name>``, and start anew."""
         found: dict[str, float] = {}
         for part, measures in (("train", self.train_measures), ("eval", self.eval_measures)):
             found |= {f"{part}_{name}": value for name, value in self.values(measures).items()}
@@ -151,13 +151,13 @@ class Learner(LightningModule):
         return found
 
     def epoch_ended(self, train_loss: float) -> None:
-        """Let the learning rate fall where the loss does not."""
-        # Not by the evaluation's loss: what is evaluated may be the test set, which chooses nothing.
+        """Let the learning rate fall if the training loss does not."""
+        # Not by the loss of the evaluation: that may be on the test set, which must choose nothing.
         if self._plateau is not None:
             self._plateau.step(train_loss)
 
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
-        """The rule's optimizer over the weights of model and rule, and the course of its learning rate over the run."""
+        """Return the rule's optimizer over the weights of model and rule, and the schedule of its learning rate."""
         optimizer = self.optimizer()
         if self.settings.schedule == "plateau":
             # Not Lightning's business, whose checkpoints at the end of an epoch come before its schedulers' steps.
@@ -166,16 +166,16 @@ class Learner(LightningModule):
                 self._plateau.load_state_dict(self._plateau_state)
             return {"optimizer": optimizer}
         steps, epochs = self.all_steps(), int(self.trainer.max_epochs or 1)
-        course = _COURSES[self.settings.schedule]
-        scheduler = LambdaLR(optimizer, lambda step: course(min(step / steps, 1.0), epochs))
+        schedule = _SCHEDULES[self.settings.schedule]
+        scheduler = LambdaLR(optimizer, lambda step: schedule(min(step / steps, 1.0), epochs))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def all_steps(self) -> int:
-        """The steps of the whole run."""
+        """Return the number of steps of the whole run."""
         return int(self.trainer.estimated_stepping_batches)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """The rule's optimizer alone."""
+        """Return the rule's optimizer alone."""
         settings = self.settings
         weights = self._weights()
         # Fused: one pass over the weights in place of ten, which on a CPU is a third of a small network's step.
@@ -186,7 +186,7 @@ class Learner(LightningModule):
         return kind(weights, **options)
 
     def _weights(self) -> list[Any]:
-        """What learns; those weights that do not decay in a group of their own."""
+        """Return the weights that learn; weights without decay are in a group of their own."""
         # Some rules have weights of their own, whose gradients they set; they take the same steps as the model's.
         weights: list[nn.Parameter] = [*self.model.parameters(), *self.attachment.parameters()]
         if self.settings.decayed is None:

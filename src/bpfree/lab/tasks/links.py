@@ -40,17 +40,17 @@ class LinkPrediction(WholeGraph):
 
     @classmethod
     def feed(cls, settings: RunSettings, data: Graph, task: Task) -> Feed:
-        """The graph with the edges that are known, which are what is learned too."""
+        """Return the graph with the known edges, which are also the targets."""
         known = data.links(settings.seed).train
         batch = ((data.x, known), known)
         return Feed(One(Whole(batch)), None, lambda samples: batch, lambda: batch)
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
-        """The cross-entropy of edges ``(2, m)`` and of as many random pairs without one, from codes ``(n, code)``."""
+        """Return the cross-entropy of edges ``(2, m)`` and as many pairs without edges, from codes ``(n, code)``."""
         return _cross_entropy(output, y, unlinked(y, len(output), y.shape[1]))
 
     def measured(self) -> dict[str, float]:
-        """What was measured in training since the last call, and how well held-out edges are told from other pairs."""
+        """Return the measures of training since the last call, and the scores of held-out edges against other pairs."""
         found = {"train_loss": self.train_loss()}
         for name, edges, others in (
             ("validation", self._validation, self._validation_others),
@@ -70,7 +70,7 @@ class LinkPrediction(WholeGraph):
         }
 
     def numbers(self, feed: Feed) -> dict[str, float | None]:
-        """Average precision, and how well edges for validation are told."""
+        """Return average precision, and how well edges for validation are told."""
         validation = self._scores(self._validation, self._validation_others)
         return {
             "average_precision": self._scores(self._test, self._test_others)["average_precision"],
@@ -80,7 +80,7 @@ class LinkPrediction(WholeGraph):
 
 
 def _joined(codes: Tensor, pairs: Tensor) -> Tensor:
-    """The logit of an edge between each pair ``(2, k)`` of nodes."""
+    """Return the logit of an edge between each pair ``(2, k)`` of nodes."""
     return (codes[pairs[0]] * codes[pairs[1]]).sum(1)
 
 

@@ -55,7 +55,7 @@ class Parts:
     every_step = False  # evaluating the whole graph takes as long as many steps
 
     def steps(self, n: int) -> Iterator[Any]:
-        """``n`` batches, ``((features, edges), classes)``, in passes over the known nodes in an order drawn anew."""
+        """Yield ``n`` batches, ``((features, edges), classes)``, over the known nodes, in a new order for each pass."""
         passes = itertools.chain.from_iterable(iter(self._loader) for _ in itertools.count())
         return map(self._batch, itertools.islice(passes, n))
 
@@ -66,7 +66,7 @@ class Parts:
         return move_data_to_device(drawn, self.graph[1].device)
 
     def to(self, device: torch.device) -> Parts:
-        """The same, which draws on the CPU and gives batches and graph on a device."""
+        """Return the same source with batches and graph on a device; it draws on the CPU."""
         moved = copy.copy(self)
         moved.graph = move_data_to_device(self.graph, device)
         return moved

@@ -1,4 +1,4 @@
-"""What a trained network looks like from inside: its first filters, and its last hidden layer in two dimensions."""
+"""Pictures of a trained network's inside: its first filters, and its last hidden layer in two dimensions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DIGITS = 4
 
 
 def filters(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Up to 16 rows of the first layer's weights as pictures.
+    """Return up to 16 rows of the first layer's weights as pictures.
 
     Returns:
         ``filters``, rows of ``height x width`` numbers, and ``filters_shape``, ``[height, width]``; channels are
@@ -37,7 +37,7 @@ def filters(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def embedding(attachment: bpfree.Attachment, images: Images, device: torch.device) -> dict[str, Any] | None:
-    """t-SNE of the activations at the last tap, for the first 500 images.
+    """Compute t-SNE of the activations at the last tap, for the first 500 images.
 
     Returns:
         ``x``, ``y`` and ``label``, one number an image, and ``layer``, the tap's name; None without taps.
@@ -57,7 +57,7 @@ def embedding(attachment: bpfree.Attachment, images: Images, device: torch.devic
 def embedding_of_nodes(
     attachment: bpfree.Attachment, run: Callable[[], object], classes: Tensor, seed: int
 ) -> dict[str, Any]:
-    """t-SNE of the activations of all nodes at the last tap, as Launay et al. 2020 have made figure 2.
+    """Compute t-SNE of the activations of all nodes at the last tap, as Launay et al. 2020 have made figure 2.
 
     Args:
         attachment: The rule on its model.

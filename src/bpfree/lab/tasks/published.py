@@ -26,7 +26,7 @@ _NOTHING = 1e-8
 
 
 def alignment(learner: Learner, batch: Any) -> dict[str, float | None]:
-    """Mean and standard deviation over nodes, and the part of nodes without a direction in both.
+    """Return mean and standard deviation over nodes, and the part of nodes without a direction in both.
 
     None of each where a rule sends no signals, or the model does not name its deepest layer.
 
@@ -45,7 +45,7 @@ def alignment(learner: Learner, batch: Any) -> dict[str, float | None]:
 
 
 def _gradient(learner: Learner, layer: str, batch: Any) -> Tensor:
-    """What comes down to the output ``(n, features)`` of a module."""
+    """Return the gradient that arrives at the output ``(n, features)`` of a module."""
     outputs: list[Tensor] = []
     handle = learner.model.get_submodule(layer).register_forward_hook(lambda *passed: outputs.append(passed[2]))
     try:
@@ -73,6 +73,6 @@ def _compare(signal: Tensor, exact: Tensor) -> tuple[float, float, float]:
 
 
 def row_cosines(signal: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's cosine of two gradients ``(n, k)``, and which rows count as 1: their numbers add up to zero."""
+    """Return each row's cosine of two gradients ``(n, k)``, and which rows count as 1: their numbers add up to zero."""
     signal, exact = (F.threshold(part.abs(), _NOTHING, 0.0) * part.sign() / _NOTHING for part in (signal, exact))
     return F.cosine_similarity(exact, signal, dim=1, eps=_NOTHING), signal.sum(1) + exact.sum(1) == 0

@@ -1,4 +1,4 @@
-"""What is written down of every epoch: losses, the task's metric, seconds and alignment."""
+"""The records of every epoch: losses, the task's metric, seconds and alignment."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class TrainingSeconds(Callback):
 
 
 class EpochRecords(Callback):
-    """One dictionary an epoch, in the form that reports read; kept in checkpoints.
+    """Makes one dictionary per epoch, in the form that reports read; they are kept in checkpoints.
 
     Args:
         aligned: Gives the batch that alignment is measured on.
         seconds: The clock of the training steps.
         announce: Called with every new record.
-        alignment: After which epochs alignment is measured.
+        alignment: The epochs after which alignment is measured.
     """
 
     def __init__(
@@ -114,10 +114,10 @@ class EpochRecords(Callback):
             task.model.train(training)
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return the records for the checkpoint."""
         return {"epochs": self.epochs, "duration": self.duration}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the checkpoint."""
+        """Take the records from a checkpoint."""
         self.epochs = state_dict["epochs"]
         self._before = state_dict["duration"]

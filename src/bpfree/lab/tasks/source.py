@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Source(Protocol):
-    """Where the steps of a run come from, batches ``((features, edges), targets)``."""
+    """A source of the steps of a run, batches ``((features, edges), targets)``."""
 
     @property
     def graph(self) -> tuple[Tensor, Tensor]:
@@ -19,18 +19,18 @@ class Source(Protocol):
 
     @property
     def every_step(self) -> bool:
-        """Whether that is done behind every step, and not only behind each part of the run."""
+        """True if that is done after every step, not only after each part of the run."""
 
     def steps(self, n: int) -> Iterator[Any]:
-        """The batches of the next ``n`` steps."""
+        """Return the batches of the next ``n`` steps."""
 
     def to(self, device: torch.device) -> Source:
-        """The same on a device."""
+        """Return the same on a device."""
 
 
 @dataclass(frozen=True)
 class One:
-    """What Lightning takes for the batches of an epoch: one, where all steps come from."""
+    """An epoch of one batch for Lightning: that batch is the source of all steps."""
 
     source: Source
 

@@ -1,4 +1,4 @@
-"""What a task is: data of some kind, a loss, and the number that rules are compared by."""
+"""Tasks: data of some kind, a loss, and the metric that rules are compared by."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ class Metric:
     digits: int = 2
 
     def show(self, value: float | None) -> str:
-        """A value with its unit; None is what a file has in place of infinity."""
+        """Return a value with its unit; None is what a file has in place of infinity."""
         return "not finite" if value is None else f"{value:.{self.digits}f}{self.unit}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained on what, and how, unless options say otherwise.
+    """A task: its learner, its metric, and the defaults of the options.
 
     Attributes:
         name: The task's name.
         learner: Import path of its :class:`bpfree.lab.tasks.learner.Learner`.
-        metric: What rules are compared by.
-        samples: What the evaluation set is counted in.
+        metric: The number that rules are compared by.
+        samples: The noun for the samples of the evaluation set.
         model: The model that is trained.
         rules: The rules that are compared.
-        batch_size: Samples a step.
+        batch_size: The number of samples in a step.
         epochs: Passes over the training data.
-        steps: Steps in place of them.
-        evaluations: How many times a run that is counted in steps is evaluated.
+        steps: Steps of a run, in place of epochs.
+        evaluations: The number of evaluations of a run that is counted in steps.
         lr: The learning rate of all rules; None for that of each rule's preset.
-        schedule: The course of the learning rate; None for that of each rule's preset.
+        schedule: The schedule of the learning rate; None for that of each rule's preset.
         evaluation_batch: Samples evaluated at once, where there are several batches.
-        alignment_samples: How many of the first evaluation samples alignment is measured on, likewise.
+        alignment_samples: The number of first evaluation samples that alignment is measured on, likewise.
         measures: Numbers of a run's record that only this task has, which a table may show.
     """
 
@@ -75,7 +75,7 @@ class Task:
     measures: tuple[str, ...] = ()
 
     def learner_class(self) -> Any:
-        """The class that :attr:`learner` names."""
+        """Return the class that :attr:`learner` names."""
         # By name, so that options and reports know of tasks without loading what trains them.
         module, _, name = self.learner.rpartition(".")
         return getattr(importlib.import_module(module), name)

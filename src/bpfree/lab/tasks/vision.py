@@ -31,7 +31,7 @@ class Classification(Learner):
         super().__init__(model, run, {"accuracy": accuracy})
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
-        """The mean cross-entropy of logits ``(N, classes)`` and classes ``(N,)``."""
+        """Return the mean cross-entropy of logits ``(N, classes)`` and classes ``(N,)``."""
         return F.cross_entropy(output, y)
 
     def update(self, measures: MetricCollection, output: Tensor, y: Tensor) -> None:
@@ -39,15 +39,15 @@ class Classification(Learner):
         measures["accuracy"].update(output, y)
 
     def values(self, measures: MetricCollection) -> dict[str, float]:
-        """Mean loss, and accuracy in per cent."""
+        """Return mean loss, and accuracy in per cent."""
         found = measures.compute()
         return {"loss": float(found["loss"]), "accuracy": 100 * float(found["accuracy"])}
 
     def published(self, batch: tuple[Any, Tensor]) -> dict[str, float]:
-        """Alignment as in Launay et al. 2019."""
+        """Return alignment as in Launay et al. 2019."""
         return cosines(self, batch)
 
     def pictures(self, splits: Splits) -> dict[str, Any]:
-        """The first layer's filters, and a t-SNE of the last hidden layer."""
+        """Return the first layer's filters, and a t-SNE of the last hidden layer."""
         points = embedding(self.attachment, splits.evaluation, self.device)
         return {**filters(self.model, splits.shape), "embedding": points}

@@ -1,4 +1,4 @@
-"""What the filters of a convolution look for: the images that excite them most (Launay et al. 2019, figure 3)."""
+"""Pictures of a convolution's filters: the images that excite them most (Launay et al. 2019, figure 3)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _GAP = 1
 
 
 def visualized(attachment: bpfree.Attachment, name: str, shape: Sequence[int]) -> dict[str, Any]:
-    """The first filters of a convolution as pictures.
+    """Return the first filters of a convolution as pictures.
 
     Each is an image whose pixels climb the gradient of the filter's mean output, from the same faint noise for every
     model, without regularization.
@@ -56,7 +56,7 @@ def visualized(attachment: bpfree.Attachment, name: str, shape: Sequence[int]) -
 
 
 def find(model: nn.Module, name: str) -> nn.Conv2d:
-    """The convolution of this name.
+    """Return the convolution of this name.
 
     Raises:
         SettingsError: There is none.
@@ -69,7 +69,7 @@ def find(model: nn.Module, name: str) -> nn.Conv2d:
 
 
 def exciting(model: nn.Module, convolution: nn.Conv2d, shape: Sequence[int]) -> Tensor:
-    """The images that excite the first filters of ``convolution``, ``(filters, channels, height, width)``.
+    """Return the images that excite the first filters of ``convolution``, ``(filters, channels, height, width)``.
 
     Args:
         model: Calls the convolution once; what lies behind it is not run.
@@ -98,7 +98,7 @@ class _Reached(Exception):  # noqa: N818 - not an error: what lies behind the co
 
 
 def _up_to(model: nn.Module, module: nn.Module, images: Tensor) -> Tensor:
-    """The output of ``module`` for ``images``."""
+    """Return the output of ``module`` for ``images``."""
 
     def stop(module: nn.Module, args: Any, output: Tensor) -> None:
         raise _Reached(output)
@@ -114,7 +114,7 @@ def _up_to(model: nn.Module, module: nn.Module, images: Tensor) -> Tensor:
 
 
 def _png(images: Tensor) -> str:
-    """Images side by side, each stretched to the same contrast around grey."""
+    """Draw images side by side, each stretched to the same contrast around grey."""
     images = images.detach().cpu()
     spread, mean = torch.std_mean(images, (1, 2, 3), keepdim=True)
     pixels = ((images - mean) / spread.clamp_min(1e-12) * _CONTRAST + 0.5).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""What tasks on graphs share: the whole graph is a batch, or parts of it; many steps of a few milliseconds."""
+"""The base of tasks on graphs: a batch is the whole graph or a part of it; steps take a few milliseconds."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Whole:
         return self.batch[0]
 
     def steps(self, n: int) -> Iterator[Any]:
-        """The same batch ``n`` times."""
+        """Return the same batch ``n`` times."""
         return itertools.repeat(self.batch, n)
 
     def to(self, device: torch.device) -> Whole:
-        """The same on a device."""
+        """Return the same on a device."""
         return Whole(move_data_to_device(self.batch, device))
 
 
@@ -58,13 +58,13 @@ class WholeGraph(Learner):
         self._losses: list[Tensor] = []
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """The batch on the device, moved once."""
+        """Return the batch on the device, moved once."""
         if self._moved is None or self._moved[0] is not batch:
             self._moved = batch, move_data_to_device(batch, device)
         return self._moved[1]
 
     def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
-        """The model's output for all nodes."""
+        """Return the model's output for all nodes."""
         features, edges = x
         if self._spreads:
             self.attachment.adjacency(normalized(edges, len(features)))
@@ -76,16 +76,16 @@ class WholeGraph(Learner):
         return isinstance(feedback, Feedback) and feedback.spread > 0
 
     def training_step(self, batch: Source) -> None:
-        """All steps of a part of the run."""
+        """Take all steps of a part of the run."""
         optimizer: Any = self.optimizers()
-        course: Any = self.lr_schedulers()
+        schedule: Any = self.lr_schedulers()
         for x, known in batch.steps(self._part):
             optimizer.zero_grad()
             loss, output = self._loss_and_output((x, known))
             loss.backward()
             optimizer.step()
-            if course is not None:  # the plateau's has steps of its own
-                course.step()
+            if schedule is not None:  # plateau: `epoch_ended` takes its steps
+                schedule.step()
             self._losses.append(loss.detach())
             self.learned(known, output.detach())
             if batch.every_step:
@@ -100,13 +100,13 @@ class WholeGraph(Learner):
         """Look at the model behind a step, or behind a part of the run where steps are drawn; ``x`` is the graph."""
 
     def train_loss(self) -> float:
-        """The mean loss of the steps since the last call."""
+        """Return the mean loss of the steps since the last call."""
         mean = float(torch.stack(self._losses).mean())
         self._losses.clear()
         return mean
 
     def evaluated(self, x: tuple[Tensor, Tensor]) -> Tensor:
-        """The model's output in evaluation mode."""
+        """Return the model's output in evaluation mode."""
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
@@ -115,5 +115,5 @@ class WholeGraph(Learner):
         return output
 
     def all_steps(self) -> int:
-        """Of the run."""
+        """Return the number of steps of the whole run."""
         return self._all

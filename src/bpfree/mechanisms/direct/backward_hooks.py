@@ -1,4 +1,4 @@
-"""Full backward hooks on taps: torch puts them behind the forward hooks, where a tap's output has lost its graph."""
+"""Full backward hooks on taps. Torch adds them after the forward hooks, where a tap's output has lost its graph."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _INPUT_NODE = "BackwardHookFunctionBackward"
 
 
 def with_backward_hooks(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """Return the output of a module with backward hooks, in front of its cut, with these hooks on it.
+    """Return the output of a tapped module, before it is cut, with the module's backward hooks on it.
 
-    They are called as torch calls them: with the gradient of the input, and with the signal that the tap gets as the
+    The hooks are called as torch calls them: with the gradient of the input, and with the tap's signal as the
     gradient of the output.
     """
     if not output.requires_grad or torch.compiler.is_compiling():
@@ -27,7 +27,7 @@ def with_backward_hooks(module: nn.Module, args: tuple[Any, ...], output: Tensor
         if isinstance(entry, Tensor) and entry.grad_fn is not None and entry.grad_fn.name() == _INPUT_NODE
     ]
     if places:
-        # Torch has wrapped the inputs already, for a hook of its own that no gradient of the output will wake.
+        # Torch has wrapped the inputs already, for a hook of its own: no gradient of the output will call that one.
         hook.n_inputs, hook.input_tensors_index = len(args), places
         hook._set_user_hook(args[places[0]].grad_fn)
     wrapped: Tensor = hook.setup_output_hook(output)

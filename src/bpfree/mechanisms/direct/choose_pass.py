@@ -1,4 +1,4 @@
-"""Which way a forward pass goes: its graph stored, streamed or not needed, its segments in turns or at once."""
+"""The choice of a pass: with a stored graph, streaming, learning in the forward pass, or on several threads."""
 
 from __future__ import annotations
 
@@ -27,49 +27,49 @@ from bpfree.rerun.snapshot import RunSnapshot
 
 
 class PassChooser:
-    """Opens the passages of one attachment, and keeps what they find out for those that follow.
+    """Starts the passes of one attachment, and keeps what they find out for later passes.
 
     Args:
-        plan: Says which way was asked for.
-        rerun: Runs the model a second time, given the calls of taps that are left alone.
+        plan: Says which kind of pass was asked for.
+        rerun: Runs the model a second time; its first argument are the calls of taps that are left alone.
 
     Attributes:
-        carried: With a window, what the taps' segments learned from in the last backward pass.
+        carried: With a window, the signals that the taps' segments learned from in the last backward pass.
     """
 
     def __init__(self, plan: Plan, rerun: Callable[[frozenset[str], TappedRun, Any], Tensor]) -> None:
         self._plan, self._rerun = plan, rerun
-        self._courses: dict[Any, SegmentLeaves] = {}
+        self._leaves: dict[Any, SegmentLeaves] = {}
         # The kinds of streaming passes whose runs have been compared.
         self._compared: set[Any] = set()
         self._choice = None if plan.threads == 1 else ThreadChoice(plan.threads)
         self._call: Arguments | None = None
-        self._surroundings: RunSnapshot | None = None
+        self._snapshot: RunSnapshot | None = None
         self._storing = 0
         self.carried: list[Tensor | None] = []
 
     def replan(self, plan: Plan) -> None:
         """Serve a model whose modules have changed."""
         self._plan = plan
-        self._courses.clear()
+        self._leaves.clear()
         self._compared.clear()
 
     @property
     def needs_arguments(self) -> bool:
-        """Whether the arguments of a pass must be known."""
+        """True if the arguments of a pass must be known."""
         return self._plan.streaming or self._choice is not None
 
     def note_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Hear with which arguments the next pass begins, before what hooks of the user's do to it."""
+        """Note the arguments of the next pass, before hooks of the user change them."""
         if not self.needs_arguments:
             return
         self._call = Arguments.of(args, kwargs)
         if self._plan.streaming and not torch.compiler.is_compiling():
-            self._surroundings = RunSnapshot.now(self._plan, (args, kwargs))
+            self._snapshot = RunSnapshot.now(self._plan, (args, kwargs))
 
     def forget(self) -> None:
-        """Forget them."""
-        self._call = self._surroundings = None
+        """Forget the arguments."""
+        self._call = self._snapshot = None
 
     @contextmanager
     def stored(self) -> Generator[None]:
@@ -87,14 +87,14 @@ class PassChooser:
         aside: frozenset[str],
         survey: Survey,
     ) -> TrainingPass:
-        """A run for the pass that begins.
+        """Make the run for the pass that begins.
 
         Args:
             known: The layout of an earlier pass.
-            make_handler: Makes what sends signals that need no error; None where they need it, or their targets are not
-                there.
+            make_handler: Makes the handler of signals that need no error; None if they need it, or if their targets are
+                not there.
             aside: The calls of taps that are left alone.
-            survey: What a whole graph of such a pass has shown.
+            survey: The survey of such a pass.
         """
         if self._plan.window > 1:
             return WindowedPass(self._plan.window, self._arrived)
@@ -104,12 +104,14 @@ class PassChooser:
         if call is None or torch.compiler.is_compiling():
             return StoredGraphPass(survey.soft)
         if self._plan.streaming:
-            now = None if known is None or make_handler is None else self._immediate(call, known, make_handler)
-            surroundings, self._surroundings = self._surroundings, None
-            assert surroundings is not None
+            now = (
+                None if known is None or make_handler is None else self._learning_in_forward(call, known, make_handler)
+            )
+            snapshot, self._snapshot = self._snapshot, None
+            assert snapshot is not None
             rerun, compare = partial(self._rerun, aside), self._plan.verify and self._is_new(call)
             return now or StreamingPass(
-                self._plan, rerun, call, surroundings, self._courses, compare=compare, keeps=bool(survey.soft)
+                self._plan, rerun, call, snapshot, self._leaves, compare=compare, keeps=bool(survey.soft)
             )
         # A segment that leads out of the model has to wait for what else comes from there.
         if self._choice is None or call.outside or survey.sides or self._ordered():
@@ -117,23 +119,23 @@ class PassChooser:
         return ThreadedPass(self._choice, self._plan.learning)
 
     def _is_new(self, call: Arguments) -> bool:
-        """Whether this is the first pass with such arguments, in training or evaluation."""
+        """Return whether this is the first pass with arguments of these shapes, in training or in evaluation."""
         kind = self._plan.model.training, tuple(call.outside), tuple(tensor.shape for tensor in call.tensors())
         new = kind not in self._compared
         self._compared.add(kind)
         return new
 
     def _ordered(self) -> bool:
-        """Whether segments must run in one order: gathering their weights is a matter of all processes."""
+        """Return whether segments must run in one order: all processes gather sharded weights together."""
         return ranks() > 1 and is_sharded(self._plan.model)
 
-    def _immediate(
+    def _learning_in_forward(
         self, call: Arguments, known: Layout, make_handler: Callable[[Layout], ErrorHandler]
     ) -> TrainingPass | None:
-        """A pass that learns as it runs, where every gradient comes from one segment, in one process."""
+        """Return a pass that learns as it runs; None unless every gradient comes from one segment, in one process."""
         names = tuple(site.module for site in known.sites)
-        course = self._courses.get(kind_of_pass(self._plan, names, ()))
-        if course is None or course.shared or not course.ends[-1] or call.outside or ranks() > 1:
+        leaves = self._leaves.get(kind_of_pass(self._plan, names, ()))
+        if leaves is None or leaves.shared or not leaves.ends[-1] or call.outside or ranks() > 1:
             return None
 
         def signals(first: torch.Size) -> Sequence[Tensor | None]:
@@ -142,14 +144,14 @@ class PassChooser:
             layout = replace(known, rows=rows, sites=sites, error_known=False)
             return make_handler(layout)(known.like.new_zeros(()).expand(*rows.shape, known.c))
 
-        return LearnInForwardPass(names, signals, course.ends)
+        return LearnInForwardPass(names, signals, leaves.ends)
 
     def _arrived(self, signals: Sequence[Tensor | None]) -> None:
-        # For whoever measures: autograd has no gradient of a tap's output here that it could be asked for.
+        # For measurements: autograd has no gradient of a tap's output here that they could ask for.
         self.carried = list(signals) if self._storing else []
 
     def describe(self) -> list[str]:
-        """What an attachment's table says of them."""
+        """Return the remarks for the attachment's table."""
         remarks = [] if self._choice is None else [self._choice.describe()]
         if self._plan.window > 1:
             window = self._plan.window

@@ -29,16 +29,16 @@ def connect_error(
     first: bool,
     alone: bool,
 ) -> Tensor:
-    """Return ``output``, through whose gradient the taps below it get their signals.
+    """Return ``output`` with a graph: its gradient gives the taps below it their signals.
 
     Args:
         mechanism: The rule on its model.
-        call: The model's call under way.
-        run: How it is cut.
+        call: The model's present call.
+        run: The run of this call.
         name: The error's name.
-        output: Where the error is taken.
-        first: Whether it is the first error.
-        alone: Whether there is no other.
+        output: The tensor at which the error is taken.
+        first: Whether this is the first error.
+        alone: Whether there is no other error.
 
     Raises:
         ErrorPlacementError: No tap lies below it, or nothing that learns lies between the last tap and it.
@@ -79,7 +79,7 @@ def connect_error(
 
 
 def require_plain_pass(plan: Plan) -> None:
-    """Raise OptionError where several errors meet options that know of one alone."""
+    """Raise OptionError if options that allow one error alone are used with several errors."""
     if plan.streaming or plan.window > 1:
         raise OptionError(
             f"streaming=True and window={plan.window}: with several errors every pass stores its graph, and has no "
@@ -88,7 +88,7 @@ def require_plain_pass(plan: Plan) -> None:
 
 
 def _below(call: PassState, run: TrainingPass, name: str, *, alone: bool) -> Sequence[int]:
-    """Return the numbers of the taps below an error: those that the survey saw there, and those that it did not see."""
+    """Return the numbers of the taps below an error, by the survey, and of the taps that the survey did not see."""
     survey = call.survey
     if alone or survey is None or name not in survey.below:
         return range(len(run.places))

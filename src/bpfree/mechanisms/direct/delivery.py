@@ -1,4 +1,4 @@
-"""The things that pass between a forward pass, its error and its rule."""
+"""The objects that are passed between a forward pass, its error and its rule."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bpfree.forward_mode.estimate import Observation
 
 @dataclass(frozen=True)
 class Delivery:
-    """What a direct rule knows when the error leaves the network.
+    """The knowledge of a direct rule when the error arrives.
 
     Attributes:
-        error: e, shape ``(N, c)``: dL/do as autograd delivers it, one row a sample (token, node).
+        error: e, shape ``(N, c)``: dL/do as autograd delivers it, one row per sample (token, node).
         sites: The taps that were reached, in forward order.
-        targets: What ``attachment.targets(...)`` was given for this pass, or None.
-        project: Maps a vector ``(N, c)`` to one signal ``(N, n_l)`` a tap through the rule's feedback.
-        observation: What the estimating pass saw, for rules that ask for one.
+        targets: The targets given to ``attachment.targets(...)`` for this pass, or None.
+        project: Maps a vector ``(N, c)`` to one signal ``(N, n_l)`` per tap through the rule's feedback.
+        observation: The observation of the estimating pass, for rules that ask for one.
         error_known: Whether the error has come; segments that learn in the forward pass get zeros in its place.
     """
 
@@ -38,15 +38,15 @@ class Delivery:
 
 @dataclass
 class PassMemory:
-    """What a mechanism has from one forward pass when its error arrives.
+    """The knowledge that a mechanism keeps of one forward pass until its error arrives.
 
     Attributes:
         sites: The taps that were reached.
-        outputs: Their outputs h and the versions that these had, where the mechanism asked for them.
-        observation: What an estimating pass saw.
+        outputs: Their outputs h, each with its version, if the mechanism asked for them.
+        observation: The observation of an estimating pass.
         learning: Whether the feedback learns from this pass.
-        parts: What it learns from, tap by tap, as far as it is there.
-        evidence: What it learns from, by matrix.
+        parts: The evidence for the feedback so far, tap by tap.
+        evidence: The evidence for the feedback, by matrix.
     """
 
     sites: Sequence[Site]
@@ -59,7 +59,7 @@ class PassMemory:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a forward pass of certain names and shapes (``key``) looks like."""
+    """The rows and sites of forward passes with certain names and shapes (``key``)."""
 
     key: Any
     rows: ErrorRows
@@ -78,18 +78,18 @@ class ErrorHandler(ABC):
     def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
         """Return the signals."""
 
-    def on_tap_output(self, number: int, output: Tensor, error: Tensor) -> None:  # noqa: B027 - most need it not
-        """Called in a second run with each tap's output, before that tap's signal is asked for."""
+    def on_tap_output(self, number: int, output: Tensor, error: Tensor) -> None:  # noqa: B027 - most handlers do not need it
+        """Called in a rerun with each tap's output, before that tap's signal is asked for."""
 
-    def on_end(self, error: Tensor) -> None:  # noqa: B027 - most need it not
-        """Called when all taps have passed."""
+    def on_end(self, error: Tensor) -> None:  # noqa: B027 - most handlers do not need it
+        """Called in a rerun after all taps."""
 
 
 class NoSignals(ErrorHandler):
-    """Looks at the error of a rule without signals, and sends no tap any.
+    """Shows the error to the handler of a rule without signals, and sends no signal.
 
     Args:
-        handler: Looks at the error.
+        handler: The handler that sees the error.
     """
 
     def __init__(self, handler: ErrorHandler) -> None:
@@ -102,10 +102,10 @@ class NoSignals(ErrorHandler):
 
 
 class GivenSignals(ErrorHandler):
-    """Signals that are there already, in the place of a rule's.
+    """Signals that exist already, in place of a rule's signals.
 
     Args:
-        signals: One a tap.
+        signals: One signal per tap.
     """
 
     def __init__(self, signals: Sequence[Tensor | None]) -> None:

@@ -1,4 +1,4 @@
-"""The end of a pass: side terms leave the model with their gradients for the segments below, or are refused."""
+"""The end of a pass: side terms get a graph that sends their gradients to the segments below, or are refused."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bpfree.tap_values import put
 
 
 def exchange_terms(plan: Plan, call: PassState, run: TrainingPass, output: Any, given: Any) -> Any:
-    """Exchange the side terms that the model returns, or keeps on itself or in its arguments, when a pass has ended.
+    """Exchange, when a pass has ended, the side terms that the model returns or keeps on itself or in its arguments.
 
     Args:
         plan: The model.
-        call: Its call under way.
-        run: How it was cut.
-        output: What it returns.
-        given: Its arguments, (args, kwargs).
+        call: The model's present call.
+        run: The run of this call.
+        output: The model's output.
+        given: The model's arguments, (args, kwargs).
 
     Returns:
         The output, with other tensors for its side terms.
@@ -39,7 +39,7 @@ def exchange_terms(plan: Plan, call: PassState, run: TrainingPass, output: Any, 
         output = output if found is None else put(output, path, found)
     for holder in (*plan.state.holders, *holders_in(*given)):
         for key, term in list(holder.tensors):
-            # One that keeps its gradient is to be looked at: another tensor in its place would have none.
+            # The user reads the gradient of a term that retains it: another tensor in its place would have none.
             found = exchanged(term) if term.requires_grad and not term.retains_grad else None
             if found is not None:
                 holder.replace(key, found)
@@ -47,7 +47,7 @@ def exchange_terms(plan: Plan, call: PassState, run: TrainingPass, output: Any, 
 
 
 def _exchanged(plan: Plan, call: PassState, run: TrainingPass) -> Callable[[Tensor], Tensor | None] | None:
-    """Return what makes a tensor to stand in the place of a side term; None where all of them may stay."""
+    """Return the function that makes the replacement of a side term; None if all of them may stay."""
     if run.soft_taps:
         exits = {exit_.grad_fn for exit_ in call.exits.values()}
         return partial(joined_to_taps, run.soft_taps, exits, run.fetching)

@@ -1,7 +1,7 @@
-"""A softmax or sigmoid that ends the model: the error is taken before it, where the logits are.
+"""A softmax or sigmoid at the end of the model: the error is taken before it, at the logits.
 
-Behind log_softmax the error of the negative log likelihood is -y/N, which holds no prediction: DFA would be DRTP.
-Behind a softmax or a sigmoid it is stretched by 1/p. Before them it is softmax(z) - y, as in the rules' sources.
+After log_softmax the error of the negative log likelihood is -y/N, which contains no prediction: DFA would be DRTP.
+After a softmax or a sigmoid the error is stretched by 1/p. Before them it is softmax(z) - y, as in the rules' sources.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RESHAPING = frozenset(
 
 @dataclass(frozen=True)
 class FinalActivation:
-    """The function o = f(z) that ends a model, as its output o alone shows it.
+    """The function o = f(z) at the end of a model, found from the graph of its output o.
 
     Attributes:
         kind: The function.
@@ -41,20 +41,20 @@ class FinalActivation:
 
     @staticmethod
     def of(output: Tensor) -> FinalActivation | None:
-        """The function that ``output``, with its graph, was made by; None where it is another one."""
+        """Return the function that made ``output``, read from its graph; None if it is another function."""
         node: Any = output.grad_fn
         reshaped = False
         while node is not None and node.name() in _RESHAPING:
             node, reshaped = node.next_functions[0][0], True
         kind = None if node is None else _KINDS.get(node.name())
-        # Which dimension a softmax ran over is not known behind another shape.
+        # After a change of shape, the dimension that a softmax ran over is not known.
         if kind is None or (reshaped and "softmax" in kind):
             return None
         dim = getattr(node, "_saved_dim", 0)
         return FinalActivation(kind, dim - 2**64 if dim >= 2**63 else dim)  # autograd's number has no sign
 
     def error_before(self, error: Tensor, output: Tensor) -> Tensor:
-        """dL/dz from dL/do, both of the shape of o."""
+        """Return dL/dz, computed from dL/do; both have the shape of o."""
         if self.kind == "log_softmax":
             return error - output.exp() * error.sum(self.dim, keepdim=True)
         if self.kind == "softmax":
@@ -62,9 +62,9 @@ class FinalActivation:
         return error * (output * (1 - output) if self.kind == "sigmoid" else 1 - output.exp())
 
     def change_before(self, change: Tensor, output: Tensor) -> Tensor:
-        """The tangent of z from that of o; a softmax's but for a number that is added to all of a row.
+        """Return the tangent of z, computed from that of o; for a softmax, up to a number added to a whole row.
 
-        The error before a softmax sums to zero, so that such a number changes none of its products.
+        The error before a softmax sums to zero, so such a number does not change its product with the tangent.
         """
         if self.kind == "log_softmax":
             return change

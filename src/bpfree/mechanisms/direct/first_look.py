@@ -23,7 +23,7 @@ class FirstLook:
     """Inspects each kind of pass once, and keeps its survey.
 
     Args:
-        mechanism: Whose passes they are.
+        mechanism: The mechanism of these passes.
     """
 
     def __init__(self, mechanism: DirectMechanism) -> None:
@@ -32,7 +32,7 @@ class FirstLook:
         self._remarks: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy looks for itself."""
+        """Return the state without surveys: a copy makes its own."""
         return {**self.__dict__, "_surveys": {}}
 
     def forget(self) -> None:
@@ -89,14 +89,14 @@ class FirstLook:
         return survey.unreached | self._flat(survey) if survey.flat else survey.unreached
 
     def _flat(self, survey: Survey) -> frozenset[str]:
-        """Return those that only the output's own non-linearity is behind; a tap there must be asked for."""
+        """Return the default taps with no layer between them and the output, only its own non-linearity."""
         plan = self._mechanism.plan
         if plan.explicit:
             return frozenset()
         return frozenset(tap for tap in survey.flat if not has_frozen_behind(plan.model, tap.partition("#")[0]))
 
     def describe(self) -> list[str]:
-        """Return what the attachment's table says of taps that are left alone."""
+        """Return the remarks of the attachment's table about taps that are left alone."""
         return self._remarks
 
     def _describe(self, survey: Survey) -> list[str]:

@@ -1,4 +1,4 @@
-"""One forward pass: where its graph is cut, and on which way the error's signals reach the pieces."""
+"""One forward pass: it cuts the graph at the taps, and connects the error to the segments."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from bpfree.rerun.stop import StopForward
 from bpfree.segments import Reach
 
 Cut: TypeAlias = Callable[[Tensor], Tensor]
-"""Maps a tap's output to what the tap hands on. It must hold no pass: it lasts longer."""
+"""Maps a tap's output to the tensor that the tap hands on. It must not hold a pass, because it lives longer."""
 
 
 class TappedRun(ABC):
     """One run of the model, cut at its taps.
 
     Attributes:
-        names: The tap modules whose outputs were cut, one entry a call.
-        places: These calls by name: from a module's second call on with ``#2``, ``#3``, ... behind it.
+        names: The names of the tap modules whose outputs were cut, one entry per call.
+        places: The names of these calls: the module's name, with ``#2``, ``#3``, ... from its second call on.
         aside: The calls that are left alone: no error lies above them.
-        reached: The errors' places that it has reached.
+        reached: The errors' places that the run has reached.
     """
 
     def __init__(self) -> None:
@@ -39,43 +39,44 @@ class TappedRun(ABC):
         self._calls: dict[str, int] = {}
 
     def count_call(self, name: str) -> str:
-        """The name of this call of a tap module, which is the next one."""
+        """Count the next call of a tap module, and return the call's name."""
         calls = self._calls[name] = self._calls.get(name, 0) + 1
         return name if calls == 1 else f"{name}#{calls}"
 
     def reach_again(self, name: str, output: Any) -> Any:
-        """Do with the output at an error's place what this second run is for; None leaves it as it is."""
+        """Handle the output at an error's place in a rerun; return its replacement, or None to leave it as it is."""
         raise StopForward(output)
 
     def cut(self, name: str, place: str, output: Tensor) -> Tensor:
-        """Take the output of a tap's call, and return what it hands on: the same numbers without their graph."""
+        """Take the output of a tap's call, and return the tensor to hand on: the same numbers without their graph."""
         self.names.append(name)
         self.places.append(place)
         return self._take(output)
 
     def last_cut(self) -> Cut:
-        """How the last tap was cut, for the second run of a checkpoint: autograd must save the same tensors there."""
+        """Return the cut of the last tap; a checkpoint's second run repeats it, to save the same tensors."""
         return detached
 
     @abstractmethod
     def _take(self, output: Tensor) -> Tensor:
-        """Do with a tap's output what this run is for, and return what the tap hands on."""
+        """Handle a tap's output, and return the tensor that the tap hands on."""
 
 
 def detached(output: Tensor) -> Tensor:
-    """The same numbers without a graph."""
+    """Return the same numbers without a graph."""
     return output.detach()
 
 
 class TrainingPass(TappedRun):
-    """A run whose error will come: a forward pass of the user's.
+    """A forward pass of the user: its error will come.
 
     Attributes:
-        names: The tap modules whose outputs were cut, one entry a call.
+        names: The names of the tap modules whose outputs were cut, one entry per call.
         shapes: The shapes of their outputs.
-        formats: How these lie in memory.
-        versions: How often they had been written to; None where a compiled graph lets nothing be overwritten.
-        handed_on: What the taps gave to the layers behind them.
+        formats: Their memory formats.
+        versions: Their versions (how often they had been written to); None in a compiled graph, which overwrites
+            nothing.
+        handed_on: The tensors that the taps gave to the next layers.
         fetching: Whether a side term fetches its gradient from this pass's graph.
         several: Whether several errors are taken: the taps may get signals from each of them.
     """
@@ -90,12 +91,12 @@ class TrainingPass(TappedRun):
         self.several = False
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Hear with which arguments the model begins; (args, kwargs) where it is to begin with others."""
+        """Take note of the model's arguments; return other (args, kwargs) to exchange them, or None."""
         return None
 
     @property
     def outputs(self) -> Sequence[Tensor]:
-        """The taps' outputs h_l with the graphs of their segments, where the run keeps them."""
+        """The taps' outputs h_l with the graphs of their segments, if the run keeps them."""
         return ()
 
     @property
@@ -104,7 +105,7 @@ class TrainingPass(TappedRun):
         return ()
 
     def cut(self, name: str, place: str, output: Tensor) -> Tensor:
-        """Take the output of a tap's call, and return what it hands on: the same numbers without their graph."""
+        """Take the output of a tap's call, and return the tensor to hand on: the same numbers without their graph."""
         self.shapes.append(output.shape)
         self.formats.append(format_of(output))
         self.versions.append(None if torch.compiler.is_compiling() else output._version)
@@ -115,8 +116,8 @@ class TrainingPass(TappedRun):
         return handed_on
 
     def ends_in_tap(self, output: Tensor) -> int | None:
-        """The number of the tap that handed ``output`` on, if the error is taken right there."""
-        # The last one first: it nearly always is that.
+        """Return the number of the tap that handed ``output`` on, if the error is taken right there; else None."""
+        # The last tap first: it nearly always is that one.
         return next((i for i in reversed(range(len(self.handed_on))) if self.handed_on[i] is output), None)
 
     def uncut(self) -> Tensor:
@@ -126,13 +127,13 @@ class TrainingPass(TappedRun):
         return self._give_back()
 
     def close(self) -> None:
-        """Put back what the run has changed around it; called where the error is taken, or in its stead."""
+        """Put back everything that the run has changed. Called where the error is taken, or else at the pass's end."""
 
     def on_end(self, output: Any) -> None:
-        """Hear what the model has returned."""
+        """Called with the output of the model."""
 
     def learns(self, output: Tensor) -> bool:
-        """Whether anything between the last tap and ``output`` wants a gradient."""
+        """Return whether anything between the last tap and ``output`` requires a gradient."""
         return output.requires_grad
 
     @abstractmethod
@@ -141,14 +142,14 @@ class TrainingPass(TappedRun):
 
     @abstractmethod
     def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
-        """The leaves that every segment ends in; that of ``output``, where the error is taken, is the last."""
+        """Return the leaves of every segment; the root of the last one is ``output``, where the error is taken."""
 
     @abstractmethod
     def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
-        """The output as it is, with a graph through which its gradient, the error, starts ``handler``'s signals.
+        """Return the output with a graph: its gradient, the error, starts ``handler``'s signals.
 
         Args:
-            output: Where the error is taken.
+            output: The tensor at which the error is taken.
             handler: Maps dL/do to one signal for each of ``taps``.
             taps: The numbers of the taps below this error.
             just_in_time: Whether signals are to be made only when their segments are about to run.
@@ -156,7 +157,7 @@ class TrainingPass(TappedRun):
 
 
 class StoredGraphPass(TrainingPass):
-    """The plain way: every segment's graph is kept until one backward pass runs them all.
+    """The plain kind of pass: every segment's graph is kept until one backward pass runs them all.
 
     Args:
         soft: The calls of taps, by name, whose numbers side terms use.
@@ -187,15 +188,15 @@ class StoredGraphPass(TrainingPass):
         return handed_on
 
     def last_cut(self) -> Cut:
-        """A tap that side terms use wants a gradient behind it."""
+        """Return the cut of the last tap. The output of a tap that side terms use requires a gradient."""
         return gated if self._is_gated() else detached
 
     def _is_gated(self) -> bool:
-        """Whether the last tap has a gate: where nothing below learns, a side term has no graph of its own either."""
+        """Return whether the last tap has a gate: if nothing below it learns, a side term has no graph either."""
         return self.places[-1] in self._soft and self._outputs[-1].requires_grad
 
     def _require_graphs(self) -> None:
-        """Raise TapOutputError for a tap's output that is a view and was written to: torch then loses its graph."""
+        """Raise TapOutputError if a tap's output is a view that was written to: torch has lost its graph then."""
         if torch.compiler.is_compiling():
             return
         for name, output, version in zip(self.places, self._outputs, self.versions, strict=True):
@@ -212,7 +213,7 @@ class StoredGraphPass(TrainingPass):
         return output
 
     def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
-        """The leaves that every segment ends in."""
+        """Return the leaves that every segment ends in."""
         return [Reach.of(root).leaves for root in (*self._outputs, output)]
 
     def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:

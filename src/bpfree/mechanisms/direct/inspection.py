@@ -1,4 +1,4 @@
-"""The first look at a kind of pass: a survey of its whole graph, and the laws that are tried there."""
+"""The first look at a kind of pass: a survey of its whole graph, and a check of the laws of the rule."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bpfree.mechanisms.direct.mechanism import DirectMechanism
 
 _SHARE = 0.25
-"""The largest share of a step's memory that the exact signals of all taps may take, to be tried unasked."""
+"""The largest share of a step's memory that the exact signals may take; if they need more, they are not compared."""
 
 
 class Inspection:
@@ -41,13 +41,13 @@ class Inspection:
     Args:
         mechanism: The rule on its model.
         call: The model's arguments and keyword arguments.
-        thorough: Whether checks that take much memory are made too.
+        thorough: Whether to make checks that need much memory too.
 
     Attributes:
-        survey: What the whole graph shows.
+        survey: The survey of the whole graph.
         findings: The laws that do not hold.
         sites: The taps below any error, by call.
-        unheard: The modules whose full backward hooks do not see what they would under backpropagation.
+        unheard: The modules whose full backward hooks see other gradients than under backpropagation.
     """
 
     def __init__(self, mechanism: DirectMechanism, call: Any, *, thorough: bool = False) -> None:
@@ -62,7 +62,7 @@ class Inspection:
             for name, module in plan.model.named_modules()
             if (module._backward_hooks or module._backward_pre_hooks) and name and module not in taps
         }
-        # No layerwise rule within the segments takes part: backpropagation's signals are the measure.
+        # No layerwise rule within the segments takes part: the comparison is with backpropagation's signals.
         with silent_rules(), own_graphs():
             exact = self._look()
             if thorough or not plan.streaming:
@@ -101,7 +101,7 @@ class Inspection:
         return (tensor for holder in places for _, tensor in holder.tensors if tensor.requires_grad)
 
     def _compare_rows(self, found: SurveyPass, room: float) -> None:
-        """Look whether the rows of the layout are those of the graph, at one tap at least and as many as fit."""
+        """Check that the layout has the same rows as the graph, at one tap or as many as fit into ``room``."""
         mechanism, survey = self._mechanism, self.survey
         aside, plan = mechanism.first_look.left_alone(survey), mechanism.plan
         for name, error in found.errors.items():
@@ -120,7 +120,7 @@ class Inspection:
             self.findings += check_rows([taps[i] for i in seen], error, [sites[i] for i in seen], asked=asked)
 
     def _compare(self, exact: ExactSignals | None) -> None:
-        """Run the model cut, and send it the exact signals; without them only see that it runs."""
+        """Run the model cut, and send the exact signals to its taps; without them only check that it runs."""
         mechanism, plan = self._mechanism, self._mechanism.plan
         state = PassState(again=True, survey=self.survey, signals={} if exact is None else dict(exact.signals))
         with without_trace(plan, self._call) as watched, mechanism.stored():
@@ -132,7 +132,7 @@ class Inspection:
 
     @contextmanager
     def _listening(self) -> Generator[dict[str, list[Tensor]]]:
-        """Within this context the outputs with a graph are noted of the modules with backward hooks."""
+        """Within this context note the outputs that have a graph, of all modules with backward hooks."""
         heard: dict[str, list[Tensor]] = {}
 
         def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
@@ -176,12 +176,12 @@ class Inspection:
         watched: AbstractContextManager[Any],
     ) -> Any:
         args, kwargs = given
-        # What is compiled part by part has graphs of its own, in which no tap can be found.
+        # Parts that are compiled one by one have graphs of their own, in which no tap can be found.
         with self._mechanism.running(state), eager(), watched:
             return self._mechanism.plan.model(*args, **kwargs)
 
     def require_right(self) -> None:
-        """Raise VerificationError for the first law whose breach would let the model learn something else."""
+        """Raise VerificationError for the first finding that would let the model learn something else."""
         wrong = [finding for finding in self.findings if finding.wrong]
         if wrong:
             more = f" {len(wrong) - 1} more: bpfree.verify(attachment, *inputs) lists them." if wrong[1:] else ""
@@ -190,7 +190,7 @@ class Inspection:
 
 
 def _fitting(sizes: Sequence[int], room: float, *, every: bool) -> list[int]:
-    """The numbers of the smallest entries that fit into ``room`` together, at least one; all if asked for."""
+    """Return the numbers of the smallest entries that together fit into ``room``, at least one; all if ``every``."""
     seen: list[int] = []
     for number in sorted(range(len(sizes)), key=lambda number: sizes[number]):
         room -= sizes[number]
@@ -237,12 +237,12 @@ def _weighed(*, stored: bool) -> Generator[_Graph]:
 
 @dataclass(frozen=True)
 class ExactSignals:
-    """What backpropagation sends to every tap, for a random gradient at every error.
+    """The signals of backpropagation at every tap, for a random gradient at every error.
 
     Attributes:
         directions: The gradients at the errors.
-        signals: What arrives at the taps' calls.
-        gradients: What the parameters get.
+        signals: The gradients that arrive at the taps, by call.
+        gradients: The gradients of the parameters, as a sketch.
         dtype: The precision of the errors.
     """
 
@@ -253,7 +253,7 @@ class ExactSignals:
 
     @classmethod
     def of(cls, found: SurveyPass, parameters: Mapping[str, Tensor]) -> ExactSignals | None:
-        """Send random gradients back through the whole graph of ``found``; None where nothing learns."""
+        """Send random gradients back through the whole graph of ``found``; None if nothing learns."""
         errors = {name: error for name, error in found.errors.items() if error.requires_grad}
         if not errors:
             return None
@@ -264,7 +264,7 @@ class ExactSignals:
         return cls(directions, signals, gradients, next(iter(errors.values())).dtype)
 
     def gradients_of(self, exits: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> GradientSketch | None:
-        """What the parameters get from the same gradients at the errors of a cut pass."""
+        """Return the parameters' gradients from the same gradients at the errors of a cut pass; None if none learns."""
         left = {name: exits[name] for name in self.directions if name in exits and exits[name].requires_grad}
         learning = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         if not left or not learning:

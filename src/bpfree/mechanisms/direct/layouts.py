@@ -1,4 +1,4 @@
-"""Layouts of passes: which numbers of an error and of its taps are rows, and which are features."""
+"""Layouts of passes: which axes of an error and of its taps are rows, and which are features."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Layouts:
-    """Lays out the passes of one error, and remembers what passes have shown.
+    """Makes the layouts of the passes of one error, and remembers what earlier passes have shown.
 
     Args:
-        mechanism: Whose passes they are.
+        mechanism: The mechanism of these passes.
     """
 
     def __init__(self, mechanism: DirectMechanism) -> None:
@@ -34,13 +34,13 @@ class Layouts:
         self._lengths: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy finds the layout of its passes again."""
+        """Return the state without the last layout: a copy finds the layout of its own passes."""
         return {**self.__dict__, "last": None}
 
     def of_pass(
         self, run: TrainingPass, error_name: str, output: Tensor, below: Sequence[int], survey: Survey | None
     ) -> Layout:
-        """Return the layout of a pass with these taps below the error at ``output``; found once for the same shapes."""
+        """Return the layout of a pass with these taps below the error at ``output``; it is kept for equal shapes."""
         compiling = torch.compiler.is_compiling()
         names, places = [run.names[i] for i in below], [run.places[i] for i in below]
         shapes, formats = [run.shapes[i] for i in below], [run.formats[i] for i in below]
@@ -58,15 +58,15 @@ class Layouts:
         just_in_time = not compiling and plan.window == 1 and (several or plan.streaming)
         like = _weights_like(plan.model, output)
         c = product(size for axis, size in enumerate(output.shape) if axis not in rows.axes)
-        # A stage of a pipeline does not hear of an error that no rule needs.
+        # A stage of a pipeline does not receive an error that no rule needs.
         known_error = not plan.is_stage or mechanism.rule.needs_error
         layout = Layout(key, rows, sites, tuple(formats), c, just_in_time, like, known_error)
-        if not compiling:  # a compiled pass has a layout of its own: it delivers in another way
+        if not compiling:  # a compiled pass has a layout of its own: its signals are not made just in time
             self.last = layout
         return layout
 
     def of_survey(self, found: SurveyPass, survey: Survey, name: str, below: Sequence[int]) -> Sequence[Site]:
-        """Return the sites of these taps below an error, as the passes behind a survey will lay them out."""
+        """Return the sites of these taps below an error, as the passes after this survey will lay them out."""
         shapes, channels = [found.taps[number].shape for number in below], survey.channels
         names, places = [found.names[number] for number in below], [found.places[number] for number in below]
         error = Place(ERROR, ERROR, tuple(found.errors[name].shape), channels[name])

@@ -1,4 +1,4 @@
-"""Signals that need no error: segments learn in the forward pass itself, and nothing of them is stored or run again."""
+"""Signals that need no error: segments learn in the forward pass itself; nothing is stored or run again for them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class LearnInForwardPass(TrainingPass):
     """A pass that trains every segment as soon as it has run.
 
     Args:
-        names: The taps of such a pass.
-        signals: Makes their signals, from the shape of the first one's output.
+        names: The names of the taps of such a pass, in order.
+        signals: Makes the signals of all taps, from the shape of the first tap's output.
         ends: The leaves that every segment ends in.
     """
 
@@ -37,7 +37,7 @@ class LearnInForwardPass(TrainingPass):
         self._behind: Tensor | None = None
 
     def cut(self, name: str, place: str, output: Tensor) -> Tensor:
-        """Let the segment learn; a tap behind the last one of earlier passes ends the model and is none."""
+        """Let the segment learn. A tap after the last tap of earlier passes ends the model and is not cut."""
         number = len(self.names)
         if number == len(self._expected):
             self._behind = output
@@ -49,10 +49,10 @@ class LearnInForwardPass(TrainingPass):
         return handed_on
 
     def ends_in_tap(self, output: Tensor) -> None:
-        """None: a tap that ends the model is not cut.
+        """Return None: a tap that ends the model is not cut.
 
         Raises:
-            StreamingError: The pass went another way than those before it.
+            StreamingError: The pass did not reach the same taps as those before it.
         """
         missing = self._expected[len(self.names) :]
         if missing:
@@ -78,11 +78,11 @@ class LearnInForwardPass(TrainingPass):
         raise AssertionError("a tap that ends the model is not cut")
 
     def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
-        """The leaves that every segment ends in."""
+        """Return the leaves that every segment ends in."""
         return self._ends
 
     def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
-        """The output with the graph of its own segment, which waits for the error."""
+        """Return the output with the graph of its own segment, which waits for the error."""
         return gradients_from_error(partial(_checked, self._left_gradients), output, [output])
 
 
@@ -102,7 +102,7 @@ class _LeftGradient:
         self._version = self._grad._version
 
     def gone(self) -> bool:
-        """Whether it has been cleared since."""
+        """Return whether the gradient has been cleared since."""
         now = self._parameter.grad
         if now is None:
             return True
@@ -110,7 +110,7 @@ class _LeftGradient:
 
 
 def _checked(left: Sequence[_LeftGradient], error: Tensor) -> list[Tensor]:
-    """The error, if it is finite and what the forward pass has left in the parameters is still there."""
+    """Return the error, if it is finite and if the gradients of the forward pass are still in the parameters."""
     require_finite(error)
     if any(gradient.gone() for gradient in left):
         raise StreamingError(

@@ -2,9 +2,10 @@
 
 A forward hook at a tap takes the output h, with the graph of its own segment, and hands on ``h.detach()``, which
 requires no gradient, so that autograd never forms W^T delta. A hook where the error is taken gives the output a graph
-of its own: its gradient, the error, makes every tap's signal (:mod:`bpfree.mechanisms.direct.connect`). How a pass
-keeps what its segments need is up to its ``TrainingPass`` (:mod:`bpfree.mechanisms.direct.forward_pass`). Before the
-first pass of a kind the model runs once with its graph whole (:mod:`bpfree.mechanisms.direct.first_look`).
+of its own: its gradient, the error, makes every tap's signal (:mod:`bpfree.mechanisms.direct.connect`). A
+``TrainingPass`` keeps the graphs, or the arguments, that the segments need to learn
+(:mod:`bpfree.mechanisms.direct.forward_pass`). Before the first pass of a kind the model runs once with its graph
+whole (:mod:`bpfree.mechanisms.direct.first_look`).
 """
 
 from __future__ import annotations
@@ -70,13 +71,13 @@ class DirectMechanism(Mechanism):
 
     Attributes:
         sites: The taps that the last pass reached.
-        passes: Chooses how a pass keeps what its segments need.
-        layouts: Lays passes out.
+        passes: Chooses the kind of each pass.
+        layouts: Makes the layouts of passes.
         first_look: Inspects the first pass of each kind.
-        finals: By error the softmax or sigmoid that it is taken before, as passes have shown.
-        further: The mechanisms of the second error and those behind it, by the errors' names: each has feedback of its
-            own, and no hooks.
-        first_error: Of a place with several errors the name of its first one, when a pass has shown it.
+        finals: For each error, the softmax or sigmoid that it is taken before, as passes have shown.
+        further: The mechanisms of all errors except the first, by the errors' names: each has feedback of its own, and
+            no hooks.
+        first_error: The name of the first error. If its place has several errors, a pass must show it first.
     """
 
     rule: DirectRule
@@ -97,7 +98,7 @@ class DirectMechanism(Mechanism):
         self._table = TapTable(self)
         self._calls = PerThread(PassStack)
         self._in_checkpoints: Repetition[Cut] = Repetition()
-        # The forward hooks of every tap, and which of them is the rule's.
+        # For every tap its forward hooks, and the key of the rule's hook among them.
         self._hooks_of_taps: list[tuple[OrderedDict[int, Any], int]] = []
         self._targets: Tensor | None = None
         self._note_modules()
@@ -105,11 +106,11 @@ class DirectMechanism(Mechanism):
             self.of_error(name, first=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy, or a pickle, has of it: not what passes have left or shown, which it finds again."""
+        """Return the state for a copy or a pickle, without what passes have shown: a copy finds that again."""
         return {**self.__dict__, "_tree": None, "_known": {}}
 
     def of_error(self, name: str, *, first: bool) -> DirectMechanism:
-        """Return the mechanism with the feedback for this error: this one for the first, one of its own else."""
+        """Return the mechanism with the feedback for this error: this one for the first error, else another one."""
         if first:
             return self
         key = key_of(name)
@@ -128,7 +129,7 @@ class DirectMechanism(Mechanism):
         # Bound methods and partials of them: a deep copy of the model then has a deep copy of the rule.
         plan = self.plan
         add = self._handles.append
-        # Before what other hooks make of the arguments: in a second run they do so again.
+        # Before other hooks change the arguments: in a second run they will change them again.
         add(plan.model.register_forward_pre_hook(self._note_arguments, prepend=True, with_kwargs=True))
         add(plan.model.register_forward_pre_hook(self._begin_pass, with_kwargs=True))
         for name, module in plan.taps.items():
@@ -151,7 +152,7 @@ class DirectMechanism(Mechanism):
         self._targets = None
 
     def replan(self, plan: Plan) -> None:
-        """Serve the model as ``plan`` has it, with the feedback that is there."""
+        """Serve the model as ``plan`` describes it, and keep the feedback."""
         Mechanism.remove(self)
         self._hooks_of_taps.clear()
         self.plan = plan
@@ -164,7 +165,7 @@ class DirectMechanism(Mechanism):
         self.install()
 
     def _follow_model(self) -> None:
-        """Put the hooks where they belong in a model whose modules have changed, and say so."""
+        """Put the hooks where they belong in a model whose modules have changed, and warn of the change."""
         before, plan = self._known, followed(self.plan)
         now = dict(plan.model.named_modules())
         came, gone = newcomers(before, now), newcomers(now, before)
@@ -183,7 +184,7 @@ class DirectMechanism(Mechanism):
         self._known = dict(self.plan.model.named_modules())
 
     def _let_cuts_be_last(self) -> None:
-        """Let hooks that came after this rule see a tap's output with its graph: losses of theirs reach its segment."""
+        """Move the rule's hooks last: the user's hooks then see outputs with graphs, and their losses reach them."""
         for hooks, cut in self._hooks_of_taps:
             if next(reversed(hooks)) != cut:
                 hooks.move_to_end(cut)
@@ -200,7 +201,7 @@ class DirectMechanism(Mechanism):
             self.passes.note_arguments(args, kwargs)
 
     def _drop_interrupted(self) -> None:
-        """End the calls that Ctrl-C has ended: behind a stream's, nothing would have a graph."""
+        """End the calls that Ctrl-C has interrupted: after a streaming pass, nothing would have a graph."""
         for lost in self._calls().drop_interrupted():
             _close(lost)
 
@@ -212,7 +213,7 @@ class DirectMechanism(Mechanism):
             return None
         compiling, active, again = torch.compiler.is_compiling(), self.active, self.recomputing()
         call = PassState(is_compiled=True) if compiling else PassState(sys._getframe(1), checkpoints_around())
-        # The second run of a checkpoint is no training pass of its own, unless the first one had no gradients.
+        # The second run of a checkpoint is no training pass of its own, unless the first run had no gradients.
         call.counts = active and (not again or stack.ungraded)
         if active:
             if not compiling:
@@ -220,7 +221,7 @@ class DirectMechanism(Mechanism):
                 warn_of_input_gradients((*args, *kwargs.values()), self.tell_once, self.rule)
                 self.first_look.at(call, *stack.arguments)
             call.run = self.start_run(call.survey)
-        if not again:  # behind the first look, which may run the model without gradients
+        if not again:  # after the first look, which may run the model without gradients
             stack.ungraded = not active
         stack.calls.append(call)
         self._on_begin(call, (args, kwargs))
@@ -245,10 +246,10 @@ class DirectMechanism(Mechanism):
         return run
 
     def _on_begin(self, state: PassState, call: Any) -> None:
-        """Make ready for the pass ``state`` on ``call``, (args, kwargs); without a run it is not the rule's."""
+        """Prepare for the pass ``state`` on ``call``, (args, kwargs). A state without a run is not the rule's."""
 
     def _abandon(self, call: PassState) -> None:
-        """Let the pass under way be plain autograd."""
+        """Let the present pass be plain autograd."""
         _close(call)
         call.run = None
 
@@ -279,13 +280,13 @@ class DirectMechanism(Mechanism):
         return handed_on if tensor is output else put(output, key, handed_on)
 
     def _cut_in_checkpoint(self, call: PassState | None, name: str, module: nn.Module, args: Any, output: Any) -> Any:
-        """Cut in the second run of a part as in the first, or autograd would save other tensors there."""
+        """Cut in the second run of a checkpointed part as in the first, or autograd would save other tensors there."""
         around, cut = checkpoints_around(), None
         second = around.second_run_within(NOWHERE if call is None else call.around)
         if second is not None:
             cut, key = self._in_checkpoints.next(second), self.plan.tensor_keys.get(name)
             handed_on = None if cut is None else put(output, key, cut(take(output, key, name)))
-        else:  # also where the whole pass is run again: its error is then taken again
+        else:  # also if the whole pass is run again: then its error is taken again too
             run = None if call is None else call.run
             before = 0 if run is None else len(run.names)
             handed_on = self._cut_at_tap(name, module, args, output, alone=True)
@@ -323,11 +324,11 @@ class DirectMechanism(Mechanism):
             and hooks_on_saving() is not None
             and checkpoints_around().second_run_within(call.around) is not None
         ):
-            return None  # the error is taken where this part ran first
+            return None  # the error was taken in the first run of this part
         run = call.run
         if not isinstance(run, TrainingPass):
             return run.reach_again(place, output)
-        # Whatever is wrong is said once: _end_pass runs although this raises.
+        # Noted before anything raises: _end_pass runs all the same, and must not raise a second error.
         twice = place in run.reached
         run.reached.add(place)
         if len(run.reached) == len(self.plan.errors):
@@ -346,7 +347,7 @@ class DirectMechanism(Mechanism):
             name, first = error_key(place, path), not connected and place == self.plan.error_name
             exit_ = self._connect(call, run, name, tensor, first=first, alone=alone)
             call.exits[name] = exit_
-            # Of a stage where nothing learns the others still want the error.
+            # Also a stage where nothing learns must send the error to the other stages.
             stands_in = self.plan.is_stage and not exit_.requires_grad
             connected[path] = exit_.detach().requires_grad_() if stands_in else exit_
         return connected[""] if alone else replace_errors(output, connected)
@@ -357,7 +358,7 @@ class DirectMechanism(Mechanism):
         return connect_error(self, call, run, name, output, first=first, alone=alone)
 
     def final_activation(self, name: str, output: Tensor) -> FinalActivation | None:
-        """Return the softmax or sigmoid before which this error is taken; None where the user has named its place."""
+        """Return the softmax or sigmoid before which this error is taken; None if the user has named the place."""
         if self.plan.placed:
             return None
         if not torch.compiler.is_compiling() and output.grad_fn is not None:
@@ -378,22 +379,22 @@ class DirectMechanism(Mechanism):
         call: PassState | None = None,
         behind: tuple[FinalActivation, Tensor] | None = None,
     ) -> RuleSignals:
-        """Make what the error of a pass will be given to.
+        """Make the handler of the error of a pass.
 
         Args:
             layout: The layout of the pass.
             outputs: The outputs of the taps below the error, where the pass keeps them.
-            call: The model's call under way; None before the pass, for signals that need no error.
-            behind: The softmax or sigmoid that the error is taken before, and the output behind it.
+            call: The model's present call; None before the pass, for signals that need no error.
+            behind: The softmax or sigmoid before which the error is taken, and its output.
         """
         self.feedback.prepare(layout.sites, layout.c, layout.like)
         memory = self._remember(call or PassState(), layout, outputs)
-        # A recomputed pass must not take what was given for the backward pass under way.
+        # A recomputed pass must not take the targets that were given for the present backward pass.
         targets = None if self.recomputing() else self.take_targets()
         return RuleSignals(self, layout, memory, targets, behind)
 
     def _remember(self, state: PassState, layout: Layout, outputs: Sequence[Tensor]) -> PassMemory:
-        """Return what this pass leaves for its error; mechanisms that learn add to it."""
+        """Return what must be remembered of this pass until its error arrives; mechanisms that learn add to it."""
         return PassMemory(layout.sites)
 
     # -- a pass ends ---------------------------------------------------------------------------------------------------
@@ -435,13 +436,13 @@ class DirectMechanism(Mechanism):
     # -- the error has come --------------------------------------------------------------------------------------------
 
     def on_tap_output(self, memory: PassMemory, number: int, output: Tensor, error: Tensor) -> None:
-        """Called in a second run with each tap's output, before that tap's signal is made from the error ``(N, c)``."""
+        """Called in a rerun with each tap's output, before that tap's signal is made from the error ``(N, c)``."""
 
     def learn(self, memory: PassMemory, error: Tensor) -> None:
         """Let the feedback learn, before it projects the error ``(N, c)``; fixed feedback does not."""
 
     def take_targets(self) -> Tensor | None:
-        """Return the targets that were given and not used, and forget them."""
+        """Return the targets that were given and not used yet, and forget them."""
         targets, self._targets = self._targets, None
         return targets
 
@@ -472,7 +473,7 @@ class DirectMechanism(Mechanism):
 
     @contextmanager
     def stored(self) -> Generator[None]:
-        """Within this context a pass stores its graph and leaves it to autograd, for whoever looks into it."""
+        """Within this context a pass stores its graph and leaves it to autograd, for measurements."""
         targets = self._targets
         try:
             with self.passes.stored():
@@ -482,7 +483,7 @@ class DirectMechanism(Mechanism):
 
     @contextmanager
     def running(self, state: PassState) -> Generator[None]:
-        """Within this context the model's next call is a second run, which goes as ``state`` says."""
+        """Within this context the model's next call is a rerun with the state ``state``."""
         calls = self._calls().calls
         calls.append(state)
         try:
@@ -492,7 +493,7 @@ class DirectMechanism(Mechanism):
             del calls[calls.index(state) :]
 
     def _rerun(self, aside: frozenset[str], run: TappedRun, call: Any) -> Tensor:
-        """Run the model on (args, kwargs) as far as the error's place, cut as ``run`` says; return the output there."""
+        """Run the model on ``call``, (args, kwargs), as far as the error's place, and return the output there."""
         run.aside = aside
         if not self._handles:
             raise StreamingError(
@@ -509,7 +510,7 @@ class DirectMechanism(Mechanism):
         raise not_reached(self.plan.error_name)
 
     def check_estimates(self, call: Any, sites: Sequence[Site]) -> list[Finding]:
-        """Try what an estimating pass relies on, for a rule that has one."""
+        """Check what an estimating pass relies on, for a rule that has one."""
         return []
 
     # -- what it looks like, and what is saved -------------------------------------------------------------------------
@@ -522,7 +523,7 @@ class DirectMechanism(Mechanism):
         if isinstance(self.feedback, Projection) and not self.feedback.feedback.shared:
             start = f"{prefix}feedback."
             saved = {name_of(key.removeprefix(start)) for key in state_dict if key.startswith(start)}
-            # A matrix is kept under its tap's name, most with the width behind it.
+            # A matrix is kept under its tap's name, most of them with a colon and the width.
             taps = {name.rpartition(":")[0] or name for name in saved - self.feedback.numbers.keys()}
             unknown = taps - self.plan.taps.keys()
             if unknown:

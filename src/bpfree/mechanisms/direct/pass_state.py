@@ -1,4 +1,4 @@
-"""What is known of the call of a model that is under way; one for each call, in each thread."""
+"""The state of a call of the model while it runs: one for each call, in each thread."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class PassState:
     """One call of the model, from its first hook to its last.
 
     Attributes:
-        frame: Where it was called from.
+        frame: The frame of Python that the call came from.
         around: The checkpoints around it.
         is_compiled: Whether it is being compiled.
-        run: How it is cut; None where it is plain autograd.
-        again: Whether it is a second run of a pass, which the rule has asked for.
-        entered: Whether that run has begun.
-        survey: What a whole graph of such a pass has shown.
-        signals: Where given, what the taps get in the place of the rule's signals, by call.
+        run: Cuts the graph at the taps; None if the call is plain autograd.
+        again: Whether it is a rerun that the rule has asked for.
+        entered: Whether that rerun has begun.
+        survey: The survey of such a pass.
+        signals: Signals that the taps get in place of the rule's, by call; None for the rule's own.
         first: Whether it is the first pass of its kind.
         exits: The tensors through which its errors arrive.
         errors: The tensors at its errors, with the graphs of the layers below them.
         counts: Whether it is a training pass of its own.
         learning: Whether the feedback learns from it.
-        observed: Whether an estimating pass is to run behind it.
-        memories: What it has left for its errors, and the numbers of each error, for the estimating pass.
+        observed: Whether an estimating pass is to run after it.
+        memories: For every error the memory of this pass and c, the number of the error's features.
     """
 
     frame: FrameType | None = None
@@ -56,11 +56,11 @@ class PassState:
 
 
 class PassStack:
-    """The calls under way in one thread: a model may be called inside its own forward pass or hooks.
+    """The running calls of one thread: a model may be called inside its own forward pass or hooks.
 
     Attributes:
-        calls: The innermost last.
-        arguments: The arguments of the call that begins, before hooks of the user's.
+        calls: The running calls, the innermost last.
+        arguments: The arguments of the call that begins, before the user's hooks change them.
         ungraded: Whether the last call had no gradients: a reentrant checkpoint then runs its part for the first time.
     """
 
@@ -75,7 +75,7 @@ class PassStack:
         return self.calls[-1] if self.calls else None
 
     def drop_interrupted(self) -> list[PassState]:
-        """Forget, and return, the calls that Ctrl-C has ended: torch calls no hook then."""
+        """Forget and return the calls that Ctrl-C has interrupted: torch calls no hook for them."""
         if not self.calls or torch.compiler.is_compiling():
             return []
         alive = set()

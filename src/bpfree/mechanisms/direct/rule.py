@@ -1,4 +1,4 @@
-"""The direct rules: which vector is projected to every tap."""
+"""The base of the direct rules: it says which vector is projected to every tap."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bpfree.plan import Plan
 class DirectRule(Rule):
     """A rule that gives every tap a signal at once, without the weights between the tap and the output.
 
-    A rule of your own overrides :meth:`vector` (what is projected) or, for anything else, :meth:`signals`.
+    A rule of your own overrides :meth:`vector` (the vector to project) or, for anything else, :meth:`signals`.
 
     Args:
         feedback: How the feedback matrices are drawn, or any callable projector ``(error, sites) -> signals``; None
@@ -29,23 +29,23 @@ class DirectRule(Rule):
     feedback: Feedback | Projector | None = field(default_factory=Feedback, kw_only=True)
 
     def mechanism(self, plan: Plan) -> Mechanism:
-        """Cut the graph at every tap, and send the error to each."""
+        """Make the mechanism that cuts the graph at every tap, and sends the error to each."""
         return DirectMechanism(self, plan)
 
     @property
     def sends_signals(self) -> bool:
-        """Tell whether any tap may get a signal."""
+        """True if a tap may get a signal."""
         return self.feedback is not None or type(self).signals is not DirectRule.signals
 
     @property
     def needs_error(self) -> bool:
-        """Tell whether signals depend on the error; if not, streaming sends them in the forward pass."""
+        """True if signals depend on the error; if not, streaming sends them in the forward pass."""
         return True
 
     def vector(self, delivery: Delivery) -> Tensor:
-        """The vector ``(N, c)`` that is projected; the error itself unless a rule says otherwise."""
+        """Return the vector ``(N, c)`` to project: the error itself, unless a rule overrides this."""
         return delivery.error
 
     def signals(self, delivery: Delivery) -> Sequence[Tensor | None]:
-        """One teaching signal ``(N, n_l)`` a tap, in the order of ``delivery.sites``; None trains nothing there."""
+        """Return one signal ``(N, n_l)`` per tap, in the order of ``delivery.sites``; None trains nothing there."""
         return delivery.project(self.vector(delivery), delivery.sites)

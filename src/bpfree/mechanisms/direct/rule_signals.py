@@ -1,4 +1,4 @@
-"""The error has come: the feedback learns, and the rule's signals go out."""
+"""The handler of the error: it lets the feedback learn, and makes the rule's signals."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class RuleSignals(ErrorHandler):
-    """Lets the feedback learn when the error comes, and asks the rule for its signals.
+    """Lets the feedback learn when the error arrives, and asks the rule for its signals.
 
     Args:
-        mechanism: Whose pass it was.
-        layout: What the pass looked like.
-        memory: What the mechanism keeps of it.
-        targets: The targets given for it.
-        behind: What the error is to be taken before, and the output behind it.
+        mechanism: The mechanism of the pass.
+        layout: The layout of the pass.
+        memory: The mechanism's memory of the pass.
+        targets: The targets given for the pass.
+        behind: The softmax or sigmoid before which the error is taken, and its output; None if there is none.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class RuleSignals(ErrorHandler):
         self.memory = memory
 
     def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
-        """Return one signal a tap, which lies in memory as its output does; ``Signals`` are made when asked for."""
+        """Return one signal per tap, in the memory format of the tap's output; ``Signals`` are made when asked for."""
         layout, mechanism = self._layout, self._mechanism
         rows = self._rows(error)
         require_finite(rows)
@@ -58,15 +58,15 @@ class RuleSignals(ErrorHandler):
         return signals if layout.just_in_time else list(signals)
 
     def on_tap_output(self, number: int, output: Tensor, error: Tensor) -> None:
-        """Show the mechanism a tap's output that is there only now."""
+        """Show the mechanism a tap's output, which the rerun has just made."""
         self._mechanism.on_tap_output(self.memory, number, output, self._rows(error))
 
     def on_end(self, error: Tensor) -> None:
-        """Let the mechanism learn from what has passed."""
+        """Let the mechanism learn from the evidence that the rerun has collected."""
         self._mechanism.learn(self.memory, self._rows(error))
 
     def _rows(self, error: Tensor) -> Tensor:
-        """dL/do, or the gradient before a final softmax or sigmoid, one row a sample."""
+        """Return dL/do, or the gradient before a final softmax or sigmoid, with one row per sample."""
         if self._behind is not None:
             final, output = self._behind
             error = final.error_before(error, output)
@@ -74,7 +74,7 @@ class RuleSignals(ErrorHandler):
 
 
 def _check(signals: Sequence[Tensor | None], sites: Sequence[Site]) -> None:
-    """Raise TapShapeError unless ``signals`` are one a tap, each ``(N, n_l)``."""
+    """Raise TapShapeError unless there is one signal per tap, each ``(N, n_l)``."""
     if len(signals) != len(sites):
         raise TapShapeError(f"the rule or its projector returned {len(signals)} signals for {len(sites)} taps.")
     for signal, site in zip(signals, sites, strict=True):

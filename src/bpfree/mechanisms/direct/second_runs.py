@@ -1,4 +1,4 @@
-"""The second runs of a streaming pass: one that only looks, and one in which every segment learns."""
+"""The reruns of a streaming pass: a dry run that finds the leaves, and a run in which every segment learns."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from bpfree.segments import Reach
 
 
 class DryRun(TappedRun):
-    """A run that only looks what every segment ends in.
+    """A rerun that only finds the leaves of every segment.
 
     Args:
-        names: The taps of the first run.
-        seen: What their outputs looked like and, last, that at the error's place; None where nothing is compared.
+        names: The names of the taps of the first run.
+        seen: The fingerprints of their outputs and, last, of the output at the error's place; None to compare nothing.
     """
 
     def __init__(self, names: tuple[str, ...], seen: Sequence[Fingerprint] | None) -> None:
@@ -29,7 +29,7 @@ class DryRun(TappedRun):
         self.reaches: list[Reach] = []
 
     def cut(self, name: str, place: str, output: Tensor) -> Tensor:
-        """Cut where the first run did; a tap behind its last one ends the model and is none."""
+        """Cut where the first run did. A tap after the last tap of the first run ends the model and is not cut."""
         number = len(self.names)
         if number == len(self._expected):
             return output
@@ -42,7 +42,7 @@ class DryRun(TappedRun):
         return super().cut(name, place, output)
 
     def compare(self, number: int, output: Tensor) -> None:
-        """Raise StreamingError if the output of tap ``number``, or that of the model, is not the first run's."""
+        """Raise StreamingError if the output of tap ``number``, or of the model, differs from that of the first run."""
         if self._seen is None:
             return
         now, before = Fingerprint.of(output), self._seen[number]
@@ -67,12 +67,12 @@ _MAY_DEPEND = (
 
 
 class KeepingDryRun(DryRun):
-    """A second run whose graphs lead on behind every tap: what is kept of a tap's output is seen to have one.
+    """A dry run with a graph after every tap, so that tensors which the model keeps are seen to have a graph.
 
-    For models that keep such things alone: rules within segments would take what begins behind a tap for no beginning.
+    Only for models that keep or return such tensors: rules within segments would not see that a segment begins here.
 
     Attributes:
-        entries: The leaves that segments begin with.
+        entries: The leaves at which segments begin.
     """
 
     def __init__(self, names: tuple[str, ...], seen: Sequence[Fingerprint] | None) -> None:
@@ -87,7 +87,7 @@ class KeepingDryRun(DryRun):
         return handed_on.clone()  # an in-place operation cannot follow the leaf itself
 
     def last_cut(self) -> Cut:
-        """A leaf that wants a gradient."""
+        """Return the cut that hands on a leaf which requires a gradient."""
         return _entry
 
 
@@ -96,15 +96,15 @@ def _entry(output: Tensor) -> Tensor:
 
 
 class LearningRun(DryRun):
-    """The second run: every tap sends its signal into its segment.
+    """The rerun that learns: every tap sends its signal into its segment.
 
     Args:
-        names: The taps of the first run.
-        signals: One for each of them.
-        passed: Hears of every tap's number and output before its signal is asked for.
-        course: What the segments end in.
-        outside: The arguments that want a gradient.
-        around: The precisions that the backward pass runs in.
+        names: The names of the taps of the first run.
+        signals: One signal for each tap.
+        passed: Called with every tap's number and output before the tap's signal is asked for.
+        leaves: The leaves of the segments.
+        outside: The arguments that require a gradient.
+        around: The precisions of the backward pass.
         seen: See :class:`DryRun`.
     """
 
@@ -113,14 +113,14 @@ class LearningRun(DryRun):
         names: tuple[str, ...],
         signals: Sequence[Tensor | None],
         passed: Callable[[int, Tensor], None],
-        course: SegmentLeaves,
+        leaves: SegmentLeaves,
         outside: Sequence[Tensor],
         around: Autocast,
         seen: Sequence[Fingerprint] | None,
     ) -> None:
         super().__init__(names, seen)
         self._signals, self._passed, self._around = signals, passed, around
-        self._apart, self._of_segment = [*outside, *course.shared], course.apart
+        self._apart, self._of_segment = [*outside, *leaves.shared], leaves.apart
         self.gradients: list[Tensor | None] = [None] * len(self._apart)
 
     def _take(self, output: Tensor) -> Tensor:

@@ -15,13 +15,13 @@ from bpfree.segments import Reach
 
 @dataclass(frozen=True)
 class SegmentLeaves:
-    """What the segments of one kind of forward pass end in.
+    """The leaves of the segments of one kind of forward pass.
 
     Attributes:
-        ends: For every segment its leaves, the output's last.
-        shared: The leaves of several segments, or of what lies above the error too. Their gradients are added up before
-            they are accumulated, so that hooks and DDP see each of them once.
-        apart: For every segment where its leaves are among the arguments that want a gradient and ``shared``.
+        ends: The leaves of every segment; the segment of the output is last.
+        shared: Leaves of several segments, or of one segment and of layers above the error. Their gradients are added
+            up before they are accumulated, so that hooks and DDP see each gradient once.
+        apart: For every segment, the numbers of its leaves in the list of outside arguments followed by ``shared``.
     """
 
     ends: Sequence[Sequence[Tensor]]
@@ -51,7 +51,7 @@ class SegmentLeaves:
 
 
 def kind_of_pass(plan: Plan, names: Sequence[str], outside: Sequence[int]) -> Any:
-    """What passes with one course have in common: their taps, the arguments that want a gradient, what learns."""
+    """Return a key for passes with the same leaves: taps, arguments with a gradient, and which parameters learn."""
     return tuple(names), tuple(outside), plan.learning
 
 
@@ -68,7 +68,7 @@ def _check_cuts(names: Sequence[str], reaches: Sequence[Reach]) -> None:
 
 
 def _tied(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters of several modules: one of them may lie above the error."""
+    """Return the parameters that several modules share: one of these modules may lie above the error."""
     seen: set[nn.Parameter] = set()
     tied: set[nn.Parameter] = set()
     for _, parameter in model.named_parameters(remove_duplicate=False):

@@ -1,10 +1,10 @@
-"""Loss terms besides the error: what a model returns or keeps on itself, and what was made of a tap's output.
+"""Side terms: loss terms besides the error, made of tensors that a model returns or keeps on itself.
 
-A balance term kept on a router, a penalty on hidden states, the loss of a side head: their gradients must reach the
-tap's own segment exactly, while the error's own gradient ends behind the tap. Autograd adds both up before they come
-to the tap. So a tap that such a term uses hands on a ``Gate``, which no gradient passes, and the term leaves the
-model through a :class:`SideTerm`, which fetches its part of the gradient in front of the gate and gives it to the tap's
-output.
+Examples are a balance term kept on a router, a penalty on hidden states, and the loss of a side head. The gradient of
+such a term must reach the tap's segment exactly, while the gradient of the error must stop behind the tap. Autograd
+adds both up before they come to the tap. So a tap that such a term uses hands on its output through a ``Gate``, which
+stops every gradient. The term leaves the model through a :class:`SideTerm`, which fetches the term's own part of the
+gradient in front of the gate and gives it to the tap's output.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class SoftTap:
     """A tap whose numbers a side term uses.
 
     Attributes:
-        edge: The gate's place in the graph.
-        output: What the gradient in front of the gate is for: the tap's output with the graph of its segment.
+        edge: The gate's edge in the graph.
+        output: The tap's output with the graph of its segment: it gets the gradient that arrives at the gate.
     """
 
     edge: GradientEdge
@@ -36,12 +36,12 @@ class SoftTap:
 
     @classmethod
     def of(cls, handed_on: Tensor, output: Tensor) -> SoftTap:
-        """Note the gate that ``handed_on`` has just come from."""
+        """Note the gate that has just made ``handed_on``."""
         return cls(get_gradient_edge(handed_on), output)
 
 
 class SideTerm(torch.autograd.Function):
-    """Identity on a side term; in backward the taps that it uses get their part of its gradient."""
+    """Identity on a side term; in backward, the taps that the term uses get their part of its gradient."""
 
     @staticmethod
     def forward(ctx: Any, term: Tensor, taps: Sequence[SoftTap], fetching: Fetching, *inputs: Tensor) -> Tensor:
@@ -52,12 +52,12 @@ class SideTerm(torch.autograd.Function):
     @staticmethod
     @first_order_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Hand the gradient on, and fetch what of it arrives at the gates."""
+        """Hand the gradient on, and fetch the part of it that arrives at the gates."""
         (grad,) = grads
         edges = [tap.edge for tap in ctx.taps]
         ctx.fetching.under_way = True
         try:
-            # The graph is run again by the backward pass under way.
+            # The running backward pass runs this graph once more.
             found = torch.autograd.grad(ctx.term, edges, grad, retain_graph=True, allow_unused=True)
         finally:
             ctx.fetching.under_way = False
@@ -65,9 +65,9 @@ class SideTerm(torch.autograd.Function):
 
 
 def fetched_through(outputs: Mapping[str, Sequence[Tensor]], terms: Iterable[Tensor]) -> set[str]:
-    """Return the names of those ``outputs`` through which a side term among ``terms`` fetches a gradient for taps.
+    """Return the names of the ``outputs`` through which a side term among ``terms`` fetches a gradient for taps.
 
-    Backward hooks there are called once more than by backpropagation.
+    Backward hooks on these modules are called once more than under backpropagation.
     """
     found: list[Any] = [node for node in graph_nodes(*terms) if isinstance(node, SideTerm._backward_cls)]
     below = {node for side in found for node in graph_nodes(side.term, stops={tap.edge.node for tap in side.taps})}
@@ -83,13 +83,13 @@ def _is_behind_a_gate(tensor: Tensor) -> bool:
 
 
 def with_side_gradients(term: Tensor, taps: Sequence[SoftTap], fetching: Fetching) -> Tensor:
-    """``term`` as it is; its gradient also reaches the segments of ``taps``, which it was made from."""
+    """Return ``term``; its gradient also reaches the segments of ``taps``, from which the term was made."""
     result: Tensor = SideTerm.apply(term, taps, fetching, term, *(tap.output for tap in taps))  # type: ignore[no-untyped-call]
     return result
 
 
 class RefusedTerm(torch.autograd.Function):
-    """Identity on a side term that the way of the pass has no gradient for: a loss of it is refused by name."""
+    """Identity on a side term for which this kind of pass has no gradient: a loss of it raises an error."""
 
     @staticmethod
     def forward(ctx: Any, term: Tensor) -> Tensor:
@@ -106,18 +106,18 @@ class RefusedTerm(torch.autograd.Function):
 
 
 def refused(term: Tensor) -> Tensor:
-    """``term``, of which no loss may be made."""
+    """Return ``term``; a loss of it raises an error."""
     result: Tensor = RefusedTerm.apply(term)  # type: ignore[no-untyped-call]
     return result
 
 
 def joined_to_taps(taps: Sequence[SoftTap], exits: Collection[Any], fetching: Fetching, term: Tensor) -> Tensor | None:
-    """``term`` with its gradients for the segments of those ``taps`` that it was made of; None where there are none.
+    """Return ``term`` with gradients for the segments of the ``taps`` that it was made of; None if there are none.
 
     Args:
         taps: The taps that side terms may use.
-        exits: The nodes through which errors arrive: what lies below them is not the term's.
-        fetching: The pass's.
+        exits: The nodes through which errors arrive: nodes below them do not belong to the term.
+        fetching: The mark of the pass.
         term: A tensor with a graph.
     """
     stops: dict[Any, SoftTap | None] = {**{tap.edge.node: tap for tap in taps}, **dict.fromkeys(exits)}
@@ -126,10 +126,10 @@ def joined_to_taps(taps: Sequence[SoftTap], exits: Collection[Any], fetching: Fe
 
 
 def has_nodes_in(tensor: Tensor, inner: Collection[Any], exits: Collection[Any]) -> bool:
-    """Whether the graph of ``tensor`` has a node in ``inner`` that is not behind one of ``exits``."""
+    """Return whether the graph of ``tensor`` has a node of ``inner`` that can be reached without passing ``exits``."""
     return any(node in inner and node not in exits for node in graph_nodes(tensor, stops=exits))
 
 
 def nodes_below(tensor: Tensor, stops: Collection[Any]) -> Iterator[Any]:
-    """The nodes of ``tensor``'s graph that are in ``stops``, each once; none that lies below another one alone."""
+    """Yield the nodes of ``stops`` in the graph of ``tensor``, each once, without those only reached through others."""
     return (node for node in graph_nodes(tensor, stops=stops) if node in stops)

@@ -32,7 +32,7 @@ from bpfree.rerun.snapshot import Autocast, RunSnapshot
 from bpfree.segments import Reach
 
 Rerun: TypeAlias = Callable[[TappedRun, Any], Tensor]
-"""Runs the model on arguments, cut as the other run says, as far as the error's place; returns the output there."""
+"""Runs the model on arguments as far as the error's place, cut by the given run; returns the output there."""
 
 
 _GONE = torch.empty(0)
@@ -42,13 +42,13 @@ class StreamingPass(TrainingPass):
     """The first run: without a graph below the error's place.
 
     Args:
-        plan: What runs, and where it is cut.
-        run: Runs it again.
+        plan: The model and its taps.
+        run: Runs the model again.
         call: The arguments of this pass.
-        surroundings: What it found when it began.
-        courses: What earlier passes have found out about their segments.
-        compare: Whether later runs are compared with this one.
-        keeps: Whether the model keeps or returns what it has made of taps' outputs.
+        snapshot: The state in which the pass began.
+        known: The leaves of segments that earlier passes have found, by kind of pass.
+        compare: Whether reruns are compared with this run.
+        keeps: Whether the model keeps or returns tensors that it has made of taps' outputs.
     """
 
     def __init__(
@@ -56,38 +56,38 @@ class StreamingPass(TrainingPass):
         plan: Plan,
         run: Rerun,
         call: Arguments,
-        surroundings: RunSnapshot,
-        courses: dict[Any, SegmentLeaves],
+        snapshot: RunSnapshot,
+        known: dict[Any, SegmentLeaves],
         *,
         compare: bool,
         keeps: bool,
     ) -> None:
         super().__init__()
         self._plan, self._run, self._call = plan, run, call
-        self._surroundings, self._courses = surroundings, courses
+        self._snapshot, self._known = snapshot, known
         self._seen: list[Fingerprint] | None = [] if compare else None
-        self._course: SegmentLeaves | None = None
+        self._leaves: SegmentLeaves | None = None
         self._keeps, self._is_off = keeps, False
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Let what follows have no graph. Not before: whoever opened the pass must know of it, to close it."""
+        """Switch gradients off. Not earlier: the caller must know this pass, to be able to close it."""
         self._is_off = True
         torch.set_grad_enabled(False)
 
     def close(self) -> None:
-        """Let what follows have a graph again."""
+        """Switch gradients on again."""
         if self._is_off:
             self._is_off = False
             torch.set_grad_enabled(True)
 
     def on_end(self, output: Any) -> None:
-        """Warn of what the model returns besides the output that its error comes through."""
+        """Warn of tensors that the model returns besides the output at which its error arrives."""
         self.handed_on.clear()
         if self._plan.error_name:
             warn_of_results(output, self._call.flat, self._plan.error_name, "streaming=True")
 
     def cut(self, name: str, place: str, output: Tensor) -> Tensor:
-        """Take the output of a tap's call; of all that taps hand on only the last stays: the error may be there."""
+        """Take the output of a tap's call. Only the last output is kept: the error may be taken there."""
         handed_on = super().cut(name, place, output)
         self.handed_on[:-1] = [_GONE] * (len(self.handed_on) - 1)
         return handed_on
@@ -98,7 +98,7 @@ class StreamingPass(TrainingPass):
         return output.detach()
 
     def uncut(self) -> Tensor:
-        """Take the last tap back, and return its output: without a graph, as what it handed on."""
+        """Take the last tap back, and return its output, which has no graph."""
         output = self.handed_on[-1]
         super().uncut()
         if self._seen:
@@ -109,56 +109,56 @@ class StreamingPass(TrainingPass):
         return torch.empty(0)
 
     def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
-        """The leaves that every segment ends in."""
+        """Return the leaves that every segment ends in."""
         return self._found(output).ends
 
     def learns(self, output: Tensor) -> bool:
-        """Whether anything between the last tap and the error's place wants a gradient."""
-        course = self._found(output)
-        return bool(course.ends[-1] or course.apart[-1])
+        """Return whether anything between the last tap and the error's place requires a gradient."""
+        leaves = self._found(output)
+        return bool(leaves.ends[-1] or leaves.apart[-1])
 
     def _found(self, output: Tensor) -> SegmentLeaves:
-        """The course of this pass, which ends in ``output``; asked for several times where all taps have passed."""
-        if self._course is None:
+        """Return the leaves of this pass, which ends in ``output``. Call it only after all taps."""
+        if self._leaves is None:
             if self._seen is not None:
                 self._seen.append(Fingerprint.of(output))
             key = kind_of_pass(self._plan, self.names, self._call.outside)
-            if key not in self._courses:
-                self._courses[key] = self._explored()
-            self._course = self._courses[key]
-        return self._course
+            if key not in self._known:
+                self._known[key] = self._found_in_dry_run()
+            self._leaves = self._known[key]
+        return self._leaves
 
-    def _explored(self) -> SegmentLeaves:
-        """Run once more with graphs that hold no numbers, to see what the segments end in."""
-        walk = (KeepingDryRun if self._keeps else DryRun)(tuple(self.names), self._seen)
+    def _found_in_dry_run(self) -> SegmentLeaves:
+        """Find the leaves of the segments in one more run, with graphs that hold no numbers."""
+        dry_run = (KeepingDryRun if self._keeps else DryRun)(tuple(self.names), self._seen)
         flat, outside = self._call.again()
-        restored = self._surroundings.restored(self._plan.model)
+        restored = self._snapshot.restored(self._plan.model)
         with restored, own_graphs(), saved_tensors_hooks(_drop, refuse_gradients):
-            before = {id(tensor) for tensor in self._surroundings.graphs().values()}
+            before = {id(tensor) for tensor in self._snapshot.graphs().values()}
             self._call.lend(flat)
-            output = self._run(walk, self._call.put_together(flat))
-            walk.reaches.append(Reach.of(output))
-            walk.compare(len(self.names), output)
+            output = self._run(dry_run, self._call.put_together(flat))
+            dry_run.reaches.append(Reach.of(output))
+            dry_run.compare(len(self.names), output)
             lent = before | set(map(id, outside))
-            left = [name for name, kept in self._surroundings.graphs().items() if id(kept) not in lent]
+            left = [name for name, kept in self._snapshot.graphs().items() if id(kept) not in lent]
         if left:
             raise _keeps_graphs(left)
-        entries = walk.entries if isinstance(walk, KeepingDryRun) else []
+        entries = dry_run.entries if isinstance(dry_run, KeepingDryRun) else []
         return SegmentLeaves.of(
-            self.names, [reach.without(entries) for reach in walk.reaches], outside, self._plan.model
+            self.names, [reach.without(entries) for reach in dry_run.reaches], outside, self._plan.model
         )
 
     def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
-        """The output as it is; in its backward pass the model runs again and its segments learn."""
-        course, model = self._found(output), self._plan.model
-        second = PendingRerun(tuple(self.names), handler, course, model, self._run, self._surroundings, self._seen)
+        """Return the output; in its backward pass the model runs again and its segments learn."""
+        leaves, model = self._found(output), self._plan.model
+        rerun = PendingRerun(tuple(self.names), handler, leaves, model, self._run, self._snapshot, self._seen)
         outside = [self._call.flat[place] for place in self._call.outside]
-        if not outside and not any(second.course.ends):
+        if not outside and not any(leaves.ends):
             return output
-        # So that the output has a graph where nothing from outside learns.
+        # Gives the output a graph if no argument requires a gradient.
         anchor = torch.empty(0, requires_grad=True)
         result: Tensor = Stream.apply(  # type: ignore[no-untyped-call]
-            second, self._call, output, anchor, *outside, *second.course.shared
+            rerun, self._call, output, anchor, *outside, *leaves.shared
         )
         return result
 
@@ -178,53 +178,53 @@ def _drop(saved: Tensor) -> None:
 
 
 def refuse_gradients(_: None) -> Tensor:
-    """Raise StreamingError: the graph that is asked for numbers holds none."""
+    """Raise StreamingError: the graph holds no numbers from which a gradient could be computed."""
     raise StreamingError("the model asks for gradients in its own forward pass: train it without streaming.")
 
 
 @dataclass(frozen=True)
 class PendingRerun:
-    """What a first run leaves for its error.
+    """The rerun that a first run leaves for its error.
 
     Attributes:
-        names: The taps that it reached.
+        names: The taps that the first run reached.
         handler: Makes the signals.
-        course: What its segments end in.
-        model: What runs.
-        run: Runs it again.
-        surroundings: What the first run found around it.
-        seen: What its taps and its output looked like, where this is to be compared.
+        leaves: The leaves of its segments.
+        model: The model.
+        run: Runs the model again.
+        snapshot: The state in which the first run began.
+        seen: The fingerprints of its taps and its output, if the rerun is to be compared; else None.
     """
 
     names: tuple[str, ...]
     handler: ErrorHandler
-    course: SegmentLeaves
+    leaves: SegmentLeaves
     model: nn.Module
     run: Rerun
-    surroundings: RunSnapshot
+    snapshot: RunSnapshot
     seen: Sequence[Fingerprint] | None
 
     def __call__(self, call: Arguments, error: Tensor) -> Sequence[Tensor | None]:
-        """Let every segment learn; the gradients of the arguments that want one, and of the shared leaves."""
+        """Let every segment learn; return the gradients of the arguments that require one, and of the shared leaves."""
         signals = self.handler(error)
         flat, outside = call.again()
-        now = Autocast.now(self.surroundings.autocast.kinds)
+        now = Autocast.now(self.snapshot.autocast.kinds)
         passed = partial(self.handler.on_tap_output, error=error)
-        replay = LearningRun(self.names, signals, passed, self.course, outside, now, self.seen)
-        with self.surroundings.restored(self.model):
+        rerun = LearningRun(self.names, signals, passed, self.leaves, outside, now, self.seen)
+        with self.snapshot.restored(self.model):
             call.lend(flat)
-            output = self.run(replay, call.put_together(flat))
-        replay.compare(len(self.names), output)
-        replay.send(len(self.names), output, error)
+            output = self.run(rerun, call.put_together(flat))
+        rerun.compare(len(self.names), output)
+        rerun.send(len(self.names), output, error)
         self.handler.on_end(error)
-        return replay.gradients
+        return rerun.gradients
 
 
 class Stream(torch.autograd.Function):
     """Identity on the output; in backward the model runs again.
 
-    Its other inputs are what gets one gradient from several places: arguments, and parameters of several segments. All
-    other parameters accumulate theirs while the model runs.
+    Its other inputs are tensors that get one gradient from several places: arguments, and parameters of several
+    segments. All other parameters accumulate their gradients while the model runs.
     """
 
     @staticmethod
@@ -233,8 +233,8 @@ class Stream(torch.autograd.Function):
     ) -> Tensor:
         """Return ``output``."""
         ctx.second, ctx.call = second, call
-        # Kept by the call. Autograd is asked to watch them: it tells us of a second backward pass, and the user of
-        # arguments that were overwritten.
+        # The call holds these tensors anyway. Saved with autograd, they show us a second backward pass, and raise an
+        # error if the user has overwritten an argument.
         ctx.save_for_backward(*call.tensors())
         # Not `output` itself: see SignalsFromError.
         return output.detach()
@@ -242,7 +242,7 @@ class Stream(torch.autograd.Function):
     @staticmethod
     @first_order_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Run the model, and return what was added up."""
+        """Run the model again, and return the gradients that were added up."""
         try:
             _ = ctx.saved_tensors
         except RuntimeError as freed:

@@ -1,4 +1,4 @@
-"""What the whole graph of a pass shows, and a cut one does not: the taps below each error, and what else uses them."""
+"""The survey of a pass: its whole graph shows the taps below each error, and other uses of their outputs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from bpfree.segments import Reach, graph_nodes
 
 
 def error_key(place: str, path: str) -> str:
-    """The name of the error at ``path`` of what the module ``place`` returns."""
+    """Return the name of the error at ``path`` in the output of the module ``place``."""
     return ".".join(filter(None, (place, path)))
 
 
 def errors_of(output: Any, is_cut: Callable[[str, Tensor], bool]) -> dict[str, Tensor]:
     """Return the tensors of an output at which errors arrive, by path.
 
-    Of several these are the floating point ones that have a batch dimension, and a graph or ``is_cut``: they would have
-    a graph without the cuts.
+    If there are several tensors, these are the floating point tensors that have a batch dimension, and that have a
+    graph, or would have one without the cuts (``is_cut``).
     """
     if isinstance(output, Tensor):
         return {"": output} if output.is_floating_point() else {}
@@ -47,8 +47,8 @@ class SurveyPass(TappedRun):
     Attributes:
         taps: The marked outputs of the taps.
         marks: The marked errors.
-        errors: Of every error the tensor before its mark.
-        graphless: Taps that were reached where no graph was built.
+        errors: The tensor of every error, before its mark.
+        graphless: The calls of taps in parts that run without a graph.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class SurveyPass(TappedRun):
         self.graphless: list[str] = []
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The taps' outputs and the errors by their names."""
+        """Yield the taps' outputs and the errors with their names."""
         yield from zip(self.places, self.taps, strict=True)
         yield from self.errors.items()
 
@@ -78,12 +78,12 @@ class SurveyPass(TappedRun):
         return marked
 
     def last_cut(self) -> Cut:
-        """No cut: a mark."""
+        """Return the mark, in place of a cut."""
         return _marked
 
     @property
     def is_overwritten(self) -> bool:
-        """Whether the output of a tap was changed in place behind it: gradients of this graph are then wrong."""
+        """True if a tap's output was changed in place after the tap: gradients of this graph are wrong then."""
         return [tap._version for tap in self.taps] != self._versions
 
     def reach_again(self, name: str, output: Any) -> Any:
@@ -98,25 +98,25 @@ class SurveyPass(TappedRun):
 
 
 def _marked(output: Tensor) -> Tensor:
-    # Also where nothing below learns: what uses the tap can then be followed.
+    # Also if nothing below learns: the graph then shows the uses of the tap's output.
     return mark(output if output.requires_grad else output.detach().requires_grad_())
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a whole graph shows.
+    """The facts that the whole graph of a pass shows.
 
     Attributes:
         places: The calls of taps.
-        below: For every error those below it.
-        soft: The calls of taps whose numbers a side term uses, without passing an error.
+        below: For every error, the calls of taps below it.
+        soft: The calls of taps whose outputs a side term uses, without passing an error.
         sides: Whether there are side terms at all: tensors that are returned or kept, and have a graph below an error.
-        returned: Whether some of them are returned.
-        finals: The errors before which a softmax or sigmoid is left above.
-        flat: The calls of taps behind which no layer follows before an error.
-        graphless: Taps that were reached where no graph was built.
+        returned: Whether some side terms are returned.
+        finals: For every error that a final softmax or sigmoid has made, this function.
+        flat: The calls of taps with no layer between them and an error.
+        graphless: The calls of taps in parts that run without a graph.
         outputs: The numbers at the errors.
-        channels: The axes of the channels of the taps' calls and of the errors, where the graph says so.
+        channels: The axes of the channels, of the taps' calls and of the errors; None where the graph does not show it.
     """
 
     places: frozenset[str]
@@ -132,7 +132,7 @@ class Survey:
 
     @cached_property
     def unused(self) -> frozenset[str]:
-        """The calls of taps that no error lies above."""
+        """The calls of taps that lie below no error."""
         return self.places.difference(*self.below.values())
 
     @cached_property
@@ -142,7 +142,7 @@ class Survey:
 
     @classmethod
     def of(cls, found: SurveyPass, returned: Any, kept: Iterable[Tensor]) -> Survey:
-        """Read off the graph of ``found``, of what the model returned and of the tensors that it keeps on itself.
+        """Read the facts from the graphs of ``found``, of the model's output and of the tensors that the model keeps.
 
         Raises:
             ErrorPlacementError: The model returns a loss that it has computed from the errors itself.
@@ -179,7 +179,7 @@ class Survey:
 
 
 def _flat(error: Tensor, taps: Mapping[Any, str]) -> set[str]:
-    """The calls of taps between which and ``error`` there is no layer: no parameter of two dimensions or more."""
+    """Return the calls of taps with no layer (no parameter of two dimensions or more) between them and ``error``."""
     found: set[str] = set()
     for node in graph_nodes(error, stops=taps):
         if node in taps:
@@ -190,7 +190,7 @@ def _flat(error: Tensor, taps: Mapping[Any, str]) -> set[str]:
 
 
 def _require_no_loss(sides: Sequence[Tensor], errors: Mapping[str, Tensor], stops: Mapping[Any, Any]) -> None:
-    """Raise ErrorPlacementError for a number among ``sides`` that was computed from an error before its mark."""
+    """Raise ErrorPlacementError if one of ``sides`` is a single number computed from an error before its mark."""
     raw = {tensor.grad_fn: key for key, tensor in errors.items() if tensor.grad_fn is not None}
     for side in sides:
         passed = next(nodes_below(side, {**stops, **raw}), None) if not side.dim() else None

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class TapTable:
-    """Notes which layers learn from which signal, one look a kind of pass.
+    """Notes which layers learn from which signal, once for each kind of pass.
 
     Args:
-        mechanism: Whose table it is.
+        mechanism: The mechanism that the table describes.
     """
 
     def __init__(self, mechanism: DirectMechanism) -> None:
@@ -58,7 +58,7 @@ class TapTable:
         return ["tap", "shape", "feedback", "learns from it"], rows, remarks
 
     def _row(self, place: str, layers: str) -> list[str]:
-        """Return one tap's row; with several errors it has feedback for each above it."""
+        """Return one tap's row; with several errors it names the feedback of every error above the tap."""
         senders: list[Any] = [self._mechanism, *self._mechanism.further.values()]
         known = [(sender, site) for sender in senders for site in sender.sites if site.name == place]
         shape = "x".join(map(str, ("N", *known[0][1].features))) if known else ""

@@ -1,11 +1,11 @@
-"""Segments on several CPU threads: cut from each other, their backward passes need not wait for each other.
+"""Segments on several CPU threads: they are cut from each other, so their backward passes can run at once.
 
-One operation at a time on all threads is what torch does by itself, and the better way for large layers. Many small
-ones leave threads idle: there each thread had better run a segment of its own.
+Torch by itself runs one operation at a time on all threads, which is best for large layers. Small layers leave
+threads idle: then it is better that each thread runs a segment of its own.
 
-What segments share, two threads must not touch at once: a layer, a path around a cut, or a checkpoint's second forward
-pass, which sets the random state of the whole process. The first pass of a kind (which taps, which parameters learn)
-finds that out, in turns.
+Two threads must not touch at once what segments share: a layer, a path around a cut, or a checkpoint's second forward
+pass, which sets the random state of the whole process. The first pass of a kind (same taps, same learning parameters)
+finds this out; it runs the segments one after another.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _Segment = tuple[Tensor, Tensor]
 """A segment's root, and the root's signal."""
 
 _TRIED = 8
-"""How many passes are measured on either way; the first of each does not count."""
+"""The number of passes measured with one thread, and with several; the first of each does not count."""
 
 
 class ThreadChoice:
-    """Which way passes go: segments one after another, or on several threads at once.
+    """Chooses whether segments run one after another, or on several threads at once.
 
     Args:
-        threads: The number of threads; None measures both ways in the first passes, with as many threads as torch has.
+        threads: The number of threads; None measures both choices in the first passes, with torch's number of threads.
     """
 
     def __init__(self, threads: int | None) -> None:
@@ -50,15 +50,15 @@ class ThreadChoice:
         self._separate: dict[Hashable, bool] = {}
 
     def knows(self, kind: Hashable) -> bool:
-        """Whether a pass of this kind has been looked at."""
+        """Return whether a pass of this kind has been looked at."""
         return kind in self._separate
 
     def found(self, kind: Hashable, *, separate: bool) -> None:
-        """Hear whether the segments of such a pass have nothing in common."""
+        """Note whether the segments of such a pass have nothing in common."""
         self._separate[kind] = separate
 
     def concurrent(self, kind: Hashable) -> bool:
-        """Whether a pass of this kind runs on several threads."""
+        """Return whether a pass of this kind runs on several threads."""
         if not self._separate[kind]:
             return False
         if self._decided is not None:
@@ -66,7 +66,7 @@ class ThreadChoice:
         return len(self._seconds[True]) < len(self._seconds[False])
 
     def measured(self, concurrent: bool, seconds: float) -> None:
-        """Hear how long the segments of a pass took."""
+        """Note how many seconds the segments of a pass took."""
         if self._decided is None:
             self._seconds[concurrent].append(seconds)
             if min(map(len, self._seconds.values())) == _TRIED:
@@ -74,7 +74,7 @@ class ThreadChoice:
                 self._decided = together < alone
 
     def describe(self) -> str:
-        """What an attachment's table says of it."""
+        """Return the remark for the attachment's table."""
         if not all(self._separate.values()):
             return "Segments run one after another: paths lead around the cuts, or layers are shared or checkpointed."
         if self._decided is None:
@@ -96,11 +96,11 @@ def _separate(roots: Sequence[Tensor]) -> bool:
 
 
 class ThreadedPass(StoredGraphPass):
-    """All segments below the last one run when the error has come, on as many threads as ``choice`` says.
+    """A pass whose segments, except the last, run when the error has come, on as many threads as ``choice`` says.
 
     Args:
-        choice: Which way passes go.
-        learning: Which parameters want a gradient: a path around a cut has a graph only where something in it does.
+        choice: Chooses the number of threads.
+        learning: Which parameters require a gradient: a path around a cut has a graph only if a parameter on it does.
     """
 
     def __init__(self, choice: ThreadChoice, learning: tuple[bool, ...]) -> None:
@@ -108,8 +108,8 @@ class ThreadedPass(StoredGraphPass):
         self._choice, self._learning = choice, learning
 
     def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
-        """The output as it is; its backward pass runs the segments."""
-        # Where nothing above the last tap learns, there is no graph that the others could be started from. With several
+        """Return the output; its backward pass runs the segments."""
+        # If nothing above the last tap learns, there is no graph from which the segments could be started. With several
         # errors a segment has to wait for all of them.
         if output.device.type != "cpu" or not output.requires_grad or self.several:
             return super().connect(output, handler, taps, just_in_time=just_in_time)
@@ -125,7 +125,7 @@ class ThreadedPass(StoredGraphPass):
         return self._run_by(partial(_run, threads=choice.threads), output, timed)
 
     def _run_by(self, run: Callable[[Sequence[_Segment]], None], output: Tensor, make: MakeSignals) -> Tensor:
-        """The output as it is; its backward pass gives ``run`` the segments below, then goes on with the last one."""
+        """Return the output; its backward pass gives ``run`` the segments below, and then runs the last segment."""
         taps = tuple(self.outputs)
 
         def gradients(error: Tensor) -> Sequence[Tensor | None]:
@@ -137,7 +137,7 @@ class ThreadedPass(StoredGraphPass):
 
 
 def _timed(make: MakeSignals, measured: Callable[[float], None]) -> MakeSignals:
-    """The same signals; when the backward pass under way has ended, ``measured`` hears the seconds since they left."""
+    """Return ``make`` with a clock: when the backward pass has ended, ``measured`` gets the seconds it took."""
 
     def signals(error: Tensor) -> Sequence[Tensor | None]:
         start = time.perf_counter()
@@ -149,14 +149,14 @@ def _timed(make: MakeSignals, measured: Callable[[float], None]) -> MakeSignals:
 
 
 def _run_watched(found: Callable[..., None], segments: Sequence[_Segment]) -> None:
-    """Run them in turns, and tell ``found`` whether any ran forward again."""
+    """Run the segments one after another, and tell ``found`` whether one of them ran a forward pass again."""
     with _Recomputations() as watch:  # type: ignore[no-untyped-call]
         _run(segments, threads=1)
     found(separate=not watch.seen)
 
 
 class _Recomputations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees whether a backward pass runs anything forward: that has gradients enabled, as nothing else there has."""
+    """Sees whether a backward pass runs a forward pass: only such operations have gradients enabled there."""
 
     seen = False
 
@@ -168,7 +168,7 @@ class _Recomputations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _run(segments: Sequence[_Segment], threads: int) -> None:
-    """Run every segment on whichever thread is free."""
+    """Run every segment on the next free thread."""
     waiting, lock = iter(segments), threading.Lock()
     every = torch.get_num_threads()
     each = max(1, every // threads)

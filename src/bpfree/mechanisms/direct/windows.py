@@ -23,25 +23,25 @@ from bpfree.segments import Reach
 
 
 class WindowedPass(StoredGraphPass):
-    """Every segment's graph is kept, and is run once for each step of a window.
+    """A pass that keeps every segment's graph, and runs it once for each step of a window.
 
     Args:
-        window: How many segments a signal is for, at least 2.
-        arrived: Is shown what each segment learns from, one tensor a tap, shaped as its output.
+        window: The number of segments that a signal is carried through, at least 2.
+        arrived: Called with the signals that the segments learn from: one tensor per tap, shaped as the tap's output.
     """
 
     def __init__(self, window: int, arrived: Callable[[Sequence[Tensor | None]], None]) -> None:
         super().__init__()
         self._window, self._arrived = window, arrived
-        # Arguments that want a gradient, by the leaves that stand for them below.
+        # Arguments that require a gradient, by the leaves that stand for them below.
         self._outside: dict[Tensor, Tensor] = {}
-        # What the taps hand on: leaves of the segments above.
+        # The tensors that taps hand on: leaves of the segments above.
         self._entries: list[Tensor] = []
-        # What arguments that are objects hold in this pass.
+        # The tensors that objects among the arguments hold in this pass.
         self._lent: tuple[Arguments, Sequence[Any]] | None = None
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The arguments for the model: what they come from is not this run's to run, several times over."""
+        """Return the arguments with leaves in place of tensors: the graph below them must not run several times."""
         call = Arguments.of(args, kwargs)
         if not call.outside:
             return None
@@ -54,7 +54,7 @@ class WindowedPass(StoredGraphPass):
         return call.put_together(flat)
 
     def close(self) -> None:
-        """Put what objects among the arguments held back into them."""
+        """Put the original tensors back into the objects among the arguments."""
         if self._lent is not None:
             (call, flat), self._lent = self._lent, None
             call.take_back(flat)
@@ -67,7 +67,7 @@ class WindowedPass(StoredGraphPass):
         return mark(entry.requires_grad_())
 
     def last_cut(self) -> Cut:
-        """A leaf that wants a gradient."""
+        """Return the cut that hands on a leaf which requires a gradient."""
         return _entry
 
     def _give_back(self) -> Tensor:
@@ -76,7 +76,7 @@ class WindowedPass(StoredGraphPass):
 
     @outside_compiled_code
     def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
-        """The output as it is; its backward pass gives every parameter the gradient of its window."""
+        """Return the output; its backward pass gives every parameter the gradient of its window."""
         below = {id(entry) for entry in self._entries}
         learners = [leaf for leaf in Reach.of(*self.outputs, output).leaves if id(leaf) not in below]
         roots, entries = tuple(self.outputs), tuple(self._entries)
@@ -85,7 +85,7 @@ class WindowedPass(StoredGraphPass):
 
 
 def _entry(output: Tensor) -> Tensor:
-    """What the segment above begins with."""
+    """Return the leaf with which the segment above begins."""
     entry = output.detach()
     return mark(entry.requires_grad_()) if output.requires_grad else entry
 
@@ -107,11 +107,11 @@ class _Record:
         self._learners, self._window, self._arrived = learners, window, arrived
 
     def gradients(self, error: Tensor) -> Sequence[Tensor | None]:
-        """One gradient for each leaf that learns, from dL/do."""
+        """Return one gradient for each leaf that learns, from dL/do."""
         signals = self._make(error)
         carrying = [entry for entry in self._entries if entry.requires_grad]
         for _ in range(self._window - 1):
-            # Where nothing below the output layer learns, there is nothing to carry.
+            # If nothing below the output layer learns, there is nothing to carry.
             carried = iter(self._gradients(signals, error, carrying, again=True) if carrying else ())
             signals = [next(carried) if entry.requires_grad else None for entry in self._entries]
         self._arrived(signals)

@@ -1,4 +1,4 @@
-"""The forward gradient of the activations: perturbations at the taps, and the output's answer to them."""
+"""The forward gradient of the activations: perturbations at the taps, and the output's response to them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bpfree.plan import Plan
 
 class _NoMatrix(NoFeedback):
     def describe(self, site: Site) -> str:
-        """What the attachment's table says."""
+        """Return the entry of the attachment's table."""
         return "random direction"
 
 

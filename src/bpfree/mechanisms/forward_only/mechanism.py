@@ -1,8 +1,8 @@
-"""Forward passes that store no graph: a rule makes the parameters' gradients of the error alone.
+"""Forward passes that store no graph: a rule makes the parameters' gradients from the error alone.
 
-Below the module where the error is taken the model runs without a graph. Its output leaves through one autograd
-function, whose inputs are the parameters and whose backward pass returns what the rule makes of the error. What lies
-above is ordinary.
+Below the module where the error is taken the model runs without a graph. The output of that module leaves through one
+autograd function. Its inputs are the parameters, and its backward pass returns the gradients that the rule makes from
+the error. Above that module everything is ordinary.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class GraphlessPass:
     """A forward pass of the model.
 
     Attributes:
-        changes: What it has changed, until its output leaves; None where it is not of the rule.
+        changes: Undoes the changes of the pass when its output leaves; None if the pass is not the rule's.
         left: Whether its output has left through the rule's function.
-        seen: What the mechanism keeps of it.
-        graph: The output with the graph that the model itself has made below it, where it differentiates.
+        seen: The mechanism's own record of the pass.
+        graph: The output with the graph that the model itself has made below it, if the model differentiates.
     """
 
     changes: ExitStack | None = None
@@ -57,14 +57,14 @@ class GraphlessPass:
     graph: Tensor | None = None
 
     def close(self) -> None:
-        """Put back what it has changed."""
+        """Put back everything that the pass has changed."""
         changes, self.changes = self.changes, None
         if changes is not None:
             changes.close()
 
 
 def _nothing(_: Tensor) -> None:
-    """What a graph that is only looked at stores."""
+    """Store nothing, for a graph that is only looked at."""
 
 
 def _asked_for(_: None) -> Tensor:
@@ -85,11 +85,11 @@ class ForwardOnlyMechanism(Mechanism):
 
     @abstractmethod
     def _start(self, call: Call, stack: ExitStack) -> None:
-        """Make ready for a forward pass; ``stack`` takes what must be put back when the output leaves."""
+        """Prepare for a forward pass; ``stack`` takes everything that must be put back when the output leaves."""
 
     @abstractmethod
     def _gradients(self, output: Tensor, where: str) -> tuple[GradientsOfError, Tensor]:
-        """What makes the gradients of this pass, and its output as a plain tensor."""
+        """Return the function that makes the gradients of this pass, and the output as a plain tensor."""
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ class ForwardOnlyMechanism(Mechanism):
         if plan.error_module is plan.model:
             add(plan.model.register_forward_hook(self._leave))
         add(plan.model.register_forward_hook(self._end, with_kwargs=True, always_call=True))
-        # What the model's __call__ calls. Torch calls no hook where KeyboardInterrupt ends a forward pass.
+        # The model's __call__ calls this. Torch calls no hook if KeyboardInterrupt ends a forward pass.
         vars(plan.model)["_call_impl"] = self._call
         self._hook_parts()
 
@@ -113,7 +113,7 @@ class ForwardOnlyMechanism(Mechanism):
             run.close()
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model, and put right behind it what it has not put right itself."""
+        """Call the model; then put right what an interrupted pass has left."""
         model = self.plan.model
         try:
             return type(model)._call_impl(model, *args, **kwargs)  # type: ignore[no-untyped-call]
@@ -130,7 +130,7 @@ class ForwardOnlyMechanism(Mechanism):
             add(plan.error_module.register_forward_hook(self._leave))
 
     def _hooks(self, name: str) -> bool:
-        """Whether a hook of the rule's own is on a layer, and tells :meth:`_reached` of it."""
+        """Return whether the rule has its own hook on a layer, which calls :meth:`_reached`."""
         return False
 
     def _unhook_parts(self) -> None:
@@ -146,7 +146,7 @@ class ForwardOnlyMechanism(Mechanism):
             self._hook_parts()
 
     def _reached(self, name: str, module: nn.Module, args: Any) -> None:
-        """Notice a layer that runs without a call of the model."""
+        """Warn once of a layer that runs without a call of the model."""
         if self._told or self._passes.now() is not None or not self.active or self.recomputing():
             return
         self._told = True
@@ -155,7 +155,7 @@ class ForwardOnlyMechanism(Mechanism):
     # -- passes --------------------------------------------------------------------------------------------------
 
     def _kept_in_a_plain_pass(self, call: Call, way: AbstractContextManager[Any]) -> list[str]:
-        """The names of the tensors with a graph that the model keeps after a run on ``call``, done in ``way``."""
+        """Return the names of the tensors with a graph that the model keeps after a run on ``call``, within ``way``."""
         args, kwargs = copied(call)
         with without_trace(self.plan, call) as watched, silent_rules(), running_again(), way, watched:
             type(self.plan.model)._call_impl(self.plan.model, *args, **kwargs)  # type: ignore[no-untyped-call]
@@ -164,7 +164,7 @@ class ForwardOnlyMechanism(Mechanism):
 
     @outside_compiled_code
     def _tell_of_kept(self, call: Call) -> None:
-        """Tell of what a plain pass leaves in the model with a graph: a pass of this rule leaves it without."""
+        """Warn of tensors that the model keeps with a graph in a plain pass, and without one in a pass of this rule."""
         try:
             names = self._kept_in_a_plain_pass(call, saved_tensors_hooks(_nothing, _asked_for))
         except RuntimeError:  # a model that differentiates in its own pass needs what its graph stores
@@ -209,7 +209,7 @@ class ForwardOnlyMechanism(Mechanism):
             run.close()
         run.left = True
         run.graph = output if output.requires_grad else None
-        # All that are trainable, for DDP waits for all of them; those that do not learn get None.
+        # All trainable parameters, because DDP waits for all of them; those that do not learn get None.
         parameters = [parameter for parameter in self.plan.model.parameters() if parameter.requires_grad]
 
         def of_all(error: Tensor) -> list[Tensor | None]:
@@ -225,7 +225,7 @@ class ForwardOnlyMechanism(Mechanism):
             return
         missed = run.changes is not None
         run.close()
-        # `output` is None when the forward pass raised: that error goes to the user, not ours.
+        # `output` is None when the forward pass raised: the user gets that error, not ours.
         if missed and output is not None:
             raise not_reached(self.plan.error_name)
         if run.left and self.plan.error_name:
@@ -234,7 +234,7 @@ class ForwardOnlyMechanism(Mechanism):
             _close_graph(run.graph, (args, kwargs), partial(_refuse_side_loss, self.plan.where, self.rule))
 
     def put_right(self) -> None:
-        """Put back what passes of this thread have changed that were interrupted from the keyboard."""
+        """Put back the changes of passes of this thread that were interrupted from the keyboard."""
         for run in self._passes.drop_interrupted():
             run.close()
 
@@ -247,7 +247,7 @@ class ForwardOnlyMechanism(Mechanism):
 
 
 def _close_graph(output: Tensor, given: Call, refuse: Callable[[Any], None]) -> None:
-    """Call ``refuse`` where a gradient enters the graph that the model has made below ``output`` in a pass."""
+    """Call ``refuse`` if a gradient enters the graph that the model has made below ``output`` in a pass."""
     outside = {entry.grad_fn for entry in tree_leaves(given) if isinstance(entry, Tensor)}
     for node in graph_nodes(output, stops=outside):
         if node not in outside and not hasattr(node, "variable"):

@@ -1,6 +1,6 @@
-"""The mechanism of PEPITA: the error changes the input, and layers learn from how their activations answer.
+"""The mechanism of PEPITA: the error changes the input, and layers learn from the change of their activations.
 
-The first pass stores no graph; it leaves the activations of the layers that learn. When the error arrives the model
+The first pass stores no graph; it keeps the activations of the layers that learn. When the error arrives the model
 runs once more, on x - F e, with the same dropout masks; each layer's gradient is formed when the next layer begins.
 """
 
@@ -54,7 +54,7 @@ class PepitaOptions:
 
 
 class PepitaMechanism(ForwardOnlyMechanism):
-    """Two passes, and gradients from the difference of their activations.
+    """Runs two passes, and makes gradients from the difference of their activations.
 
     ``feedback["F"]`` is F, shape ``(n_in, c)``, drawn in the first forward pass.
     """
@@ -72,13 +72,13 @@ class PepitaMechanism(ForwardOnlyMechanism):
             raise nothing_to_tap(plan.model)
         self.feedback = LazyBuffers()
         self._roles: dict[str, str] = {}
-        # How each layer's parameters get gradients, and of what that was found out.
+        # The service of each layer's parameters, and the circumstances in which it was found.
         self._services: dict[str, tuple[Any, Service]] = {}
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
     def _hook_parts(self) -> None:
-        """Also watch the layers that learn, their non-linearities, and dropout."""
+        """Put hooks on the layers that learn, their non-linearities, and dropout, and the usual ones."""
         add = self._parts_handles.append
         for name, layer in self._layers.items():
             add(layer.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
@@ -210,7 +210,7 @@ class PepitaMechanism(ForwardOnlyMechanism):
         try:
             args, kwargs = self._modulated(first.call, rows * (n / options.scale))
             # The masks and statistics of the first pass; no random number and no statistic moves.
-            with first.surroundings.restored(self.plan.model), torch.no_grad():
+            with first.snapshot.restored(self.plan.model), torch.no_grad():
                 # Not the model's __call__: its hooks are for passes that somebody asked for.
                 self.plan.model.forward(*args, **kwargs)
         except StopForward:
@@ -220,14 +220,14 @@ class PepitaMechanism(ForwardOnlyMechanism):
         return second.gradients
 
     def _modulated(self, call: Call, error: Tensor) -> Call:
-        """The arguments with x - F e in the place of x."""
+        """Return the arguments with x - F e in place of x."""
         name, x = _input(self.plan.model, call)
         return with_first(call, name, x - (error @ self.feedback["F"].T.to(error)).reshape(x.shape).to(x))
 
     # -- what it looks like ----------------------------------------------------------------------------------------
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
-        """A row for each layer that could learn; what stays as it is is remarked on."""
+        """Return the header, a row for each layer that could learn, and a remark on layers without a gradient."""
         rows = [[name, type(layer).__name__, self._role(name)] for name, layer in self._layers.items()]
         unreached = ", ".join(others(self.plan.model, self._layers))
         remarks = [f"No gradient reaches {unreached}, unless above error_at."] if unreached else []
@@ -250,7 +250,7 @@ def _served(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _input(model: nn.Module, call: Call) -> tuple[str | None, Tensor]:
-    """The model's first argument: its name if it was given by name, and the tensor."""
+    """Return the model's first argument: its name (None if it was given by position), and the tensor."""
     name, given = first_argument(model, *call)
     if name is None and not call[0]:
         raise UnsupportedLayerError(

@@ -1,4 +1,4 @@
-"""PEPITA's two passes: what the first one keeps, and the gradients that are made while the second one runs."""
+"""PEPITA's two passes: the first keeps activations, the second makes the gradients while it runs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.rerun.stop import StopForward
 
 _TOLERANCE = 1e-3
-"""How far softmax(o) - e may lie from a distribution over the classes."""
+"""The largest distance allowed between softmax(o) - e and a distribution over the classes."""
 
 
 @dataclass
 class LayerCall:
-    """One call of a layer in the first pass, and its activation h behind the non-linearity ``tap``."""
+    """One call of a layer in the first pass, and its activation h after the non-linearity ``tap``."""
 
     name: str
     layer: nn.Module
@@ -39,40 +39,40 @@ class LayerCall:
 Learners: TypeAlias = Mapping[tuple[nn.Module, str], nn.Parameter]
 """A layer and a parameter's name there -> the parameter that gets the gradient.
 
-Under FSDP2 that is another one than the layer has while it runs.
+Under FSDP2 this is not the parameter that the layer has while it runs.
 """
 
 
 class FirstPass:
     """Keeps the activations of the first pass."""
 
-    def __init__(self, call: Call, surroundings: RunSnapshot) -> None:
-        self.call, self.surroundings = call, surroundings
+    def __init__(self, call: Call, snapshot: RunSnapshot) -> None:
+        self.call, self.snapshot = call, snapshot
         self.calls: list[LayerCall] = []
         self._entered = Service("formula")
 
     def enter(self, name: str, layer: nn.Module, call: Call, service: Service) -> None:
-        """A layer is called."""
+        """Note that a layer is called."""
         if self.calls:
             self.calls[-1].output = None
         self._entered = service
 
     def leave(self, name: str, layer: nn.Module, output: Any) -> None:
-        """A layer returns."""
+        """Note that a layer has returned."""
         call = LayerCall(name, layer, self._entered)
         if isinstance(output, Tensor):
             call.output, call.shape = output, output.shape
         self.calls.append(call)
 
     def activated(self, tap: str, output: Tensor, *, again: bool) -> None:
-        """A non-linearity returns, or a dropout (``again``), which changes an activation that is there."""
+        """Note the output of a non-linearity, or of a dropout (``again``), which changes a noted activation."""
         call = self.calls[-1] if self.calls else None
         if call is None or call.service.why or call.shape != output.shape or again != (call.h is not None):
             return
         call.h, call.version, call.tap = output, output._version, call.tap or tap
 
     def head(self, output: Tensor, where: str) -> LayerCall:
-        """The call of the output layer, whose output is the model's."""
+        """Return the call of the output layer, whose output is that of the model."""
         head = self.calls[-1] if self.calls else None
         made = head.output if head is not None else None
         if head is None or made is None or head.h is not None or not _same_numbers(made, output):
@@ -90,7 +90,7 @@ class FirstPass:
         return head
 
     def check(self) -> None:
-        """Raise TapOutputError for an activation that is not what the tap gave."""
+        """Raise TapOutputError if an activation was changed after its tap."""
         for call in self.calls:
             if call.h is not None and call.h._version != call.version:
                 raise TapOutputError(
@@ -125,7 +125,7 @@ class SecondPass:
         return self._calls[self._at]
 
     def enter(self, name: str, layer: nn.Module, call: Call, service: Service) -> None:
-        """The layer before is done with."""
+        """Make the gradients of the layer before, and note that a layer is called."""
         if self._h is not None:
             self._add(self._hidden(self._call, self._h))
         self._at, self._given, self._h = self._at + 1, call, None
@@ -138,7 +138,7 @@ class SecondPass:
             self._learn_head(None)
 
     def leave(self, name: str, layer: nn.Module, output: Tensor) -> None:
-        """The output layer's output ends the pass."""
+        """End the pass if this is the output of the output layer."""
         if self._at == len(self._calls) - 1:
             self._learn_head(output)
 
@@ -168,12 +168,12 @@ class SecondPass:
 
 
 class HeadError:
-    """The output layer's error.
+    """Makes the output layer's error.
 
     Args:
-        error: That of the first pass, dL/do, ``(N, c)``.
-        output: The first pass's output, where the error is to be that of the second; else None.
-        rate: What a sample's own error is multiplied by in it: 1/N of the rows that the loss touches, times the scale.
+        error: The error of the first pass, dL/do, ``(N, c)``.
+        output: The first pass's output, to make the error of the second pass; None to use the error of the first.
+        rate: The factor of one sample's own error in dL/do: 1/N of the rows that the loss uses, times the scale.
     """
 
     def __init__(self, error: Tensor, output: Tensor | None, rate: Any) -> None:
@@ -185,7 +185,7 @@ class HeadError:
             _require_cross_entropy(self._first - error / rate)
 
     def __call__(self, output: Tensor | None) -> Tensor:
-        """dL/do, ``(N, c)``, for an output of the second pass."""
+        """Return dL/do, ``(N, c)``, for an output of the second pass."""
         if output is None:
             return self._error
         # The targets y are in the first pass's error, softmax(o) - y.
@@ -195,7 +195,7 @@ class HeadError:
 
 
 def _require_cross_entropy(targets: Tensor) -> None:
-    if targets.device.type != "cpu" or not len(targets):  # elsewhere the question would stall the queue of kernels
+    if targets.device.type != "cpu" or not len(targets):  # elsewhere this check would stall the queue of kernels
         return
     off = max(float((targets.sum(1) - 1).abs().max()), -float(targets.min()))
     if off > _TOLERANCE:

@@ -27,7 +27,7 @@ from bpfree.rerun.snapshot import RunSnapshot
 
 @dataclass
 class _Directions:
-    """The directions of one pass, by parameter, or by what functional_call has put in its place; and the places."""
+    """The directions of one pass by parameter (or its replacement by functional_call), and the parameters' places."""
 
     of: dict[Tensor, Tensor] = field(default_factory=dict)
     places: dict[Tensor, tuple[nn.Module, str]] = field(default_factory=dict)
@@ -39,13 +39,13 @@ _EXCHANGING = threading.Lock()
 class WeightsMechanism(ForwardOnlyMechanism):
     """The forward gradient of the weights: the model's own forward pass runs with dual numbers.
 
-    One pass gives output and directional derivative; a second one would compute every output twice. The price: hooks
-    of the user's below ``error_at`` see dual numbers, which ``detach()`` makes constants of.
+    One pass gives the output and the directional derivative; a second pass would compute every output twice. The
+    price: hooks of the user below ``error_at`` see dual numbers, and ``detach()`` turns these into constants.
 
     Args:
         rule: The rule.
-        plan: Where it is put.
-        kind: What the directions V are drawn from.
+        plan: The model and the options.
+        kind: The distribution of the directions V.
     """
 
     def __init__(self, rule: Rule, plan: Plan, kind: Perturbations) -> None:
@@ -56,9 +56,9 @@ class WeightsMechanism(ForwardOnlyMechanism):
             raise OptionError(f"streaming=True and threads= are for segments, and {rule} has none. Leave them out.")
         self.feedback = LazyBuffers(seed=plan.seed, passes=0)
         self._kind: Perturbations = kind
-        # Parameters that are asked for are constants with a tangent: none of them requires a gradient.
+        # The parameters that a pass gets are constants with a tangent: none of them requires a gradient.
         self._rehearsal = DualPass(plan, freeze=False)
-        # How many passes have the parameters exchanged; what is then put back.
+        # The number of running passes that have the parameters exchanged; the plain ones, to put back.
         self._exchanges = 0
         self._plain: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
 
@@ -67,7 +67,7 @@ class WeightsMechanism(ForwardOnlyMechanism):
             raise compiled()
         kind, mode = kind_of(self.plan, call), self._rehearsal.mode
         if not mode.knows(kind):
-            # For its named errors, and what it learns: one raised in the model's own pass could not be given a name.
+            # A rehearsal finds errors that name the layer; an error in the model's own pass could not be given a name.
             self._rehearsal(call, self._perturbed, RunSnapshot.now(self.plan, call))
         if not self.recomputing():
             self.feedback.numbers["passes"] += 1
@@ -84,7 +84,7 @@ class WeightsMechanism(ForwardOnlyMechanism):
     def _perturbed(self) -> Generator[None]:
         """Within this context every parameter that the model asks for is a dual number, its tangent V.
 
-        In this thread: one that evaluates the model meanwhile gets the parameters themselves.
+        This holds in this thread. Another thread that evaluates the model meanwhile gets the parameters themselves.
         """
         run = self._passes.now()
         assert run is not None
@@ -118,9 +118,9 @@ class WeightsMechanism(ForwardOnlyMechanism):
         if run is None or not isinstance(run.seen, _Directions) or not parameter.requires_grad:
             return parameter
         directions = run.seen.of
-        # Within torch.func's transforms a tangent would be theirs, and gone behind them.
+        # Within transforms of torch.func a tangent would belong to them, and would be lost after them.
         with temporarily_clear_interpreter_stack():
-            if not torch._C._is_fwd_grad_enabled():  # what the model computes without gradients is a constant
+            if not torch._C._is_fwd_grad_enabled():  # the model computes without gradients here: a constant
                 return parameter.detach()
             if parameter not in directions:
                 run.seen.places[parameter] = module, name
@@ -134,7 +134,7 @@ class WeightsMechanism(ForwardOnlyMechanism):
         return perturbation((1, parameter.numel()), self._kind, parameter, generator).view(parameter.shape)
 
     def _gradients(self, output: Tensor, where: str) -> tuple[GradientsOfError, Tensor]:
-        # FSDP2 gives a layer its whole parameters for as long as it runs: those that learn are the ones in their place.
+        # FSDP2 gives a layer whole parameters while it runs: the parameters that learn are in their place afterwards.
         run = self._passes.now()
         assert run is not None
         seen, run.seen = run.seen, None
@@ -145,19 +145,19 @@ class WeightsMechanism(ForwardOnlyMechanism):
         return partial(_along, change.detach(), directions), primal.detach()
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
-        """What every parameter gets."""
+        """Return a remark on the gradient of every parameter."""
         where = f"below {self.plan.error_name!r}" if self.plan.error_name else "of the model"
         remark = f"Every trainable parameter {where} gets (dL/dV) V, V random and drawn anew in every pass."
         return [], [], [remark, "No graph is stored and nothing runs backward. Taps have no signals."]
 
 
 def _without_flat_weights(module: nn.Module) -> dict[str, Any]:
-    """Take away a recurrent module's list of its parameters, so that it asks `_parameters` for it; return what was."""
+    """Remove a recurrent module's list of its parameters, so that it asks `_parameters`; return the list."""
     if not isinstance(module, nn.RNNBase):
         return {}
     kept = {name: vars(module)[name] for name in ("_flat_weights", "_flat_weight_refs")}
     del module._flat_weights
-    # By these it finds out whether to make the list anew.
+    # The module compares these to find out whether to make the list anew.
     module._flat_weight_refs = [None] * len(module._flat_weights_names)
     return kept
 
@@ -169,15 +169,15 @@ def _in_place(module: nn.Module, name: str) -> Tensor:
 
 
 def _along(change: Tensor, directions: dict[Tensor, Tensor], error: Tensor) -> dict[Tensor, Tensor]:
-    """(sum e . odot) V, for every V in place: the memory of the direction becomes the gradient's."""
+    """Return (sum e . odot) V for every V, in place: the memory of the direction becomes that of the gradient."""
     slope = (error.to(torch.promote_types(error.dtype, torch.float32)) * change).sum()
     return {parameter: direction.mul_(slope.to(direction)) for parameter, direction in directions.items()}
 
 
 class _Asked(dict[str, Any]):
-    """A module's parameters: whoever asks for one by name gets what ``number`` makes of it.
+    """A module's parameters: a look-up by name returns the result of ``number``.
 
-    So a parameter that a forward pass does not use is not perturbed, and gets no noise for a gradient.
+    So a parameter that a forward pass does not use is not perturbed, and gets no noise as its gradient.
     """
 
     def __init__(self, module: nn.Module, parameters: dict[str, Any], number: Callable[[str, Tensor], Tensor]) -> None:

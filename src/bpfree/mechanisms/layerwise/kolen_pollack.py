@@ -23,7 +23,7 @@ from bpfree.mechanisms.layerwise.rule import LayerwiseRule
 from bpfree.plan import Plan
 
 _AT_FIRST, _LATER = 4, 64
-"""In how many first steps numbers are compared, and every how many behind them."""
+"""Numbers are compared in so many first steps, and afterwards once in so many steps."""
 
 
 @dataclass
@@ -32,11 +32,11 @@ class _Watch:
 
     Attributes:
         weight: W.
-        handle: Takes its hook out.
-        versions: How often W and B had been written to when B last got a gradient.
-        seen: The place where a gradient was largest, and the numbers that W and B had there.
-        looks: How often that was looked at.
-        wait: How many gradients from now the numbers are compared.
+        handle: Removes the hook on W.
+        versions: The versions of W and B when B last got a gradient.
+        seen: The place of the largest number of a gradient, and the numbers of W and B there.
+        looks: How many times such a place was noted.
+        wait: The number of gradients until the numbers are compared again.
     """
 
     weight: Tensor
@@ -47,9 +47,9 @@ class _Watch:
     wait: int = 0
 
     def only_w_moved(self, weight: Tensor, B: Tensor) -> bool:
-        """Whether an optimizer has stepped W and not B since B last got a gradient.
+        """Return whether an optimizer has stepped W but not B since B last got a gradient.
 
-        Fused optimizers write without counting it, so that numbers are compared as well.
+        Fused optimizers write without changing the version, so numbers are compared as well.
         """
         if self.versions is None:
             return False
@@ -60,14 +60,14 @@ class _Watch:
         return w and not b
 
     def look(self, weight: Tensor, B: Tensor) -> None:
-        """Keep what :meth:`only_w_moved` compares with."""
+        """Keep the versions and numbers for :meth:`only_w_moved`."""
         self.versions = weight._version, B._version
         if self.wait:
             self.wait -= 1
             return
         self.looks += 1
         self.wait = 0 if self.looks < _AT_FIRST else _LATER
-        # Of a sharded weight each process holds a part.
+        # Each process holds only a part of a sharded weight.
         if weight.shape == B.shape and not hasattr(weight, "full_tensor") and weight.numel():
             assert weight.grad is not None
             place = weight.grad.abs().argmax()
@@ -83,15 +83,15 @@ def _same(tensor: Tensor, place: Tensor, was: Tensor) -> bool:
 
 
 class KolenPollackMechanism(LayerwiseMechanism):
-    """Backward weights that are parameters, and that hold the gradient of W when a backward pass has ended.
+    """Backward weights that are parameters; when a backward pass has ended, they hold the gradient of W.
 
     ``feedback[name]`` is B of the layer ``name``, an ``nn.Parameter``. Every served layer has one from the start, so
-    that an optimizer can be given it; it stays empty until a forward pass shows that the layer's input needs a
-    gradient, and for ever where it does not.
+    that it can be given to an optimizer. It stays empty until a forward pass shows that the layer's input needs a
+    gradient; if the input never needs one, it stays empty for ever.
 
-    When a backward pass ends, ``B.grad`` becomes a copy of ``W.grad`` for those layers that passed a signal down. Then,
-    and not sooner: DDP or FSDP2 has by then averaged ``W.grad`` over the processes, and needs to know nothing of B,
-    which is whole on every process, also where W is sharded.
+    When a backward pass ends, ``B.grad`` becomes a copy of ``W.grad`` for the layers that passed a signal down. This
+    must not happen sooner: only then has DDP or FSDP2 averaged ``W.grad`` over the processes. These need to know
+    nothing of B: every process holds the whole B, also if W is sharded.
     """
 
     learns = True
@@ -109,7 +109,7 @@ class KolenPollackMechanism(LayerwiseMechanism):
         return {**self.__dict__, "_watched": {}}
 
     def remove(self) -> None:
-        """Take the hooks out, those on the weights too."""
+        """Take the hooks out, also those on the weights."""
         super().remove()
         for watch in self._watched.values():
             watch.handle.remove()
@@ -134,9 +134,9 @@ class KolenPollackMechanism(LayerwiseMechanism):
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         super()._begin(module, args)
-        # Not while another thread evaluates: a backward pass may be under way here.
+        # Not without gradients (an evaluation): a backward pass of another thread may be running.
         if torch.is_grad_enabled() and not self.recomputing():
-            # What a torch.autograd.grad() left, which accumulates nothing.
+            # Left by a torch.autograd.grad(), which accumulates nothing.
             self._passed_down.clear()
 
     def _follow_model(self) -> None:
@@ -161,7 +161,7 @@ class KolenPollackMechanism(LayerwiseMechanism):
             return
         if watch is not None:
             watch.handle.remove()
-        # A tensor's hooks are beyond the garbage collector: a mechanism that they held would never be freed.
+        # The garbage collector does not see a tensor's hooks: a mechanism held by them would never be freed.
         of = weakref.ref(self)
 
         def accumulated(_: Tensor) -> None:
@@ -175,13 +175,13 @@ class KolenPollackMechanism(LayerwiseMechanism):
     def _accumulated(self, name: str) -> None:
         if name in self._passed_down:
             self._passed_down.discard(name)
-            # Behind the end of the backward pass, and behind what DDP does there: queued by what is queued.
+            # After the end of the backward pass, and after DDP's work there: a queued call queues this one.
             at_end: Callable[[Callable[[], None]], None] = Variable._execution_engine.queue_callback
             at_end(partial(at_end, partial(self._copy, name)))
 
     def _copy(self, name: str) -> None:
         watch, weight = self._watched.get(name), getattr(self._layers.get(name), "weight", None)
-        # Not the weight that was watched: FSDP2 gives the layer a whole one for as long as it runs.
+        # Not `watch.weight`: FSDP2 gives the layer another, whole weight while it runs.
         if watch is None or not isinstance(weight, Tensor):
             return
         if weight.grad is None:
@@ -199,7 +199,7 @@ class KolenPollackMechanism(LayerwiseMechanism):
                 "*attachment.parameters()], lr=.1, weight_decay=1e-3)."
             )
         watch.look(weight, B)
-        # A copy: what scales or clips both gradients would act on one tensor twice.
+        # A copy: code that scales or clips both gradients would otherwise act on one tensor twice.
         B.grad = whole(weight.grad.detach()).to(B, copy=True)
 
     def _warn(self, what: str) -> None:

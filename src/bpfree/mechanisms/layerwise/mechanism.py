@@ -2,7 +2,7 @@
 
 A forward pre-hook detaches the layer's input, so that autograd never forms W^T delta; a forward hook joins the
 output to that input again through :class:`Join`, whose gradient uses B. Weight and bias keep their exact local
-gradients. Both hooks are the innermost of their layer: what other hooks make of input and output is ordinary.
+gradients. Both hooks are the innermost of their layer: changes that other hooks make have ordinary gradients.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Pass:
     """A forward pass of the model.
 
     Attributes:
-        awaited: The places of errors that it has not reached yet; behind all of them layers are exact.
+        awaited: The places of errors that it has not reached yet; after the last one, layers learn exactly.
     """
 
     awaited: set[str]
@@ -55,12 +55,12 @@ class _Calls:
 
     Attributes:
         run: The pass that the thread is in.
-        inputs: Of the layers that are running: the input before it was detached, the call, and how to serve it.
-        weights: Their weights, as a parametrization has computed them for this call.
-        outside: The layers that were called without the model since a pass began there.
+        inputs: For every running layer, its input before it was detached, its call, and its service.
+        weights: The running layers' weights, as a parametrization has computed them for this call.
+        outside: The layers that were called without the model since a pass without the model began.
         reached: The places of errors that such a pass has reached.
-        sent_back: Whether an error has come back to such a pass: the next call of a layer belongs to another one.
-        transporting: Whether B is W, to be compared with autograd.
+        sent_back: Whether an error has come back to such a pass: the next call of a layer begins another pass.
+        transporting: Whether B is W, for a comparison with autograd.
     """
 
     run: _Pass | None = None
@@ -72,7 +72,7 @@ class _Calls:
     transporting: bool = False
 
     def begin_outside(self) -> None:
-        """Forget what was called without the model: another pass begins there."""
+        """Forget the layers called without the model: another such pass begins."""
         self.outside.clear()
         self.reached.clear()
         self.sent_back = False
@@ -81,13 +81,13 @@ class _Calls:
 class LayerwiseMechanism(Mechanism):
     """Hooks and backward weights of one layerwise rule on one model.
 
-    ``feedback[name]`` is what the rule keeps for the layer ``name``; there is none for a layer whose input needs no
-    gradient, such as the first.
+    ``feedback[name]`` is the tensor that the rule keeps for the layer ``name``; a layer whose input needs no gradient,
+    such as the first layer, has none.
     """
 
     rule: LayerwiseRule
     learns = False
-    """Whether B takes steps, which may be small beside it."""
+    """True if B takes steps: these may be too small for a low precision."""
 
     def __init__(self, rule: LayerwiseRule, plan: Plan) -> None:
         super().__init__(rule, plan)
@@ -102,7 +102,7 @@ class LayerwiseMechanism(Mechanism):
         self._tree = ModuleTree(plan.model)
         self._hooked: dict[str, list[RemovableHandle]] = {}
         self._error_handles: dict[str, RemovableHandle] = {}
-        # How each layer is served, and of what that was found out.
+        # The service of each layer, and the circumstances in which it was found.
         self._services: dict[str, tuple[Any, Service]] = {}
         self._called: set[str] = set()
         # Layers above the error's place, which learn exactly, in the last training pass.
@@ -114,7 +114,7 @@ class LayerwiseMechanism(Mechanism):
     # -- hooks ---------------------------------------------------------------------------------------------------
 
     def install(self) -> None:
-        """Put a pair of hooks on every served layer, and mark where a pass begins, leaves its error and ends."""
+        """Put a pair of hooks on every served layer, and hooks where a pass begins, takes its error and ends."""
         add = self._handles.append
         add(self.plan.model.register_forward_pre_hook(self._begin))
         for name, layer in self._layers.items():
@@ -150,7 +150,7 @@ class LayerwiseMechanism(Mechanism):
             handle.remove()
 
     def _keep_innermost(self) -> None:
-        """Put the hooks back next to the layers' forward functions, where hooks were added since."""
+        """Move the hooks back next to the layers' forward functions, if other hooks were added since."""
         for name, layer in self._layers.items():
             before, behind = self._hooked[name][0].id, self._hooked[name][1].id
             if next(reversed(layer._forward_pre_hooks)) != before and layer is not self.plan.model:
@@ -188,7 +188,7 @@ class LayerwiseMechanism(Mechanism):
         self._calls().run = self._passes.now()
 
     def _is_exact(self, name: str, calls: _Calls) -> bool:
-        """Whether a layer that is called lies above the error's place."""
+        """Return whether a layer that is called lies above the error's place."""
         if calls.run is not None:
             above = not calls.run.awaited
         elif self.recomputing():  # a checkpoint's second run of a part: as in the last pass
@@ -200,10 +200,10 @@ class LayerwiseMechanism(Mechanism):
         return above
 
     def _is_above_outside(self, name: str, calls: _Calls) -> bool:
-        """Return the same where the model's own call is missing: a part of it, or another method, was called.
+        """Return the same if the model itself was not called, but a part of it, or another of its methods.
 
-        There a pass begins behind the backward pass of the one before. It also begins where all errors have been
-        reached, with a layer that was called already.
+        Such a pass begins after the backward pass of the one before. It also begins when all errors have been reached,
+        with a layer that was called already.
         """
         above, compiling = len(calls.reached) == len(self.plan.errors), torch.compiler.is_compiling()
         if not calls.outside or calls.sent_back or (name in calls.outside and (above or compiling)):
@@ -216,7 +216,7 @@ class LayerwiseMechanism(Mechanism):
         return above
 
     def _require_same_model(self, name: str) -> None:
-        """Raise VerificationError where layers that are new in the model may have run in this pass without B."""
+        """Raise VerificationError if layers that are new in the model may have run in this pass without B."""
         if self._tree.has_changed():
             self._follow_model()
             raise VerificationError(
@@ -226,7 +226,7 @@ class LayerwiseMechanism(Mechanism):
             )
 
     def _follow_model(self) -> None:
-        """Take in the layers that came into the model since the last training pass, and forget those that went."""
+        """Serve layers that came into the model since the last training pass, and forget layers that went."""
         if not self._tree.has_changed():
             return
         before, plan = self.plan, followed(self.plan)
@@ -251,7 +251,7 @@ class LayerwiseMechanism(Mechanism):
             warnings.warn(self._told_of(new, gone), BpfreeWarning, stacklevel=2)
 
     def _take_in(self, name: str, layer: nn.Module) -> None:
-        """Make ready for a layer that has come into the model."""
+        """Prepare for a layer that has come into the model."""
 
     def _told_of(self, new: list[str], gone: list[str]) -> str:
         names, lost = ", ".join(map(repr, new)), ", ".join(map(repr, (name for name in gone if name not in new)))
@@ -263,7 +263,7 @@ class LayerwiseMechanism(Mechanism):
     def _cut(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         calls = self._calls()
         if calls.inputs:
-            calls.inputs.pop(name, None)  # of a call that has raised
+            calls.inputs.pop(name, None)  # left by a call that has raised
         if not torch.compiler.is_compiling() and hooks_on_saving() is not None:
             served = self._is_served_in_checkpoint(name, calls)
         else:
@@ -282,7 +282,7 @@ class LayerwiseMechanism(Mechanism):
         return with_first((args, kwargs), key, given.detach())
 
     def _is_served_in_checkpoint(self, name: str, calls: _Calls) -> bool:
-        """Whether this call of a layer uses B; in the second run of a checkpointed part, as in its first run."""
+        """Return whether this call of a layer uses B; the second run of a checkpointed part repeats its first run."""
         around = checkpoints_around()
         if around.second is None:
             served = self.active and not self._is_exact(name, calls)
@@ -292,10 +292,10 @@ class LayerwiseMechanism(Mechanism):
         return served
 
     def _service(self, name: str, layer: nn.Module, call: Call) -> Service:
-        """How to serve a layer; found out at its first call, and again when something about the layer has changed."""
+        """Return the service of a layer; it is found at the first call, and again when the layer has changed."""
         kept = self._services.get(name)
         if kept is not None:
-            # A class of torch's own, the usual case, or the whole of what a layer may depend on.
+            # Compare the class alone for torch's own classes, the usual case; else everything a layer may depend on.
             known = kept[0] is type(layer) and "forward" not in layer.__dict__
             if known or torch.compiler.is_compiling() or kept[0] == circumstances_of(layer, call):
                 return kept[1]
@@ -304,7 +304,7 @@ class LayerwiseMechanism(Mechanism):
         return service
 
     def _computed(self, name: str, module: nn.Module, args: Any, weight: Tensor) -> None:
-        """Keep the weight that a parametrization has computed: to ask for it again may move what that one keeps."""
+        """Keep the weight that a parametrization has computed: to compute it again may change its state."""
         if self.active:
             self._calls().weights[name] = weight.detach()
 
@@ -361,7 +361,7 @@ class LayerwiseMechanism(Mechanism):
 
     @contextmanager
     def transporting(self) -> Generator[None]:
-        """Within this context B is W in the passes of this thread: backpropagation, if all layers are served right."""
+        """Within this context B is W in this thread: the rule is backpropagation, if all layers are served right."""
         calls = self._calls()
         before, calls.transporting = calls.transporting, True
         try:
@@ -375,7 +375,7 @@ class LayerwiseMechanism(Mechanism):
         return self._layers
 
     def served(self) -> dict[str, nn.Module]:
-        """The layers whose inputs get signals made with B, by name, of those that were called so far."""
+        """Return, by name, the layers called so far whose inputs get signals made with B."""
         return {name: self._layers[name] for name, (_, kept) in self._services.items() if kept.way != "ordinary"}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -390,7 +390,7 @@ class LayerwiseMechanism(Mechanism):
     # -- what it looks like ----------------------------------------------------------------------------------------
 
     def table(self) -> tuple[list[str], list[list[str]], list[str]]:
-        """A row for each served layer; the layers that pass ordinary gradients are remarked on."""
+        """Return the header, a row for each served layer, and a remark on layers that pass ordinary gradients."""
         rows = [[name, type(layer).__name__, self._state(name)] for name, layer in self._layers.items()]
         ordinary = ", ".join(sorted(others(self.plan.model, self._layers)))
         remarks = [f"Ordinary gradients pass through {ordinary}."] if ordinary else []
@@ -412,7 +412,7 @@ class LayerwiseMechanism(Mechanism):
 
 
 def _end_outside(calls: _Calls, weight: Callable[[], Tensor]) -> Tensor:
-    """Return the weight for the backward pass of a call without the model; that pass is over then."""
+    """Return the weight for the backward pass of a call without the model, and note that this pass is over."""
     calls.sent_back = True
     return weight()
 

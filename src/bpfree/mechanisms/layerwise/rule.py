@@ -1,4 +1,4 @@
-"""The layerwise rules: which weights carry the error down."""
+"""The base of the layerwise rules: it says which weights carry the error down."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class LayerwiseRule(Rule):
     """
 
     def mechanism(self, plan: Plan) -> Mechanism:
-        """Join every layer to its input through a function whose gradient uses B."""
+        """Make the mechanism that joins every layer to its input through a function whose gradient uses B."""
         return LayerwiseMechanism(self, plan)
 
     @property
     def redraws(self) -> bool:
-        """Whether B is drawn anew in every forward pass."""
+        """True if B is drawn anew in every forward pass."""
         return False
 
     @abstractmethod
     def draw(self, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """What is kept, and saved, for one layer; drawn once."""
+        """Draw, once, the tensor to keep and save for one layer."""
 
     def backward_weight(self, weight: Tensor, kept: Tensor, generator: Callable[[], torch.Generator]) -> Tensor:
-        """B, of ``weight``'s shape, for the backward pass of one forward pass; what was kept, unless overridden.
+        """Return B, of ``weight``'s shape, for the backward pass of one forward pass: ``kept``, unless overridden.
 
-        ``generator()`` is one seeded for this layer and forward pass, for rules that draw anew.
+        ``generator()`` returns a generator seeded for this layer and forward pass, for rules that draw anew.
         """
         return kept

@@ -23,9 +23,9 @@ class WeightMirrorMechanism(LayerwiseMechanism):
 
     Args:
         rule: The rule.
-        plan: Where it is put.
+        plan: The model and the options.
         rate: The weight of one step's estimate of W.
-        decay: What B loses in one step.
+        decay: The share of B that one step takes away.
         batch: The number of noise vectors of one step.
         steps: The number of steps before a training forward pass.
     """
@@ -87,7 +87,7 @@ class WeightMirrorMechanism(LayerwiseMechanism):
             kept.copy_(written)
 
     def _noise(self, name: str, shape: tuple[int, ...], weight: Tensor) -> Tensor:
-        """Numbers of mean 0 and variance 1, on ``weight``'s device."""
+        """Draw numbers of mean 0 and variance 1, on ``weight``'s device."""
         numbers = self.feedback.numbers
         seed = derived_seed(numbers["seed"], name, "mirror", numbers["mirrored"])
         generator = torch.Generator(weight.device).manual_seed(seed)

@@ -14,7 +14,7 @@ from bpfree.mechanisms.learned.mechanism import LearnedMechanism, in_own_precisi
 
 
 class ErrorLearnedMechanism(LearnedMechanism):
-    """A learned mechanism whose evidence is e^T h_l: from outputs that were kept, or as they pass behind the error."""
+    """A learned mechanism whose evidence is e^T h_l, from outputs that were kept, or that a rerun makes."""
 
     def _remember(self, state: PassState, layout: Layout, outputs: Sequence[Tensor]) -> PassMemory:
         memory = super()._remember(state, layout, outputs)

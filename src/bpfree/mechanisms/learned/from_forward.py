@@ -1,4 +1,4 @@
-"""Direct feedback that learns from forward passes alone: an estimating pass runs behind every forward pass."""
+"""Direct feedback that learns from forward passes alone: an estimating pass follows every forward pass."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bpfree.plan import Plan
 
 @dataclass(frozen=True)
 class ForwardLearnedRule(LearnedRule):
-    """A learned rule whose evidence is the forward estimate of do/dh_l: no error and no backward pass enters it.
+    """A learned rule whose evidence is the forward estimate of do/dh_l, made without an error or a backward pass.
 
     Args:
         perturbations: The distribution of v: random signs (``"rademacher"``), several times cheaper to draw on a CPU
@@ -36,7 +36,7 @@ class ForwardLearnedRule(LearnedRule):
         choice("perturbations", self.perturbations, ("normal", "rademacher"))
 
     def mechanism(self, plan: Plan) -> LearnedMechanism:
-        """An estimating pass runs behind the forward pass."""
+        """Make the mechanism that runs an estimating pass after the forward pass."""
         return ForwardLearnedMechanism(self, plan)
 
     def evidence(self, seen: Observation, matrices: Sequence[Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Direct feedback that learns: the matrices move a little in every backward pass, before they project the error."""
+"""Direct feedback that learns: the matrices take a step in every backward pass, before they project the error."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from bpfree.plan import Plan
 Stepper: TypeAlias = Literal["rule", "optimizer"]
 
 _DIVERGED = 1e4
-"""How many times the norm that it began with, or the largest of its evidence, a matrix may have."""
+"""The largest norm of a matrix, relative to its first norm or to the largest norm of its evidence."""
 
 _LOOK = 100
-"""On an accelerator, in which steps norms are looked at."""
+"""On an accelerator, norms are checked once in so many steps."""
 
 _PATIENCE = 5
-"""At which step a matrix that an optimizer should have moved is looked at."""
+"""The step at which a matrix is checked that an optimizer should have moved."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a rule's learning rate may depend on.
+    """The numbers that a rule's learning rate may depend on.
 
     Attributes:
         rows: N, the number of samples (tokens, nodes) behind one step.
@@ -59,11 +59,12 @@ class Size:
 class LearnedRule(DirectRule):
     """A direct rule whose matrices B_l learn.
 
-    In each backward pass the rule has one piece of evidence a tap, of B_l's shape. From it follows a direction, down
-    which B_l takes a step of ``rate``. A rule of your own overrides :meth:`direction`, and :meth:`rate`.
+    In each backward pass the rule has one tensor of evidence per tap, of B_l's shape. From the evidence follows a
+    direction, against which B_l takes a step of ``rate``. A rule of your own overrides :meth:`direction` and
+    :meth:`rate`.
 
     Args:
-        feedback: How B_l begins; one matrix a tap.
+        feedback: The first B_l; one matrix per tap.
         every: Learn in every ``every``-th training pass only.
         stepped_by: ``"rule"``: B_l takes the step by itself. ``"optimizer"``: the matrices are parameters of the
             attachment, their ``.grad`` is the direction, and an optimizer of yours takes the step, with its own
@@ -87,28 +88,28 @@ class LearnedRule(DirectRule):
 
     @abstractmethod
     def mechanism(self, plan: Plan) -> LearnedMechanism:
-        """Cut the graph at every tap, let the feedback learn, broadcast the error."""
+        """Make the mechanism that cuts the graph at every tap, lets the feedback learn, and broadcasts the error."""
 
     @abstractmethod
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
-        """The gradient of what B_l, ``(c, m)``, descends on, given the evidence, ``(c, m)``."""
+        """Return the direction against which B_l steps, ``(c, m)``, from B_l and the evidence, both ``(c, m)``."""
 
     def rate(self, size: Size) -> float:
-        """The length of the step, where the rule takes it."""
+        """Return the length of the step, if the rule takes it."""
         return 1.0
 
     @property
     def begins_at_zero(self) -> bool:
-        """Whether B_l begins at zero and not at random."""
+        """True if B_l begins at zero, not at random."""
         return True
 
     @property
     def keeps_norm(self) -> bool:
-        """Whether every B_l keeps the norm that it began with."""
+        """True if every B_l keeps its first norm."""
         return False
 
     def memory(self, step: int) -> float:
-        """The weight of new evidence in its running average, from 1 (no average) down; ``step`` counts from 1."""
+        """Return the weight of new evidence in its running average, 1 for no average; ``step`` counts from 1."""
         return 1.0
 
 
@@ -124,11 +125,11 @@ class LearnedProjection(Projection):
                 self.reserve(name, like)
 
     def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
-        """Draw what is not there yet, in single precision at least."""
+        """Draw the matrices that do not exist yet, in single precision at least."""
         super().prepare(sites, c, at_least_single(like))
 
     def name(self, site: Site) -> str:
-        """Under which name a tap's matrix is kept: what an optimizer holds has its tap's name alone."""
+        """Return the name under which a tap's matrix is kept; for an optimizer, it is the tap's name alone."""
         return site.module if self._rule.stepped_by == "optimizer" else super().name(site)
 
     def _drawn(self, name: str, matrix: Tensor) -> Tensor:
@@ -143,19 +144,19 @@ class LearnedProjection(Projection):
 
     @property
     def copies(self) -> int:
-        """Two where the evidence is averaged."""
+        """The number of copies of each matrix: two if the evidence is averaged, else one."""
         return 1 if self._rule.memory(1) == self._rule.memory(2) == 1.0 else 2
 
     def describe(self, site: Site) -> str:
-        """The form of a tap's feedback, for the attachment's table."""
+        """Return the form of a tap's feedback, for the attachment's table."""
         return f"{super().describe(site)}, learns"
 
 
 class LearnedMechanism(DirectMechanism):
     """A direct mechanism whose feedback takes a step before it projects an error.
 
-    ``feedback[name]`` is B_l; ``averages[name]`` the running average of its evidence, for rules that take one;
-    ``steps.numbers[name]`` the steps that it has taken, for not every pass reaches every tap.
+    ``feedback[name]`` is B_l. ``averages[name]`` is the running average of its evidence, for rules that take one.
+    ``steps.numbers[name]`` is the number of its steps: not every pass reaches every tap.
     """
 
     rule: LearnedRule
@@ -171,7 +172,7 @@ class LearnedMechanism(DirectMechanism):
         self._begun_with: Layout | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has of it: passes of its own begin anew."""
+        """Return the state for a copy, whose passes begin anew."""
         return {**super().__getstate__(), "_begun_with": None}
 
     def _remember(self, state: PassState, layout: Layout, outputs: Sequence[Tensor]) -> PassMemory:
@@ -186,11 +187,11 @@ class LearnedMechanism(DirectMechanism):
     def _connect(
         self, call: PassState, run: TrainingPass, name: str, output: Tensor, *, first: bool, alone: bool
     ) -> Tensor:
-        # A compiled backward pass would leave out what Python does in it: the learning.
+        # A compiled backward pass would leave out the Python code in it: the learning.
         return super()._connect(call, run, name, output, first=first, alone=alone)
 
     def learn(self, memory: PassMemory, error: Tensor) -> None:
-        """Let every matrix take the step that its evidence asks for; evidence that has overflowed asks for none."""
+        """Let every matrix take a step by its evidence; evidence that has overflowed gives no step."""
         evidence, memory.evidence = memory.evidence, {}
         if not evidence:
             return
@@ -237,7 +238,7 @@ class LearnedMechanism(DirectMechanism):
 
     @staticmethod
     def _looks(matrix: Tensor, step: int) -> bool:
-        """Whether the numbers of this step are looked at: on an accelerator that stalls the queue of kernels."""
+        """Return whether to look at the numbers of this step: on an accelerator, this stalls the queue of kernels."""
         return matrix.device.type == "cpu" or step % _LOOK == 0
 
     def _expect_steps(self, name: str, matrix: Tensor, size: Size) -> None:
@@ -250,7 +251,7 @@ class LearnedMechanism(DirectMechanism):
             )
 
     def _check(self, name: str, norm: float, evidence: float) -> None:
-        """Raise FeedbackDivergedError where a matrix of this norm has outgrown what it began with and learns from."""
+        """Raise FeedbackDivergedError if a matrix's norm has outgrown both its first norm and its evidence."""
         usual = self._usual[name] = max(self._usual[name], evidence if math.isfinite(evidence) else 0.0)
         if not math.isfinite(norm) or norm > _DIVERGED * usual:
             raise FeedbackDivergedError(
@@ -260,11 +261,11 @@ class LearnedMechanism(DirectMechanism):
             )
 
     def matrices(self, sites: Sequence[Site]) -> list[Tensor]:
-        """B_l, ``(c, m_l)``, of these taps."""
+        """Return B_l, ``(c, m_l)``, of these taps."""
         return [self.feedback[self.feedback.name(site)].detach() for site in sites]
 
     def _gathered(self, sites: Sequence[Site], evidence: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The evidence by matrix: calls of one module have one, and learn from their mean."""
+        """Return the evidence by matrix. Calls of one module share a matrix, which learns from their mean."""
         found: dict[str, list[Tensor]] = {}
         for site, given in zip(sites, evidence, strict=True):
             found.setdefault(self.feedback.name(site), []).append(given)
@@ -277,5 +278,5 @@ class LearnedMechanism(DirectMechanism):
 
 
 def in_own_precision(tensor: Tensor) -> torch.autocast:
-    """Within this context products are in their factors' precision, although autocast may surround the model."""
+    """Within this context products keep their factors' precision, also if the model runs under autocast."""
     return torch.autocast(tensor.device.type, enabled=False)

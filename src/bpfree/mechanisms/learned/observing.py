@@ -1,4 +1,4 @@
-"""Direct mechanisms that look back at a forward pass: an estimating pass runs behind it."""
+"""Direct mechanisms that run an estimating pass after a forward pass."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from bpfree.verification.second_run import check_second_run
 
 
 class ObservingMechanism(DirectMechanism):
-    """Runs the estimating pass when a forward pass has ended, and hands on what it saw.
+    """Runs the estimating pass when a forward pass has ended, and hands on its observation.
 
     Args:
         rule: The rule.
-        plan: Where it is put.
-        kind: What the perturbations are drawn from.
+        plan: The model and the options.
+        kind: The distribution of the perturbations.
     """
 
     def __init__(self, rule: DirectRule, plan: Plan, kind: Perturbations) -> None:
@@ -40,37 +40,37 @@ class ObservingMechanism(DirectMechanism):
         self._estimator = Estimator(plan, kind, self._form)
 
     def replan(self, plan: Plan) -> None:
-        """Serve the model as ``plan`` has it, with the feedback that is there."""
+        """Serve the model as ``plan`` describes it, and keep the feedback."""
         self._estimator = Estimator(plan, self._kind, self._form)
         super().replan(plan)
 
     def _form(self, site: Site) -> Form:
-        """What the perturbation of a tap is made of: one number a feature."""
+        """Return the form of a tap's perturbation: one number per feature."""
         return Form.of(site.features, None, site.channel)
 
     def _is_wanted(self, state: PassState) -> bool:
-        """Whether the pass that begins is to be observed; asked once a pass."""
+        """Return whether to observe the pass that begins; called once per pass."""
         return True
 
     def _seed(self) -> int:
-        """The seed of this pass's perturbations."""
+        """Return the seed of this pass's perturbations."""
         raise NotImplementedError
 
     def _seen(self, memory: PassMemory, observation: Observation) -> None:
-        """Hear what the estimating pass saw of the forward pass behind ``memory``."""
+        """Take the observation of the forward pass that ``memory`` is about."""
         memory.observation = observation
 
     def check_estimates(self, call: Any, sites: Sequence[Site]) -> list[Finding]:
-        """Try whether the model runs a second time as it did the first, and whether its tangents fit its gradients."""
+        """Check that the model runs a second time as it did the first, and that its tangents fit its gradients."""
         found = check_second_run(self.plan, call)
         if found or not sites:
             return found
-        # Gradients are asked for too: hooks on them, and what they count, are the user's.
+        # This computes gradients too: no hook of the user must see them.
         with without_trace(self.plan, call):
             return check_adjoint(self._estimator, call, RunSnapshot.now(self.plan, call), sites)
 
     def install(self) -> None:
-        """Also keep what costly layers give, and look back when the forward pass has ended."""
+        """Put the hooks in, also those that keep the outputs of costly layers."""
         self._handles += self._estimator.tape.install()
         super().install()
 
@@ -83,7 +83,7 @@ class ObservingMechanism(DirectMechanism):
         super()._on_begin(state, call)
         state.observed = state.counts and self._is_wanted(state)
         if state.observed:
-            # Behind a pass that stores no graph nothing may grow with the depth.
+            # A pass that stores no graph must not keep anything that grows with the depth.
             self._estimator.begin(call, keep=not self.plan.streaming)
         else:
             self._estimator.tape.drop()
@@ -111,7 +111,7 @@ class ObservingMechanism(DirectMechanism):
             sender._seen(memory, observation)
 
     def _tangent(self, response: Response, name: str, output: Tensor) -> Tensor:
-        """The tangent of the error ``name``; zero where the estimating pass did not come there."""
+        """Return the tangent of the error ``name``; zero if the estimating pass did not reach it."""
         for place, tangents in zip(self.plan.errors, response.tangents, strict=True):
             for path, tangent in tangents.items():
                 if error_key(place, path) == name:
@@ -120,9 +120,9 @@ class ObservingMechanism(DirectMechanism):
 
 
 def _grouped(memories: Mapping[str, PassMemory]) -> tuple[list[dict[str, Site]], dict[str, int]]:
-    """The taps below the errors, and by error which group of them it has.
+    """Return groups of the taps below the errors, and the number of the group for each error.
 
-    Errors that lay out a tap in several ways are perturbed one group at a time.
+    If errors lay out a tap differently, they are in different groups, and the groups are perturbed one at a time.
     """
     groups: list[dict[str, Site]] = []
     group_of: dict[str, int] = {}

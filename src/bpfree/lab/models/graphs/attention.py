@@ -19,13 +19,13 @@ _BLOCKS = 4  # that projections of several groups are put together to
 
 
 class Attended:
-    """Who attends to what: every head of a node to the same head of its neighbours and of itself, in several layers.
+    """The pattern of attention: a node's head attends to the same head of its neighbours and itself, in several layers.
 
     Attributes:
         pattern: Rows are nodes x heads, columns nodes x layers x heads. Values come by node, head and neighbour, and
             the layers of one neighbour follow one another.
         rows: The row of each value.
-        weights: What graph convolution weighs each neighbour with, one for each node, head and neighbour.
+        weights: The weights of graph convolution, one for each node, head and neighbour.
     """
 
     def __init__(self, edges: Tensor, n: int, heads: int, layers: int) -> None:
@@ -45,7 +45,7 @@ class Attended:
 
 @functools.cache
 def attended(heads: int, layers: int = 1) -> Callable[[Tensor, int], Attended]:
-    """What makes :class:`Attended` of the edges of a graph, once for each graph."""
+    """Return the function that makes :class:`Attended` from the edges of a graph, once for each graph."""
     return of_edges(lambda edges, n: Attended(edges, n, heads, layers))
 
 
@@ -64,7 +64,7 @@ class GATConv(gnn.GATConv):
         self.lin = Linear(inputs, heads * outputs, bias=False, weight_initializer="glorot")
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """The new features of all nodes."""
+        """Return the new features of all nodes."""
         h = self.lin(x).view(-1, self.heads, self.out_channels)
         to = attended(self.heads)(edges, len(x))
         from_target, from_source = ((h * part).sum(-1).flatten() for part in (self.att_dst, self.att_src))
@@ -75,7 +75,7 @@ class GATConv(gnn.GATConv):
 
 
 def softmax(scores: Tensor, to: Attended) -> Tensor:
-    """The softmax of scores ``(k,)`` over each row."""
+    """Return the softmax of scores ``(k,)`` over each row."""
     n = to.pattern.shape[0]
     with torch.no_grad():
         highest = scores.new_full((n,), -torch.inf).scatter_reduce(0, to.rows, scores, "amax")
@@ -100,7 +100,7 @@ class DNAConv(gnn.DNAConv):
         super().__init__(channels, heads, groups, dropout)
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """The new features of all nodes."""
+        """Return the new features of all nodes."""
         (n, layers, channels), project = x.shape, self.multi_head
         to, width = attended(project.heads, layers)(edges, n), channels // project.heads
         q, k, v = (
@@ -115,7 +115,7 @@ class DNAConv(gnn.DNAConv):
 
 
 def grouped(layer: GroupedLinear, x: Tensor) -> Tensor:
-    """What DNAConv's linear layer of several groups gives for ``(..., channels)``, as ``(rows, channels)``.
+    """Return the output ``(rows, channels)`` of DNAConv's linear layer of several groups for ``(..., channels)``.
 
     Several groups together are one block of a diagonal: sixteen products with 8 x 8 matrices take seven times as long.
     """

@@ -33,21 +33,21 @@ def of_edges(function: Callable[[Tensor, int], Found]) -> Callable[[Tensor, int]
 
 @of_edges
 def normalized(edges: Tensor, n: int) -> Sparse:
-    """D^-1/2 (A + I) D^-1/2 of Kipf and Welling 2017."""
+    """Return D^-1/2 (A + I) D^-1/2 of Kipf and Welling 2017."""
     places, values = gcn_norm(edges, None, n)
     return Sparse.at(places.flip(0), values, (n, n))
 
 
 @of_edges
 def laplacian(edges: Tensor, n: int) -> Sparse:
-    """2 L / 2 - I with L = I - D^-1/2 A D^-1/2, whose largest eigenvalue is taken to be 2 (Defferrard et al. 2016)."""
+    """Return 2 L / 2 - I, L = I - D^-1/2 A D^-1/2; L's largest eigenvalue is taken as 2 (Defferrard et al. 2016)."""
     places, values = get_laplacian(edges, None, "sym", num_nodes=n)
     values = values - (places[0] == places[1]).float()
     return Sparse.at(places.flip(0), values, (n, n))
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Dropout of features, dense or sparse, ``(n, features)``."""
+    """Apply dropout to features, dense or sparse, ``(n, features)``."""
     if x.layout == torch.strided:
         return F.dropout(x, p, training)
     return Sparse.of(x).dropout(p).tensor() if training and p else x
@@ -57,7 +57,7 @@ class Linear(gnn.Linear):
     """torch_geometric's linear layer, for sparse inputs too."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(n, outputs)`` from ``(n, inputs)``, dense or sparse."""
+        """Return ``(n, outputs)`` from ``(n, inputs)``, dense or sparse."""
         if x.layout == torch.strided:
             return super().forward(x)
         out = Sparse.of(x) @ self.weight.T
@@ -72,7 +72,7 @@ class GCNConv(gnn.GCNConv):
         self.lin = Linear(inputs, outputs, bias=False, weight_initializer="glorot")
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """The new features of all nodes."""
+        """Return the new features of all nodes."""
         return normalized(edges, len(x)) @ self.lin(x) + self.bias
 
 
@@ -93,7 +93,7 @@ class ChebConv(gnn.ChebConv):
         self.lins = nn.ModuleList([Linear(inputs, outputs, bias=False, weight_initializer="glorot") for _ in range(K)])
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """The new features of all nodes."""
+        """Return the new features of all nodes."""
         L = laplacian(edges, len(x))
         first, *others = (lin(x) for lin in self.lins)
         later = last = None
@@ -129,7 +129,7 @@ class SplineConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """The new features of all nodes."""
+        """Return the new features of all nodes."""
         out = self.lin(x) + self.bias
         for lin, neighbours in zip(self.lins, spline_means(edges, len(x), len(self.lins)), strict=True):
             out = out + neighbours @ lin(x)
@@ -137,7 +137,7 @@ class SplineConv(nn.Module):
 
 
 def spline_means(edges: Tensor, n: int, kernel_size: int) -> list[Sparse]:
-    """For each matrix of a spline convolution, the mean over neighbours weighted by that matrix's part in W(u)."""
+    """Return for each matrix of a spline convolution the mean over neighbours, weighted by its part in W(u)."""
     return _spline_means(kernel_size)(edges, n)
 
 
@@ -154,7 +154,7 @@ def _spline_means(kernel_size: int) -> Callable[[Tensor, int], list[Sparse]]:
 
 
 def spline_basis(u: Tensor, kernel_size: int) -> Tensor:
-    """The part of each of ``kernel_size`` control points in an open B-spline of degree 1, ``(m, kernel_size)``.
+    """Return the part of each of ``kernel_size`` control points in an open B-spline of degree 1, ``(m, kernel_size)``.
 
     Args:
         u: Pseudo-coordinates in 0 to 1, ``(m,)``.

@@ -39,7 +39,7 @@ class TwoConvolutions(nn.Module):
         self.input_dropout = input_dropout
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """The logarithms of the classes' probabilities for all nodes."""
+        """Return the logarithms of the classes' probabilities for all nodes."""
         h = self.act(self.conv1(dropout(x, self.input_dropout, self.training), edges))
         return F.log_softmax(self.conv2(self.dropout(h), edges), dim=1)
 
@@ -189,7 +189,7 @@ class DNA(nn.Module):
         self.cut_stack = cut_stack
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """The logarithms of the classes' probabilities for all nodes."""
+        """Return the logarithms of the classes' probabilities for all nodes."""
         h = self.dropout(self.acts[0](self.lin1(x)))
         stack = [h]
         for conv, act in zip(self.convs, self.acts[1:], strict=True):
@@ -213,12 +213,12 @@ class GraphEncoder(nn.Module):
         self.conv1, self.act, self.conv2 = GCNConv(features(shape), 2 * code), nn.ReLU(), GCNConv(2 * code, code)
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """The codes of all nodes; the inner product of two says whether an edge joins them."""
+        """Return the codes of all nodes; the inner product of two says whether an edge joins them."""
         return self.conv2(self.act(self.conv1(x, edges)), edges)
 
 
 def features(shape: Sequence[int]) -> int:
-    """The number of features of a node.
+    """Return the number of features of a node.
 
     Raises:
         SettingsError: Data of this shape are no nodes of a graph.

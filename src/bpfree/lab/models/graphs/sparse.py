@@ -17,7 +17,7 @@ from bpfree.lab.data.sparse import compressed_rows
 
 
 class Pattern:
-    """Where a sparse matrix ``(n, m)`` has its k values, sorted by row and then by column.
+    """The places of the k values of a sparse matrix ``(n, m)``, sorted by row and then by column.
 
     Args:
         rows: The row of each value, int64 ``(k,)``.
@@ -33,24 +33,29 @@ class Pattern:
         self.transposed_starts, self.transposed_columns = _starts(columns, shape[1]), rows[self.order].int()
 
     def rows(self) -> Tensor:
-        """The row of each value, int64 ``(k,)``."""
+        """Return the row of each value, int64 ``(k,)``."""
         return torch.arange(self.shape[0], device=self.columns.device).repeat_interleave(self.starts.diff())
 
     def matrix(self, values: Tensor) -> Tensor:
-        """The matrix with these values ``(k,)``, CSR."""
+        """Return the matrix with these values ``(k,)``, CSR."""
         return compressed_rows(self.starts, self.columns, values, self.shape)
 
     def transposed(self, values: Tensor) -> Tensor:
-        """The transposed of :meth:`matrix`, CSR."""
+        """Return the transposed of :meth:`matrix`, CSR."""
         values = values.index_select(0, self.order)
         return compressed_rows(self.transposed_starts, self.transposed_columns, values, self.shape[::-1])
 
     def product(self, values: Tensor, dense: Tensor) -> Tensor:
-        """The matrix with these values ``(k,)`` times ``dense`` ``(m, c)``, which is ``(n, c)``."""
+        """Return the matrix with these values ``(k,)`` times ``dense`` ``(m, c)``, which is ``(n, c)``."""
         return _Product.apply(values, dense, self)
 
     def scores(self, left: Tensor, right: Tensor) -> Tensor:
-        """For each value the inner product of its row of ``left`` ``(n, c)`` and its column of ``right`` ``(m, c)``."""
+        """Return, for each value's row i and column j, the inner product of ``left[i]`` and ``right[j]``.
+
+        Args:
+            left: ``(n, c)``.
+            right: ``(m, c)``.
+        """
         return _Scores.apply(left, right, self)
 
 
@@ -67,7 +72,7 @@ class Sparse:
 
     @classmethod
     def of(cls, matrix: Tensor) -> Sparse:
-        """A sparse tensor ``(n, m)`` as such a matrix; of one tensor it is made once."""
+        """Return a sparse tensor ``(n, m)`` as such a matrix; for each tensor it is made once."""
         if matrix not in _KNOWN:
             found = matrix.to_sparse_coo().coalesce()
             _KNOWN[matrix] = cls.at(found.indices(), found.values(), (matrix.shape[0], matrix.shape[1]))
@@ -75,21 +80,21 @@ class Sparse:
 
     @classmethod
     def at(cls, places: Tensor, values: Tensor, shape: tuple[int, int]) -> Sparse:
-        """The matrix with ``values`` ``(k,)`` at these rows and columns, ``(2, k)``; values at one place add up."""
+        """Return the matrix with ``values`` ``(k,)`` at rows and columns ``(2, k)``; values at one place add up."""
         found = torch.sparse_coo_tensor(places, values, shape, check_invariants=False).coalesce()
         rows, columns = found.indices()
         return cls(Pattern(rows, columns, shape), found.values())
 
     def __matmul__(self, dense: Tensor) -> Tensor:
-        """The product with ``(m, c)``, which is ``(n, c)``."""
+        """Return the product with ``(m, c)``, which is ``(n, c)``."""
         return self.pattern.product(self.values, dense)
 
     def dropout(self, p: float) -> Sparse:
-        """The same with each value dropped with probability ``p``, the others divided by 1 - ``p``."""
+        """Return the same with each value dropped with probability ``p``, the others divided by 1 - ``p``."""
         return Sparse(self.pattern, F.dropout(self.values, p))
 
     def tensor(self) -> Tensor:
-        """The matrix as a sparse tensor, of which :meth:`of` makes this one again."""
+        """Return the matrix as a sparse tensor; :meth:`of` turns it into this matrix again."""
         found = self.pattern.matrix(self.values)
         _KNOWN[found] = self
         return found

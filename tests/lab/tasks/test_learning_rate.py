@@ -1,4 +1,4 @@
-"""The course of the learning rate, and when alignment is measured."""
+"""The schedule of the learning rate, and when alignment is measured."""
 
 from __future__ import annotations
 
