@@ -226,6 +226,71 @@ def test_a_part_learns_with_a_checkpoint_what_it_learns_without(parts, way, use)
         torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12, msg=name)
 
 
+class Recomputed(torch.autograd.Function):
+    """A sine that is run again in its backward pass, with a graph of its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        with torch.enable_grad():
+            at = ctx.saved_tensors[0].detach().requires_grad_()
+            return torch.autograd.grad(at.sin(), at, grads[0])[0]
+
+
+class Sine(nn.Module):
+    def forward(self, x):
+        return Recomputed.apply(x)
+
+
+class Masked(nn.Linear):
+    """Served by its own forward function, which is run again with B."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight * self.weight.new_tensor([1.0, 0, 1, 1, 1]))
+
+
+class Sum(nn.Module):
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x):
+        return sum(part(x) for part in self.parts)
+
+
+GRAPHS_IN_BACKWARD = {
+    "function": lambda again: Part(again, nn.Linear(5, 5), Sine(), nn.Tanh(), nn.Linear(5, 5)),
+    "served layer": lambda again: Part(again, Masked(5, 5), nn.Tanh(), nn.Linear(5, 5)),
+    "joined": lambda again: Part(again, Sum(Masked(5, 5), nn.Sequential(Sine(), nn.Linear(5, 5))), nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("part", GRAPHS_IN_BACKWARD)
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.DRTP()], ids=str)
+@pytest.mark.parametrize("within", [None, bpfree.FA()], ids=str)
+def test_a_segment_that_learns_in_the_middle_of_a_part_leaves_no_trace_there(part, rule, within):
+    """Streaming runs its backward functions while the part runs; some make graphs, whose tensors are not the part's."""
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        # What lies below the part: a segment that reaches into it has more to save.
+        model = nn.Sequential(nn.Linear(4, 5), GRAPHS_IN_BACKWARD[part](again), nn.Linear(5, 3)).double()
+        x, y = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 3
+        attachment = bpfree.attach(model, rule, taps=nn.Tanh, seed=0, streaming=True, within=within)
+        for _ in range(3):
+            model.zero_grad()
+            attachment.targets(y)
+            nn.functional.cross_entropy(model(x), y).backward()
+        found.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    expected, found = found
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12, msg=name)
+
+
 # -- what torch says of a checkpoint -----------------------------------------------------------------------------------
 
 

@@ -114,6 +114,15 @@ FOUND: dict[str, list[Case]] = {
         ),
         ("outputs", "DFA", Model(parts=(*HIDDEN, *HIDDEN), output="tuple", taps="leaves")),
     ],
+    "C: two errors above the same taps, under threads: torch's 'second time' error": [
+        ("calls", "DFA, 2 threads", Model(parts=(Recurrent(),), output="two", call="method", taps=(0, 4))),
+        ("outputs", "DFA, 2 threads", Model(parts=(*HIDDEN, *HIDDEN), output="two")),
+        (
+            "calls",
+            "DFA, 2 threads",
+            Model(parts=(Dense(kind="twice"), Activation()), input="tokens", output="two", call="nested"),
+        ),
+    ],
     "E: a subclass or hooked layer is taken for its plain map": [
         ("backpropagation", "B = W", Model(parts=(Dense(), Dense(kind="activated")))),
         ("backpropagation", "B = W", Model(parts=(Dense(), Dense(kind="extended")))),
@@ -212,6 +221,13 @@ FOUND: dict[str, list[Case]] = {
         ("transport", "B = J, B = W within", Model(parts=(Activation(), Checkpoint((Tied(),))))),
         ("backpropagation", "full window, B = W within", Model(parts=(Checkpoint((Shared((Activation(),)),)),))),
         ("calls", "DRTP", Model(parts=(Checkpoint((Activation(), Activation())),), call="forward")),
+    ],
+    "I: a stream's segment learns within a checkpoint, and graphs are made on the way back: torch's CheckpointError": [
+        (
+            "streaming",
+            "DFA, FA within",
+            Model(parts=(Recurrent("cells"), Checkpoint((Dense(kind="masked"), Activation())))),
+        ),
     ],
     "I: a checkpoint that holds a tap or a served subclass: torch's CheckpointError": [
         (

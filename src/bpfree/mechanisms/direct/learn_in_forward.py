@@ -13,6 +13,7 @@ from bpfree.finite import require_finite
 from bpfree.mechanisms.autograd import gradients_from_error
 from bpfree.mechanisms.direct.delivery import ErrorHandler
 from bpfree.mechanisms.direct.forward_pass import TrainingPass
+from bpfree.rerun.own_graphs import own_graphs
 
 
 class LearnInForwardPass(TrainingPass):
@@ -70,7 +71,8 @@ class LearnInForwardPass(TrainingPass):
             if signal.shape != output.shape:
                 raise _way_changes(f"tap {name!r} in the shape {tuple(output.shape)}", str(tuple(signal.shape)))
             require_finite(output, f"the output of tap {self.names[number]!r}")
-            torch.autograd.backward(output, signal.to(output.dtype))
+            with own_graphs():  # a checkpoint that the pass is in does not see what backward functions save
+                torch.autograd.backward(output, signal.to(output.dtype))
             self._left_gradients += [_LeftGradient(leaf) for leaf in self._ends[number][:1] if leaf.grad is not None]
         return output.detach()
 

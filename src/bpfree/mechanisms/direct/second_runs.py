@@ -11,6 +11,7 @@ from bpfree.errors import StreamingError
 from bpfree.mechanisms.direct.forward_pass import Cut, TappedRun
 from bpfree.mechanisms.direct.segment_leaves import SegmentLeaves
 from bpfree.rerun.fingerprint import Fingerprint
+from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.snapshot import Autocast
 from bpfree.segments import Reach
 
@@ -136,7 +137,8 @@ class LearningRun(DryRun):
         """Send ``signal`` into the segment that ends in ``root``, and drop its graph."""
         if not root.requires_grad:
             return
-        self._teach(number, root, signal.to(root.dtype))
+        with own_graphs():  # a checkpoint that the run is in does not see what backward functions save
+            self._teach(number, root, signal.to(root.dtype))
 
     def _teach(self, number: int, root: Tensor, given: Tensor) -> None:
         places = self._of_segment[number]
