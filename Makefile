@@ -1,5 +1,5 @@
 # `make demo` and `make test` each work alone on a fresh clone with Python 3.11 or later, pip and a package index.
-.PHONY: demo test check docs support install format clean
+.PHONY: demo test check docs notebooks support install format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,6 +21,13 @@ docs: $(VENV)/docs
 	$(RUN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/site
 	@echo "Open build/site/index.html"
 
+# Makes notebooks of two examples and runs them: build/notebooks/*.ipynb, with their pictures.
+notebooks: install
+	mkdir -p build/notebooks
+	cd build/notebooks && for name in mnist optical; do \
+		../../$(VENV)/bin/jupytext --quiet --to ipynb --output $$name.ipynb ../../examples/$$name.py && \
+		OMP_WAIT_POLICY=PASSIVE ../../$(VENV)/bin/jupyter execute --inplace $$name.ipynb || exit 1; done
+
 support: install
 	PYTHONPATH=tests $(RUN)/python -m support.page
 
@@ -39,7 +46,7 @@ $(VENV)/lab: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/dev: $(VENV)/lab
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,models]"
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,examples]"
 	touch $@
 
 $(VENV)/docs: $(VENV)/lab

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import builtins
+import importlib
 import sys
 from importlib.metadata import requires
 from typing import Any
 
 import pytest
 
+import bpfree.lab.data
 from bpfree.lab import commands
 from bpfree.lab.cli import main
 from bpfree.lab.extras import missing
@@ -24,6 +26,15 @@ def test_modules_are_named_with_their_extra(module: str, extra: str) -> None:
     said = missing(ModuleNotFoundError("", name=module))
     assert said == f"{module.partition('.')[0]} is not installed: pip install 'bpfree[{extra}]'."
     assert any(f'extra == "{extra}"' in entry for entry in requires("bpfree") or [])
+
+
+@pytest.mark.parametrize("module", ["numpy", "PIL"])
+def test_data_that_cannot_be_read_without_a_package_say_so(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for known in [name for name in sys.modules if name.startswith(f"{bpfree.lab.data.__name__}")]:
+        monkeypatch.delitem(sys.modules, known)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=f"^{module} is not installed: pip install 'bpfree.lab.'"):
+        importlib.import_module("bpfree.lab.data")
 
 
 @pytest.mark.parametrize("module", ["my_file", "bpfree.lab.nosuch", None])

@@ -10,6 +10,11 @@ _INSIDE = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "docstr
 """Module -> the package that it is in, where the two are not called alike."""
 
 
+def named(error: ModuleNotFoundError) -> ModuleNotFoundError:
+    """Return ``error`` with a text that says what installs the module, where that is known."""
+    return ModuleNotFoundError(missing(error) or str(error), name=error.name, path=error.path)
+
+
 def missing(error: ModuleNotFoundError) -> str | None:
     """Say what installs the module that was not found; None if it is no part of an extra."""
     module = (error.name or "").partition(".")[0]

@@ -7,19 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from bpfree.errors import nearest
-from bpfree.lab.data.cifar10 import load_cifar10
-from bpfree.lab.data.cifar100 import load_cifar100
-from bpfree.lab.data.digits import load_digits
-from bpfree.lab.data.fashion_mnist import load_fashion_mnist
-from bpfree.lab.data.folder import load_folder
-from bpfree.lab.data.graphs import GraphSettings
-from bpfree.lab.data.mnist import load_mnist
-from bpfree.lab.data.planetoid import PLANETOID
-from bpfree.lab.data.preparation import ImageSettings, prepared
-from bpfree.lab.data.samples import Data
-from bpfree.lab.data.splits import Images, Normalization, Splits, hold_out
-from bpfree.lab.data.text import TextSettings, load_text
 from bpfree.lab.errors import DataError, SettingsError
+from bpfree.lab.extras import named
+
+try:
+    from bpfree.lab.data.cifar10 import load_cifar10
+    from bpfree.lab.data.cifar100 import load_cifar100
+    from bpfree.lab.data.digits import load_digits
+    from bpfree.lab.data.fashion_mnist import load_fashion_mnist
+    from bpfree.lab.data.folder import load_folder
+    from bpfree.lab.data.graphs import GraphSettings
+    from bpfree.lab.data.mnist import load_mnist
+    from bpfree.lab.data.planetoid import PLANETOID
+    from bpfree.lab.data.preparation import ImageSettings, prepared
+    from bpfree.lab.data.samples import Data
+    from bpfree.lab.data.splits import Images, Normalization, Splits, hold_out
+    from bpfree.lab.data.text import TextSettings, load_text
+except ModuleNotFoundError as error:
+    raise named(error) from error
 
 __all__ = [
     "DATA_SETS",
