@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+# One server of processes serves all.
+pytestmark = pytest.mark.xdist_group("examples")
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
 NEEDS = {
@@ -21,7 +23,6 @@ NEEDS = {
     "spiking": "snntorch",
 }
 """The package beside bpfree[lab] that an example needs."""
-NOTEBOOKS = ("mnist", "optical")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def server():
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("needs a fork server, which this system lacks")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "bpfree", "bpfree.lab.data"])
+    context.set_forkserver_preload(["bpfree", "bpfree.lab.data", "torch._dynamo"])
     return context
 
 
@@ -156,23 +157,6 @@ def test_a_missing_folder_is_named_with_what_it_should_hold(server, tmp_path):
     assert re.search(r"DataError: .*nowhere is not a folder. Name the one that holds the files of mnist", text)
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_runs_and_shows_its_picture(name, tmp_path):
-    jupytext = pytest.importorskip("jupytext", reason="needs jupytext: it comes with bpfree[examples]")
-    nbclient = pytest.importorskip("nbclient", reason="needs nbclient: it comes with bpfree[examples]")
-    code = EXAMPLES[name].read_text().replace("parse_args([] if", 'parse_args(["--quick"] if')
-    assert "--quick" in code
-    notebook = jupytext.reads(code, fmt="py:percent")
-    nbclient.NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
-    assert notebook.cells[0].cell_type == "markdown"
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    assert any("image/png" in output.get("data", ()) for output in outputs)
-
-
 def test_the_table_of_examples_names_each():
     table = (ROOT / "examples" / "README.md").read_text()
     assert set(re.findall(r"^\| \[`(\w+)\.py`\]\(\1\.py\)", table, re.MULTILINE)) == set(EXAMPLES)
-
-
-def test_every_notebook_is_made_by_the_command():
-    assert f"for name in {' '.join(NOTEBOOKS)};" in (ROOT / "Makefile").read_text()
