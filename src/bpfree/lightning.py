@@ -63,8 +63,7 @@ class LearningRule(Callback):
         LoopError: In ``fit``: a strategy wraps the LightningModule that itself has the rule; alignment would step an
             optimizer.
         StateError: In ``fit(ckpt_path=...)``: the checkpoint was written without this callback, or by another rule.
-
-        And what :func:`bpfree.attach` raises, in ``fit``.
+        BpfreeError: What :func:`bpfree.attach` raises, in ``fit``.
     """
 
     def __init__(

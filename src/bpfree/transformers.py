@@ -72,8 +72,7 @@ class LearningRuleCallback(TrainerCallback):
         LoopError: When training begins: the model is wrapped already; the Trainer would run replicas of it, or shards;
             its optimizer has no second of its kind for feedback that is stepped.
         StateError: When training continues: no checkpoint holds the rule's state.
-
-        And what :func:`bpfree.attach` raises, when training begins.
+        BpfreeError: What :func:`bpfree.attach` raises, when training begins.
     """
 
     def __init__(
