@@ -1,5 +1,8 @@
 """The Lightning callback: it trains as a loop by hand, resumes bit for bit, measures alignment, and goes."""
 
+import os
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -401,6 +404,7 @@ def test_a_checkpoint_of_another_rule_is_refused(tmp_path):
     assert hooks(module) == before
 
 
+@mock.patch.dict(os.environ)  # Lightning leaves the addresses of its processes there, and accelerate would join them
 def test_the_rule_on_the_module_itself_is_refused_under_a_strategy_that_wraps_it():
     from lightning.pytorch.strategies import DDPStrategy
 
