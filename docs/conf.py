@@ -43,6 +43,8 @@ html_theme_options = {
 }
 project_copyright = "The bpfree developers, Apache-2.0"
 
+# The site is built where it need not be installed.
+autodoc_mock_imports = ["transformers"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

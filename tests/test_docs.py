@@ -24,7 +24,8 @@ def name(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if CODE.search(page.read_text())], ids=name)
-def test_the_code_of_a_page_runs_from_top_to_bottom(page):
+def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write checkpoints
     code = "\n".join(CODE.findall(page.read_text()))
     exec(compile(code, page.name, "exec"), {"__name__": page.stem})
 

@@ -25,6 +25,10 @@ from bpfree.mechanisms.base import Rule as Rule
 from bpfree.mechanisms.direct.delivery import Delivery as Delivery
 from bpfree.mechanisms.direct.rule import DirectRule as DirectRule
 from bpfree.mechanisms.layerwise.rule import LayerwiseRule as LayerwiseRule
+from bpfree.mechanisms.learned.from_errors import ErrorLearnedRule as ErrorLearnedRule
+from bpfree.mechanisms.learned.from_forward import ForwardLearnedRule as ForwardLearnedRule
+from bpfree.mechanisms.learned.mechanism import LearnedRule as LearnedRule
+from bpfree.mechanisms.learned.mechanism import Size as Size
 from bpfree.registry import attachments as attachments
 from bpfree.registry import detach_all as detach_all
 from bpfree.rules import BP as BP

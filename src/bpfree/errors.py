@@ -102,6 +102,14 @@ class CheckpointError(BpfreeError, RuntimeError):
     """A checkpoint cannot be written, or its files are damaged and there is none before it."""
 
 
+class LoopError(BpfreeError, RuntimeError):
+    """A training loop (Lightning, transformers) runs a model in a way that a learning rule cannot follow."""
+
+
+class MissingPackageError(BpfreeError, ImportError):
+    """A package that bpfree needs only for this is not installed; the message names the extra that brings it."""
+
+
 class NonFiniteError(BpfreeError, ArithmeticError):
     """The error that leaves the network holds NaN or infinity."""
 

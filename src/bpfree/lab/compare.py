@@ -16,6 +16,7 @@ from bpfree.lab.data import Data, load
 from bpfree.lab.errors import DataError, RunError, WriteError
 from bpfree.lab.files import write_json
 from bpfree.lab.leftovers import sweep, temporary_folder
+from bpfree.lab.loggers import check_logger
 from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.options import CompareOptions, command_line
 from bpfree.lab.runs import Places, run
@@ -51,12 +52,13 @@ def compare(options: CompareOptions, console: Console | None = None) -> dict[str
         WriteError: A result could not be written.
     """
     # Everything that can be wrong with the request is found before the first hour of training.
+    check_logger(options.logger)
     plan = plan_runs(options)
     splits = load(options.data, options.data_dir, **options.reading)
     ModelSettings(**plan[0].model).build(splits.shape, splits.classes)  # its mistakes would be every run's
     directory = options.directory()
     sweep(directory / "runs", below=True)
-    records, failed = _run_all(plan, splits, directory / "runs", console)
+    records, failed = _run_all(plan, splits, directory / "runs", console, options.logger)
     if not records:
         raise _failure(plan, failed)
     comparison = assemble(options, plan, records, failed, splits)
@@ -79,7 +81,7 @@ def plan_runs(options: CompareOptions) -> list[RunSettings]:
 
 
 def _run_all(
-    plan: Sequence[RunSettings], splits: Data, directory: Path, console: Console | None
+    plan: Sequence[RunSettings], splits: Data, directory: Path, console: Console | None, logger: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the records of the runs in the plan's order, and why those without one failed."""
     records, failed = list[dict[str, Any]](), list[str]()
@@ -92,7 +94,7 @@ def _run_all(
                     warm_up(settings, splits)
                     cold = False
             try:
-                record = run(settings, splits, directory, display=display)
+                record = run(settings, splits, directory, display=display, logger=logger)
             except (DataError, WriteError):
                 raise
             except Exception as error:  # diverging, out of memory: the other runs of a night are still wanted

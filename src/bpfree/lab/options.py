@@ -16,6 +16,7 @@ from bpfree.lab.data import GraphSettings, ImageSettings, TextSettings
 from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.files import file_name
+from bpfree.lab.loggers import USUAL
 from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.settings import (
     RuleOverrides,
@@ -79,6 +80,8 @@ class Options:
         error_at: The name of the module at whose output the error is taken; by default what the network suggests
             (suggested_error_at of its class), or its output.
         alignment: After which evaluations alignment is measured: every one, the last, or never.
+        logger: What else gets the numbers of every evaluation: csv, tensorboard, or the import path of a class of
+            Lightning's kind, such as lightning.pytorch.loggers.WandbLogger. It changes no number of a run.
     """
 
     data: str = "digits"
@@ -102,6 +105,7 @@ class Options:
     taps: list[str] | None = None
     error_at: str | None = None
     alignment: Times = "every"
+    logger: str = USUAL
 
     def __post_init__(self) -> None:
         for label in self.settings:

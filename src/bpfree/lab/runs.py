@@ -13,7 +13,6 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 
 from bpfree.errors import BpfreeError
 from bpfree.lab import environment
@@ -23,6 +22,7 @@ from bpfree.lab.environment import device
 from bpfree.lab.errors import DataError, RunError, WriteError
 from bpfree.lab.files import make_folder, read_json, write_json
 from bpfree.lab.glibc_heap import keep_freed_memory
+from bpfree.lab.loggers import USUAL, make_logger
 from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.progress import ShowProgress
 from bpfree.lab.quiet import quiet
@@ -73,6 +73,7 @@ def run(
     *,
     display: Display | None = None,
     keep_checkpoint: bool = False,
+    logger: str = USUAL,
 ) -> dict[str, Any]:
     """Train one model by one rule, or read the result if this run has finished before.
 
@@ -82,6 +83,7 @@ def run(
         directory: Where result, checkpoint and logs lie. A checkpoint of an unfinished run there is continued.
         display: Shows progress.
         keep_checkpoint: Keep the last epoch's state after the end.
+        logger: What else gets the numbers of every epoch, see :mod:`bpfree.lab.loggers`.
 
     Returns:
         The run's record, one element of ``runs`` in ``comparison.json``, and its ``settings`` and ``data``.
@@ -98,7 +100,7 @@ def run(
     torch.set_num_threads(settings.threads)
     try:
         with quiet():
-            record = _train(settings, splits, places, display or Display(None))
+            record = _train(settings, splits, places, display or Display(None), logger)
     except (DataError, WriteError):  # not this run's fault: the next one would meet the same
         raise
     except BpfreeError as error:
@@ -110,7 +112,7 @@ def run(
     return record
 
 
-def _train(settings: RunSettings, splits: Data, places: Places, display: Display) -> dict[str, Any]:
+def _train(settings: RunSettings, splits: Data, places: Places, display: Display, logger: str) -> dict[str, Any]:
     keep_freed_memory()
     of_task = TASKS[settings.task]
     feed = of_task.learner_class().feed(settings, splits, of_task)
@@ -122,6 +124,7 @@ def _train(settings: RunSettings, splits: Data, places: Places, display: Display
     if settings.visualize:
         find(task.model, settings.visualize)  # a wrong name is told now, and not after the training
     trainer = _trainer(settings, places, [clock, records, ShowProgress(display)])
+    trainer.logger = make_logger(logger, places.folder)
     _fit(trainer, task, (feed.train, feed.evaluation), places)
     return {
         "label": settings.label,
@@ -185,7 +188,7 @@ def _trainer(settings: RunSettings, places: Places, callbacks: list[Callback]) -
         devices=1,
         max_epochs=settings.epochs,
         callbacks=[*callbacks, last],
-        logger=CSVLogger(places.folder, name="log"),
+        logger=False,
         plugins=[WholeFiles()],
         enable_model_summary=False,
         num_sanity_val_steps=0,

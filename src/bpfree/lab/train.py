@@ -10,6 +10,7 @@ from rich.console import Console
 from bpfree.lab.data import load
 from bpfree.lab.errors import RunError
 from bpfree.lab.leftovers import sweep
+from bpfree.lab.loggers import check_logger
 from bpfree.lab.options import TrainOptions
 from bpfree.lab.runs import Places, run
 from bpfree.lab.terminal import Display
@@ -31,6 +32,7 @@ def train(options: TrainOptions, console: Console | None = None) -> dict[str, An
         RunError: There is nothing to resume, or something that was not asked to be resumed; the rule cannot be
             trained on the model.
     """
+    check_logger(options.logger)
     settings = options.run(options.rule, options.seed, details=True)
     splits = load(options.data, options.data_dir, **options.reading)
     directory = options.directory()
@@ -40,7 +42,7 @@ def train(options: TrainOptions, console: Console | None = None) -> dict[str, An
     if not known:
         _check(places, directory, resume=options.resume)
     with Display(console, measured_on=splits.measured_on) as display:
-        record = run(settings, splits, directory, display=display, keep_checkpoint=True)
+        record = run(settings, splits, directory, display=display, keep_checkpoint=True, logger=options.logger)
         display.finish(settings, record, known=known)
     if console is not None:
         console.print(f"result: {places.record}", soft_wrap=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 from bpfree.lab.errors import TrustError
 
-CLASSES = ("rule", "model", "within")
+CLASSES = ("rule", "model", "within", "logger")
 """Settings that are a class with arguments: ``DFA``, or ``{class_path: DFA, init_args: {...}}``."""
 FLAG = "trust"
 _FUNCTION = "function"
@@ -25,7 +25,7 @@ _RECIPES = Path(__file__).parent / "recipes"
 _OWN = ("bpfree.", "torch.nn.")  # classes that may be named by anybody
 _STUDIES = "bpfree.lab.studies."  # functions that may be
 _PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
-_OPTIONS = ("--model", "--rule", "--settings")
+_OPTIONS = ("--model", "--rule", "--settings", "--logger")
 
 
 def vouched(path: Path, content: Any, *, trust: bool) -> None:

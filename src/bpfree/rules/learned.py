@@ -12,9 +12,9 @@ from torch import Tensor
 from bpfree.errors import OptionError, choice
 from bpfree.forward_mode.estimate import Observation
 from bpfree.mechanisms.direct.pass_state import PassState
-from bpfree.mechanisms.learned.from_errors import ErrorLearnedMechanism
+from bpfree.mechanisms.learned.from_errors import ErrorLearnedRule
 from bpfree.mechanisms.learned.from_forward import ForwardLearnedMechanism, ForwardLearnedRule
-from bpfree.mechanisms.learned.mechanism import LearnedMechanism, LearnedRule, Size, Stepper
+from bpfree.mechanisms.learned.mechanism import LearnedMechanism, Size, Stepper
 from bpfree.plan import Plan
 
 GrAPEEstimate: TypeAlias = Literal["batch", "cumulative", "floor"]
@@ -207,7 +207,7 @@ class LMS(ForwardLearnedRule):
 
 
 @dataclass(frozen=True)
-class DKP(LearnedRule):
+class DKP(ErrorLearnedRule):
     r"""Direct Kolen-Pollack: B_l learns like the weights of a layer that leads from h_l straight to the output.
 
     .. math:: \nabla B_l = \sum_b e_b \otimes h_{b,l} + \lambda B_l
@@ -227,10 +227,6 @@ class DKP(LearnedRule):
         super().__post_init__()
         if self.decay < 0:
             raise OptionError(f"decay={self.decay} is negative.")
-
-    def mechanism(self, plan: Plan) -> LearnedMechanism:
-        """Make the mechanism that keeps the taps' activations until the error comes."""
-        return ErrorLearnedMechanism(self, plan)
 
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
         r"""Return B's gradient, shape ``(c, m)``.

@@ -237,7 +237,7 @@ def test_an_interrupted_command_gives_its_run_back_at_once(monkeypatch: pytest.M
 
     perform = Training.perform
     monkeypatch.setattr(
-        Training, "perform", lambda self, folder, place, _: perform(self, folder, place, Interrupting(12, interrupted))
+        Training, "perform", lambda self, folder, place, *_: perform(self, folder, place, Interrupting(12, interrupted))
     )
     with pytest.raises(SystemExit):  # which Lightning makes of Ctrl-C
         table(options(seeds=1))
@@ -710,7 +710,7 @@ def test_numbers_of_another_folder_are_not_taken_for_this_ones(monkeypatch: pyte
     Path("other/valid.txt").write_text("a dog sees him .\n" * 40)
     ran = []
 
-    def perform(self: Training, folder: Path, data_dir: str, _: Any) -> dict[str, Any]:
+    def perform(self: Training, folder: Path, data_dir: str, *_: Any) -> dict[str, Any]:
         ran.append(data_dir)
         return tiny_table.record(self.label, self.seed, 50.0, perplexity=7.0)
 
@@ -737,7 +737,7 @@ def test_other_files_of_a_data_set_than_are_read_now_are_said(monkeypatch: pytes
         loaded.append(folder)
         return replace(tiny_lab.splits(), checksums={"made up": folder.name})
 
-    def perform(self: Training, _: Path, data_dir: str, __: Any) -> dict[str, Any]:
+    def perform(self: Training, _: Path, data_dir: str, *__: Any) -> dict[str, Any]:
         return tiny_table.record(self.label, self.seed, 60.0, data=self.data(data_dir).describe())
 
     monkeypatch.setitem(data.DATA_SETS, "tiny", load)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from bpfree.lab.loggers import USUAL
 from bpfree.lab.terminal import Display
 
 
@@ -31,5 +32,5 @@ class Work(Protocol):
     def measures(self) -> tuple[str, ...]:
         """Others that only runs of this task have."""
 
-    def perform(self, folder: Path, data_dir: str | None, display: Display) -> dict[str, Any]:
+    def perform(self, folder: Path, data_dir: str | None, display: Display, logger: str = USUAL) -> dict[str, Any]:
         """Do it, and return the record."""

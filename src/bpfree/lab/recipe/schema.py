@@ -16,7 +16,7 @@ from bpfree.lab.recipe.locate import ENDINGS, FOLDER
 from bpfree.lab.recipe.merging import merged
 from bpfree.lab.settings import RuleOverrides
 
-_OF_THE_COMMAND = {"data_dir", "out", "settings", "seed", "resume"}  # not the recipe's business
+_OF_THE_COMMAND = {"data_dir", "out", "settings", "seed", "resume", "logger"}  # not the recipe's business
 _OPTIONS = [entry.name for kind in (TrainOptions, RuleOverrides) for entry in fields(kind)]
 SETTINGS = [
     *(name for name in dict.fromkeys(_OPTIONS) if name not in _OF_THE_COMMAND),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.loggers import USUAL
 from bpfree.lab.recipe.locate import find, names
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.recipe.schema import Recipe
@@ -91,12 +92,18 @@ class TableOptions(RecipeOptions):
         cost: Run nothing; show what the table takes on this machine and on a GPU, from one measured step of each row.
         workers: Processes that run cells; they and those of other commands and machines share the ledger.
         again: Measure anew what was measured with another state of bpfree's code; the older records stay.
+        logger: What else gets the numbers of every evaluation, as for train.
     """
 
     list: bool = False
     cost: bool = False
     workers: int = 1
     again: bool = False
+    logger: str = USUAL
+
+    def order(self, recipe: Recipe, *, again: bool = False) -> Order:
+        """Return what workers need to know of the recipe and its chosen part."""
+        return replace(super().order(recipe, again=again), logger=self.logger)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from bpfree.lab.errors import RunError, SettingsError
+from bpfree.lab.loggers import check_logger
 from bpfree.lab.recipe.locate import find, names
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.recipe.schema import Recipe
@@ -42,6 +43,7 @@ def table(options: TableOptions, console: Console | None = None) -> dict[str, An
     recipe = options.recipe()
     if options.cost:
         return _cost(recipe, options, console)
+    check_logger(options.logger)
     runs = TableRuns(recipe, options, again=options.again)
     stopped = runs.run_missing(options.workers, console)
     # Of any code: rows that were not asked for again keep what they have.

@@ -18,6 +18,7 @@ import bpfree
 from bpfree.errors import nearest
 from bpfree.lab.argument_errors import in_one_line
 from bpfree.lab.errors import RunError, SettingsError
+from bpfree.lab.loggers import USUAL
 from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.options import TrainOptions
 from bpfree.lab.parser import Parser, add_options, read_options
@@ -73,12 +74,12 @@ class Training:
             }
         )
 
-    def perform(self, folder: Path, data_dir: str | None, display: Display) -> dict[str, Any]:
+    def perform(self, folder: Path, data_dir: str | None, display: Display, logger: str = USUAL) -> dict[str, Any]:
         """Train, or continue from the last complete epoch that another process has left in ``folder``."""
         # Importing what trains takes seconds, which a table that is complete does not need.
         from bpfree.lab.runs import run
 
-        record = run(self.settings, self.data(data_dir), folder, display=display)
+        record = run(self.settings, self.data(data_dir), folder, display=display, logger=logger)
         display.finish(self.settings, record, known=False)
         # One seed is seen for all.
         left_out = set() if self.settings.details and self.seed == 0 else _PICTURES
@@ -122,7 +123,7 @@ class Measurement:
         asked = {"function": self.function, "arguments": self.arguments, "seed": self.seed}
         return _hash(asked | {"code": own_code(self.function.rpartition(".")[0])})
 
-    def perform(self, folder: Path, data_dir: str | None, display: Display) -> dict[str, Any]:
+    def perform(self, folder: Path, data_dir: str | None, display: Display, logger: str = USUAL) -> dict[str, Any]:
         """Call the function.
 
         Raises:

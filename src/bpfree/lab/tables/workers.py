@@ -19,6 +19,7 @@ from rich.console import Console
 from bpfree.errors import BpfreeError
 from bpfree.lab import environment
 from bpfree.lab.errors import RunError
+from bpfree.lab.loggers import USUAL
 from bpfree.lab.queue.ledger import Claim, Ledger
 from bpfree.lab.queue.processes import Team
 from bpfree.lab.queue.work_protocol import Work
@@ -46,6 +47,7 @@ class Order:
         trust: Whether the recipe may name code, whatever its folder.
         source: The state of the code of the command that starts workers; None if it starts none.
         keys: The keys of the runs that it waits for.
+        logger: The logger that also gets the numbers of every epoch.
     """
 
     recipe: Path
@@ -59,6 +61,7 @@ class Order:
     trust: bool = False
     source: str | None = None
     keys: tuple[str, ...] = ()
+    logger: str = USUAL
 
     def works(self) -> list[Work]:
         """Return all runs of the chosen cells."""
@@ -169,7 +172,7 @@ def work_on(
 def _perform(claim: Claim, order: Order, display: Display) -> None:
     began = time.perf_counter()
     try:
-        record = claim.work.perform(order.folder(), order.data_dir, display)
+        record = claim.work.perform(order.folder(), order.data_dir, display, order.logger)
     except Exception as error:  # whatever goes wrong in one cell, the others of a night's table are still wanted
         claim.fail(f"{type(error).__name__}: {error}")
         return

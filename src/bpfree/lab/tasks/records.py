@@ -86,12 +86,13 @@ class EpochRecords(Callback):
                     "--settings.LABEL.lr."
                 )
         pl_module.epoch_ended(measured["train_loss"])
-        pl_module.log_dict(measured | {"seconds": self._seconds.total}, batch_size=1)
         record: dict[str, Any] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **measured}
         record["seconds"] = self._seconds.total
         last = trainer.current_epoch + 1 == trainer.max_epochs
         wanted = self._times == "every" or (self._times == "last" and last)
         record["alignment"] = self._alignment(pl_module, last) if wanted else []
+        aligned = {f"alignment/{tap['name']}": tap["cosine_mean"] for tap in record["alignment"]}
+        pl_module.log_dict(measured | {"seconds": self._seconds.total} | aligned, batch_size=1)
         self.epochs.append(record)
         self._announce(record)
 

@@ -115,6 +115,13 @@ class KolenPollackMechanism(LayerwiseMechanism):
             watch.handle.remove()
         self._watched.clear()
 
+    def copy_gradients(self) -> None:
+        """Give every B that has a gradient that of its W as it is now, such as behind clipping."""
+        for name in self.feedback:
+            weight, B = self._layers[name].weight, self.feedback[name]
+            if B.grad is not None and isinstance(weight, Tensor) and weight.grad is not None:
+                B.grad = whole(weight.grad.detach()).to(B, copy=True)
+
     def _take_in(self, name: str, layer: nn.Module) -> None:
         if is_computed(layer) or not isinstance(layer.weight, nn.Parameter):
             raise UnsupportedLayerError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -10,7 +11,22 @@ from bpfree.errors import TapOutputError
 from bpfree.mechanisms.direct.delivery import Layout, PassMemory
 from bpfree.mechanisms.direct.forward_pass import TrainingPass
 from bpfree.mechanisms.direct.pass_state import PassState
-from bpfree.mechanisms.learned.mechanism import LearnedMechanism, in_own_precision
+from bpfree.mechanisms.learned.mechanism import LearnedMechanism, LearnedRule, in_own_precision
+from bpfree.plan import Plan
+
+
+@dataclass(frozen=True)
+class ErrorLearnedRule(LearnedRule):
+    r"""A learned rule whose evidence is made of errors and activations, those that the backward pass has anyway.
+
+    .. math:: G_l = \sum_b e_b \otimes h_{b,l}
+
+    e is the gradient of the batch's loss: behind a mean loss it is smaller, the larger the batch.
+    """
+
+    def mechanism(self, plan: Plan) -> LearnedMechanism:
+        """Keep the activations at the taps for the error."""
+        return ErrorLearnedMechanism(self, plan)
 
 
 class ErrorLearnedMechanism(LearnedMechanism):

@@ -59,9 +59,10 @@ class Size:
 class LearnedRule(DirectRule):
     """A direct rule whose matrices B_l learn.
 
-    In each backward pass the rule has one tensor of evidence per tap, of B_l's shape. From the evidence follows a
-    direction, against which B_l takes a step of ``rate``. A rule of your own overrides :meth:`direction` and
-    :meth:`rate`.
+    In each backward pass every tap has evidence of B_l's shape ``(c, m)``. From it follows a direction, and B_l moves
+    against it by ``rate``, before it projects the error. What the evidence is, a subclass says: derive a rule of your
+    own from :class:`bpfree.ErrorLearnedRule` or :class:`bpfree.ForwardLearnedRule`, and override :meth:`direction`,
+    and :meth:`rate` where the step is not 1. A rule that averages its evidence overrides :meth:`memory`.
 
     Args:
         feedback: The first B_l; one matrix per tap.
@@ -92,10 +93,15 @@ class LearnedRule(DirectRule):
 
     @abstractmethod
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
-        """Return the direction against which B_l steps, ``(c, m)``, from B_l and the evidence, both ``(c, m)``."""
+        """Return what B_l moves against, shape ``(c, m)``.
+
+        Args:
+            matrix: B_l, shape ``(c, m)``: a row for each number of the error, a column for each feature of the tap.
+            evidence: The evidence of this pass, or its running average, of the same shape.
+        """
 
     def rate(self, size: Size) -> float:
-        """Return the length of the step, if the rule takes it."""
+        """Return the length of the step; it is asked for only with ``stepped_by="rule"``."""
         return 1.0
 
     @property
@@ -109,7 +115,7 @@ class LearnedRule(DirectRule):
         return False
 
     def memory(self, step: int) -> float:
-        """Return the weight of new evidence in its running average, 1 for no average; ``step`` counts from 1."""
+        """Return the weight of new evidence in its running average: 1 is no average. ``step`` counts from 1."""
         return 1.0
 
 
