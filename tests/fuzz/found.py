@@ -8,6 +8,7 @@ from __future__ import annotations
 from fuzz.descriptions import (
     Activation,
     Bend,
+    Branch,
     Checkpoint,
     Dense,
     Extra,
@@ -151,6 +152,11 @@ FOUND: dict[str, list[Case]] = {
         ("calls", "WeightMirror", Model(parts=(Dense(),), call="forward")),
         ("calls", "ForwardGradient, weights", Model(parts=(Recurrent(),), call="forward")),
         ("calls", "SignSymmetry, batch", Model(parts=(Dense(), Dense()), call="forward")),
+        (
+            "calls",
+            "SignSymmetry, uniform",
+            Model(parts=(Tied(), Shared((Tied(),))), input="integers", call="method", error_at=True),
+        ),
     ],
     "F: a replaced module trains by backpropagation": [
         ("replacing", "DFA", Model(parts=(*HIDDEN, *HIDDEN))),
@@ -161,6 +167,8 @@ FOUND: dict[str, list[Case]] = {
         ("replacing", "PEPITA", Model(parts=HIDDEN)),
         ("replacing", "Shallow", Model(parts=(Activation("prelu"),), output="dict", taps=(5,))),
         ("replacing", "DFA", Model(parts=HIDDEN, output="dict", taps=(5,))),
+        ("replacing", "WeightMirror", Model(parts=(Dense(), Dense()), call="method")),
+        ("replacing", "FA", Model(parts=(Dense(), Dense()), call="forward")),
     ],
     "H: full backward hooks on taps do not fire, or fire once a window": [
         ("outputs", "DFA", Model(parts=(Dense(), Hooked((Activation(),), "backward")))),
@@ -169,6 +177,15 @@ FOUND: dict[str, list[Case]] = {
         ("transport", "B = J", Model(parts=(Hooked((Activation(),), "backward_scaled"),), input="integers")),
         ("backpropagation", "full window", Model(parts=(*HIDDEN, Hooked((), "backward")))),
         ("streaming", "LMS", Model(parts=(Hooked((Tied("parameter"),), "backward"),))),
+    ],
+    "H: backward hooks hear of passes that the library makes, or of a further loss apart": [
+        ("verify", "GrAPE, streaming", Model(parts=(Hooked((), "backward"),), taps="leaves")),
+        ("verify", "LMS, stepped by an optimizer", Model(parts=(Activation(), Hooked((), "backward")))),
+        (
+            "outputs",
+            "FDFA, every second pass",
+            Model(parts=(*HIDDEN, Branch((Hooked((State(),), "backward"),), HIDDEN)), output="two", error_at=True),
+        ),
     ],
     "H: a full backward hook that changes gradients does so in plain training and not in a full window": [
         (
@@ -189,6 +206,13 @@ FOUND: dict[str, list[Case]] = {
         ("backpropagation", "full window", Model(parts=(Force(),))),
         ("transport", "B = J, window 2", Model(parts=(Force(),))),
         ("detach", "LMS", Model(parts=(Checkpoint((Force(),)),))),
+        ("copies", "DRTP", Model(parts=(Checkpoint((Force(),)),))),
+        ("outputs", "FDFA", Model(parts=(Checkpoint((Force(),)), Dense(3), Activation()))),
+        (
+            "calls",
+            "ForwardGradient, weights",
+            Model(parts=(Force(), Checkpoint((Tied(),))), output="two", call="nested", error_at=True),
+        ),
     ],
     "I: a tap's output that is a view, changed in place behind it: the interpreter died": [
         (
