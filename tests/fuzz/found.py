@@ -187,6 +187,11 @@ FOUND: dict[str, list[Case]] = {
             Model(parts=(*HIDDEN, Branch((Hooked((State(),), "backward"),), HIDDEN)), output="two", error_at=True),
         ),
     ],
+    "H: what hooks on gradients move is put back behind a stream's second run": [
+        ("outputs", "DKP, streaming", Model(parts=(Hooked((Dense(),), "backward"),), taps=(0, 0))),
+        ("outputs", "DFA, streaming", Model(parts=(Hooked((Dense(),), "backward"),), taps=(0,))),
+        ("outputs", "GrAPE, streaming", Model(parts=(Hooked((Dense(),), "backward"), Activation()))),
+    ],
     "H: a full backward hook that changes gradients does so in plain training and not in a full window": [
         (
             "backpropagation",

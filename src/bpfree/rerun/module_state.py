@@ -124,6 +124,10 @@ class Moment:
         pairs = zip(self.holders, self.kept, strict=True)
         return [holder.label for holder, kept in pairs if not holder.matches(kept)]
 
+    def versions(self) -> list[int]:
+        """How often each tensor itself has been written to by now."""
+        return [written.tensor._version for written in self.tensors]
+
     def check(self, versions: Sequence[int]) -> None:
         """Raise SecondRunError if one of the tensors was written to since it had its entry of ``versions``."""
         for written, version in zip(self.tensors, versions, strict=True):
@@ -146,10 +150,14 @@ class State:
 
     Args:
         root: A module, or the objects among the arguments of a pass by number or name.
+
+    Attributes:
+        is_moved_by_gradients: Whether hooks on gradients, or a function's own backward pass, have changed any of it.
     """
 
     def __init__(self, root: nn.Module | Mapping[Any, Any]) -> None:
         self._root = root
+        self.is_moved_by_gradients = False
         self._passes = 0
         # The number of hooks registered anywhere: if it grows, the model may have new ones.
         self._hooks = -1

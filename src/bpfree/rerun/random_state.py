@@ -42,6 +42,12 @@ class RandomState:
         states = [(device, torch.get_device_module(device).get_rng_state(device)) for device in devices]
         return cls(torch.get_rng_state(), tuple(states), tuple((other, other.now()) for other in _others()))
 
+    def is_same(self, other: RandomState) -> bool:
+        """Whether nothing was drawn between this moment and another one."""
+        ours, theirs = ([one.cpu, *(state for _, state in one.accelerators)] for one in (self, other))
+        drawn = zip(self.others, other.others, strict=False)
+        return all(map(torch.equal, ours, theirs)) and all(now[0] == then[0] for (_, now), (_, then) in drawn)
+
     def restore(self) -> None:
         """Set the global random state to this one."""
         torch.set_rng_state(self.cpu)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bpfree.plan import Plan
 from bpfree.rerun.find_holders import objects_among
 from bpfree.rerun.input_versions import InputVersions
+from bpfree.rerun.left_behind import LeftBehind, LeftState
 from bpfree.rerun.module_state import Moment, State
 from bpfree.rerun.random_state import RandomState
 
@@ -41,15 +42,13 @@ def put_back(state: State, begin: Moment) -> Generator[None]:
     Raises:
         SecondRunError: A tensor that was too large to be copied has been written to.
     """
-    state.note(begin)
-    now = state.now().with_those_of(begin)
-    versions = [written.tensor._version for written in begin.tensors]
+    left = LeftState(state, begin)
     try:
         begin.begin()
         yield
     finally:
-        now.put()
-    begin.check(versions)
+        left.put()
+    left.check()
 
 
 @contextmanager
@@ -137,21 +136,33 @@ class RunSnapshot:
         return self.model.graphs() | (self.arguments[0].graphs() if self.arguments else {})
 
     @contextmanager
-    def restored(self, model: nn.Module) -> Generator[None]:
+    def restored(self, model: nn.Module) -> Generator[LeftBehind]:
         """Within this context a pass runs as the first one did, with a graph, and leaves no trace in ``model``.
+
+        Yields:
+            What the first run has left, for gradients that run in between.
 
         Raises:
             SecondRunError: The arguments or weights differ from those of the first run, or this run has changed them.
         """
         self.operands.check(model)
+        states = [(self.model, self.moment), *([self.arguments] if self.arguments else [])]
+        left = LeftBehind(model, states)
         with ExitStack() as stack:
-            stack.callback(RandomState.now(model).restore)
+            stack.callback(left.put)
             stack.enter_context(hooks_put_back(self.parts))
-            stack.enter_context(put_back(self.model, self.moment))
-            if self.arguments is not None:
-                stack.enter_context(put_back(*self.arguments))
+            for _, begin in states:
+                begin.begin()
             stack.enter_context(torch.enable_grad())
             stack.enter_context(self.autocast.restored())
             self.random.restore()
-            yield
+            yield left
+        left.check()
         self.operands.check(model)
+
+    @property
+    def has_gradient_hooks(self) -> bool:
+        """Whether gradients call hooks of the user's on modules or weights, or have moved what the model keeps."""
+        return self.model.is_moved_by_gradients or any(
+            part._backward_hooks or part._backward_pre_hooks for part in self.parts
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -107,6 +108,7 @@ class LearningRun(DryRun):
         outside: The arguments that require a gradient.
         around: The precisions of the backward pass.
         seen: See :class:`DryRun`.
+        shown: Makes the context that segments learn in: everything is as the first run has left it.
     """
 
     def __init__(
@@ -118,9 +120,10 @@ class LearningRun(DryRun):
         outside: Sequence[Tensor],
         around: Autocast,
         seen: Sequence[Fingerprint] | None,
+        shown: Callable[[], AbstractContextManager[None]],
     ) -> None:
         super().__init__(names, seen)
-        self._signals, self._passed, self._around = signals, passed, around
+        self._signals, self._passed, self._around, self._shown = signals, passed, around, shown
         self._apart, self._of_segment = [*outside, *leaves.shared], leaves.apart
         self.gradients: list[Tensor | None] = [None] * len(self._apart)
 
@@ -130,7 +133,8 @@ class LearningRun(DryRun):
             self._passed(number, output)
             signal = self._signals[number]
             if signal is not None:
-                self.send(number, output, signal)
+                with self._shown():
+                    self.send(number, output, signal)
         return output.detach()
 
     def send(self, number: int, root: Tensor, signal: Tensor) -> None:

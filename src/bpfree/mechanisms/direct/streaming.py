@@ -9,6 +9,7 @@ segment are in memory at a time, whatever the depth. With an optimizer that uses
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -210,8 +211,10 @@ class PendingRerun:
         flat, outside = call.again()
         now = Autocast.now(self.snapshot.autocast.kinds)
         passed = partial(self.handler.on_tap_output, error=error)
-        rerun = LearningRun(self.names, signals, passed, self.leaves, outside, now, self.seen)
-        with self.snapshot.restored(self.model):
+        with self.snapshot.restored(self.model) as left:
+            # What a pass has not moved in its first run is not looked at in the next ones: that takes time.
+            shown = left.shown if self.seen is not None or self.snapshot.has_gradient_hooks else nullcontext
+            rerun = LearningRun(self.names, signals, passed, self.leaves, outside, now, self.seen, shown)
             call.lend(flat)
             output = self.run(rerun, call.put_together(flat))
         rerun.compare(len(self.names), output)
