@@ -206,6 +206,23 @@ def test_threads_let_a_segment_wait_for_all_errors(options):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("pack", PACKED)
+def test_a_head_that_is_a_tap_itself_has_its_error(pack, frozen):
+    # The policy head is a tap: what it hands on has no graph, and is returned beside a value that has one.
+    model, x, actions, returns = setting(pack)
+    model.trunk.requires_grad_(not frozen)
+    attachment = bpfree.attach(model, bpfree.DFA(), taps=["trunk.1", "policy", "value.1"])
+    p, v = parts(model(x))
+    (F.cross_entropy(p, actions) + F.mse_loss(v, returns)).backward()
+    names = ["0", "1"] if pack == "tuple" else ["policy", "value"]
+    B = dict(zip(["policy", "value"], matrices(attachment, names).values(), strict=True))
+    expected = by_hand(model, x, actions, returns, (1, 1), B)
+    layers = model.trunk[0], model.policy, model.value[0], model.value[2]
+    for layer, gradient in list(zip(layers, expected, strict=True))[frozen:]:
+        torch.testing.assert_close(layer.weight.grad, gradient)
+
+
 def test_losses_may_come_in_several_backward_calls():
     found = []
     for together in (True, False):

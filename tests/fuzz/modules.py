@@ -119,14 +119,17 @@ class Complex(nn.Module):
 
 
 class Twice(nn.Module):
-    """One layer, called on two things."""
+    """One layer, called on two things.
+
+    Not on x and -x: both calls get one signal where their outputs are tapped, and their gradients would cancel.
+    """
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
         self.inner = nn.Linear(width_in, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x) * self.inner(-x).sigmoid()
+        return self.inner(x) * self.inner(-0.5 * x).sigmoid()
 
 
 class Square(nn.Module):

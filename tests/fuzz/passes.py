@@ -122,15 +122,15 @@ class Learner:
         return {n: None if p.grad is None else p.grad.to_dense().clone() for n, p in found.items()}
 
 
-def twin(model: Model) -> Learner:
-    """The model without a rule."""
-    return Learner(make(model))
+def twin(model: Model, draw: int = 0) -> Learner:
+    """The model without a rule; ``draw`` says which weights and batches it has."""
+    return Learner(make(model, seed=draw))
 
 
 @lru_cache(maxsize=1000)
-def plainly(model: Model) -> tuple[Seen, Seen]:
+def plainly(model: Model, draw: int = 0) -> tuple[Seen, Seen]:
     """Two training passes of a twin without a rule."""
-    theirs = twin(model)
+    theirs = twin(model, draw)
     return theirs.step(0), theirs.step(1)
 
 
@@ -144,9 +144,9 @@ def runs(model: Model) -> bool:
     return True
 
 
-def learner(model: Model, variant: Variant, **options: Any) -> Learner:
+def learner(model: Model, variant: Variant, draw: int = 0, **options: Any) -> Learner:
     """The model with a rule on it."""
-    subject = make(model)
+    subject = make(model, seed=draw)
     with doubles():
         attachment = bpfree.attach(
             subject.net, variant.rule, seed=3, **{**subject.options, **variant.options, **options}
