@@ -68,6 +68,18 @@ FOUND: dict[str, list[Case]] = {
         ("streaming", "Shallow", Model(parts=(Dense(), Bend("hook"), Activation()))),
         ("threads", "Shallow", Model(parts=(Dense(), Bend("hook"), Activation()))),
     ],
+    "B: in a checkpoint, a jvp made of a backward pass runs the part again, and its taps are not perturbed": [
+        ("untaught", "LMS", Model(parts=(Activation(), Checkpoint((Dense(), Activation("spike")))))),
+        ("untaught", "FDFA", Model(parts=(Activation(), Checkpoint((Dense(), Activation("spike"))), *HIDDEN))),
+        ("untaught", "ForwardGradient, activations", Model(parts=(Checkpoint((Dense(), Activation("spike"))),))),
+    ],
+    "B: tangents are not tried against gradients where the taps' signals take much memory": [
+        ("verify", "ForwardGradient, activations", Model(parts=(Activation(), Bend("contradicted")))),
+        ("verify", "GrAPE", Model(parts=(Activation(), Bend("contradicted"), Activation(), *HIDDEN))),
+    ],
+    "B: under streaming, tangents are not tried against gradients": [
+        ("verify", "GrAPE, streaming", Model(parts=(*HIDDEN, Bend("contradicted")))),
+    ],
     "C: a loss term kept on the module loses its graph": [
         ("outputs", "DFA", Model(parts=(*HIDDEN, Extra()))),
         ("outputs", "Shallow", Model(parts=(*HIDDEN, Extra()))),
@@ -123,6 +135,10 @@ FOUND: dict[str, list[Case]] = {
             "DFA, 2 threads",
             Model(parts=(Dense(kind="twice"), Activation()), input="tokens", output="two", call="nested"),
         ),
+    ],
+    "C: a head that is a tap itself, and is returned beside others, is taken for no error": [
+        ("outputs", "DFA", Model(parts=(Dense(), Activation("prelu")), input="tokens", output="tuple", taps="linear")),
+        ("untaught", "DKP", Model(parts=(Dense(), Activation("prelu")), input="tokens", output="dict", taps="linear")),
     ],
     "E: a subclass or hooked layer is taken for its plain map": [
         ("backpropagation", "B = W", Model(parts=(Dense(), Dense(kind="activated")))),

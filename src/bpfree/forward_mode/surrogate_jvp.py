@@ -23,6 +23,7 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from bpfree.errors import ForwardDerivativeError
+from bpfree.rerun.own_graphs import own_graphs
 
 FunctionClass: TypeAlias = type[Function]
 
@@ -234,7 +235,8 @@ def _changes(
     """Return J v by output: the derivative of <J^T u, v> by u, or J's diagonal times v if that fails."""
     if not outputs:
         return []
-    with torch.enable_grad():
+    # Within a checkpoint a gradient would run the whole part again, and the taps in it would count that run.
+    with torch.enable_grad(), own_graphs():
         u = [torch.ones_like(output.detach()).requires_grad_() for output in outputs]
         answers = backward(u)
         # backward may give fewer than there are inputs.
