@@ -120,7 +120,7 @@ TORCH_TELLS = "ignore:Full backward hook is firing"
 """A layer that a tap's cut lies before has an input without a gradient."""
 
 
-@pytest.mark.filterwarnings(TORCH_TELLS)
+@pytest.mark.filterwarnings(TORCH_TELLS, "ignore:full backward hooks on:bpfree.BpfreeWarning")
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("hook", [hook_a_module, hook_a_weight, hook_behind_a_weight])
 def test_what_hooks_on_gradients_move_stays(hook, rule):
@@ -135,7 +135,7 @@ def test_what_hooks_on_gradients_move_stays(hook, rule):
     assert_same(found, expected)
 
 
-@pytest.mark.filterwarnings(TORCH_TELLS)
+@pytest.mark.filterwarnings(TORCH_TELLS, "ignore:full backward hooks on:bpfree.BpfreeWarning")
 def test_a_hook_on_a_module_that_moves_something_later_on_is_heard():
     model = net()
 

@@ -67,9 +67,6 @@ class Inspection:
             exact = self._look()
             if thorough or not plan.streaming:
                 self._compare(exact)
-            elif self._hooked:  # only to see which hooks are heard
-                with _weighed(stored=False):
-                    self._compare(None)
             if thorough or not plan.streaming:
                 # Without room for all taps' signals the lowest tap alone: its perturbation passes all that lies above.
                 sites = list(self.sites.values())[: None if exact is not None else 1]
