@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import CheckpointError
 
 from bpfree.axes.sites import Site
 from bpfree.containers import tensors_in
@@ -70,7 +71,8 @@ class Inspection:
             if thorough or not plan.streaming:
                 # Without room for all taps' signals the lowest tap alone: its perturbation passes all that lies above.
                 sites = list(self.sites.values())[: None if exact is not None else 1]
-                with suppress(OverwrittenError):
+                # A checkpoint that holds taps runs again without the hooks of this check: it cannot be tried there.
+                with suppress(OverwrittenError, CheckpointError):
                     self.findings += mechanism.check_estimates(call, sites)
 
     def _look(self) -> ExactSignals | None:
