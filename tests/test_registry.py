@@ -3,7 +3,9 @@
 import copy
 import gc
 import pickle
+import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -247,3 +249,20 @@ def test_heads_that_came_later_are_found_too():
     assert bpfree.attachments(model[2]) == [attachment]
     with pytest.raises(errors.AlreadyAttachedError):
         bpfree.attach(nn.Sequential(model[2]), bpfree.BP())
+
+
+def test_models_are_attached_in_several_threads():
+    def work(_):
+        for _ in range(150):
+            model = net()
+            attachment = bpfree.attach(model, bpfree.DFA())
+            assert bpfree.attachments(model) == [attachment]
+            attachment.detach()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # seconds: threads take turns in the middle of whatever they do
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+    finally:
+        sys.setswitchinterval(interval)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from bpfree.axes.sites import Site, product
 from bpfree.errors import TapSelectionError
 from bpfree.feedback.projection import Projection
 from bpfree.forward_mode.grad_mode import rules_are_silent
+from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.jacobian import mean_jacobians
 from bpfree.mechanisms.base import Mechanism
 from bpfree.rerun.snapshot import preserved
@@ -280,22 +281,19 @@ def _watching(attachment: Attachment, seen: _Pass, places: Mapping[str, nn.Modul
 
         return keep
 
-    def begin(module: nn.Module, args: Any) -> None:
+    def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
         seen.above = False
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if not Mechanism.recomputing() and not rules_are_silent():
             seen.error, seen.above = output if isinstance(output, Tensor) else None, True
 
-    # Before the rule's own hooks, which hand on a detached tensor.
-    handles = [module.register_forward_hook(watch(name), prepend=True) for name, module in places.items()]
-    handles.append(attachment.model.register_forward_pre_hook(begin))
-    handles.append(plan.error_module.register_forward_hook(leave, prepend=True))
-    try:
+    with OwnPass(plan.model, plan.state, called=True) as own, ExitStack() as stack:
+        # Before the rule's own hooks, which hand on a detached tensor.
+        stack.enter_context(own.hooked({module: watch(name) for name, module in places.items()}, prepend=True))
+        stack.enter_context(own.hooked({plan.model: begin}, before=True))
+        stack.enter_context(own.hooked({plan.error_module: leave}, prepend=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _site_rows(site: Site, tensor: Tensor) -> Tensor:

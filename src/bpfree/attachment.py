@@ -179,6 +179,29 @@ def _run_once(attachment: Attachment, inputs: Tensor | tuple[Any, ...] | Mapping
             model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
 
 
+@contextmanager
+def _hooked_or_not(model: nn.Module) -> Generator[None]:
+    """Within this context a rule puts its hooks into ``model``; if Ctrl-C ends that, none of them stays."""
+    parts = list(model.modules())
+    tables: list[dict[int, Any]] = [table for part in parts for table in (part._forward_hooks, part._forward_pre_hooks)]
+    known = [set(table) for table in tables]
+    own_call = vars(model).get("_call_impl")
+    try:
+        yield
+    except BaseException:
+        new = {key for table, before in zip(tables, known, strict=True) for key in table if key not in before}
+        for part in parts:
+            for table in (
+                *(part._forward_hooks, part._forward_hooks_with_kwargs, part._forward_hooks_always_called),
+                *(part._forward_pre_hooks, part._forward_pre_hooks_with_kwargs),
+            ):
+                for key in new & table.keys():
+                    del table[key]
+        if own_call is None:
+            vars(model).pop("_call_impl", None)
+        raise
+
+
 class Attachment(nn.Module):
     """A learning rule on a model: made by :func:`attach`.
 
@@ -198,11 +221,12 @@ class Attachment(nn.Module):
         self.mechanism = mechanism
         self.within = within
         self._attached = True
-        # Layers are joined to their inputs before a tap cuts what they give.
-        for part in self.parts():
-            part.install()
-        mechanism.watch_error()
-        keep(self)
+        with _hooked_or_not(self.model):
+            # Layers are joined to their inputs before a tap cuts what they give.
+            for part in self.parts():
+                part.install()
+            mechanism.watch_error()
+            keep(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

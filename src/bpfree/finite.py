@@ -36,32 +36,45 @@ def require_finite(numbers: Tensor, what: str = ERROR) -> None:
 
     Call it where they are about to be learned from: in a backward pass, or on a CPU anywhere.
     """
-    if torch.compiler.is_compiling() or numbers.dtype == torch.float16 or not numbers.numel():
+    if torch.compiler.is_compiling():
         return
     if _is_at_hand(numbers):
-        if not _is_finite(numbers):
+        if not _is_finite(numbers) and numbers.dtype != torch.float16:
             raise _not_finite(what, "None has.")
+    elif numbers.dtype == torch.float16 or not numbers.numel():
+        return
     elif torch._C._current_graph_task_id() != -1 and not _is_captured():
         at_end: Callable[[Callable[[], None]], None] = Variable._execution_engine.queue_callback
         at_end(partial(_look, what, *_sent_to_host(numbers)))
 
 
-def watch(output: Tensor, what: str) -> None:
-    """Look at the gradient of ``output`` when it arrives, before anything below gets one."""
-    # In torch.func's transforms numbers have no values.
-    if output.requires_grad and torch._C._functorch.peek_interpreter_stack() is None:
-        output.register_hook(partial(require_finite, what=what))  # type: ignore[no-untyped-call]
+class Watch:
+    """Looks at gradients when they arrive, before anything below gets one.
+
+    Args:
+        what: What messages call them.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._look = partial(require_finite, what=what)  # made once: a step has tens of microseconds for all of this
+
+    def __call__(self, output: Tensor) -> None:
+        """Look at the gradient of ``output``."""
+        # In torch.func's transforms numbers have no values.
+        if output.requires_grad and torch._C._functorch.peek_interpreter_stack() is None:
+            output.register_hook(self._look)  # type: ignore[no-untyped-call]
 
 
 def _is_at_hand(numbers: Tensor) -> bool:
-    return numbers.device.type == "cpu"
+    return numbers.is_cpu
 
 
 def _is_finite(numbers: Tensor) -> bool:
     if numbers.requires_grad:  # in a backward pass they never do, and a detach() would take as long as the sum
         numbers = numbers.detach()
-    # The sum is cheap, and may overflow where no number is infinite.
-    return math.isfinite(numbers.sum().item()) or bool(numbers.isfinite().all())
+    total = numbers.sum().item()
+    # NaN and infinity less themselves are NaN, of complex numbers too. A sum may overflow where no number is infinite.
+    return total - total == 0 or bool(numbers.isfinite().all())
 
 
 def _is_captured() -> bool:

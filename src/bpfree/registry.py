@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from torch import nn
 
@@ -16,10 +17,31 @@ if TYPE_CHECKING:
     from bpfree.mechanisms.base import Mechanism
     from bpfree.plan import Plan
 
-MECHANISMS: weakref.WeakSet[Mechanism] = weakref.WeakSet()
+Member = TypeVar("Member")
+
+
+class Known(Generic[Member]):
+    """A weak set to which one thread may add while another one looks at its members."""
+
+    def __init__(self) -> None:
+        self._members: weakref.WeakSet[Member] = weakref.WeakSet()
+        self._lock = threading.RLock()  # a destructor may add in the middle of an add
+
+    def add(self, member: Member) -> None:
+        """Add a member, which is not kept alive."""
+        with self._lock:
+            self._members.add(member)
+
+    def __iter__(self) -> Iterator[Member]:
+        """Those that there are now."""
+        with self._lock:
+            return iter(list(self._members))
+
+
+MECHANISMS: Known[Mechanism] = Known()
 """Every mechanism; those in a model are kept alive by its hooks, and by nothing else."""
 
-ATTACHMENTS: weakref.WeakSet[Attachment] = weakref.WeakSet()
+ATTACHMENTS: Known[Attachment] = Known()
 """Every attachment that somebody holds."""
 
 
@@ -40,7 +62,7 @@ def attachments(model: nn.Module) -> list[Attachment]:
     of its own.
     """
     found: dict[int, Attachment] = {}
-    for mechanism in list(MECHANISMS):
+    for mechanism in MECHANISMS:
         if _is_attached(mechanism) and _common(model, mechanism.plan):
             attachment = _attachment_of(mechanism)
             found[id(attachment)] = attachment
@@ -61,7 +83,7 @@ def make_room(plan: Plan) -> None:
         AlreadyAttachedError: The model, a part of it, a model that holds it or one that shares layers or taps with it
             has a rule.
     """
-    for mechanism in list(MECHANISMS):
+    for mechanism in MECHANISMS:
         if not _is_attached(mechanism):
             continue
         common = _common(plan.model, mechanism.plan)

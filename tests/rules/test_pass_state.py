@@ -11,7 +11,6 @@ from torch import nn
 
 import bpfree
 from bpfree.forward_mode.dual_level import dual_level
-from bpfree.forward_mode.tangents import differentiable_attention
 from bpfree.passes import Passes
 from support.models import batch
 from support.rule_contract import assert_equal
@@ -186,20 +185,6 @@ def test_the_level_is_closed_by_the_last_to_leave():
     assert forward_mode._current_level == -1
 
 
-def test_switches_of_attention_are_put_back_by_the_last_to_leave():
-    """Two threads leave in the order in which they came; one of them lets attention take fused kernels."""
-    first, second = differentiable_attention(fused=True), differentiable_attention()
-    flash = torch.backends.cuda.flash_sdp_enabled()
-    assert torch.backends.mha.get_fastpath_enabled()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert not torch.backends.mha.get_fastpath_enabled()
-    second.__exit__(None, None, None)
-    assert torch.backends.mha.get_fastpath_enabled()
-    assert torch.backends.cuda.flash_sdp_enabled() == flash
-
-
 # -- interrupts --------------------------------------------------------------------------------------------------------
 
 
@@ -219,7 +204,7 @@ def assert_nothing_is_left(model):
     assert torch.is_grad_enabled()
     assert forward_mode._current_level == -1
     assert all(type(module._parameters) is dict for module in model.modules())
-    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch._C._len_torch_function_stack() == 0
 
 
 @by_rule
@@ -272,3 +257,35 @@ def test_passes_know_who_runs_them():
     assert seen == [[], "inner", "outer"]
     copied = copy.deepcopy(passes)
     assert copied.now() is None
+
+
+@pytest.mark.parametrize(
+    "rule", [bpfree.DFA(), bpfree.GrAPE(), bpfree.FA(), bpfree.KolenPollack(), bpfree.PEPITA(), WEIGHTS], ids=str
+)
+def test_an_interrupt_while_a_rule_is_attached_leaves_nothing_behind(rule, monkeypatch):
+    """At whatever hook it comes, right behind that hook's registration."""
+
+    def left(model):
+        return [hook for part in model.modules() for hook in (*part._forward_hooks, *part._forward_pre_hooks)]
+
+    for kind in ("register_forward_hook", "register_forward_pre_hook"):
+        register, number, attached = getattr(nn.Module, kind), 0, False
+        while not attached:
+            model, calls = net(), iter(range(1000))
+
+            def interrupting(self, *args, _register=register, _calls=calls, _last=number, **kwargs):
+                handle = _register(self, *args, **kwargs)
+                if next(_calls) == _last:
+                    raise KeyboardInterrupt
+                return handle
+
+            monkeypatch.setattr(nn.Module, kind, interrupting)
+            try:
+                bpfree.attach(model, rule)
+                attached = True
+            except KeyboardInterrupt:
+                assert left(model) == []
+                assert "_call_impl" not in vars(model)
+            monkeypatch.setattr(nn.Module, kind, register)
+            number += 1
+        assert number > 1 or kind == "register_forward_pre_hook"

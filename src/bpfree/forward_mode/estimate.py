@@ -22,6 +22,7 @@ from bpfree.axes.sites import Site, product
 from bpfree.compiled_code import outside_compiled_code
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
+from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.forward_mode.tangents import Call, DualPass, Tangents, join, split
 from bpfree.forward_mode.tape import Tape
 from bpfree.plan import Plan
@@ -183,8 +184,8 @@ class Estimator:
         made: dict[str, Tensor] = {}
 
         @contextmanager
-        def prepare() -> Generator[None]:
-            with self.tape.replayed(), self._perturbed(sites, seed, draws, made):
+        def prepare(own: OwnPass) -> Generator[None]:
+            with self.tape.replayed(own), self._perturbed(own, sites, seed, draws, made):
                 yield
 
         tangents = self._dual_pass(call, prepare, start)
@@ -198,7 +199,7 @@ class Estimator:
 
     @contextmanager
     def _perturbed(
-        self, sites: Sequence[Site], seed: int, draws: dict[str, Draw], made: dict[str, Tensor]
+        self, own: OwnPass, sites: Sequence[Site], seed: int, draws: dict[str, Draw], made: dict[str, Tensor]
     ) -> Generator[None]:
         """Within this context every tap adds its perturbation to the tangent that passes."""
 
@@ -214,13 +215,15 @@ class Estimator:
             v = self.direction(site, coefficients, primal)
             return join(primal, v if tangent is None else tangent + v)
 
-        with at_taps(self.plan, sites, add):
+        with at_taps(self.plan, own, sites, add):
             yield
 
 
 @contextmanager
-def at_taps(plan: Plan, sites: Sequence[Site], visit: Callable[[Site, Tensor], Tensor | None]) -> Generator[None]:
-    """Within this context every site that a pass reaches is visited, and hands on what ``visit`` returns.
+def at_taps(
+    plan: Plan, own: OwnPass, sites: Sequence[Site], visit: Callable[[Site, Tensor], Tensor | None]
+) -> Generator[None]:
+    """Within this context every site that the pass ``own`` reaches is visited, and hands on what ``visit`` returns.
 
     ``visit`` is given the tapped tensor alone, where a tap's module returns several values.
     """
@@ -237,12 +240,5 @@ def at_taps(plan: Plan, sites: Sequence[Site], visit: Callable[[Site, Tensor], T
         return None if changed is None else put(output, key, changed)
 
     # Before other hooks at the tap, as the rule's own.
-    with plan.state.expecting_hooks():
-        handles = [
-            module.register_forward_hook(partial(reach, name), prepend=True) for name, module in plan.taps.items()
-        ]
-    try:
+    with own.hooked({module: partial(reach, name) for name, module in plan.taps.items()}, prepend=True):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

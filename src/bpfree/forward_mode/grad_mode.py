@@ -7,7 +7,7 @@ tangents with them. Gradients are on in it for that, as they are in the training
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -27,11 +27,18 @@ def rules_are_silent() -> bool:
 @contextmanager
 def silent_rules() -> Generator[None]:
     """Within this context a pass is no rule's, although gradients are on."""
-    token = _silent.set(True)
+    before = _silent.get()
     try:
+        _silent.set(True)  # within the try: Ctrl-C may come right behind it
         yield
     finally:
-        _silent.reset(token)
+        _silent.set(before)
+
+
+def put_back_silence(silent: bool) -> None:
+    """Set whether a pass is under way from which no rule is to learn, behind one that was interrupted."""
+    if _silent.get() != silent:
+        _silent.set(silent)
 
 
 _DIFFERENTIATES = (
@@ -44,7 +51,42 @@ _DIFFERENTIATES = (
 """The functions that a model calls to differentiate in its own forward pass."""
 
 
-class GradModeWatch(TorchFunctionMode):
+class PassMode(TorchFunctionMode):
+    """A mode of one thread for the time of a pass, which may be interrupted anywhere."""
+
+    def __exit__(self, *_: object) -> None:
+        """Take this mode off, also from below those that the model has entered since and not left."""
+        _push([mode for mode in _popped(until=self) if mode is not self])
+
+
+@contextmanager
+def pass_modes_off() -> Generator[None]:
+    """Within this context the modes of passes around it are off: what they are for is not what is called here."""
+    modes = _popped()
+    _push([mode for mode in modes if not isinstance(mode, PassMode)])
+    try:
+        yield
+    finally:
+        _popped()
+        _push(modes)
+
+
+def _popped(until: TorchFunctionMode | None = None) -> list[TorchFunctionMode]:
+    """Take modes off this thread's stack, down to ``until``, or all; the lowest first."""
+    found: list[TorchFunctionMode] = []
+    while torch._C._len_torch_function_stack():
+        found.append(_pop_mode())  # type: ignore[no-untyped-call]
+        if found[-1] is until:
+            break
+    return found[::-1]
+
+
+def _push(modes: Sequence[TorchFunctionMode]) -> None:
+    for mode in modes:
+        _push_mode(mode)  # type: ignore[no-untyped-call]
+
+
+class GradModeWatch(PassMode):
     """Switches tangents off and on wherever gradients are switched.
 
     Attributes:
@@ -70,14 +112,6 @@ class GradModeWatch(TorchFunctionMode):
             with without_tangents():
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
-
-    def __exit__(self, *_: object) -> None:
-        """Take this mode off, also from below those that the model has entered since and not left."""
-        above = []
-        while (mode := _pop_mode()) is not self:  # type: ignore[no-untyped-call]
-            above.append(mode)
-        for mode in reversed(above):
-            _push_mode(mode)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

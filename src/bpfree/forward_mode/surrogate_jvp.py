@@ -56,40 +56,44 @@ class SurrogateJvps:
     @contextmanager
     def installed(self) -> Generator[None]:
         """Within this context the functions that are served have a jvp. Threads may be within at the same time."""
-        for function in self._served:
-            _enter(function)
+        token, served = object(), list(self._served)
         try:
+            for function in served:
+                _enter(function, token)
             yield
         finally:
-            for function in self._served:
-                _leave(function)
+            for function in served:
+                _leave(function, token)
 
 
 _lock = threading.Lock()
-_inside: dict[FunctionClass, tuple[int, dict[str, Any]]] = {}
-"""For every served function, the number of running passes, and its own attributes that were replaced."""
+_inside: dict[FunctionClass, tuple[set[object], dict[str, Any]]] = {}
+"""For every served function a token for each running pass, and its own attributes that were replaced."""
 
 
-def _enter(function: FunctionClass) -> None:
+def _enter(function: FunctionClass, token: object) -> None:
     with _lock:
-        count, own = _inside.get(function, (0, {}))
-        if count == 0:
+        if function not in _inside:
             own = {name: vars(function)[name] for name in ("forward", "setup_context", "jvp") if name in vars(function)}
+            _inside[function] = {token}, own  # before anything is replaced: Ctrl-C may come in the middle of that
             _replace(function)
-        _inside[function] = count + 1, own
+        _inside[function][0].add(token)
 
 
-def _leave(function: FunctionClass) -> None:
+def _leave(function: FunctionClass, token: object) -> None:
     with _lock:
-        count, own = _inside.pop(function)
-        if count > 1:
-            _inside[function] = count - 1, own
+        tokens, own = _inside.get(function, (set(), {}))
+        if token not in tokens:  # Ctrl-C came before it was served
+            return
+        if len(tokens) > 1:
+            tokens.remove(token)
             return
         for name in ("forward", "setup_context", "jvp"):
             if name in own:
                 setattr(function, name, own[name])
             elif name in vars(function):
                 delattr(function, name)
+        del _inside[function]
 
 
 def _replace(function: Any) -> None:

@@ -7,24 +7,25 @@ Forward-mode derivatives are to be those of autograd. :class:`ForwardMode` sees 
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, TypeAlias
 
 import torch
 import torch.autograd.forward_ad as dual
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bpfree.distributed import is_sharded
 from bpfree.error_values import Path, error_tensors
 from bpfree.errors import BpfreeWarning, ForwardDerivativeError
-from bpfree.forward_mode.dual_level import Shared, dual_level
+from bpfree.forward_mode.attention import differentiable_attention
+from bpfree.forward_mode.dual_level import dual_level
+from bpfree.forward_mode.eager import eager
 from bpfree.forward_mode.grad_mode import GradModeWatch, frozen, watched_gradients
+from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.forward_mode.surrogate_jvp import SurrogateJvps, function_without_jvp
+from bpfree.forward_mode.switches import switches_put_back
 from bpfree.plan import Plan
 from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.snapshot import RunSnapshot
@@ -32,6 +33,9 @@ from bpfree.rerun.stop import StopForward
 
 Call: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
 """The arguments and keyword arguments of one forward pass."""
+
+Prepare: TypeAlias = Callable[[OwnPass], AbstractContextManager[Any]]
+"""Returns a context manager that brings the perturbations into one attempt at a pass."""
 
 Tangents: TypeAlias = Mapping[Path, Tensor]
 """The tangents of the floating point tensors in one module's output, by path (:mod:`bpfree.error_values`)."""
@@ -47,76 +51,6 @@ def join(primal: Tensor, tangent: Tensor) -> Tensor:
     """Return the dual number of this value and this tangent."""
     number: Tensor = dual.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
     return number
-
-
-@contextmanager
-def _without_fast_path() -> Generator[None]:
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-_no_fast_path = Shared(_without_fast_path)
-_math_kernels = Shared(partial(sdpa_kernel, SDPBackend.MATH))
-
-
-@contextmanager
-def differentiable_attention(*, fused: bool = False) -> Generator[None]:
-    """Within this context attention goes by ways that have a forward-mode derivative.
-
-    Args:
-        fused: Whether fused kernels stay allowed all the same: attention does not always take one.
-    """
-    with _no_fast_path(), nullcontext() if fused else _math_kernels():
-        yield
-
-
-_eager_lock = threading.Lock()
-_eager_passes: list[ExitStack] = []
-"""One entry for each pass under way that wants no compiled code: what the last of them puts back."""
-
-
-@contextmanager
-def eager() -> Generator[None]:
-    """Within this context compiled functions and modules run as they were written: compiled code drops tangents.
-
-    Raises:
-        ForwardDerivativeError: Compiled code is under way, around this pass.
-    """
-    # The stance is the process's: of threads that overlap here the first one sets it, and the last one puts it back.
-    with _eager_lock:
-        stack = _eager_passes[0] if _eager_passes else _entered_eager()
-        _eager_passes.append(stack)
-    try:
-        yield
-    finally:
-        with _eager_lock:
-            _eager_passes.pop()
-            if not _eager_passes:
-                stack.close()
-
-
-def _entered_eager() -> ExitStack:
-    if torch.compiler.is_compiling():
-        raise compiled()
-    stack = ExitStack()
-    try:
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-    except RuntimeError as error:  # a graph break within compiled code
-        raise compiled() from error
-    return stack
-
-
-def compiled() -> ForwardDerivativeError:
-    """Make the error for a pass with tangents that compiled code runs."""
-    return ForwardDerivativeError(
-        "the model is run by torch.compile(), and compiled code drops the tangents that this rule sends through the "
-        "model's own forward pass. Run the model uncompiled, or use bpfree.ForwardGradient(), whose estimating pass "
-        "runs beside the compiled one."
-    )
 
 
 class ForwardMode:
@@ -150,7 +84,7 @@ class ForwardMode:
         watch = GradModeWatch() if self._watched.get(kind, True) and not is_sharded(model) else None
         with ExitStack() as stack:
             stack.enter_context(eager())
-            stack.enter_context(differentiable_attention(fused=self.fused))
+            stack.enter_context(differentiable_attention(model, fused=self.fused))
             stack.enter_context(self.surrogates.installed())
             stack.enter_context(dual_level())
             if watch is None:
@@ -210,33 +144,34 @@ class DualPass:
         self._freeze = freeze
         self.mode = ForwardMode()
 
-    def __call__(
-        self, call: Call, prepare: Callable[[], AbstractContextManager[Any]], start: RunSnapshot
-    ) -> Sequence[Tangents]:
+    def __call__(self, call: Call, prepare: Prepare, start: RunSnapshot) -> Sequence[Tangents]:
         """Return the tangents of the errors, one mapping for each of their modules; empty for one that is not reached.
 
         Args:
             call: The model's arguments.
-            prepare: Returns a context manager that brings the perturbations in, for one attempt.
+            prepare: Brings the perturbations in.
             start: What the pass before began with, so that dropout draws the same masks.
 
         Raises:
             ForwardDerivativeError: A layer has no forward-mode derivative, or nothing reaches an error.
         """
-        while True:
-            try:
-                return self._run(call, prepare, start)
-            except NotImplementedError as error:
-                if not self.mode.learn_from(error):
-                    raise self._unserved(call, prepare, start) from error
+        with switches_put_back():
+            while True:
+                try:
+                    return self._run(call, prepare, start)
+                except NotImplementedError as error:
+                    if not self.mode.learn_from(error):
+                        raise self._unserved(call, prepare, start) from error
 
-    def _run(
-        self, call: Call, prepare: Callable[[], AbstractContextManager[Any]], start: RunSnapshot
-    ) -> Sequence[Tangents]:
+    def _run(self, call: Call, prepare: Prepare, start: RunSnapshot) -> Sequence[Tangents]:
         plan = self._plan
-        kind = kind_of(plan, call)
-        with start.restored(plan.model), self.mode.entered(plan.model, kind, freeze=self._freeze), prepare():
-            outputs = [error_tensors(output) for output in run_to(plan.model, list(plan.errors.values()), call)]
+        kind, errors = kind_of(plan, call), list(plan.errors.values())
+        with ExitStack() as stack:
+            stack.enter_context(start.restored(plan.model))
+            stack.enter_context(self.mode.entered(plan.model, kind, freeze=self._freeze))
+            own = stack.enter_context(OwnPass(plan.model, plan.state))
+            stack.enter_context(prepare(own))
+            outputs = [error_tensors(output) for output in run_to(plan.model, own, errors, call)]
             pairs = [{path: split(output) for path, output in found.items()} for found in outputs]
         if any(pairs) and all(tangent is None for found in pairs for _, tangent in found.values()):
             raise nothing_arrives(f"perturbation of the taps arrives at {plan.where}")
@@ -248,25 +183,20 @@ class DualPass:
             for found in pairs
         ]
 
-    def _unserved(
-        self, call: Call, prepare: Callable[[], AbstractContextManager[Any]], start: RunSnapshot
-    ) -> ForwardDerivativeError:
+    def _unserved(self, call: Call, prepare: Prepare, start: RunSnapshot) -> ForwardDerivativeError:
         """Run again with every module watched, to find the one that has no derivative."""
         plan = self._plan
         names = {module: name for name, module in plan.model.named_modules()}
         entered: list[nn.Module] = []
-        handles = [module.register_forward_pre_hook(lambda module, args: entered.append(module)) for module in names]
-        handles += [
-            module.register_forward_hook(lambda module, args, output: entered.remove(module)) for module in names
-        ]
+        parts = [module for module in names if module is not plan.model]
         said = ""
-        try:
-            self._run(call, prepare, start)
-        except NotImplementedError as error:
-            said = str(error).partition(" because ")[0].partition("\n")[0].rstrip(".")
-        finally:
-            for handle in handles:
-                handle.remove()
+        with OwnPass(plan.model, plan.state) as own:
+            enter = own.hooked(dict.fromkeys(parts, lambda module, args, kwargs: entered.append(module)), before=True)
+            with enter, own.hooked(dict.fromkeys(parts, lambda module, args, output: entered.remove(module))):
+                try:
+                    self._run(call, prepare, start)
+                except NotImplementedError as error:
+                    said = str(error).partition(" because ")[0].partition("\n")[0].rstrip(".")
         inside = entered[-1] if entered else plan.model
         name = names[inside]
         return ForwardDerivativeError(
@@ -286,8 +216,8 @@ def nothing_arrives(what: str) -> ForwardDerivativeError:
     )
 
 
-def run_to(model: nn.Module, errors: Sequence[nn.Module], call: Call) -> list[Any]:
-    """Return the outputs of ``errors``; None for one that is not reached."""
+def run_to(model: nn.Module, own: OwnPass, errors: Sequence[nn.Module], call: Call) -> list[Any]:
+    """Return the outputs of ``errors`` in the pass ``own`` that this runs; None for one that is not reached."""
     args, kwargs = call
     # Not the model's __call__: its hooks are for passes that somebody asked for.
     if len(errors) == 1 and errors[0] is model:
@@ -299,15 +229,9 @@ def run_to(model: nn.Module, errors: Sequence[nn.Module], call: Call) -> list[An
         if len(outputs) == len(errors):
             raise StopForward
 
-    handles = [module.register_forward_hook(keep) for module in errors if module is not model]
-    try:
+    with suppress(StopForward), own.hooked({module: keep for module in errors if module is not model}):
         output = model.forward(*args, **kwargs)
         if model in errors:
             outputs[model] = output
-    except StopForward:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
     assert outputs, "the pass before reached an error with the same inputs"
     return [outputs.get(module) for module in errors]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.forward_mode.tangents import join, split
 from bpfree.layers.kinds import CONVOLUTIONS
 from bpfree.per_thread import PerThread
@@ -56,27 +56,27 @@ class Tape:
             kept.setdefault(layer, []).append((output.detach(), output._version))
 
     @contextmanager
-    def replayed(self) -> Generator[None]:
-        """Within this context the layers take their outputs from the recording, which is then forgotten."""
-        recording, thread = self._recording(), threading.get_ident()
+    def replayed(self, own: OwnPass) -> Generator[None]:
+        """Within this context the layers of the pass ``own`` take their outputs from the recording, then forgotten."""
+        recording = self._recording()
         kept, recording.kept = recording.kept or {}, None
         try:
             for layer, outputs in kept.items():
-                layer.forward = partial(_replay, thread, layer, layer.forward, iter(outputs))
+                layer.forward = partial(_replay, own, layer, layer.forward, iter(outputs))
             yield
         finally:
             for layer in kept:
-                del layer.forward
+                vars(layer).pop("forward", None)  # Ctrl-C may come before it was there
 
 
 def _replay(
-    thread: int,
+    own: OwnPass,
     layer: Any,
     forward: Callable[[Tensor], Tensor],
     outputs: Iterator[tuple[Tensor, int]],
     input: Tensor,
 ) -> Tensor:
-    if threading.get_ident() != thread:  # one that evaluates the model meanwhile
+    if not own.is_this:
         return forward(input)
     output, version = next(outputs, (None, 0))
     # An in-place operation may have overwritten it; a model that differentiates within its forward needs the graph.

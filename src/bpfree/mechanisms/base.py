@@ -14,6 +14,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +24,9 @@ from torch.utils.hooks import RemovableHandle
 from bpfree.error_values import tensors_of
 from bpfree.errors import BpfreeWarning, ErrorPlacementError
 from bpfree.feedback.lazy_buffers import LazyBuffers
-from bpfree.finite import ERROR, watch
+from bpfree.finite import ERROR, Watch
 from bpfree.forward_mode.grad_mode import rules_are_silent
+from bpfree.forward_mode.switches import switches_put_back
 from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
 from bpfree.registry import MECHANISMS
@@ -39,11 +41,12 @@ _AGAIN: ContextVar[bool] = ContextVar("again", default=False)
 @contextmanager
 def running_again() -> Generator[None]:
     """Within this context a forward pass is a rerun: every mechanism has counted the pass already."""
-    before = _AGAIN.set(True)
+    before = _AGAIN.get()
     try:
+        _AGAIN.set(True)  # within the try: Ctrl-C may come right behind it
         yield
     finally:
-        _AGAIN.reset(before)
+        _AGAIN.set(before)
 
 
 @dataclass
@@ -126,13 +129,39 @@ class Mechanism(nn.Module):
         if plan.model not in errors:
             # Layers above the error's place get their gradients before the error is there.
             places = [*places, plan.model]
-        self._handles += [place.register_forward_hook(self._watch_output) for place in places]
+        for place in places:
+            watch = Watch(ERROR if place in errors else "the gradient at the model's output")
+            self._handles.append(place.register_forward_hook(partial(self._watch_output, watch)))
 
-    def _watch_output(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.active and not torch.compiler.is_compiling():
-            what = ERROR if module in self.plan.errors.values() else "the gradient at the model's output"
-            for tensor in (output,) if isinstance(output, Tensor) else tensors_of(output):
-                watch(tensor, what)
+    def _watch_output(self, watch: Watch, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or not self.active:
+            return
+        if isinstance(output, Tensor):
+            watch(output)
+        else:
+            for tensor in tensors_of(output):
+                watch(tensor)
+
+    def _guard_calls(self) -> None:
+        """Put a call of the model right that Ctrl-C ends: torch calls no hook then, and gradients would stay off."""
+        vars(self.plan.model)["_call_impl"] = self._call  # what the model's __call__ calls
+
+    def _unguard_calls(self) -> None:
+        vars(self.plan.model).pop("_call_impl", None)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        model = self.plan.model
+        if torch.compiler.is_compiling():
+            return type(model)._call_impl(model, *args, **kwargs)  # type: ignore[no-untyped-call]
+        with switches_put_back():
+            try:
+                return type(model)._call_impl(model, *args, **kwargs)  # type: ignore[no-untyped-call]
+            except BaseException:
+                self.put_right()
+                raise
+
+    def put_right(self) -> None:
+        """Put back what passes of this thread have changed that were interrupted from the keyboard."""
 
     def remove(self) -> None:
         """Take the hooks out, and drop everything that a forward pass left."""
@@ -144,21 +173,23 @@ class Mechanism(nn.Module):
     def paused(self) -> Generator[None]:
         """Within this context a forward pass is plain autograd."""
         switches = self._switches()
-        switches.pauses += 1
+        before = switches.pauses
         try:
+            switches.pauses += 1
             yield
         finally:
-            switches.pauses -= 1
+            switches.pauses = before
 
     @contextmanager
     def fixed(self) -> Generator[None]:
         """Within this context feedback that learns stays as it is."""
         switches = self._switches()
-        switches.fixed += 1
+        before = switches.fixed
         try:
+            switches.fixed += 1
             yield
         finally:
-            switches.fixed -= 1
+            switches.fixed = before
 
     @contextmanager
     def stored(self) -> Generator[None]:

@@ -51,6 +51,9 @@ def put_back(state: State, begin: Moment) -> Generator[None]:
     left.check()
 
 
+_NONE: frozenset[int] = frozenset()
+
+
 @contextmanager
 def hooks_put_back(modules: Iterable[nn.Module]) -> Generator[None]:
     """Remove, at the end of this context, the forward hooks that a model has put on its modules meanwhile.
@@ -58,13 +61,14 @@ def hooks_put_back(modules: Iterable[nn.Module]) -> Generator[None]:
     Libraries register hooks in a first call, and note it in an attribute; that attribute is put back too.
     """
     kinds = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
-    before = [len(hooks) for hooks in kinds]
+    before = [frozenset(hooks) if hooks else _NONE for hooks in kinds]
     try:
         yield
     finally:
-        for hooks, count in zip(kinds, before, strict=True):
-            while len(hooks) > count:
-                hooks.pop(next(reversed(hooks)))
+        for hooks, known in zip(kinds, before, strict=True):
+            if len(hooks) > len(known):  # not always the last ones: hooks may be prepended
+                for key in [key for key in hooks if key not in known]:
+                    hooks.pop(key)
 
 
 @dataclass(frozen=True)

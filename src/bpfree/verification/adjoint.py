@@ -17,9 +17,11 @@ from torch import Tensor
 
 from bpfree.axes.sites import Site
 from bpfree.error_values import error_tensors
+from bpfree.forward_mode.eager import eager
 from bpfree.forward_mode.estimate import Estimator, at_taps
 from bpfree.forward_mode.grad_mode import silent_rules
-from bpfree.forward_mode.tangents import Call, eager, run_to
+from bpfree.forward_mode.own_pass import OwnPass
+from bpfree.forward_mode.tangents import Call, run_to
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.verification.finding import Finding
 from bpfree.verification.local_adjoint import ModuleCalls, Precision
@@ -97,8 +99,15 @@ class _PlainPass:
             return kept.clone()
 
         plan = estimator.plan
-        with start.restored(plan.model), silent_rules(), eager(), at_taps(plan, sites, keep), watch:
-            outputs = run_to(plan.model, list(plan.errors.values()), call)
+        with (
+            start.restored(plan.model),
+            silent_rules(),
+            eager(),
+            OwnPass(plan.model, plan.state) as own,
+            at_taps(plan, own, sites, keep),
+            watch,
+        ):
+            outputs = run_to(plan.model, own, list(plan.errors.values()), call)
         return cls(taps, [error_tensors(output) for output in outputs])
 
 

@@ -52,17 +52,19 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float(difference / expected.nan_to_num().norm().clamp_min(torch.finfo(expected.dtype).tiny))
 
 
-@dataclass(frozen=True)
+@dataclass
 class GradientSketch:
     """The gradients of one backward pass, as far as they must be known to compare them: without their memory.
 
     Attributes:
         norms: By parameter, the norm.
         projections: The product with a fixed random vector of norm about 1 for each entry.
+        is_open: Whether gradients are being noted. A hook that Ctrl-C has left behind must not touch later ones.
     """
 
     norms: dict[str, float]
     projections: dict[str, float]
+    is_open: bool = False
 
     @classmethod
     def of(
@@ -83,18 +85,22 @@ class GradientSketch:
         Returns:
             The sketch, and the gradients of ``others``; None where there is none.
         """
-        sketch = cls({}, {})
-        handles = [p.register_hook(partial(sketch._add, name)) for name, p in parameters.items()]  # type: ignore[no-untyped-call]
+        sketch, handles = cls({}, {}, is_open=True), []
         try:
+            for name, parameter in parameters.items():
+                handles.append(parameter.register_hook(partial(sketch._add, name)))  # type: ignore[no-untyped-call]
             wanted = [*others, *parameters.values()]
             arrived = torch.autograd.grad(outputs, wanted, directions, allow_unused=True, materialize_grads=False)
         finally:
+            sketch.is_open = False
             for handle in handles:
                 handle.remove()
         return sketch, arrived[: len(others)]
 
     def _add(self, name: str, gradient: Tensor) -> Tensor | None:
         """Note a gradient, and return zeros without memory in its place."""
+        if not self.is_open:
+            return None
         if name not in self.norms:  # a window's gradients come once from within and once as they are handed on
             self.norms[name], self.projections[name] = float(gradient.norm()), _projected(gradient)
         if type(gradient) is not Tensor or gradient.layout is not torch.strided:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.layers.first_argument import first_argument, with_first
 from bpfree.layers.function import Call, precision
 from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism
@@ -30,9 +30,15 @@ def check_layers(attachment: Attachment, args: tuple[Any, ...], kwargs: Mapping[
     mechanism = next((part for part in _parts(attachment) if isinstance(part, LayerwiseMechanism)), None)
     if mechanism is None:
         return []
-    check = _LayersCheck(mechanism)
-    with preserved(attachment.model, attachment), torch.no_grad(), check.listening():
-        attachment.model(*args, **kwargs)
+    check, model = _LayersCheck(mechanism), attachment.model
+    hooks = {layer: partial(check.compare, name) for name, layer in mechanism.layers.items()}
+    with (
+        preserved(model, attachment),
+        torch.no_grad(),
+        OwnPass(model, called=True) as own,
+        own.hooked(hooks, before=True, prepend=True),
+    ):
+        model(*args, **kwargs)
     return check.findings
 
 
@@ -47,19 +53,16 @@ class _LayersCheck:
         self._busy = False
         self.findings: list[Finding] = []
 
-    def listening(self) -> AbstractContextManager[Any]:
-        """Within this context every layer is compared when it is called."""
-        return _Hooks(self._mechanism.layers, self._compare)
-
-    def _compare(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def compare(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Compare a layer that is about to be called."""
         if self._busy or name in self._checked:
             return
         self._checked.add(name)
         given = first_argument(layer, args, kwargs)[1]
         if not isinstance(given, Tensor) or not given.is_floating_point():
             return
-        self._busy = True
         try:
+            self._busy = True
             with preserved(layer), self._mechanism.transporting():
                 ours = _run(layer, (args, kwargs))
             if name not in self._mechanism.served():
@@ -84,23 +87,6 @@ class _LayersCheck:
                     "off, or use a direct rule (bpfree.DFA), which leaves layers as they are.",
                 )
             )
-
-
-class _Hooks:
-    """A pre-hook on every layer, before all others."""
-
-    def __init__(self, layers: Mapping[str, nn.Module], hook: Callable[..., None]) -> None:
-        self._layers, self._hook = layers, hook
-
-    def __enter__(self) -> None:
-        self._handles = [
-            layer.register_forward_pre_hook(partial(self._hook, name), prepend=True, with_kwargs=True)
-            for name, layer in self._layers.items()
-        ]
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 def _run(layer: nn.Module, call: Call) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.forward_mode.tangents import split
 
 _TF32 = 2.0**-10
@@ -53,12 +54,9 @@ class Precision:
         def note(module: nn.Module, args: Any, output: Any) -> None:
             self._epsilon = max([self._epsilon, *map(_epsilon, _floating(output))])
 
-        handles = [module.register_forward_hook(note) for module in self._model.modules() if module is not self._model]
-        try:
+        parts = [module for module in self._model.modules() if module is not self._model]
+        with OwnPass(self._model) as own, own.hooked(dict.fromkeys(parts, note)):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @property
     def tolerance(self) -> float:
@@ -82,7 +80,7 @@ class ModuleCalls:
     """
 
     def __init__(self, model: nn.Module, tolerance: float) -> None:
-        self._tolerance = tolerance
+        self._model, self._tolerance = model, tolerance
         self._names = {module: name for name, module in model.named_modules() if name}
         self._calls: list[_ModuleCall] = []  # in the order in which they end: inner ones first
 
@@ -123,13 +121,12 @@ class ModuleCalls:
 
     @contextmanager
     def _hooked(self, enter: Callable[..., None], leave: Callable[..., None]) -> Generator[None]:
-        handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in self._names]
-        handles += [module.register_forward_hook(leave) for module in self._names]
-        try:
+        with (
+            OwnPass(self._model) as own,
+            own.hooked(dict.fromkeys(self._names, enter), before=True),
+            own.hooked(dict.fromkeys(self._names, leave)),
+        ):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def suspect(self) -> str:
         """Return the innermost module whose tangents do not fit its gradients, with its class; "" if all fit."""

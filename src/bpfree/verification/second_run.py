@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.errors import SecondRunError
+from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.plan import Plan
 from bpfree.rerun.fingerprint import Fingerprint
 from bpfree.rerun.snapshot import RunSnapshot
@@ -55,20 +56,17 @@ def _outputs(
     """Return fingerprints of the modules' outputs, in the order in which they return, up to the error's place."""
     args, kwargs = arguments
     seen: list[tuple[nn.Module, Fingerprint]] = []
-    with snapshot.restored(plan.model), torch.no_grad(), _watched(plan, seen), suppress(StopForward):
-        plan.model(*args, **kwargs)
-    return seen
-
-
-@contextmanager
-def _watched(plan: Plan, seen: list[tuple[nn.Module, Fingerprint]]) -> Generator[None]:
     keep = partial(_keep, seen, plan.error_module)
-    handles = [module.register_forward_hook(keep) for module in plan.modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    parts = [module for module in plan.modules if module is not plan.model]
+    with (
+        snapshot.restored(plan.model),
+        torch.no_grad(),
+        OwnPass(plan.model, plan.state, called=True) as own,
+        suppress(StopForward),
+        own.hooked(dict.fromkeys(parts, keep)),
+    ):
+        keep(plan.model, args, plan.model(*args, **kwargs))
+    return seen
 
 
 def _keep(seen: list[tuple[nn.Module, Fingerprint]], last: nn.Module, module: nn.Module, _: Any, output: Any) -> None:

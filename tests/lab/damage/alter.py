@@ -14,6 +14,12 @@ def flipped(content: bytes, luck: random.Random) -> bytes:
     return content[:place] + bytes([content[place] ^ 1 << luck.randrange(8)]) + content[place + 1 :]
 
 
+def flipped_where_written(content: bytes, luck: random.Random) -> bytes:
+    """One bit of a byte that is not zero is another: most of a small database is empty."""
+    place = luck.choice([place for place, byte in enumerate(content) if byte])
+    return content[:place] + bytes([content[place] ^ 1 << luck.randrange(8)]) + content[place + 1 :]
+
+
 def truncated(content: bytes, luck: random.Random) -> bytes:
     """The end is missing."""
     return content[: luck.randrange(len(content))]

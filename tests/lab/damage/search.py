@@ -12,16 +12,17 @@ import multiprocessing
 import random
 import resource
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bpfree.errors import BpfreeError
 from bpfree.lab.bounded import allowed
-from lab.damage.alter import flipped, mutated, truncated
+from lab.damage.alter import flipped, flipped_where_written, mutated, truncated
 from lab.damage.kinds import KINDS, Kind
+from support import evidence
 
 GOOD = ("as before", "named", "another value", "a part, and said so")
 _ROOM = 2**26  # for what a process does beside
@@ -48,7 +49,8 @@ def cases(kind: Kind, alter: Callable[[bytes, random.Random], bytes], numbers: r
     """Number and outcome of alterations of one kind; the same number is the same alteration."""
     with tempfile.TemporaryDirectory() as folder:
         path = kind.make(Path(folder))
-        whole, content = kind.read(path), path.read_bytes()
+        content = path.read_bytes()  # before it is read: some kinds are packed for that
+        whole = kind.read(path)
         for number in numbers:
             for other in Path(folder).iterdir():
                 other.unlink()
@@ -103,19 +105,21 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=2500)
     parser.add_argument("--truncations", type=int, default=200)
     parser.add_argument("--mutations", type=int, default=20_000)
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    evidence.add_option(parser)
     asked = parser.parse_args()
+    kept = evidence.Evidence(asked.evidence, "python -m lab.damage.search")
     wrong = 0
     for name in asked.kinds:
         ways = [(mutated, asked.mutations)]
         if KINDS[name].sealed:
             ways = [(flipped, asked.flips), (truncated, asked.truncations), *ways]
+        if KINDS[name].sparse:
+            ways.append((flipped_where_written, asked.flips))
         for alter, count in ways:
-            began = time.perf_counter()
-            found = search(name, alter, count)
+            found = kept.once(f"{name}, {alter.__name__}", count, partial(search, name, alter, count))
             wrong += sum(number for told, number in found.items() if told not in GOOD)
-            took = time.perf_counter() - began
-            print(f"{name}, {count} {alter.__name__}: {dict(found.most_common(8))} ({took:.0f} s)", flush=True)
+            print(f"{name}, {count} {alter.__name__}: {found}", flush=True)
     print(f"not as it should be: {wrong}")
     return 1 if wrong else 0
 

@@ -74,11 +74,12 @@ class PassChooser:
     @contextmanager
     def stored(self) -> Generator[None]:
         """Within this context a pass stores its graph and leaves it to autograd."""
-        self._storing += 1
+        before = self._storing
         try:
+            self._storing += 1
             yield
         finally:
-            self._storing -= 1
+            self._storing = before
 
     def start(
         self,

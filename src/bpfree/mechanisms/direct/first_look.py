@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch.nn.parameter import is_lazy
 
 from bpfree.compiled_code import outside_compiled_code
+from bpfree.forward_mode.switches import switches_put_back
 from bpfree.mechanisms.direct.inspection import Inspection
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.survey import Survey
@@ -63,7 +64,8 @@ class FirstLook:
     @outside_compiled_code
     def _inspect(self, kind: Any, call: Any) -> None:
         mechanism = self._mechanism
-        inspection = Inspection(mechanism, call)
+        with switches_put_back():
+            inspection = Inspection(mechanism, call)
         survey = self._surveys[kind] = inspection.survey
         mechanism.finals.update(survey.finals)
         if survey.returned and mechanism.plan.streaming:

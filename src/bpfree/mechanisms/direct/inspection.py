@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,9 @@ from torch.utils.checkpoint import CheckpointError
 from bpfree.axes.sites import Site
 from bpfree.containers import tensors_in
 from bpfree.errors import BpfreeError, SecondRunError, VerificationError
+from bpfree.forward_mode.eager import eager
 from bpfree.forward_mode.grad_mode import silent_rules
-from bpfree.forward_mode.tangents import eager
+from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.side_terms import fetched_through
 from bpfree.mechanisms.direct.streaming import refuse_gradients
@@ -144,12 +145,10 @@ class Inspection:
             if graphs:
                 heard.setdefault(name, []).extend(graphs)
 
-        handles = [module.register_forward_hook(partial(note, name)) for name, module in self._hooked.items()]
-        try:
+        with OwnPass(self._mechanism.plan.model, called=True) as own, ExitStack() as stack:
+            for name, module in self._hooked.items():
+                stack.enter_context(own.hooked({module: partial(note, name)}))
             yield heard
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _gradients_of_cut(
         self, state: PassState, exact: ExactSignals | None, watched: AbstractContextManager[Any]

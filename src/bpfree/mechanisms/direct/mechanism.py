@@ -140,10 +140,13 @@ class DirectMechanism(Mechanism):
         for name, module in plan.errors.items():
             add(module.register_forward_hook(partial(self._take_errors, name)))
         add(plan.model.register_forward_hook(self._end_pass, with_kwargs=True, always_call=True))
+        if plan.streaming:
+            self._guard_calls()
 
     def remove(self) -> None:
         """Take the hooks out and forget the forward pass and its targets."""
         super().remove()
+        self._unguard_calls()
         self._hooks_of_taps.clear()
         for call in self._calls().calls:
             _close(call)
@@ -154,6 +157,7 @@ class DirectMechanism(Mechanism):
     def replan(self, plan: Plan) -> None:
         """Serve the model as ``plan`` describes it, and keep the feedback."""
         Mechanism.remove(self)
+        self._unguard_calls()
         self._hooks_of_taps.clear()
         self.plan = plan
         self.passes.replan(plan)
@@ -195,12 +199,12 @@ class DirectMechanism(Mechanism):
         stack = self._calls()
         if stack.top is not None and stack.top.again and not stack.top.entered:
             return
-        self._drop_interrupted()
+        self.put_right()
         if self.active:
             stack.arguments = args, kwargs
             self.passes.note_arguments(args, kwargs)
 
-    def _drop_interrupted(self) -> None:
+    def put_right(self) -> None:
         """End the calls that Ctrl-C has interrupted: after a streaming pass, nothing would have a graph."""
         for lost in self._calls().drop_interrupted():
             _close(lost)
@@ -467,7 +471,7 @@ class DirectMechanism(Mechanism):
     @contextmanager
     def paused(self) -> Generator[None]:
         """Within this context a forward pass is plain autograd."""
-        self._drop_interrupted()
+        self.put_right()
         with super().paused():
             yield
 
@@ -485,12 +489,13 @@ class DirectMechanism(Mechanism):
     def running(self, state: PassState) -> Generator[None]:
         """Within this context the model's next call is a rerun with the state ``state``."""
         calls = self._calls().calls
-        calls.append(state)
+        known = len(calls)
         try:
+            calls.append(state)
             with running_again():
                 yield
         finally:
-            del calls[calls.index(state) :]
+            del calls[known:]
 
     def _rerun(self, aside: frozenset[str], run: TappedRun, call: Any) -> Tensor:
         """Run the model on ``call``, (args, kwargs), as far as the error's place, and return the output there."""

@@ -55,8 +55,8 @@ class SideTerm(torch.autograd.Function):
         """Hand the gradient on, and fetch the part of it that arrives at the gates."""
         (grad,) = grads
         edges = [tap.edge for tap in ctx.taps]
-        ctx.fetching.under_way = True
         try:
+            ctx.fetching.under_way = True
             # The running backward pass runs this graph once more.
             found = torch.autograd.grad(ctx.term, edges, grad, retain_graph=True, allow_unused=True)
         finally:

@@ -25,6 +25,7 @@ from bpfree.distributed import shared_out
 from bpfree.errors import OptionError
 from bpfree.finite import require_finite
 from bpfree.forward_mode.grad_mode import silent_rules
+from bpfree.forward_mode.own_pass import aside
 from bpfree.forward_mode.tangents import Call
 from bpfree.mechanisms.autograd import gradients_from_error
 from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
@@ -46,21 +47,25 @@ class GraphlessPass:
 
     Attributes:
         changes: Undoes the changes of the pass when its output leaves; None if the pass is not the rule's.
+        aside: Puts back the modes of the passes around it; None if the pass is the rule's.
         left: Whether its output has left through the rule's function.
         seen: The mechanism's own record of the pass.
         graph: The output with the graph that the model itself has made below it, if the model differentiates.
     """
 
     changes: ExitStack | None = None
+    aside: ExitStack | None = None
     left: bool = False
     seen: Any = None
     graph: Tensor | None = None
 
     def close(self) -> None:
         """Put back everything that the pass has changed."""
-        changes, self.changes = self.changes, None
-        if changes is not None:
-            changes.close()
+        stacks = self.changes, self.aside
+        self.changes = self.aside = None
+        for stack in stacks:
+            if stack is not None:
+                stack.close()
 
 
 def _nothing(_: Tensor) -> None:
@@ -100,25 +105,16 @@ class ForwardOnlyMechanism(Mechanism):
         if plan.error_module is plan.model:
             add(plan.model.register_forward_hook(self._leave))
         add(plan.model.register_forward_hook(self._end, with_kwargs=True, always_call=True))
-        # The model's __call__ calls this. Torch calls no hook if KeyboardInterrupt ends a forward pass.
-        vars(plan.model)["_call_impl"] = self._call
+        self._guard_calls()
         self._hook_parts()
 
     def remove(self) -> None:
         """Take the hooks out."""
         super().remove()
         self._unhook_parts()
-        vars(self.plan.model).pop("_call_impl", None)
+        self._unguard_calls()
         for run in self._passes.clear():
             run.close()
-
-    def _call(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model; then put right what an interrupted pass has left."""
-        model = self.plan.model
-        try:
-            return type(model)._call_impl(model, *args, **kwargs)  # type: ignore[no-untyped-call]
-        finally:
-            self.put_right()
 
     def _hook_parts(self) -> None:
         """Put hooks on the modules in the model."""
@@ -185,6 +181,7 @@ class ForwardOnlyMechanism(Mechanism):
         for interrupted in self._passes.begin(run):
             interrupted.close()
         if not self.active:
+            run.aside = aside(args, kwargs)
             return
         self._follow_model()
         warn_of_arguments((args, kwargs), self.rule)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,9 +16,12 @@ from bpfree.distributed import rank
 from bpfree.errors import OptionError
 from bpfree.feedback.lazy_buffers import LazyBuffers
 from bpfree.feedback.random import derived_seed
+from bpfree.forward_mode.dual_level import Shared
+from bpfree.forward_mode.eager import compiled
 from bpfree.forward_mode.estimate import Perturbations, perturbation
-from bpfree.forward_mode.tangents import Call, DualPass, compiled, join, kind_of, nothing_arrives, split
+from bpfree.forward_mode.tangents import Call, DualPass, join, kind_of, nothing_arrives, split
 from bpfree.mechanisms.base import Rule
+from bpfree.mechanisms.forward_only.asked_parameters import AskedParameters, asking_class
 from bpfree.mechanisms.forward_only.mechanism import ForwardOnlyMechanism, GradientsOfError
 from bpfree.plan import Plan
 from bpfree.rerun.snapshot import RunSnapshot
@@ -31,9 +33,6 @@ class _Directions:
 
     of: dict[Tensor, Tensor] = field(default_factory=dict)
     places: dict[Tensor, tuple[nn.Module, str]] = field(default_factory=dict)
-
-
-_EXCHANGING = threading.Lock()
 
 
 class WeightsMechanism(ForwardOnlyMechanism):
@@ -58,9 +57,9 @@ class WeightsMechanism(ForwardOnlyMechanism):
         self._kind: Perturbations = kind
         # The parameters that a pass gets are constants with a tangent: none of them requires a gradient.
         self._rehearsal = DualPass(plan, freeze=False)
-        # The number of running passes that have the parameters exchanged; the plain ones, to put back.
-        self._exchanges = 0
-        self._plain: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
+        self._exchanged = Shared(self._exchange, self._put_back)
+        # The modules whose parameters are exchanged, with their classes and plain parameters, to put back.
+        self._plain: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
 
     def _start(self, call: Call, stack: ExitStack) -> None:
         if torch.compiler.is_compiling():
@@ -68,7 +67,7 @@ class WeightsMechanism(ForwardOnlyMechanism):
         kind, mode = kind_of(self.plan, call), self._rehearsal.mode
         if not mode.knows(kind):
             # A rehearsal finds errors that name the layer; an error in the model's own pass could not be given a name.
-            self._rehearsal(call, self._perturbed, RunSnapshot.now(self.plan, call))
+            self._rehearsal(call, lambda own: self._perturbed(), RunSnapshot.now(self.plan, call))
         if not self.recomputing():
             self.feedback.numbers["passes"] += 1
         stack.enter_context(mode.entered(self.plan.model, kind, freeze=False))
@@ -89,28 +88,22 @@ class WeightsMechanism(ForwardOnlyMechanism):
         run = self._passes.now()
         assert run is not None
         run.seen = _Directions()
-        with _EXCHANGING:
-            self._exchanges += 1
-            if self._exchanges == 1:
-                self._exchange()
-        try:
+        with self._exchanged():
             yield
-        finally:
-            with _EXCHANGING:
-                self._exchanges -= 1
-                if not self._exchanges:
-                    self._put_back()
 
     def _exchange(self) -> None:
         for module in self.plan.model.modules():
             if module._parameters:
-                self._plain.append((module, module._parameters, _without_flat_weights(module)))
-                module._parameters = _Asked(module, module._parameters, partial(self._number, module))
+                self._plain.append((module, type(module), module._parameters))
+                module._parameters = AskedParameters(module._parameters, partial(self._number, module))
+                if isinstance(module, nn.RNNBase):
+                    kind: Any = type(module)
+                    module.__class__ = asking_class(kind)
 
     def _put_back(self) -> None:
-        for module, parameters, flat in self._plain:
+        for module, kind, parameters in self._plain:
+            module.__class__ = kind
             module._parameters = parameters
-            vars(module).update(flat)
         self._plain = []
 
     def _number(self, module: nn.Module, name: str, parameter: Tensor) -> Tensor:
@@ -151,17 +144,6 @@ class WeightsMechanism(ForwardOnlyMechanism):
         return [], [], [remark, "No graph is stored and nothing runs backward. Taps have no signals."]
 
 
-def _without_flat_weights(module: nn.Module) -> dict[str, Any]:
-    """Remove a recurrent module's list of its parameters, so that it asks `_parameters`; return the list."""
-    if not isinstance(module, nn.RNNBase):
-        return {}
-    kept = {name: vars(module)[name] for name in ("_flat_weights", "_flat_weight_refs")}
-    del module._flat_weights
-    # The module compares these to find out whether to make the list anew.
-    module._flat_weight_refs = [None] * len(module._flat_weights_names)
-    return kept
-
-
 def _in_place(module: nn.Module, name: str) -> Tensor:
     found: Any = dict.__getitem__(module._parameters, name)
     assert isinstance(found, Tensor)
@@ -172,23 +154,3 @@ def _along(change: Tensor, directions: dict[Tensor, Tensor], error: Tensor) -> d
     """Return (sum e . odot) V for every V, in place: the memory of the direction becomes that of the gradient."""
     slope = (error.to(torch.promote_types(error.dtype, torch.float32)) * change).sum()
     return {parameter: direction.mul_(slope.to(direction)) for parameter, direction in directions.items()}
-
-
-class _Asked(dict[str, Any]):
-    """A module's parameters: a look-up by name returns the result of ``number``.
-
-    So a parameter that a forward pass does not use is not perturbed, and gets no noise as its gradient.
-    """
-
-    def __init__(self, module: nn.Module, parameters: dict[str, Any], number: Callable[[str, Tensor], Tensor]) -> None:
-        super().__init__(parameters)
-        self._module, self._number = module, number
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or (name == "_flat_weights" and isinstance(self._module, nn.RNNBase))
-
-    def __getitem__(self, name: str) -> Any:
-        if name == "_flat_weights" and isinstance(self._module, nn.RNNBase):
-            return [getattr(self._module, weight) for weight in self._module._flat_weights_names]
-        parameter = super().__getitem__(name)
-        return None if parameter is None else self._number(name, parameter)

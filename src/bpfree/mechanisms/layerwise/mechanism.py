@@ -363,8 +363,9 @@ class LayerwiseMechanism(Mechanism):
     def transporting(self) -> Generator[None]:
         """Within this context B is W in this thread: the rule is backpropagation, if all layers are served right."""
         calls = self._calls()
-        before, calls.transporting = calls.transporting, True
+        before = calls.transporting
         try:
+            calls.transporting = True
             yield
         finally:
             calls.transporting = before

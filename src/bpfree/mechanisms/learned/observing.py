@@ -97,7 +97,8 @@ class ObservingMechanism(DirectMechanism):
     @outside_compiled_code
     def _observe(self, state: PassState, call: Any) -> None:
         groups, group_of = _grouped({name: memory for name, (memory, _) in state.memories.items()})
-        with self.running(PassState(again=True)):
+        # The estimating pass runs the model's forward(), behind its hooks: a call of the model is a pass of its own.
+        with self.running(PassState(again=True, entered=True)):
             responses = self._estimator.observe(call, [list(group.values()) for group in groups], self._seed())
         for name, (memory, c) in state.memories.items():
             response, rows = responses[group_of[name]], memory.sites[0].error
