@@ -151,7 +151,9 @@ class Arrangement(NamedTuple):  # compared in every pass, and a tuple is quicker
 
     def like(self, rows: Tensor, format: torch.memory_format) -> Tensor:
         """Return the same in the memory format of the tap's output."""
-        return self(rows).to(memory_format=format) if self.leads else self(rows).contiguous(memory_format=format)
+        if self.leads:
+            return rows.view(self.shape).to(memory_format=format)
+        return self(rows).contiguous(memory_format=format)
 
 
 def leading(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from bpfree.axes.sites import Site
+from bpfree.axes.sites import Arrangement
 
 Images: TypeAlias = Callable[..., "Tensor | None"]
 """(shape, *key) -> a signal of that shape whose numbers lie channels last; None where its rows had better be copied."""
@@ -46,9 +46,9 @@ class Signals(Sequence["Tensor | None"]):
             del self._made[key]
         return signal
 
-    def shaped(self, sites: Sequence[Site], formats: Sequence[torch.memory_format]) -> Signals:
+    def shaped(self, forms: Sequence[tuple[Arrangement, torch.memory_format]]) -> Signals:
         """Return the same signals in the shapes and memory formats of their taps' outputs."""
-        keys = [(*key, site.arrangement, format) for key, site, format in zip(self._keys, sites, formats, strict=True)]
+        keys = [key + form for key, form in zip(self._keys, forms, strict=True)]
         return Signals(self._make_shaped, keys)
 
     def _make_shaped(self, *key: Any) -> Tensor | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -140,10 +139,8 @@ class PassChooser:
             return None
 
         def signals(first: torch.Size) -> Sequence[Tensor | None]:
-            sites = resized(known.sites, first)
-            rows = sites[0].error
-            layout = replace(known, rows=rows, sites=sites, error_known=False)
-            return make_handler(layout)(known.like.new_zeros(()).expand(*rows.shape, known.c))
+            layout = known.resized(resized(known.sites, first))
+            return make_handler(layout)(known.like.new_zeros(()).expand(*layout.rows.shape, known.c))
 
         return LearnInForwardPass(names, signals, leaves.ends)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bpfree.axes.sites import ErrorRows, Site
+from bpfree.axes.sites import Arrangement, ErrorRows, Site
 from bpfree.feedback.projection import Projector
 from bpfree.forward_mode.estimate import Observation
 
@@ -59,16 +59,21 @@ class PassMemory:
 
 @dataclass(frozen=True)
 class Layout:
-    """The rows and sites of forward passes with certain names and shapes (``key``)."""
+    """The rows, sites, and shapes and memory formats of signals, of forward passes with certain names and shapes."""
 
     key: Any
     rows: ErrorRows
     sites: tuple[Site, ...]
-    formats: tuple[torch.memory_format, ...]
+    forms: tuple[tuple[Arrangement, torch.memory_format], ...]
     c: int
     just_in_time: bool
     like: Tensor
     error_known: bool = True
+
+    def resized(self, sites: tuple[Site, ...]) -> Layout:
+        """Return the layout for other numbers of rows, of a pass whose error nobody knows yet."""
+        forms = tuple((site.arrangement, format) for site, (_, format) in zip(sites, self.forms, strict=True))
+        return replace(self, rows=sites[0].error, sites=sites, forms=forms, error_known=False)
 
 
 class ErrorHandler(ABC):

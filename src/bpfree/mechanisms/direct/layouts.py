@@ -60,7 +60,8 @@ class Layouts:
         c = product(size for axis, size in enumerate(output.shape) if axis not in rows.axes)
         # A stage of a pipeline does not receive an error that no rule needs.
         known_error = not plan.is_stage or mechanism.rule.needs_error
-        layout = Layout(key, rows, sites, tuple(formats), c, just_in_time, like, known_error)
+        forms = tuple((site.arrangement, format) for site, format in zip(sites, formats, strict=True))
+        layout = Layout(key, rows, sites, forms, c, just_in_time, like, known_error)
         if not compiling:  # a compiled pass has a layout of its own: its signals are not made just in time
             self.last = layout
         return layout

@@ -54,7 +54,7 @@ class RuleSignals(ErrorHandler):
         if not isinstance(signals, Signals):
             _check(signals, layout.sites)
             return _shaped(signals, layout)
-        signals = signals.shaped(layout.sites, layout.formats)
+        signals = signals.shaped(layout.forms)
         return signals if layout.just_in_time else list(signals)
 
     def on_tap_output(self, number: int, output: Tensor, error: Tensor) -> None:
@@ -92,12 +92,12 @@ def _shaped(signals: Sequence[Tensor | None], layout: Layout) -> list[Tensor | N
     # the same memory as their .grad.
     views: dict[tuple[Any, ...], Tensor] = {}
     shaped: list[Tensor | None] = []
-    for signal, site, format in zip(signals, layout.sites, layout.formats, strict=True):
+    for signal, (arrangement, format) in zip(signals, layout.forms, strict=True):
         if signal is None:
             shaped.append(None)
             continue
-        key = (id(signal), site.arrangement, format)
+        key = (id(signal), arrangement, format)
         if key not in views:
-            views[key] = site.arrangement.like(signal, format)
+            views[key] = arrangement.like(signal, format)
         shaped.append(views[key])
     return shaped
