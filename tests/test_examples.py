@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-# One server of processes serves all.
-pytestmark = pytest.mark.xdist_group("examples")
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
 NEEDS = {

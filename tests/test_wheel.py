@@ -23,9 +23,6 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ["src", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"]
 """What a package is built from."""
 
-# Each worker of pytest-xdist would build and install for itself.
-pytestmark = pytest.mark.xdist_group("wheel")
-
 
 def run(*command: object, cwd: Path) -> str:
     """The output of a command that must succeed, in a folder away from the repository and with none of its paths."""

@@ -24,9 +24,6 @@ def _each(names):
     return [pytest.param(n, marks=pytest.mark.xfail(reason="open", strict=True)) if n in OPEN else n for n in names]
 
 
-pytestmark = pytest.mark.xdist_group("fuzz")  # the sample is made once
-
-
 @cache
 def models() -> list[Model]:
     return sample(MODELS, number=1)

@@ -199,9 +199,10 @@ def _passes(error: Exception) -> bool:
     """Return whether a later attempt may succeed: the database is away or busy, or another process wrote first.
 
     A connection that breaks during a query may raise many errors, some of them only at the next query. If a database
-    refuses for good, it raises one of three.
+    refuses for good, it raises one of these.
     """
-    final = isinstance(_cause(error), exc.ProgrammingError | exc.DataError | exc.NotSupportedError)
+    refused = exc.ProgrammingError | exc.DataError | exc.NotSupportedError | exc.ArgumentError  # the last: no such kind
+    final = isinstance(_cause(error), refused)
     return not final and not _is_damage(error)
 
 

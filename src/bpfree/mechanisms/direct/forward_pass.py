@@ -193,7 +193,8 @@ class StoredGraphPass(TrainingPass):
 
     def _is_gated(self) -> bool:
         """Return whether the last tap has a gate: if nothing below it learns, a side term has no graph either."""
-        return self.places[-1] in self._soft and self._outputs[-1].requires_grad
+        # What learns may lie below an earlier tap alone, whose cut is then why this output has no graph.
+        return self.places[-1] in self._soft and any(output.requires_grad for output in self._outputs)
 
     def _require_graphs(self) -> None:
         """Raise TapOutputError if a tap's output is a view that was written to: torch has lost its graph then."""
