@@ -8,9 +8,9 @@ RUN := OMP_WAIT_POLICY=PASSIVE $(VENV)/bin
 demo: $(VENV)/lab
 	$(RUN)/bpfree demo
 
-# By file: what the tests of a file share is then made once. (pytest 9.2 and xdist 3.8 take no notice of groups.)
+# By file: what the tests of a file share is then made once. Three at a time: some wait for processes. (pytest 9.2 and xdist 3.8 take no notice of groups.)
 test: install
-	$(RUN)/python -m pytest -n 2 --dist loadfile
+	$(RUN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(RUN)/ruff format --check .

@@ -115,7 +115,7 @@ def test_what_is_imported_is_the_wheel(installed: Installed) -> None:
 
 
 def test_the_wheel_compares_rules_and_draws_the_page(installed: Installed) -> None:
-    asked = ["--rules", "BP", "Shallow", "DFA", "--seeds", "1", "--epochs", "1", "--model.hidden", "[8, 8]"]
+    asked = ["--rules", "BP", "DFA", "--seeds", "1", "--epochs", "1", "--model.hidden", "[8, 8]"]
     shown = installed.bpfree("compare", *asked, "--batch-size", "500", "--threads", "1", "--out", "there")
     assert "recovery" in shown
     assert (installed.folder / "there" / "report.html").stat().st_size > 5e5
