@@ -10,7 +10,7 @@ demo: $(VENV)/lab
 
 # By file: what the tests of a file share is then made once. Three at a time: some wait for processes. (pytest 9.2 and xdist 3.8 take no notice of groups.)
 test: install
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 3 --dist loadfile
 
 check: install
 	$(RUN)/ruff format --check .
