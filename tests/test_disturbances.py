@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from disturbances import interrupts, threads
 from disturbances.nets import NETS, VARIANTS
@@ -45,3 +46,13 @@ def test_training_goes_on_as_in_a_fresh_process_behind_an_interrupt(variant: str
         signal.signal(signal.SIGINT, before)
     assert sum(found[what] for what in interrupts.GOOD) == 4
     assert set(found) <= set(interrupts.GOOD)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_pass_enters_autocast_by_itself(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt in it could leave its count too high, and every later autocast would train with old weights."""
+    entered: list[object] = []
+    enter = torch.autocast.__enter__
+    monkeypatch.setattr(torch.autocast, "__enter__", lambda context: entered.append(context) or enter(context))
+    interrupts.Training("plain", variant).run()
+    assert not entered

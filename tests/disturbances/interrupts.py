@@ -156,10 +156,16 @@ def left_over(threads: int) -> list[str]:
         "tangents are off": not torch._C._is_fwd_grad_enabled(),
         "a level of dual numbers is open": forward_mode._current_level != -1,
         "a mode is on": torch._C._len_torch_function_stack() > 0,
+        "autocast is entered": _autocast_depth() > 0,
         "attention has no fast path": not torch.backends.mha.get_fastpath_enabled(),
         "a thread is left": threading.active_count() > threads,
     }
     return [what for what, is_so in wrong.items() if is_so]
+
+
+def _autocast_depth() -> int:
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
 
 
 def once(name: tuple[str, str], after: float, expected: Numbers, threads: int) -> list[str]:

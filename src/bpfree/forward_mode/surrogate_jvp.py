@@ -23,6 +23,7 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from bpfree.errors import ForwardDerivativeError
+from bpfree.precision import in_own_precision
 from bpfree.rerun.own_graphs import own_graphs
 
 FunctionClass: TypeAlias = type[Function]
@@ -225,7 +226,7 @@ def _transposed(
     u = [next(arriving) if moved else torch.zeros_like(output) if isinstance(output, Tensor) else None
          for output, moved in zip(outputs, moves, strict=True)]  # fmt: skip
     # Autograd runs backward in the precisions of its arguments, whatever surrounds the model.
-    with torch.autocast(given[0].device.type, enabled=False):
+    with in_own_precision(given[0]):
         answer = function.backward(context, *u)
     return answer if isinstance(answer, tuple) else (answer,)
 

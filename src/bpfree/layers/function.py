@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 from bpfree.compiled_code import outside_compiled_code
 from bpfree.layers.first_argument import first_argument, with_first
 from bpfree.layers.kinds import InputGradient, input_gradient, is_computed, is_plain
+from bpfree.precision import in_own_precision
 from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.random_state import RandomState
 from bpfree.rerun.snapshot import Autocast
@@ -206,7 +207,7 @@ class _Trial:
 
     def service(self) -> Service:
         """Return the service that the trial has found."""
-        with torch.autocast(self._weight.device.type, enabled=False), torch.no_grad():
+        with in_own_precision(self._weight), torch.no_grad():
             twin = exchanged(self._layer, self._weight)
             first, second = self._output(twin), self._output(twin)
             if not isinstance(first, Tensor) or not first.is_floating_point():

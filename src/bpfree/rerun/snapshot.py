@@ -92,6 +92,9 @@ class Autocast:
     @contextmanager
     def restored(self) -> Generator[None]:
         """Within this context operations run in these precisions."""
+        if Autocast.now(self.kinds) == self:  # nearly always, and an interrupt could not leave autocast half entered
+            yield
+            return
         with ExitStack() as stack:
             for kind, (enabled, dtype) in self.kinds.items():
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=self.cached))
@@ -166,7 +169,7 @@ class RunSnapshot:
 
     @property
     def has_gradient_hooks(self) -> bool:
-        """Whether gradients call hooks of the user's on modules or weights, or have moved what the model keeps."""
+        """True if gradients call hooks of the user on modules, or have changed what the model holds before."""
         return self.model.is_moved_by_gradients or any(
             part._backward_hooks or part._backward_pre_hooks for part in self.parts
         )

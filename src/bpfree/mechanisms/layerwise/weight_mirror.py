@@ -14,6 +14,7 @@ from bpfree.layers.kinds import matrices
 from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism
 from bpfree.mechanisms.layerwise.rule import LayerwiseRule
 from bpfree.plan import Plan
+from bpfree.precision import in_own_precision
 
 
 class WeightMirrorMechanism(LayerwiseMechanism):
@@ -79,7 +80,7 @@ class WeightMirrorMechanism(LayerwiseMechanism):
         written = kept.contiguous()
         W, B = matrices(layer, weight), matrices(layer, written)
         # In the precision of the weights, also where autocast surrounds the model.
-        with torch.autocast(B.device.type, enabled=False):
+        with in_own_precision(B):
             xi = self._noise(name, (W.shape[0], self._batch, W.shape[2]), W).to(B)
             y = xi @ W.to(B).mT
             B.baddbmm_(y.mT, xi, beta=1 - self._decay, alpha=self._rate / self._batch)

@@ -11,8 +11,9 @@ from bpfree.errors import TapOutputError
 from bpfree.mechanisms.direct.delivery import Layout, PassMemory
 from bpfree.mechanisms.direct.forward_pass import TrainingPass
 from bpfree.mechanisms.direct.pass_state import PassState
-from bpfree.mechanisms.learned.mechanism import LearnedMechanism, LearnedRule, in_own_precision
+from bpfree.mechanisms.learned.mechanism import LearnedMechanism, LearnedRule
 from bpfree.plan import Plan
+from bpfree.precision import in_own_precision
 
 
 @dataclass(frozen=True)

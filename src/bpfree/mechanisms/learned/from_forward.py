@@ -15,9 +15,10 @@ from bpfree.feedback.spatial import Form
 from bpfree.forward_mode.estimate import Observation, Perturbations
 from bpfree.mechanisms.direct.delivery import PassMemory
 from bpfree.mechanisms.direct.pass_state import PassState
-from bpfree.mechanisms.learned.mechanism import LearnedMechanism, LearnedRule, in_own_precision
+from bpfree.mechanisms.learned.mechanism import LearnedMechanism, LearnedRule
 from bpfree.mechanisms.learned.observing import ObservingMechanism
 from bpfree.plan import Plan
+from bpfree.precision import in_own_precision
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from bpfree.mechanisms.direct.mechanism import DirectMechanism
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.rule import DirectRule
 from bpfree.plan import Plan
+from bpfree.precision import in_own_precision
 
 Stepper: TypeAlias = Literal["rule", "optimizer"]
 
@@ -281,8 +282,3 @@ class LearnedMechanism(DirectMechanism):
         super()._on_begin(state, call)
         state.learning = state.counts and not self._fixed and self.averages.numbers["passes"] % self.rule.every == 0
         self.averages.numbers["passes"] += state.counts
-
-
-def in_own_precision(tensor: Tensor) -> torch.autocast:
-    """Within this context products keep their factors' precision, also if the model runs under autocast."""
-    return torch.autocast(tensor.device.type, enabled=False)
