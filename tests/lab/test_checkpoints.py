@@ -138,6 +138,16 @@ def test_what_would_unpack_to_more_is_refused_though_its_checksum_fits(how: int,
         WholeFiles().load_checkpoint(path)
 
 
+def test_a_zip_file_of_a_later_format_is_named_though_its_checksum_fits(tmp_path: Path) -> None:
+    content = bytearray(packed(b"", zipfile.ZIP_STORED))
+    content[content.rfind(b"PK\1\2") + 6] = 255  # the version that is needed to unpack it
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(content)
+    checkpoints._seal(path)
+    with pytest.raises(DamageError, match=r"a\.ckpt is damaged \(zip file version 25\.5\)"):
+        WholeFiles().load_checkpoint(path)
+
+
 def test_a_pickle_in_a_checkpoint_runs_nothing(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     path = tmp_path / "a.ckpt"

@@ -95,7 +95,7 @@ def damage_of(path: Path) -> str:
             return "its checksum is not that of what stands in it"
         with zipfile.ZipFile(path) as packed:
             parts = packed.infolist()
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:  # the third: of a later zip format
         return str(error)
     # torch stores without packing. What unpacks to more than the file's size is no checkpoint of ours.
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(part.file_size for part in parts) > size:

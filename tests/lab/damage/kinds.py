@@ -10,6 +10,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,8 +94,9 @@ def sealed_anew(path: Path) -> Any:
     content = path.read_bytes()
     end = content.rfind(b"PK\5\6")
     path.write_bytes(content[: end + 22] if end >= 0 else content)
-    if zipfile.is_zipfile(path):
-        checkpoints._seal(path)
+    with suppress(zipfile.BadZipFile):  # what is no zip file at all needs no checksum
+        if zipfile.is_zipfile(path):
+            checkpoints._seal(path)
     return load_checkpoint(path)
 
 
