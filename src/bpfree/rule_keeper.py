@@ -1,4 +1,4 @@
-"""What callbacks of training loops share: a rule that goes onto a model, comes off, and goes on where it was."""
+"""Attach a rule for a callback of a training loop, detach it, and attach it again with the state that it had."""
 
 from __future__ import annotations
 

@@ -270,13 +270,13 @@ def _require_plain(model: nn.Module, args: TrainingArguments) -> None:
 
 
 def _folders(args: TrainingArguments, state: TrainerState) -> list[Path]:
-    """Where the checkpoint may lie that training continues from: ``train()`` does not tell what it was given."""
+    """Return the folders where the checkpoint to continue from may lie: ``train()`` does not tell its argument."""
     told = args.resume_from_checkpoint
     return [*([Path(told)] if told else []), _folder(args, state)]
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
-    """Where the Trainer writes the checkpoint of this step."""
+    """Return the folder where the Trainer writes the checkpoint of this step."""
     return Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
 
 

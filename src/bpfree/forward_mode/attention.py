@@ -73,7 +73,7 @@ def _options(
 
 
 def _multi_head(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """Where weights of attention are wanted, torch multiplies the matrices one by one."""
+    """Run attention without a fused kernel: torch uses none if the attention weights are asked for."""
     given = _PARAMETERS.bind(*args, **kwargs).arguments
     wanted = given.get("need_weights", True)
     output, weights = F.multi_head_attention_forward(**given | {"need_weights": True})

@@ -11,7 +11,7 @@ from bpfree.forward_mode.dual_level import Shared
 
 
 def compiled() -> ForwardDerivativeError:
-    """What is raised where a pass with tangents is run by compiled code."""
+    """Make the error for a pass with tangents that compiled code runs."""
     return ForwardDerivativeError(
         "the model is run by torch.compile(), and compiled code drops the tangents that this rule sends through the "
         "model's own forward pass. Run the model uncompiled, or use bpfree.ForwardGradient(), whose estimating pass "

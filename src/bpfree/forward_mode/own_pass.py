@@ -89,7 +89,7 @@ class OwnPass:
 
     @property
     def is_this(self) -> bool:
-        """Whether whoever asks is in this pass."""
+        """True if the caller is in this pass."""
         return self._is_open and threading.get_ident() == self._thread and len(self._calls) <= self._own
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What a pass switches in its thread, as it was before.
+"""Save the switches of a thread before a pass, and put them back after it.
 
 Each context puts back what it has switched. Ctrl-C may come between the two, inside torch's own contexts too: then
 whoever runs the pass puts everything back at once.

@@ -1,4 +1,4 @@
-"""Where each epoch's numbers go beside the run's record: CSV files, TensorBoard, or another logger of Lightning's kind.
+"""Send each epoch's numbers to CSV files, TensorBoard or another logger of Lightning's kind, beside the run's record.
 
 A logger only listens: it is no setting of a run, changes none of its numbers, and is part of no key.
 """

@@ -1,4 +1,4 @@
-"""What the first run of a pass left behind, shown again while gradients run in the midst of a second one.
+"""Show gradients that run inside a rerun the state that the first run of the pass has left.
 
 Hooks on gradients, and the backward passes of a user's own functions, may read and move what a model keeps: counters,
 running statistics of gradients, random numbers. In plain training they find what the forward pass left, and what they
@@ -17,7 +17,7 @@ from bpfree.rerun.random_state import RandomState
 
 
 class LeftState:
-    """What one :class:`State` held before a second run.
+    """The contents of one :class:`State` before a rerun.
 
     Args:
         state: Everything that is kept.
@@ -55,11 +55,11 @@ class LeftState:
 
 
 class LeftBehind:
-    """What a pass has left behind: random numbers, and what the model and its arguments keep.
+    """The state that a pass has left: random numbers, and the contents of the model and its arguments.
 
     Args:
         model: The model.
-        states: What it keeps, and what its arguments do.
+        states: The state of the model first, then that of the arguments, if they keep anything.
     """
 
     def __init__(self, model: nn.Module, states: Sequence[tuple[State, Moment]]) -> None:

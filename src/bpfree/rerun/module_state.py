@@ -125,7 +125,7 @@ class Moment:
         return [holder.label for holder, kept in pairs if not holder.matches(kept)]
 
     def versions(self) -> list[int]:
-        """How often each tensor itself has been written to by now."""
+        """Return the number of writes to each tensor itself so far."""
         return [written.tensor._version for written in self.tensors]
 
     def check(self, versions: Sequence[int]) -> None:

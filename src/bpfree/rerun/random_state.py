@@ -43,7 +43,7 @@ class RandomState:
         return cls(torch.get_rng_state(), tuple(states), tuple((other, other.now()) for other in _others()))
 
     def is_same(self, other: RandomState) -> bool:
-        """Whether nothing was drawn between this moment and another one."""
+        """Return whether no random number was drawn between this moment and the other one."""
         ours, theirs = ([one.cpu, *(state for _, state in one.accelerators)] for one in (self, other))
         drawn = zip(self.others, other.others, strict=False)
         return all(map(torch.equal, ours, theirs)) and all(now[0] == then[0] for (_, now), (_, then) in drawn)
