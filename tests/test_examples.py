@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from support.two_ranks import copies
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
 NEEDS = {
@@ -28,9 +30,7 @@ def server():
     """A server of processes that begin with torch and bpfree imported: importing takes longer than a small setting."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("needs a fork server, which this system lacks")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bpfree", "bpfree.lab.data", "torch._dynamo"])
-    return context
+    return copies()
 
 
 def run(server, name, folder, *arguments, without=None):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import multiprocessing
 import os
 import pickle
 import queue
 import socket
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 Made = TypeVar("Made")
 
@@ -30,9 +31,7 @@ def run_on_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[A
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # One process imports what all need, and the others are copies of it: an import takes longer than most tests.
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["bpfree", "torch._dynamo", __name__])
+    context = copies()
     results = context.Queue()
     processes = [
         context.Process(target=_rank, args=(rank, count, port, results, function, args)) for rank in range(count)
@@ -48,6 +47,16 @@ def run_on_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[A
     for rank, (error, _) in sorted(found.items()):
         assert error is None, f"rank {rank}:\n{error}"
     return [found[rank][1] for rank in range(count)]
+
+
+def copies() -> ForkServerContext:
+    """Return a context that starts processes as copies of one that has imported all: imports outlast most tests.
+
+    There is one such server in a test process, which imports what it is told before its first process.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bpfree", "bpfree.lab.data", "torch._dynamo", __name__])
+    return context
 
 
 def once_per_run(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[], Made]) -> Made:
