@@ -1,15 +1,12 @@
 """The examples: each runs at its small setting, and what it prints makes the point that it is there for."""
 
 import multiprocessing
-import os
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 
-from support.two_ranks import copies
+from support.scripts import Script
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
@@ -25,34 +22,14 @@ NEEDS = {
 """The package beside bpfree[lab] that an example needs."""
 
 
-@pytest.fixture(scope="module")
-def server():
-    """A server of processes that begin with torch and bpfree imported: importing takes longer than a small setting."""
+def run(name, folder, *arguments, without=None):
+    """Do what ``python examples/NAME.py ARGUMENTS`` does in ``folder``; return the exit code and what was printed."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("needs a fork server, which this system lacks")
-    return copies()
-
-
-def run(server, name, folder, *arguments, without=None):
-    """Do what ``python examples/NAME.py ARGUMENTS`` does in ``folder``; return the exit code and what was printed."""
-    log = folder / "log.txt"
-    process = server.Process(target=_main, args=(EXAMPLES[name], log, arguments, without))
-    process.start()
-    process.join(300)
-    process.kill()
-    return process.exitcode, log.read_text()
-
-
-def _main(path, log, arguments, without):
-    os.chdir(log.parent)
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.environ["MPLBACKEND"] = "agg"
-    sys.argv = [str(path), *arguments]
-    if without:
-        sys.modules[without] = None
-    runpy.run_path(str(path), run_name="__main__")
+    plain = {"MPLBACKEND": "agg"}
+    script = Script(EXAMPLES[name], *arguments, log=folder / "log.txt", environment=plain, without=without)
+    text = script.output(300)
+    return script.returncode, text
 
 
 def reached(text):
@@ -126,10 +103,10 @@ def check_pipeline(text):
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_makes_its_point(name, server, tmp_path):
+def test_an_example_makes_its_point(name, tmp_path):
     if name in NEEDS:
         pytest.importorskip(NEEDS[name], reason=f"needs {NEEDS[name]}: it comes with bpfree[examples]")
-    code, text = run(server, name, tmp_path, "--quick")
+    code, text = run(name, tmp_path, "--quick")
     assert code == 0, text
     globals()[f"check_{name}"](text)
     if "plt.savefig" in EXAMPLES[name].read_text():
@@ -142,15 +119,15 @@ def test_an_example_is_read_at_once(name):
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_a_missing_package_is_named_with_what_installs_it(name, server, tmp_path):
-    code, text = run(server, name, tmp_path, "--quick", without=NEEDS[name])
+def test_a_missing_package_is_named_with_what_installs_it(name, tmp_path):
+    code, text = run(name, tmp_path, "--quick", without=NEEDS[name])
     assert (code, text.count("\n")) == (1, 1)
     assert re.search(rf"{NEEDS[name]}.*: pip install 'bpfree\[examples\]'$", text)
 
 
-def test_a_missing_folder_is_named_with_what_it_should_hold(server, tmp_path):
+def test_a_missing_folder_is_named_with_what_it_should_hold(tmp_path):
     pytest.importorskip("matplotlib", reason="needs matplotlib: it comes with bpfree[examples]")
-    code, text = run(server, "mnist", tmp_path, "--data-dir", str(tmp_path / "nowhere"))
+    code, text = run("mnist", tmp_path, "--data-dir", str(tmp_path / "nowhere"))
     assert code == 1
     assert re.search(r"DataError: .*nowhere is not a folder. Name the one that holds the files of mnist", text)
 

@@ -1,12 +1,8 @@
 """A process that is killed is named by the others; the run goes on from the last checkpoint as if nothing had been."""
 
 import ctypes
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +12,7 @@ import torch.distributed as dist
 
 import bpfree.pipeline
 from bpfree.errors import OptionError, StateError
+from support.scripts import Script
 from support.two_ranks import run_on_two_ranks
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "pipeline_example.py"
@@ -40,12 +37,13 @@ with bpfree.pipeline.watched_ranks(0.2):
 """
 
 
-def start(*command, port):
+def start(path, *arguments, logs):
     """Two processes without torchrun, which would end the second one itself."""
-    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    environments = [os.environ | given | {"RANK": str(rank)} for rank in range(2)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return [subprocess.Popen([sys.executable, "-u", *command], env=env, **pipes) for env in environments]
+    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    return [
+        Script(path, *arguments, log=logs / f"rank{rank}.txt", environment=given | {"RANK": str(rank)})
+        for rank in range(2)
+    ]
 
 
 def free_port():
@@ -56,16 +54,14 @@ def free_port():
 
 def outputs(processes):
     try:
-        return [process.communicate(timeout=PATIENCE)[0] for process in processes]
+        return [process.output(PATIENCE) for process in processes]
     finally:
         for process in processes:
             process.kill()
 
 
-def train(folder):
-    return start(
-        str(EXAMPLE), f"--folder={folder}", f"--steps={STEPS}", f"--every={EVERY}", "--beat=0.2", port=free_port()
-    )
+def train(folder, logs):
+    return start(EXAMPLE, f"--folder={folder}", f"--steps={STEPS}", f"--every={EVERY}", "--beat=0.2", logs=logs)
 
 
 def wait_for(happened):
@@ -78,21 +74,22 @@ def wait_for(happened):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    processes = train(folder)
+    processes = train(folder, tmp_path_factory.mktemp("logs"))
     found = outputs(processes)
     assert [process.returncode for process in processes] == [0, 0], found
     return folder
 
 
-def test_a_killed_stage_is_named_and_the_run_resumes_bit_for_bit(undisturbed, tmp_path):
-    processes = train(tmp_path)
+def test_a_killed_stage_is_named_and_the_run_resumes_bit_for_bit(undisturbed, tmp_path, tmp_path_factory):
+    logs = tmp_path_factory.mktemp("logs")
+    processes = train(tmp_path, logs)
     wait_for(lambda: (tmp_path / f"step-{2 * EVERY:09d}.rank-1-of-2.safetensors").exists())
-    processes[1].send_signal(signal.SIGKILL)
+    processes[1].kill()
     survivor, _ = outputs(processes)
     assert processes[0].returncode != 0
     assert "LostRankError: rank 1 is gone" in survivor
     newest = max(int(path.name[5:14]) for path in tmp_path.glob("*rank-1-of-2.safetensors"))
-    resumed = outputs(train(tmp_path))
+    resumed = outputs(train(tmp_path, logs))
     begins = {int(re.search(r"goes on from step (\d+)", text)[1]) for text in resumed}
     # No process goes back behind the last checkpoint that both have.
     assert len(begins) == 1
@@ -102,12 +99,12 @@ def test_a_killed_stage_is_named_and_the_run_resumes_bit_for_bit(undisturbed, tm
         assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
-def test_a_killed_rank_of_a_data_parallel_run_is_named():
+def test_a_killed_rank_of_a_data_parallel_run_is_named(tmp_path):
     """Rank 0 also holds the store in which the others look."""
-    processes = start("-c", DATA_PARALLEL, port=free_port())
-    for process in processes:
-        assert process.stdout.readline() == "under way\n"
-    processes[0].send_signal(signal.SIGKILL)
+    (tmp_path / "train.py").write_text(DATA_PARALLEL)
+    processes = start(tmp_path / "train.py", logs=tmp_path)
+    wait_for(lambda: all(process.printed.startswith("under way\n") for process in processes))
+    processes[0].kill()
     _, survivor = outputs(processes)
     assert processes[1].returncode != 0
     assert "LostRankError: rank 0 is gone; rank 1 cannot go on" in survivor
