@@ -211,7 +211,7 @@ class Attachment(nn.Module):
 
     Attributes:
         rule: The rule.
-        mechanism: What put the hooks in; it holds the feedback.
+        mechanism: The mechanism, which put the hooks in and holds the feedback.
         within: The same of the layerwise rule inside the segments of a direct one, or None.
     """
 

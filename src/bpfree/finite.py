@@ -27,7 +27,10 @@ _LATE = ("cuda", "xpu")
 
 
 def may_overflow(error: Tensor) -> bool:
-    """Return whether a rule must expect NaN or infinity in dL/do: in float16, or if nobody has checked it yet."""
+    """Return whether dL/do may hold NaN or infinity when a rule gets it.
+
+    It may in float16, which is left alone, and on an accelerator, where it is looked at when the backward pass ends.
+    """
     return error.dtype == torch.float16 or not _is_at_hand(error)
 
 
@@ -52,7 +55,7 @@ class Watch:
     """Looks at gradients when they arrive, before anything below gets one.
 
     Args:
-        what: What messages call them.
+        what: Their name in messages.
     """
 
     def __init__(self, what: str) -> None:

@@ -23,17 +23,17 @@ class Plan:
     Attributes:
         model: The model, unchanged.
         taps: The tap modules by name.
-        explicit: Whether the user named the taps.
+        explicit: True if the user named the taps.
         errors: The modules at whose outputs errors are taken, by name; "" is the model.
         seed: The seed of everything the rule draws.
         batch_dims: The number of leading dimensions that are not features; None finds out.
         window: The number of segments that a signal is carried through; 1 for the plain rule.
         threads: The number of threads on which segments run in the backward pass; None finds out the faster choice.
-        streaming: Whether the model runs again, segment by segment, in place of storing its graph.
-        is_stage: Whether the model is a stage of a pipeline: other taps, or the error's place, are in other processes.
+        streaming: True if the model runs again, segment by segment, in place of storing its graph.
+        is_stage: True if the model is a stage of a pipeline: other taps, or the error's place, are in other processes.
         sample_axes: The axes that number samples, of every place or by place; None finds out.
-        placed: Whether the user said where errors are taken; if not, they are taken before a final softmax or sigmoid.
-        verify: Whether the attachment checks itself in its first training pass.
+        placed: True if the user said where errors are taken; if not, they are taken before a final softmax or sigmoid.
+        verify: True if the attachment checks itself in its first training pass.
         tensor_keys: The places of taps' tensors in their modules' outputs; without an entry, the first tensor is meant.
     """
 

@@ -128,7 +128,10 @@ def _listed(names: list[str]) -> str:
 
 
 def _common(model: nn.Module, plan: Plan) -> list[str]:
-    """Return the names of modules that both models share: layers with parameters, taps, error places, models."""
+    """Return the names of the modules in ``model`` that are also part of the planned model, if they matter.
+
+    A shared module matters if it holds parameters, is a tap or a place of the error, or is one of the two models.
+    """
     theirs, marked = set(plan.model.modules()), {plan.model, *plan.errors.values(), *plan.taps.values()}
     return [
         name

@@ -22,7 +22,7 @@ class RuleKeeper:
 
     Attributes:
         attachment: The attachment, the last one while the rule is off; None before the first.
-        is_on: Whether the rule is on its model.
+        is_on: True if the rule is on its model.
 
     Raises:
         OptionError: ``rule`` is no rule, or :func:`bpfree.attach` has no option of such a name.

@@ -41,7 +41,7 @@ def put(output: Any, key: Key, tensor: Tensor) -> Any:
     Tuples, lists, dictionaries and objects are copied one level deep along the path to it: whoever else holds
     ``output`` sees no change. All other values are the same objects as before. The tensors among them keep their graph:
     an LSTM's last states (h, c), a spiking cell's membrane potential, a block's attention weights or position bias.
-    What the model makes of them passes ordinary gradients into the tap's own segment, and no further down than that.
+    Their gradients flow into the tap's own segment as in backpropagation, and no further down.
     """
     if key is None and isinstance(output, Tensor):
         return tensor

@@ -60,7 +60,7 @@ class LearningRuleCallback(TrainerCallback):
             measured on the last batch (:func:`bpfree.alignment`), and given to what ``report_to`` names and to
             ``trainer.state.log_history``, as ``alignment/TAP``. 0: never; each measurement takes two passes. No number
             of the training changes.
-        loss: What is run for it: ``loss(model, inputs)``, one number. None: the model's own loss.
+        loss: Computes the loss for it: ``loss(model, inputs)``, one number. None: the model's own loss.
         **options: Those of :func:`bpfree.attach`: ``taps``, ``error_at``, ``seed``, ``streaming`` and so on. A model
             of transformers returns an object with its loss: ``error_at`` names its head, or ``taps="blocks"`` does.
 

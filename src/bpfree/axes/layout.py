@@ -24,7 +24,7 @@ class Place:
         shape: The shape of its tensor.
         channel: The axis of the channels as far as it is known (:mod:`bpfree.axes.channels`).
         call: Which call of the module in this pass this is, from 0.
-        calls: How many there are.
+        calls: The number of its calls in this pass.
     """
 
     name: str
@@ -90,7 +90,7 @@ def lay_out(plan: Plan, error: Place, taps: Sequence[Place], lengths: set[str]) 
     ``plan.batch_dims`` decide otherwise.
 
     Args:
-        plan: What was asked for.
+        plan: The taps, the error's place and the axes that were asked for.
         error: Where the error is taken.
         taps: The calls of tap modules, in forward order.
         lengths: Names of modules whose tokens are not the error's, which had another length in an earlier pass; those

@@ -87,7 +87,7 @@ class Site:
         error: The rows of the error.
         axes: The numbers of the ``batch`` axes in the tap's output.
         channel: Which of ``features`` is the channels; the others are positions.
-        positions_share: Whether one row of B serves all positions, however many there are.
+        positions_share: True if one row of B serves all positions, however many there are.
         step: The step of this call, for a tap inside a loop over time that is called once for each step of the error.
     """
 

@@ -49,7 +49,7 @@ class Feedback:
             sqrt(density), which keeps the signal's variance (sparse feedback: Crafton et al. 2019).
         stored: False keeps no matrix and draws it again from the seed, ``4096`` columns at a time, in every
             backward pass. On a CPU the numbers are those of the stored matrix; another device draws its own.
-        modes: How many spatial modes each channel's feedback is made of, for taps with positions (images and tokens,
+        modes: The number of spatial modes in each channel's feedback, for taps with positions (images and tokens,
             channels first or last): None gives every position of an image numbers of its own (c x C x H x W) and all
             positions of a sequence the same ones (c x C), 1 one number a channel (c x C, for nets that end in a global
             pool), k the k lowest cosine modes (c x C x k, low rank in space). n_l above is then C k.

@@ -36,9 +36,9 @@ class Form(NamedTuple):  # compared in every pass, and a tuple is quicker at it
 
         Args:
             features: Their sizes.
-            modes: How many modes each channel has; None gives every feature its own number.
+            modes: The number of modes of each channel; None gives every feature its own number.
             channel: Which axis is the channels.
-            share: Whether the positions may be another number in another pass: None then gives them one number a
+            share: True if another pass may have another number of positions: None then gives them one number a
                 channel in common, and no number of positions is too small for modes.
         """
         positions = features[:channel] + features[channel + 1 :]

@@ -24,8 +24,8 @@ def differentiable_attention(model: nn.Module, *, fused: bool) -> AbstractContex
     """Within this context, and this thread, attention goes by ways that have a forward-mode derivative.
 
     Args:
-        model: What is run.
-        fused: Whether fused kernels stay allowed: attention does not always take one. torch's fast paths never are.
+        model: The model that is run.
+        fused: True if fused kernels stay allowed: attention does not always take one. torch's fast paths never are.
     """
     if fused and not any(isinstance(module, _WITH_FAST_PATH) for module in model.modules()):
         return nullcontext()
@@ -36,7 +36,7 @@ class DifferentiableAttention(PassMode):
     """Attention without fast paths, which torch does not take where there is such a mode; and without fused kernels.
 
     Args:
-        fused: Whether fused kernels stay.
+        fused: True if fused kernels stay.
     """
 
     def __init__(self, *, fused: bool) -> None:

@@ -138,7 +138,7 @@ class Estimator:
 
     Args:
         plan: Model, taps, and where the error is taken.
-        kind: What perturbations are drawn from.
+        kind: The distribution of the perturbations.
         form: The form of a tap's feedback: perturbations stay within what B_l can express, for less noise.
     """
 
@@ -157,7 +157,7 @@ class Estimator:
 
         Args:
             call: The model's arguments.
-            keep: Whether outputs and perturbations may be kept, which spares work and costs memory.
+            keep: True if outputs and perturbations may be kept, which spares work and costs memory.
         """
         self._start, self._keep = RunSnapshot.now(self.plan, call), keep
         if keep:

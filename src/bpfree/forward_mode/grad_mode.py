@@ -90,7 +90,7 @@ class GradModeWatch(PassMode):
     """Switches tangents off and on wherever gradients are switched.
 
     Attributes:
-        needed: Whether the model has done anything for which gradients must be on, or watched.
+        needed: True if the model has done anything for which gradients must be on, or watched.
     """
 
     def __init__(self) -> None:

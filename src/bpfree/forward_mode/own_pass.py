@@ -41,8 +41,8 @@ class OwnPass:
 
     Args:
         model: The model.
-        state: What is known of its state: these hooks keep nothing, and need not be looked into.
-        called: Whether the pass calls the model itself, and not its ``forward()`` behind the model's hooks.
+        state: Its state as far as it is known: these hooks keep nothing, and need not be looked into.
+        called: True if the pass calls the model itself, and not its ``forward()`` behind the model's hooks.
     """
 
     def __init__(self, model: nn.Module, state: State | None = None, *, called: bool = False) -> None:
@@ -100,8 +100,8 @@ class OwnPass:
 
         Args:
             hooks: Module -> hook. One behind the model itself must be prepended.
-            before: Whether they are pre-hooks, which get (module, args, kwargs).
-            prepend: Whether they come before the hooks that are there.
+            before: True if they are pre-hooks, which get (module, args, kwargs).
+            prepend: True if they come before the hooks that are there.
         """
         handles: list[RemovableHandle] = []
         try:

@@ -24,11 +24,11 @@ class Switches:
     """Gradients, tangents, modes and the level of dual numbers, of one thread.
 
     Attributes:
-        gradients: Whether they are on.
-        tangents: Whether they are on.
-        modes: How many function modes are on.
-        dispatch_modes: How many dispatch modes are on.
-        silent: Whether a pass is under way from which no rule is to learn.
+        gradients: True if they are on.
+        tangents: True if they are on.
+        modes: The number of function modes that are on.
+        dispatch_modes: The number of dispatch modes that are on.
+        silent: True if a pass is under way from which no rule is to learn.
         passes: The passes of this thread in the level of dual numbers.
         eager: Those that want no compiled code.
     """

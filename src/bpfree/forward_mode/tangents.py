@@ -57,7 +57,7 @@ class ForwardMode:
     """Runs passes with tangents on one model, and remembers what such passes need.
 
     Attributes:
-        fused: Whether attention may still take fused kernels.
+        fused: True if attention may still take fused kernels.
         surrogates: The autograd functions whose forward-mode derivative is made of their backward.
     """
 
@@ -77,8 +77,8 @@ class ForwardMode:
 
         Args:
             model: The model.
-            kind: What :func:`kind_of` says.
-            freeze: Whether its parameters are to require no gradient where gradients are on; else nobody may ask for
+            kind: The model's kind, from :func:`kind_of`.
+            freeze: True if its parameters are to require no gradient where gradients are on; else nobody may ask for
                 one that does.
         """
         watch = GradModeWatch() if self._watched.get(kind, True) and not is_sharded(model) else None
@@ -150,7 +150,7 @@ class DualPass:
         Args:
             call: The model's arguments.
             prepare: Brings the perturbations in.
-            start: What the pass before began with, so that dropout draws the same masks.
+            start: The state that the pass before began with, so that dropout draws the same masks.
 
         Raises:
             ForwardDerivativeError: A layer has no forward-mode derivative, or nothing reaches an error.

@@ -96,7 +96,7 @@ def make_parser(*, trust: bool = False) -> tuple[Parser, dict[str, Parser]]:
     """Make the parser, and those of the commands by name.
 
     Args:
-        trust: Whether configuration files may name code wherever they lie.
+        trust: True if configuration files may name code wherever they lie.
     """
     parser = Parser(prog="bpfree", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"bpfree {bpfree.__version__}")

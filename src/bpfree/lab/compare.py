@@ -39,11 +39,11 @@ def compare(options: CompareOptions, console: Console | None = None) -> dict[str
     Runs that have finished before, with the same settings and data, are not repeated. One that fails stops no other.
 
     Args:
-        options: What is compared.
+        options: The rules, the data and the training.
         console: Where progress and the table are shown; None shows nothing.
 
     Returns:
-        What is in ``comparison.json``.
+        The content of ``comparison.json``.
 
     Raises:
         SettingsError: An option means nothing.

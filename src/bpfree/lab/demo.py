@@ -47,7 +47,7 @@ def demo(options: DemoOptions, console: Console | None = None) -> dict[str, Any]
         console: Where the story, progress and the table are shown; None shows nothing.
 
     Returns:
-        What is in ``comparison.json``.
+        The content of ``comparison.json``.
 
     Raises:
         RunError: Some runs failed, see :func:`bpfree.lab.compare.compare`.

@@ -55,8 +55,8 @@ class Options:
         epochs: Passes over the training data, with an evaluation after each; by default 5 for images.
         steps: Steps of a run, in place of epochs; by default 800 for text, 250 for a graph's nodes and 400 for its
             edges.
-        evaluations: How many times a run that is counted in steps is evaluated, at even distances; by default 8, and 10
-            for graphs.
+        evaluations: The number of evaluations of a run that is counted in steps, at even distances; by default 8, for
+            graphs 10.
         batch_size: Images or sequences a step; by default 128 images or 16 sequences. A graph is one, and known nodes
             are counted with --graph.neighbors.
         lr: A learning rate for every rule that has none in --settings; without it, that of each rule's preset for
@@ -80,7 +80,7 @@ class Options:
         error_at: The name of the module at whose output the error is taken; by default what the network suggests
             (suggested_error_at of its class), or its output.
         alignment: After which evaluations alignment is measured: every one, the last, or never.
-        logger: What else gets the numbers of every evaluation: csv, tensorboard, or the import path of a class of
+        logger: Another place for the numbers of every evaluation: csv, tensorboard, or the import path of a class of
             Lightning's kind, such as lightning.pytorch.loggers.WandbLogger. It changes no number of a run.
     """
 
@@ -217,7 +217,7 @@ class CompareOptions(Options):
             DFA, sDFA, "ternary DFA", DRTP, GrAPE, FDFA, LMS, DKP, KP, WM, PEPITA, FG-A, FG-W, or labels of your own
             that --settings explains. By default BP, Shallow, FA, uSF, DFA and DRTP for images, BP, Shallow and DFA for
             text, and BP, Shallow, FA, DFA and, for nodes, DRTP for graphs.
-        seeds: How many seeds (0, 1, ...), or a list of them such as [0, 5].
+        seeds: The number of seeds (0, 1, ...), or a list of them such as [0, 5].
     """
 
     rules: list[str] | None = None

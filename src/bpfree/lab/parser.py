@@ -59,7 +59,7 @@ class Parser(ArgumentParser):
     """A parser whose errors are one line and a hint.
 
     Attributes:
-        trust: Whether configuration files may name code wherever they lie.
+        trust: True if configuration files may name code wherever they lie.
     """
 
     trust = False

@@ -78,12 +78,12 @@ def run(
     """Train one model by one rule, or read the result if this run has finished before.
 
     Args:
-        settings: What is run.
+        settings: The run's settings.
         splits: The data.
         directory: Where result, checkpoint and logs lie. A checkpoint of an unfinished run there is continued.
         display: Shows progress.
         keep_checkpoint: Keep the last epoch's state after the end.
-        logger: What else gets the numbers of every epoch, see :mod:`bpfree.lab.loggers`.
+        logger: Another place for the numbers of every epoch, see :mod:`bpfree.lab.loggers`.
 
     Returns:
         The run's record, one element of ``runs`` in ``comparison.json``, and its ``settings`` and ``data``.

@@ -14,8 +14,8 @@ class Arguments(NamedTuple):
     """The arguments of a class, those that its ``**kwargs`` hand on to a base class among them.
 
     Attributes:
-        names: What they are called.
-        more: Whether it takes others too, of whatever name.
+        names: Their names.
+        more: True if it takes others too, of any name.
     """
 
     names: tuple[str, ...]

@@ -35,7 +35,7 @@ class Display:
     Args:
         console: Where to; None shows nothing.
         runs: The number of runs to come.
-        measured_on: What models are evaluated on, ``"test"`` or ``"validation"``.
+        measured_on: The data that models are evaluated on, ``"test"`` or ``"validation"``.
     """
 
     def __init__(self, console: Console | None, runs: int = 1, measured_on: str = "test") -> None:

@@ -40,7 +40,7 @@ def peak_bytes(step: Callable[[], object], device: str | torch.device = "cpu") -
 def held_bytes(step: Callable[[], object]) -> int:
     """Return the bytes that ``step`` has allocated on a CPU and not released at its end; see :func:`peak_bytes`.
 
-    What it returns is in use until then.
+    Its return value is in use until then.
     """
     held: dict[int, int] = {}
     for address, size in _allocations(step):
@@ -120,12 +120,12 @@ def paired_ratio(
 ) -> Ratio:
     """Time two things in turns, in one process, and compare within each pair.
 
-    What disturbs the machine for a while disturbs both; a ratio of two averages taken one after the other would not
+    A disturbance of the machine disturbs both; a ratio of two averages taken one after the other would not
     notice. Which of the two goes first alternates.
 
     Args:
-        subject: What is measured.
-        reference: What it is compared with.
+        subject: The function that is measured.
+        reference: The function that it is compared with.
         repeats: The number of pairs, at least 2.
         warmup: Calls of each before the first pair.
         synchronize: Waits until the device has finished, for instance ``torch.cuda.synchronize``.
@@ -193,7 +193,7 @@ def input_share(loader: Iterable[Batch], step: Callable[[Batch], object], *, ste
     Args:
         loader: Yields at least one batch.
         step: Trains on one batch; it waits until the device has finished.
-        steps: How many batches are taken at most.
+        steps: The largest number of batches that are taken.
 
     Raises:
         SettingsError: The loader yields nothing.

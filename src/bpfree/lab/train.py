@@ -20,7 +20,7 @@ def train(options: TrainOptions, console: Console | None = None) -> dict[str, An
     """Train, and write the result as JSON beside the checkpoint and the log.
 
     Args:
-        options: What is trained.
+        options: The run: the network, its rule, the data and the training.
         console: Where progress is shown; None shows nothing.
 
     Returns:

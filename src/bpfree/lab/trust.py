@@ -33,8 +33,8 @@ def vouched(path: Path, content: Any, *, trust: bool) -> None:
 
     Args:
         path: The file.
-        content: What it says.
-        trust: Whether the user has vouched for it.
+        content: Its content.
+        trust: True if the user has vouched for it.
 
     Raises:
         TrustError: It names code, and nobody has vouched for it; or it vouches for itself.

@@ -169,7 +169,7 @@ def gradients_from_error(
         make: Makes the learners' gradients.
         output: Where the error is taken.
         learners: The tensors that get them.
-        accumulates: Whether ``make`` also adds to parameters' ``.grad`` itself, as only ``backward()`` may.
+        accumulates: True if ``make`` also adds to parameters' ``.grad`` itself, as only ``backward()`` may.
     """
     anchor = Anchor() if accumulates else None
     tensors = [output.detach(), *learners] if anchor is None else [output.detach(), *learners, anchor.tensor]

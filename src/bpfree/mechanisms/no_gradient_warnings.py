@@ -19,7 +19,7 @@ def warn_of_results(returned: Any, given: Any, error_name: str, way: object) -> 
     """Warn of tensors without a graph that the model returns besides the output where the error is taken.
 
     Args:
-        returned: What the model returns.
+        returned: The model's return value.
         given: The model's arguments.
         error_name: The name of the module where the error is taken.
         way: The rule or option because of which there is no graph below that place.

@@ -22,7 +22,7 @@ class Channel:
 
     Args:
         stage: This process's stage.
-        agreement: What an error looks like.
+        agreement: The shape and dtype of an error.
 
     Raises:
         StageError: The processes belong to different numbers of groups.

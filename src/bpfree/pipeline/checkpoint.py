@@ -45,7 +45,7 @@ def save_checkpoint(folder: Folder, step: int, parts: Mapping[str, Stateful], *,
         folder: Where the files are, the same for all processes or one for each.
         step: The number of batches trained.
         parts: The stage's module, its optimizer and its attachment, by names of your choice.
-        keep: How many checkpoints to keep, at least 1.
+        keep: The number of checkpoints to keep, at least 1.
 
     Raises:
         CheckpointError: A process could not write its file; all of them raise, and no checkpoint of ``step`` is there.

@@ -53,14 +53,14 @@ def measure_stage(
 
     Args:
         module: The stage's module.
-        inputs: What one micro-batch brings. Tensors for which the stage before wants a gradient require one.
+        inputs: The stage's inputs for one micro-batch. Tensors for which the stage before wants a gradient require one.
         rule: The direct rule.
         error: Anything of the error's shape and dtype, for a stage before the last.
         loss: Maps the output of the last stage to the loss.
         taps: As for :func:`attach_stage`.
         error_at: As for :func:`attach_stage`.
         targets: Those of the micro-batch, for a rule that learns from them (``DRTP``).
-        repeats: How often everything is timed; the medians count.
+        repeats: The number of times that everything is timed; the medians count.
 
     Raises:
         OptionError: Neither or both of ``error`` and ``loss`` are given.

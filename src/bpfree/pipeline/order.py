@@ -26,7 +26,7 @@ def due(forwarded: Count, lead: Count, M: int, staleness: int) -> Count:
         forwarded: The number of micro-batches that it has forwarded.
         lead: Its lead (:func:`ahead`): it learns from a micro-batch when it has forwarded so many more.
         M: The number of micro-batches in a batch.
-        staleness: How many updates may be missing from the weights of a forward pass. With 0, the stage learns from a
+        staleness: The number of updates that a forward pass's weights may lack. With 0, the stage learns from a
             whole batch before the next one begins.
     """
     bound = (forwarded // M - staleness) * M

@@ -55,7 +55,7 @@ class DirectSchedule(PipelineScheduleSingle):
         attachment: The return value of :func:`bpfree.pipeline.attach_stage`.
         n_microbatches: M, the number of parts into which a batch is split. All batches have one size, a multiple of M.
         loss_fn: Maps the last stage's output and the target of a micro-batch to its loss; given in every process.
-        staleness: How many updates a forward pass may miss.
+        staleness: The number of updates that a forward pass may miss.
         options: ``args_chunk_spec``, ``kwargs_chunk_spec``, ``output_merge_spec`` and ``scale_grads``, as torch's
             schedules have them: with ``scale_grads=True``, the default, gradients are divided by M, which is right for
             a mean loss.
@@ -287,11 +287,11 @@ class ScheduleAsynchronous(DirectSchedule):
     its own forward pass used: weights that a graph still needs are copied before they are updated.
 
     Args:
-        attachment: What :func:`bpfree.pipeline.attach_stage` returned.
-        n_microbatches: M, into how many parts a batch is split.
+        attachment: The return value of :func:`bpfree.pipeline.attach_stage`.
+        n_microbatches: M, the number of parts into which a batch is split.
         loss_fn: As for :class:`DirectSchedule`.
         optimizer: Of this stage's parameters; for ``bpfree.DKP`` also of ``attachment.parameters()``.
-        staleness: How many updates a forward pass may miss, at least 0.
+        staleness: The number of updates that a forward pass may miss, at least 0.
         options: As for :class:`DirectSchedule`.
 
     Raises:

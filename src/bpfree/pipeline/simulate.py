@@ -159,7 +159,7 @@ def simulate(
         times: One entry a stage, the first stage first.
         micro_batches: M, the micro-batches of one batch.
         transfers: The times to send tensors; None for no time at all.
-        staleness: How many updates the asynchronous schedule may lag behind.
+        staleness: The number of updates that the asynchronous schedule may lag behind.
 
     Returns:
         One outcome a schedule, in the order above.

@@ -132,7 +132,7 @@ class StageAttachment(Attachment):
 
     Attributes:
         stage: The stage.
-        error_at: What was said of the error's place in this process.
+        error_at: The error's place as it was given in this process.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ class Versions:
     A segment that is one layer needs no weight for its own backward pass, and nothing is copied.
 
     Args:
-        module: What holds the weights.
+        module: The module that holds the weights.
     """
 
     def __init__(self, module: nn.Module) -> None:

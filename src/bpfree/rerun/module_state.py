@@ -152,7 +152,7 @@ class State:
         root: A module, or the objects among the arguments of a pass by number or name.
 
     Attributes:
-        is_moved_by_gradients: Whether hooks on gradients, or a function's own backward pass, have changed any of it.
+        is_moved_by_gradients: True if hooks on gradients, or a function's own backward pass, have changed any of it.
     """
 
     def __init__(self, root: nn.Module | Mapping[Any, Any]) -> None:

@@ -77,7 +77,7 @@ class Autocast:
 
     Attributes:
         kinds: For every device type whether autocast is on, and its precision.
-        cached: Whether autocast keeps converted weights.
+        cached: True if autocast keeps converted weights.
     """
 
     kinds: Mapping[str, tuple[bool, torch.dtype]]
@@ -147,7 +147,7 @@ class RunSnapshot:
         """Within this context a pass runs as the first one did, with a graph, and leaves no trace in ``model``.
 
         Yields:
-            What the first run has left, for gradients that run in between.
+            The state that the first run has left. Gradients that are computed within the context need it.
 
         Raises:
             SecondRunError: The arguments or weights differ from those of the first run, or this run has changed them.

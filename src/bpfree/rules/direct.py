@@ -30,7 +30,7 @@ class DFA(DirectRule):
     No segment needs another segment's weights (no weight transport) or result (no backward lock).
 
     Args:
-        feedback: How B is drawn, or a callable projector; see :class:`bpfree.Feedback`.
+        feedback: The options for drawing B, or a callable projector; see :class:`bpfree.Feedback`.
         error: ``"exact"`` projects e (Noekland 2016). ``"sign"`` projects sign(e) (sDFA, Frenkel et al. 2021).
             ``"ternary"`` projects e rounded to -1, 0 and 1, the input of an optical co-processor (Launay et al.
             2020): entries of at most ``threshold`` in magnitude become 0.
@@ -88,7 +88,7 @@ class DRTP(DirectRule):
     et al. 2021.
 
     Args:
-        feedback: How B is drawn, or a callable projector; see :class:`bpfree.Feedback`.
+        feedback: The options for drawing B, or a callable projector; see :class:`bpfree.Feedback`.
         reduction: ``"mean"`` divides the signal by the N rows of the batch, as a mean loss does; ``"sum"`` does not
             (the published code). Rows whose error is zero are not counted and get no signal, because the loss does
             not touch them. Where segments learn in the forward pass the error is not known yet: mark such rows with

@@ -114,9 +114,9 @@ class PEPITA(Rule):
         output_error: The error that the output layer gets. ``"first"``: the first pass's (the published rule).
             ``"second"``: the second pass's (the released code), softmax(o_err) - y. That one is for softmax
             cross-entropy only, because y is computed from the first error.
-        positions: How the positions of a convolution enter: their ``"mean"`` (the released code), their sum divided by
-            the root of their number (``"sqrt"``, an option of that code), or their ``"sum"``, as in a convolution's
-            gradient.
+        positions: The way in which the positions of a convolution are joined: their ``"mean"`` (the released code),
+            their sum divided by the root of their number (``"sqrt"``, an option of that code), or their ``"sum"``, as
+            in a convolution's gradient.
         scale: The factor by which the mean loss is multiplied before ``backward()``, for example 1/k for each of k
             micro-batches. The rule divides it out of e and multiplies the gradients by it.
     """

@@ -93,7 +93,7 @@ class KolenPollack(FA):
     gradient in its ``.grad``. Source: Kolen and Pollack 1994; Akrout et al. 2019.
 
     Args:
-        distribution: How the first B is drawn, as in :class:`bpfree.FA`.
+        distribution: The distribution of the first B, as in :class:`bpfree.FA`.
     """
 
     def mechanism(self, plan: Plan) -> LayerwiseMechanism:
@@ -115,7 +115,7 @@ class WeightMirror(FA):
     them, for example before training. The noise comes from the rule's own generator and is the same on every process.
 
     Args:
-        distribution: How the first B is drawn, as in :class:`bpfree.FA`.
+        distribution: The distribution of the first B, as in :class:`bpfree.FA`.
         rate: rho, the weight of one step's estimate of W.
         decay: gamma, the share of B that one step forgets, in (0, 1]; outside this range B grows without bound or
             oscillates. Where it equals ``rate``, B goes to W.

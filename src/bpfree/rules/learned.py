@@ -36,7 +36,7 @@ class GrAPE(ForwardLearnedRule):
     Args:
         step: eta, the step of the feedback for one training pass. A step that is taken in every ``every``-th pass is
             ``every`` times as long.
-        estimate: What G is: this batch's estimate (``"batch"``), the average of all estimates so far
+        estimate: The estimate G of the Jacobian: that of this batch (``"batch"``), the average of all estimates so far
             (``"cumulative"``, as in the paper), or an average in which the newest estimate weighs 1/t but at least
             ``floor`` (``"floor"``), so that it follows weights that move.
         floor: The least weight of the newest estimate.

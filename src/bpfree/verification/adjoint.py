@@ -37,7 +37,7 @@ def check_adjoint(
     Args:
         estimator: Makes the estimating passes. Where a recording of its own pass is under way it is used up.
         call: The model's arguments.
-        start: What a pass on them begins with.
+        start: The state that a pass on them begins with.
         sites: The taps that it reaches.
         seed: That of the perturbations.
     """

@@ -59,7 +59,7 @@ class GradientSketch:
     Attributes:
         norms: By parameter, the norm.
         projections: The product with a fixed random vector of norm about 1 for each entry.
-        is_open: Whether gradients are being noted. A hook that Ctrl-C has left behind must not touch later ones.
+        is_open: True while gradients are being noted. A hook that Ctrl-C has left behind must not touch later ones.
     """
 
     norms: dict[str, float]
@@ -79,7 +79,7 @@ class GradientSketch:
         Args:
             outputs: Where the backward pass begins.
             directions: The gradients there.
-            parameters: What is sketched, by name.
+            parameters: The parameters whose gradients are sketched, by name.
             others: Tensors whose gradients are kept.
 
         Returns:

@@ -25,7 +25,7 @@ def check_rows(outputs: Sequence[Tensor], error: Tensor, sites: Sequence[Site], 
         outputs: The outputs of the taps in a pass that is not cut.
         error: The tensor where the error is taken, with its graph down to the taps; the graph is kept.
         sites: The taps with their layout.
-        asked: Whether the user has said which axes number rows of the error: then finer rows are not looked for.
+        asked: True if the user has said which axes number rows of the error: then finer rows are not looked for.
     """
     pairs = [(site, h) for site, h in zip(sites, outputs, strict=True) if h.requires_grad]
     if not pairs or not error.requires_grad or error.numel() == 0:

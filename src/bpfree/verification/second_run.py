@@ -34,7 +34,7 @@ def check_second_run(plan: Plan, arguments: tuple[tuple[Any, ...], Mapping[str, 
 
     Args:
         plan: The model, its taps and its error's place.
-        arguments: What it is called with, (args, kwargs).
+        arguments: The model's arguments, (args, kwargs).
 
     Returns:
         The first module whose output differs, if one does, and the state that could not be put back.

@@ -54,8 +54,8 @@ def augmented(x: Tensor, augmentation: Augmentation, black: Tensor, generator: G
 
     Args:
         x: Normalized images, ``(N, channels, height, width)``.
-        augmentation: What is done.
-        black: What a black pixel is in each channel, ``(channels,)``.
+        augmentation: Their random changes.
+        black: The value of a black pixel in each channel, ``(channels,)``.
         generator: Draws; of the CPU.
 
     Returns:

@@ -90,12 +90,12 @@ class Numbered(Sampler[tuple[int, Tensor]]):
 class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
     """Augmented batches: indexed with a batch's number and its indices, int64 ``(N,)``.
 
-    What is drawn depends on the seed and the batch's number alone, so that a resumed run sees the same images.
+    The random changes depend on the seed and the batch's number alone, so that a resumed run sees the same images.
 
     Args:
         samples: Normalized images.
         augmentation: Their random changes.
-        black: What a black pixel is in each channel, ``(channels,)``.
+        black: The value of a black pixel in each channel, ``(channels,)``.
         seed: With the batch's number, it determines what is drawn.
     """
 

@@ -107,9 +107,9 @@ def images_of(file: Pickled, key: str, *, n: int, classes: int, title: str) -> t
     Args:
         file: The file.
         key: The name of its labels.
-        n: How many images it must have.
+        n: The number of images that it must have.
         classes: The number of classes.
-        title: What messages call the data set.
+        title: The data set's name in messages.
 
     Raises:
         DataError: It holds something else.

@@ -74,9 +74,9 @@ class Graph:
         y: Their classes, int64 ``(n,)``.
         edges: Undirected edges in both directions, sorted, none twice and none from a node to itself, int64 ``(2, m)``.
         public: The published nodes for training, validation and test.
-        settings: How it was read.
+        settings: The options that it was read with.
         checksums: File name -> SHA-256 of what was read.
-        origin: Whether the files are the published ones.
+        origin: A sentence that says if the files are the published ones.
     """
 
     name: str

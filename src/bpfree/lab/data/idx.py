@@ -19,7 +19,7 @@ def parse_idx(content: bytes, name: str) -> Tensor:
 
     Args:
         content: The file's bytes, uncompressed.
-        name: How to call the file in messages.
+        name: The file's name in messages.
 
     Raises:
         DataError: No idx file of unsigned bytes, or fewer or more bytes than its header says.

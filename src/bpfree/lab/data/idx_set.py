@@ -30,7 +30,7 @@ class IdxSet:
 
     Attributes:
         name: The data set's name.
-        title: What messages call it.
+        title: Its name in messages.
         files: File name without .gz -> the published file.
         mirrors: Addresses that the files' names are put behind, in the order in which they are tried.
         subfolders: Where the files may lie below the folder that the user names, beside that folder itself.

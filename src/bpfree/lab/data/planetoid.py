@@ -108,7 +108,7 @@ def load_planetoid(
         name: The data set's name; that of a graph whose edges are predicted ends in ``-links``.
         data_dir: A folder with its eight files, or one with ``raw``, ``NAME/raw`` or ``Planetoid/NAME/raw``. None reads
             the cache folder, after a download (1 MB, PubMed 6 MB) if needed.
-        settings: How it is read.
+        settings: The options for reading it.
 
     Raises:
         DataError: A file is missing, truncated, no pickle of numbers, or does not fit the others; or cannot be had.

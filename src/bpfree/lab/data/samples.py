@@ -20,8 +20,8 @@ class Samples:
     """Inputs and targets, one row of each a sample.
 
     Attributes:
-        x: What the model is given, ``(n, ...)``: in memory, or made when it is asked for.
-        y: What it learns, ``(n, ...)``.
+        x: The model's inputs, ``(n, ...)``: in memory, or made when they are asked for.
+        y: Its targets, ``(n, ...)``.
     """
 
     x: Tensor | Lazy

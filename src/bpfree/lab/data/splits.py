@@ -39,13 +39,13 @@ class Splits:
 
     Attributes:
         name: The data set's name.
-        train: What is trained on.
-        evaluation: What accuracy and alignment are measured on; never trained on.
+        train: The data for training.
+        evaluation: The data for accuracy and alignment; never trained on.
         measured_on: Which images those are: the test set, or held-out training images.
         classes: The number of classes c.
-        normalization: What was done to the pixels.
+        normalization: The changes made to the pixels.
         checksums: File name -> SHA-256 of what was read.
-        origin: Whether the files are the published ones, where other files are read too.
+        origin: A sentence that says if the files are the published ones, where other files are read too.
     """
 
     name: str

@@ -61,7 +61,7 @@ class Vocabulary:
     Any text becomes tokens and comes back as it was.
 
     Args:
-        lines: What the byte pairs are learned from.
+        lines: The text from which the byte pairs are learned.
         size: The number of tokens wanted; there are fewer if the lines hold no more.
     """
 
@@ -107,8 +107,8 @@ class Text:
 
     Attributes:
         name: The name of the folder it was read from.
-        train: What is trained on.
-        evaluation: What perplexity and alignment are measured on; neither weights nor tokens are learned from it.
+        train: The data for training.
+        evaluation: The data for perplexity and alignment; neither weights nor tokens are learned from it.
         vocabulary: From lines to tokens and back.
         measured_on: Which file that is.
         checksums: File name -> SHA-256 of what was read; ``tokens`` of the tokens that were made of it.
@@ -157,7 +157,7 @@ def load_text(data_dir: Path | None, settings: TextSettings | None = None) -> Te
 
     Args:
         data_dir: The folder.
-        settings: How it is read.
+        settings: The options for reading it.
 
     Raises:
         DataError: No folder is given; a file is missing, empty, no text, or too short for one sequence; the training
@@ -187,7 +187,7 @@ def checksums(data_dir: Path, settings: TextSettings | None = None) -> dict[str,
 
     Args:
         data_dir: The folder.
-        settings: How it is read.
+        settings: The options for reading it.
 
     Raises:
         DataError: A file is missing, or cannot be read.

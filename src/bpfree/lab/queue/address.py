@@ -27,7 +27,7 @@ class Address:
     Attributes:
         url: The URL.
         shown: The same without its password; of a file its path.
-        secrets: What no message may show.
+        secrets: Texts that no message may show.
     """
 
     url: str

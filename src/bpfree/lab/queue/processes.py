@@ -22,8 +22,8 @@ class Team:
     fewer for the others. One that ends by itself has been told why not to go on.
 
     Args:
-        work: What each does.
-        size: How many they are.
+        work: The function that each runs.
+        size: Their number.
         say: Is told of those that die.
     """
 

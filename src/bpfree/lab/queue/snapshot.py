@@ -17,7 +17,7 @@ class State:
     """The state of a table's runs.
 
     Attributes:
-        records: What is finished, by key.
+        records: The records of finished runs, by key.
         wrong: Why a run failed when it was last tried, by key.
         unfinished: Keys of the runs that wait or are being run, or whose worker has died.
     """

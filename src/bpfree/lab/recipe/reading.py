@@ -26,7 +26,7 @@ def read(path: Path, *, trust: bool = True) -> Recipe:
 
     Args:
         path: Its file.
-        trust: Whether it may name code wherever it lies; see :mod:`bpfree.lab.trust`.
+        trust: True if it may name code wherever it lies; see :mod:`bpfree.lab.trust`.
 
     Raises:
         SettingsError: The file is no recipe, or has a key that is not known.
@@ -40,7 +40,7 @@ def content_of(path: Path, *, trust: bool = True) -> Any:
 
     Args:
         path: The file.
-        trust: Whether it may name code, whatever its folder.
+        trust: True if it may name code, whatever its folder.
 
     Raises:
         TrustError: It names code, and nobody has vouched for it.

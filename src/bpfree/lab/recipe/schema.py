@@ -44,7 +44,7 @@ class Column:
         metric: The number of a run's record that it shows: a name, or ``{"alignment": tap}``; None for the task's
             metric.
         tolerance: The largest distance allowed between the measured mean and the paper's; None if there is no limit.
-        above: Whether it may be above the paper's by any amount.
+        above: True if it may be above the paper's by any amount.
         settings: The settings that its cells share.
     """
 
@@ -78,9 +78,9 @@ class Chart:
 
     Attributes:
         columns: The columns that are drawn.
-        x: What the rows' numbers are.
-        y: What the columns' numbers are. Charts of the same words share an axis.
-        log: Whether rows are placed by their logarithm.
+        x: The title of the horizontal axis: the meaning of the rows' numbers.
+        y: The title of the vertical axis. Charts of the same title share an axis.
+        log: True places rows by their logarithm.
     """
 
     columns: list[str]
@@ -96,7 +96,7 @@ class Recipe:
     Attributes:
         name: The name of its file.
         path: Its file.
-        title: What it shows.
+        title: Its title.
         source: Where the expected numbers are from: paper, table, and what else helps to find them.
         base: Settings of all cells.
         rows: Row -> what its cells have in common.
@@ -104,9 +104,9 @@ class Recipe:
         cells: ``ROW/COLUMN`` -> what is particular to that cell; None where the table has no such cell.
         expected: Row -> column -> the paper's number.
         scales: Scale by name.
-        deviations: What differs from the paper, or in the paper from its code, a sentence each.
+        deviations: Differences from the paper, or of the paper from its code, a sentence each.
         search: Settings that ``bpfree tune`` chooses, and among which values.
-        remarks: What else a reader must know, such as the explanation of a deviating result.
+        remarks: Other sentences that a reader must know, such as the explanation of a deviating result.
         charts: Figures of the table, by heading.
     """
 

@@ -20,8 +20,8 @@ def rendered(template: Path, marks: Sequence[Mark], **values: Any) -> str:
 
     Args:
         template: A file that extends ``shell.html``.
-        marks: How what it draws is told apart; in the page by label, with the number of the colour.
-        values: What else the page shows. All but Markup is escaped.
+        marks: The colours and dashes of its curves; the template finds each by its label, with its number.
+        values: The page's other content. All but Markup is escaped.
     """
     environment = Environment(
         loader=FileSystemLoader([template.parent, HERE]),

@@ -52,7 +52,7 @@ def plan(
 
     Args:
         recipe: The table.
-        scale: How much of it is run.
+        scale: The scale that is run.
         seeds: Seeds a cell, in place of the scale's own number.
         chosen: Names of cells (``ROW/COLUMN``), rows or columns; empty for all.
         data_dir: The folder of the data.

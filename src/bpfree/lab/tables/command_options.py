@@ -92,7 +92,7 @@ class TableOptions(RecipeOptions):
         cost: Run nothing; show what the table takes on this machine and on a GPU, from one measured step of each row.
         workers: Processes that run cells; they and those of other commands and machines share the ledger.
         again: Measure anew what was measured with another state of bpfree's code; the older records stay.
-        logger: What else gets the numbers of every evaluation, as for train.
+        logger: Another place for the numbers of every evaluation, as for train.
     """
 
     list: bool = False

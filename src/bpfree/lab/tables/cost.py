@@ -100,7 +100,7 @@ def cost(recipe: Recipe, scale: Scale, works: Sequence[Work], data_dir: str | No
 
     Args:
         recipe: The table.
-        scale: How much of it is run.
+        scale: The scale that is run.
         works: Its runs.
         data_dir: The folder of the data.
 

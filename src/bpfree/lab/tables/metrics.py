@@ -61,7 +61,7 @@ def value(record: Mapping[str, Any], column: Column, metric: str | None) -> floa
     Args:
         record: The record.
         column: The column.
-        metric: What the column shows if it does not say.
+        metric: The metric of a column that names none.
 
     Raises:
         SettingsError: The record has no such number or tap.

@@ -143,10 +143,10 @@ def compared(
 
     Args:
         recipe: The table.
-        scale: How much of it was run.
+        scale: The scale that was run.
         cells: The cells by label: the rows of one column, or the columns of one row.
-        state: What is finished.
-        command: What makes the table again.
+        state: The finished runs.
+        command: The command that makes the table again.
     """
     runs: list[dict[str, Any]] = []
     first: Training | None = None
@@ -187,9 +187,10 @@ def _shared(data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _repeated_seeds(options: ReportOptions, scale: Scale, entries: Sequence[Mapping[str, Any]]) -> int:
-    """Return the seeds per cell to make the page again: more than the scale's if all rows have them, or are chosen.
+    """Return the number of seeds for the command that makes the page again.
 
-    Where one row has more than others, a command with its number would run as many of every row.
+    It is the number that was asked for; else the largest that a row has, if all rows have equally many or the cells
+    were chosen. Otherwise it is the scale's number: the command would run the largest number in every row.
     """
     if options.seeds is not None:
         return options.seeds
@@ -198,7 +199,10 @@ def _repeated_seeds(options: ReportOptions, scale: Scale, entries: Sequence[Mapp
 
 
 def _numbered(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with numbers as taps' names: dropout in one row gives the same layer another name."""
+    """Return a record whose taps are named 1, 2, ... in place of the modules' names.
+
+    One row's model may have dropout and another's none: the same layer then has another name.
+    """
     epochs = [
         epoch | {"alignment": [tap | {"name": str(place)} for place, tap in enumerate(epoch["alignment"], start=1)]}
         for epoch in record["epochs"]

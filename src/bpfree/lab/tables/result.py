@@ -231,7 +231,7 @@ def of_format(path: Path, name: str, *, own: bool = False) -> dict[str, Any] | N
     Args:
         path: The file.
         name: The format.
-        own: Whether a file of this name must be JSON.
+        own: True if a file of this name must be JSON.
 
     Raises:
         DamageError: It is bpfree's, and not as it was written.

@@ -23,7 +23,7 @@ def loaded(name: str, data_dir: str | None, how: Mapping[str, Any]) -> Any:
     Args:
         name: The data set.
         data_dir: The folder of its files, or one in which each data set has a folder of its name.
-        how: How it is read.
+        how: The options for reading it.
 
     Raises:
         DataError: They cannot be read.

@@ -26,7 +26,8 @@ def table(options: TableOptions, console: Console | None = None) -> dict[str, An
         console: Where progress and the table are shown; None shows nothing.
 
     Returns:
-        What is in ``NAME.json``; for ``--cost``, what the scale, or this part of it, takes; for ``--list``, nothing.
+        The content of ``NAME.json``; for ``--cost``, the cost of the scale or of the chosen part; for ``--list``,
+        nothing.
 
     Raises:
         SettingsError: A name or a value in the recipe or the options means nothing.

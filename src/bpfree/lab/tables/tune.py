@@ -49,7 +49,7 @@ class Try:
 
     Attributes:
         chosen: The values by name.
-        score: How well they did on held-out data; None if the run failed.
+        score: The metric that they reached on held-out data; None if the run failed.
         wrong: Why it failed.
         made: The code, the machine and the data of a run that did not, as in its record.
     """

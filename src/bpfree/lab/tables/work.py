@@ -169,7 +169,7 @@ def works(label: str, settings: Mapping[str, Any], seeds: int, data_dir: str | N
     A measurement that takes no seed is one, however many seeds there are.
 
     Args:
-        label: What they are called.
+        label: Their label.
         settings: The settings.
         seeds: The number of seeds.
         data_dir: The folder of the data, by whose files runs on data of any folder are told apart.

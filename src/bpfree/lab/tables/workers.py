@@ -43,8 +43,8 @@ class Order:
         ledger: The ledger's database.
         data_dir: The folder of the data.
         scratch: The folder of logs and checkpoints of unfinished runs.
-        again: Whether only records of this state of the code count.
-        trust: Whether the recipe may name code, whatever its folder.
+        again: True if only records of this state of the code count.
+        trust: True if the recipe may name code, whatever its folder.
         source: The state of the code of the command that starts workers; None if it starts none.
         keys: The keys of the runs that it waits for.
         logger: The logger that also gets the numbers of every epoch.
@@ -81,7 +81,7 @@ def run_all(order: Order, found: Sequence[Work], ledger: Ledger, workers: int, c
     """Run what the ledger lacks; return when that is nothing, be it that others ran it.
 
     Args:
-        order: What workers need to know.
+        order: The table, its ledger and its data, as workers need them.
         found: The runs.
         ledger: The order's ledger.
         workers: The number of processes that run them.

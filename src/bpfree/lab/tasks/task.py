@@ -15,11 +15,11 @@ class Metric:
     Attributes:
         name: Its name, and its key in records: ``eval_<name>`` of an evaluation, ``<name>`` of a run, ``<name>_mean``
             and ``<name>_std`` in a summary.
-        unit: What stands behind a value.
+        unit: The unit that stands behind a value.
         better: Which values are the better ones.
-        about: What it is, for the readers of a report.
+        about: Its definition, for the readers of a report.
         linear: Maps it to the scale on which recovery is measured.
-        recovery: How recovery is defined on that scale.
+        recovery: The definition of recovery on that scale.
         digits: Digits behind the point of a value.
     """
 

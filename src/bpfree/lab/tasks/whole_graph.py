@@ -43,8 +43,8 @@ class Whole:
 class WholeGraph(Learner):
     """A model that learns from a graph: a batch is ``((features, edges), targets)``, always the same or drawn from it.
 
-    What Lightning takes for a step is a part of the run, all steps of it: the work between two steps, a millisecond
-    or two in Lightning's loop, would be more than that of a step.
+    One step of Lightning is many steps of the run, all those up to the next evaluation: Lightning works a millisecond
+    or two between its steps, which is longer than a step on a small graph.
     """
 
     # What a node gives depends on its neighbours' hidden features too: the mean over nodes is no Jacobian of one.

@@ -37,8 +37,8 @@ def connect_error(
         run: The run of this call.
         name: The error's name.
         output: The tensor at which the error is taken.
-        first: Whether this is the first error.
-        alone: Whether there is no other error.
+        first: True if this is the first error.
+        alone: True if there is no other error.
 
     Raises:
         ErrorPlacementError: No tap lies below it, or nothing that learns lies between the last tap and it.

@@ -25,7 +25,7 @@ class Delivery:
         targets: The targets given to ``attachment.targets(...)`` for this pass, or None.
         project: Maps a vector ``(N, c)`` to one signal ``(N, n_l)`` per tap through the rule's feedback.
         observation: The observation of the estimating pass, for rules that ask for one.
-        error_known: Whether the error has come; segments that learn in the forward pass get zeros in its place.
+        error_known: True if the error has come; segments that learn in the forward pass get zeros in its place.
     """
 
     error: Tensor
@@ -44,7 +44,7 @@ class PassMemory:
         sites: The taps that were reached.
         outputs: Their outputs h, each with its version, if the mechanism asked for them.
         observation: The observation of an estimating pass.
-        learning: Whether the feedback learns from this pass.
+        learning: True if the feedback learns from this pass.
         parts: The evidence for the feedback so far, tap by tap.
         evidence: The evidence for the feedback, by matrix.
     """

@@ -77,8 +77,8 @@ class TrainingPass(TappedRun):
         versions: Their versions (how often they had been written to); None in a compiled graph, which overwrites
             nothing.
         handed_on: The tensors that the taps gave to the next layers.
-        fetching: Whether a side term fetches its gradient from this pass's graph.
-        several: Whether several errors are taken: the taps may get signals from each of them.
+        fetching: True if a side term fetches its gradient from this pass's graph.
+        several: True if several errors are taken: the taps may get signals from each of them.
     """
 
     def __init__(self) -> None:
@@ -152,7 +152,7 @@ class TrainingPass(TappedRun):
             output: The tensor at which the error is taken.
             handler: Maps dL/do to one signal for each of ``taps``.
             taps: The numbers of the taps below this error.
-            just_in_time: Whether signals are to be made only when their segments are about to run.
+            just_in_time: True if signals are to be made only when their segments are about to run.
         """
 
 

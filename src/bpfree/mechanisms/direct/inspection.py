@@ -43,7 +43,7 @@ class Inspection:
     Args:
         mechanism: The rule on its model.
         call: The model's arguments and keyword arguments.
-        thorough: Whether to make checks that need much memory too.
+        thorough: True makes the checks that need much memory too.
 
     Attributes:
         survey: The survey of the whole graph.
@@ -207,7 +207,7 @@ class _Graph:
     """A graph, and its memory in bytes.
 
     Attributes:
-        stored: Whether it holds numbers.
+        stored: True if it holds numbers.
         storages: The bytes of each storage that it holds.
     """
 

@@ -23,18 +23,18 @@ class PassState:
     Attributes:
         frame: The frame of Python that the call came from.
         around: The checkpoints around it.
-        is_compiled: Whether it is being compiled.
+        is_compiled: True if it is being compiled.
         run: Cuts the graph at the taps; None if the call is plain autograd.
-        again: Whether it is a rerun that the rule has asked for.
-        entered: Whether that rerun has begun.
+        again: True if it is a rerun that the rule has asked for.
+        entered: True if that rerun has begun.
         survey: The survey of such a pass.
         signals: Signals that the taps get in place of the rule's, by call; None for the rule's own.
-        first: Whether it is the first pass of its kind.
+        first: True if it is the first pass of its kind.
         exits: The tensors through which its errors arrive.
         errors: The tensors at its errors, with the graphs of the layers below them.
-        counts: Whether it is a training pass of its own.
-        learning: Whether the feedback learns from it.
-        observed: Whether an estimating pass is to run after it.
+        counts: True if it is a training pass of its own.
+        learning: True if the feedback learns from it.
+        observed: True if an estimating pass is to run after it.
         memories: For every error the memory of this pass and c, the number of the error's features.
     """
 
@@ -61,7 +61,7 @@ class PassStack:
     Attributes:
         calls: The running calls, the innermost last.
         arguments: The arguments of the call that begins, before the user's hooks change them.
-        ungraded: Whether the last call had no gradients: a reentrant checkpoint then runs its part for the first time.
+        ungraded: True if the last call had no gradients: a reentrant checkpoint then runs its part for the first time.
     """
 
     def __init__(self) -> None:

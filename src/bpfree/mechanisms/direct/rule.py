@@ -22,8 +22,8 @@ class DirectRule(Rule):
     A rule of your own overrides :meth:`vector` (the vector to project) or, for anything else, :meth:`signals`.
 
     Args:
-        feedback: How the feedback matrices are drawn, or any callable projector ``(error, sites) -> signals``; None
-            projects nothing.
+        feedback: The options for drawing the feedback matrices, or any callable projector
+            ``(error, sites) -> signals``; None projects nothing.
     """
 
     feedback: Feedback | Projector | None = field(default_factory=Feedback, kw_only=True)

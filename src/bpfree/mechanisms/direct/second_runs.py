@@ -69,9 +69,10 @@ _MAY_DEPEND = (
 
 
 class KeepingDryRun(DryRun):
-    """A dry run with a graph after every tap, so that tensors which the model keeps are seen to have a graph.
+    """A dry run for models that keep or return tensors made of taps' outputs: it finds them by their graph.
 
-    Only for models that keep or return such tensors: rules within segments would not see that a segment begins here.
+    A plain dry run has no graph behind a tap. This one starts a graph at a leaf there. It is not for other models:
+    with a leaf there, a rule inside segments does not see that a segment begins.
 
     Attributes:
         entries: The leaves at which segments begin.

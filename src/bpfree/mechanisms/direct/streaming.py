@@ -48,8 +48,8 @@ class StreamingPass(TrainingPass):
         call: The arguments of this pass.
         snapshot: The state in which the pass began.
         known: The leaves of segments that earlier passes have found, by kind of pass.
-        compare: Whether reruns are compared with this run.
-        keeps: Whether the model keeps or returns tensors that it has made of taps' outputs.
+        compare: True if reruns are compared with this run.
+        keeps: True if the model keeps or returns tensors that it has made of taps' outputs.
     """
 
     def __init__(

@@ -110,8 +110,8 @@ class Survey:
         places: The calls of taps.
         below: For every error, the calls of taps below it.
         soft: The calls of taps whose outputs a side term uses, without passing an error.
-        sides: Whether there are side terms at all: tensors that are returned or kept, and have a graph below an error.
-        returned: Whether some side terms are returned.
+        sides: True if there are side terms at all: tensors that are returned or kept, and have a graph below an error.
+        returned: True if some side terms are returned.
         finals: For every error that a final softmax or sigmoid has made, this function.
         flat: The calls of taps with no layer between them and an error.
         graphless: The calls of taps in parts that run without a graph.

@@ -48,7 +48,7 @@ class GraphlessPass:
     Attributes:
         changes: Undoes the changes of the pass when its output leaves; None if the pass is not the rule's.
         aside: Puts back the modes of the passes around it; None if the pass is the rule's.
-        left: Whether its output has left through the rule's function.
+        left: True if its output has left through the rule's function.
         seen: The mechanism's own record of the pass.
         graph: The output with the graph that the model itself has made below it, if the model differentiates.
     """

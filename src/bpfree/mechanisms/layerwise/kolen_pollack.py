@@ -35,7 +35,7 @@ class _Watch:
         handle: Removes the hook on W.
         versions: The versions of W and B when B last got a gradient.
         seen: The place of the largest number of a gradient, and the numbers of W and B there.
-        looks: How many times such a place was noted.
+        looks: The number of times such a place was noted.
         wait: The number of gradients until the numbers are compared again.
     """
 
@@ -140,10 +140,12 @@ class KolenPollackMechanism(LayerwiseMechanism):
         )
 
     def _begin(self, module: nn.Module, args: Any) -> None:
+        """Begin a training pass with no layer marked: a torch.autograd.grad() marks layers and never clears the marks.
+
+        A pass without gradients, such as an evaluation, clears nothing: another thread's backward pass may be running.
+        """
         super()._begin(module, args)
-        # Not without gradients (an evaluation): a backward pass of another thread may be running.
         if torch.is_grad_enabled() and not self.recomputing():
-            # Left by a torch.autograd.grad(), which accumulates nothing.
             self._passed_down.clear()
 
     def _follow_model(self) -> None:

@@ -59,8 +59,8 @@ class _Calls:
         weights: The running layers' weights, as a parametrization has computed them for this call.
         outside: The layers that were called without the model since a pass without the model began.
         reached: The places of errors that such a pass has reached.
-        sent_back: Whether an error has come back to such a pass: the next call of a layer begins another pass.
-        transporting: Whether B is W, for a comparison with autograd.
+        sent_back: True if an error has come back to such a pass: the next call of a layer begins another pass.
+        transporting: True while B is W, for a comparison with autograd.
     """
 
     run: _Pass | None = None
