@@ -38,6 +38,7 @@ html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "show_prev_next": True,
     "show_toc_level": 2,
+    "secondary_sidebar_items": {"measured": [], "support": [], "**": ["page-toc"]},  # these have the widest tables
     "footer_start": ["copyright"],
     "footer_end": [],
 }

@@ -10,10 +10,6 @@ PAGE = Path(__file__).parents[2] / "docs" / "support.md"
 SIGNS = {"holds": "yes", "gap": "**gap**", "meaningless": "-"}
 
 HEAD = """\
----
-html_theme.sidebar_secondary.remove: true
----
-
 # What works with what
 
 Every rule under every feature of PyTorch. Each cell is a test in `tests/test_support.py`; `make support` writes this
