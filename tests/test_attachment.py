@@ -2,7 +2,9 @@
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -513,16 +515,101 @@ class Crooked(bpfree.DirectRule):
         return [delivery.error for _ in delivery.sites]
 
 
+@dataclass(frozen=True)
+class Returning(bpfree.DirectRule):
+    """A rule whose vector is what a function makes of the error."""
+
+    made: Callable[[Any], Any]
+
+    def vector(self, delivery):
+        return self.made(delivery.error)
+
+
+@dataclass(frozen=True)
+class Sending(bpfree.DirectRule):
+    """A rule whose signals are what a function makes of a delivery."""
+
+    made: Callable[[Any], Any]
+
+    def signals(self, delivery):
+        return self.made(delivery)
+
+
 @pytest.mark.parametrize(
     ("rule", "says"),
-    [(Narrow(), "the rule's vector has 2 numbers a row.*error's 4"), (Crooked(), r"has shape \(8, 4\)")],
-    ids=str,
+    [
+        (Narrow(), "the rule's vector has 2 numbers a row.*error's 4"),
+        (Crooked(), r"has shape \(8, 4\)"),
+        (Returning(lambda e: e.sum(dim=1)), r"vector is a tensor of shape \(8,\); .* shape \(8, c\)"),
+        (Returning(lambda e: e[:4]), r"vector is a tensor of shape \(4, 4\); .* shape \(8, c\)"),
+        (Returning(lambda e: None), "vector is of type NoneType; .* one row a sample"),
+        (Returning(lambda e: e.numpy()), "vector is of type ndarray"),
+        (Sending(lambda d: d.project(d.error.sum(dim=1), d.sites)), r"vector is a tensor of shape \(8,\)"),
+        (Sending(lambda d: d.project(None, d.sites)), "vector is of type NoneType"),
+        (Sending(lambda d: None), "signals .* are of type NoneType; a list with one per tap"),
+        (Sending(lambda d: d.error), r"signals .* are a tensor of shape \(8, 4\); a list with one per tap"),
+        (Sending(lambda d: [0.0 for _ in d.sites]), "the signal for tap .* is of type float"),
+    ],
 )
 def test_a_users_own_rule_with_wrong_shapes_is_told(rule, says):
     model, (x, y) = network(), batch()
     bpfree.attach(model, rule)
     with pytest.raises(errors.TapShapeError, match=says):
         F.cross_entropy(model(x), y).backward()
+
+
+@dataclass(frozen=True)
+class Drawing(bpfree.LayerwiseRule):
+    """A layerwise rule that draws, and uses, what two functions make of W."""
+
+    drawn: Callable[[Any], Any]
+    used: Callable[[Any], Any] = lambda kept: kept
+
+    def draw(self, weight, generator):
+        return self.drawn(weight)
+
+    def backward_weight(self, weight, kept, generator):
+        return self.used(kept)
+
+
+@pytest.mark.parametrize(
+    ("rule", "error", "says"),
+    [
+        (Drawing(lambda W: None), errors.OptionError, r"layer '4' is of type NoneType; draw\(\) must"),
+        (Drawing(lambda W: 0.1), errors.OptionError, "is of type float"),
+        (
+            Drawing(lambda W: W[0]),
+            errors.StateError,
+            r"layer .* are a tensor of shape \(\d+,\), its weights have shape",
+        ),
+        (Drawing(torch.clone, lambda kept: None), errors.StateError, "layer .* are of type NoneType, its weights"),
+    ],
+)
+def test_a_users_own_layerwise_rule_with_wrong_shapes_is_told(rule, error, says):
+    model, (x, y) = network(), batch()
+    bpfree.attach(model, rule, verify=False)
+    with pytest.raises(error, match=says):
+        F.cross_entropy(model(x), y).backward()
+
+
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.FDFA(), bpfree.DRTP()], ids=str)
+def test_a_model_that_returns_its_loss_is_told_to_name_its_output(rule):
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x, y):
+            return F.cross_entropy(self.body(x), y)
+
+    model, (x, y) = Loss(), batch()
+    with bpfree.attach(model, rule), pytest.raises(errors.TapShapeError, match="returns its loss needs error_at=NAME"):
+        model(x, y).backward()
+    attachment = bpfree.attach(model, rule, error_at="body")
+    if isinstance(rule, bpfree.DRTP):
+        attachment.targets(y)
+    model(x, y).backward()
+    assert all(weight.grad is not None for weight in model.parameters())
 
 
 @dataclass(frozen=True)

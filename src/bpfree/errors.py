@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from torch import Tensor
+
 
 class BpfreeError(Exception):
     """Base of every error that bpfree raises on purpose."""
@@ -112,6 +114,13 @@ class MissingPackageError(BpfreeError, ImportError):
 
 class NonFiniteError(BpfreeError, ArithmeticError):
     """The error that leaves the network holds NaN or infinity."""
+
+
+def shape_of(given: object) -> str:
+    """Return the words for a tensor's shape, or for the type of anything else, as messages say it."""
+    if isinstance(given, Tensor):
+        return f"a tensor of shape {tuple(given.shape)}"
+    return f"of type {type(given).__name__}"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -1,7 +1,10 @@
 """The worked examples of docs/own-rule.md whose feedback learns: B is what their mathematics says."""
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
+from bpfree.errors import TapShapeError
 from support.by_hand import softmax_error
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-rule.md"
@@ -65,6 +69,34 @@ def test_one_that_learns_from_forward_passes_finds_the_jacobian(page):
             off.append(float((attachment.feedback["1:9"] - W).norm() / W.norm()))
     assert off[0] < 1
     assert off[1] < off[0] / 2  # 4 on average, over 16 times as many passes
+
+
+@dataclass(frozen=True)
+class Turned(bpfree.ErrorLearnedRule):
+    """A rule whose direction is what a function makes of the evidence ``(c, m)``."""
+
+    made: Callable[[Any], Any]
+
+    def direction(self, matrix, evidence):
+        return self.made(evidence)
+
+
+@pytest.mark.parametrize("stepped_by", ["rule", "optimizer"])
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda G: G.T, r"a tensor of shape \(9, 4\)|a tensor of shape \(7, 4\)"),
+        (lambda G: G.mean(0), r"a tensor of shape \(9,\)|a tensor of shape \(7,\)"),  # it would fit, row by row
+        (lambda G: G.norm(), r"a tensor of shape \(\)"),
+        (lambda G: None, "of type NoneType"),
+    ],
+)
+def test_a_direction_of_another_shape_is_told(made, says, stepped_by):
+    model, x, y = small()
+    attachment = bpfree.attach(model, Turned(made, stepped_by=stepped_by))
+    with pytest.raises(TapShapeError, match=rf"(?:{says}); direction\(\) must return a tensor of the feedback's shape"):
+        F.cross_entropy(model(x), y).backward()
+    assert not any(bool(B.any()) for B in attachment.mechanism.feedback.state_dict().values() if B.dim() == 2)
 
 
 def test_an_optimizer_takes_the_step_of_both(page):

@@ -13,6 +13,11 @@ from bpfree.plan import Plan
 ERROR = "error"
 """The error's name in ``sample_axes=``."""
 
+_SINGLE_NUMBER = (
+    "the error is taken at a single number, which has no batch dimension. A model that returns its loss needs "
+    "error_at=NAME: the module whose output the loss compares with the targets."
+)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -100,7 +105,7 @@ def lay_out(plan: Plan, error: Place, taps: Sequence[Place], lengths: set[str]) 
         TapShapeError: A tap does not share the error's samples, has no features, or sizes leave open what is what.
     """
     if not error.shape:
-        raise TapShapeError("the error is taken at a single number; it needs a batch dimension.")
+        raise TapShapeError(_SINGLE_NUMBER)
     asked = _asked(plan, error)
     axes = asked if asked is not None else _error_axes(plan, error, taps, lengths)
     rows = ErrorRows(error.sizes(axes), axes)
@@ -116,7 +121,7 @@ def batch_dims(output: Sequence[int], others: Sequence[Sequence[int]], asked: in
     All of the output but the last, where the others have them; else the first one alone.
     """
     if not output:
-        raise TapShapeError("the error is taken at a single number; it needs a batch dimension.")
+        raise TapShapeError(_SINGLE_NUMBER)
     dims = asked if asked is not None else max(len(output) - 1, 1)
     if asked is None and any(other[:dims] != output[:dims] for other in others):
         dims = 1

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bpfree.axes.memory_format import as_images, channels_last
 from bpfree.axes.sites import Pairing, Site
-from bpfree.errors import OptionError, StateError, TapShapeError
+from bpfree.errors import OptionError, StateError, TapShapeError, shape_of
 from bpfree.feedback.lazy_buffers import LazyBuffers
 from bpfree.feedback.options import BLOCK, Feedback
 from bpfree.feedback.random import derived_seed
@@ -171,8 +171,10 @@ class Projection(LazyBuffers):
 
         Raises:
             OptionError: The error is to be spread over a graph that was not given, or over another one.
-            TapShapeError: The feedback was drawn for rows of another length.
+            TapShapeError: This is no matrix, or the feedback was drawn for rows of another length.
         """
+        if not isinstance(error, Tensor) or error.dim() != 2:  # a rule of the user's makes it
+            raise TapShapeError(f"the rule's vector is {shape_of(error)}; a matrix is needed, one row a sample.")
         if self._sizes is not None and error.shape[1] != self._sizes[0]:
             raise TapShapeError(
                 f"the rule's vector has {error.shape[1]} numbers a row, and is projected by feedback for the error's "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from bpfree.errors import TapShapeError, shape_of
 from bpfree.feedback.options import Feedback
 from bpfree.feedback.projection import Projector
 from bpfree.mechanisms.base import Mechanism, Rule
@@ -48,4 +49,15 @@ class DirectRule(Rule):
 
     def signals(self, delivery: Delivery) -> Sequence[Tensor | None]:
         """Return one signal ``(N, n_l)`` per tap, in the order of ``delivery.sites``; None trains nothing there."""
-        return delivery.project(self.vector(delivery), delivery.sites)
+        vector = self.vector(delivery)
+        if vector is not delivery.error:
+            _check(vector, delivery.error)
+        return delivery.project(vector, delivery.sites)
+
+
+def _check(vector: Tensor, error: Tensor) -> None:
+    """Raise TapShapeError unless a rule's vector is a matrix with a row for each row of the error."""
+    if not isinstance(vector, Tensor) or vector.dim() != 2 or len(vector) != len(error):
+        raise TapShapeError(
+            f"the rule's vector is {shape_of(vector)}; a tensor of shape ({len(error)}, c) is needed, one row a sample."
+        )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from bpfree.axes.sites import Site
-from bpfree.errors import TapShapeError
+from bpfree.errors import TapShapeError, shape_of
 from bpfree.feedback.signals import Signals
 from bpfree.finite import require_finite
 from bpfree.mechanisms.direct.delivery import Delivery, ErrorHandler, Layout, PassMemory
@@ -75,10 +75,14 @@ class RuleSignals(ErrorHandler):
 
 def _check(signals: Sequence[Tensor | None], sites: Sequence[Site]) -> None:
     """Raise TapShapeError unless there is one signal per tap, each ``(N, n_l)``."""
+    if isinstance(signals, Tensor) or not isinstance(signals, Sequence):  # callers are not type-checked
+        raise TapShapeError(
+            f"the signals of the rule or its projector are {shape_of(signals)}; a list with one per tap is needed."
+        )
     if len(signals) != len(sites):
         raise TapShapeError(f"the rule or its projector returned {len(signals)} signals for {len(sites)} taps.")
     for signal, site in zip(signals, sites, strict=True):
-        if signal is not None and not isinstance(signal, Tensor):  # callers are not type-checked
+        if signal is not None and not isinstance(signal, Tensor):
             raise TapShapeError(f"the signal for tap {site.name!r} is of type {type(signal).__name__}, not a tensor.")
         if signal is not None and signal.shape != (site.rows, site.width):
             raise TapShapeError(

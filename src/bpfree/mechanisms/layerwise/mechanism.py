@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bpfree.errors import BpfreeWarning, StateError, UnsupportedLayerError, VerificationError
+from bpfree.errors import (
+    BpfreeWarning,
+    OptionError,
+    StateError,
+    UnsupportedLayerError,
+    VerificationError,
+    shape_of,
+)
 from bpfree.feedback.lazy_buffers import LazyBuffers, at_least_single, name_of
 from bpfree.feedback.random import derived_seed
 from bpfree.layers.first_argument import first_argument, with_first
@@ -344,9 +351,9 @@ class LayerwiseMechanism(Mechanism):
 
         def at_backward() -> Tensor:
             B = self.rule.backward_weight(weight, kept, generator)
-            if B.shape != weight.shape:
+            if not isinstance(B, Tensor) or B.shape != weight.shape:  # callers are not type-checked
                 raise StateError(
-                    f"the backward weights of layer {name!r} have shape {tuple(B.shape)}, its weights "
+                    f"the backward weights of layer {name!r} are {shape_of(B)}, its weights have shape "
                     f"{tuple(weight.shape)}: a loaded state is that of another model, or the rule drew another shape."
                 )
             return B
@@ -357,7 +364,12 @@ class LayerwiseMechanism(Mechanism):
         # On the CPU, so that every machine draws the same; once.
         generator = torch.Generator().manual_seed(derived_seed(self.feedback.numbers["seed"], name))
         like = at_least_single(weight) if self.learns else weight
-        self.feedback[name] = self.rule.draw(weight, generator).to(like)
+        drawn = self.rule.draw(weight, generator)
+        if not isinstance(drawn, Tensor):  # callers are not type-checked
+            raise OptionError(
+                f"the draw of {self.rule} for layer {name!r} is {shape_of(drawn)}; draw() must return a tensor."
+            )
+        self.feedback[name] = drawn.to(like)
 
     @contextmanager
     def transporting(self) -> Generator[None]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bpfree.axes.sites import Site
 from bpfree.compiled_code import outside_compiled_code
 from bpfree.distributed import average_over_ranks, ranks
-from bpfree.errors import BpfreeWarning, FeedbackDivergedError, OptionError, choice
+from bpfree.errors import BpfreeWarning, FeedbackDivergedError, OptionError, TapShapeError, choice, shape_of
 from bpfree.feedback.lazy_buffers import LazyBuffers, at_least_single
 from bpfree.feedback.options import Feedback
 from bpfree.feedback.projection import Projection
@@ -230,6 +230,11 @@ class LearnedMechanism(DirectMechanism):
             # After a load the matrix has grown already.
             self._usual[name] = max(float(self.norms[name]), float(matrix.detach().norm()))
         direction = self.rule.direction(matrix.detach(), evidence)
+        if not isinstance(direction, Tensor) or direction.shape != matrix.shape:  # callers are not type-checked
+            raise TapShapeError(
+                f"the direction of {self.rule} for {name!r} is {shape_of(direction)}; direction() must return "
+                f"a tensor of the feedback's shape {tuple(matrix.shape)}."
+            )
         if sound is not None:
             direction = torch.where(sound, direction, 0.0)
         if isinstance(matrix, nn.Parameter):
