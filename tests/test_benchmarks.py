@@ -166,3 +166,13 @@ def test_the_page_holds_everything(folder):
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     assert "streaming DFA" in page
     assert "depth 3 ÷ depth 2" in page
+
+
+def test_the_committed_results_make_the_page_whose_count_the_docs_name(tmp_path):
+    pytest.importorskip("vl_convert")
+    run("page", "--out", tmp_path / "index.html")
+    kept, targets = re.search(
+        r"(\d+) of (\d+) measured targets are kept", (tmp_path / "index.html").read_text()
+    ).groups()
+    assert f"{kept} of {targets} targets are met" in (FOLDER.parent / "docs" / "speed.md").read_text()
+    assert f"Of {targets} targets {kept} are kept." in (FOLDER / "README.md").read_text()
