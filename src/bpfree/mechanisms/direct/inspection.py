@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import CheckpointError
 
 from bpfree.axes.sites import Site
 from bpfree.containers import tensors_in
@@ -69,12 +68,8 @@ class Inspection:
             exact = self._look()
             if thorough or not plan.streaming:
                 self._compare(exact)
-            if thorough or not plan.streaming:
-                # Without room for all taps' signals the lowest tap alone: its perturbation passes all that lies above.
-                sites = list(self.sites.values())[: None if exact is not None else 1]
-                # A checkpoint that holds taps runs again without the hooks of this check: it cannot be tried there.
-                with suppress(OverwrittenError, CheckpointError):
-                    self.findings += mechanism.check_estimates(call, sites)
+            with suppress(OverwrittenError):
+                self.findings += mechanism.check_estimates(call, list(self.sites.values()), thorough=thorough)
 
     def _look(self) -> ExactSignals | None:
         """Run the model with its graph whole."""
@@ -87,13 +82,15 @@ class Inspection:
             self.unheard = set(heard)
             self.survey = Survey.of(found, returned, self._kept(given))
             del returned, heard
+            laid_out = self._laid_out(found)
+            self.sites = {site.name: site for _, _, sites in laid_out for site in sites}
             if not stored or found.is_overwritten:
                 return None
             taps = sum(tap.numel() * tap.element_size() for tap in found.taps)
             weights = sum(weight.numel() * weight.element_size() for weight in plan.parameters)
             room = _SHARE * (graph.bytes + 2 * weights)
             with suppress(OverwrittenError):
-                self._compare_rows(found, room / 4)
+                self._compare_rows(laid_out, room / 4)
             if not self._thorough and taps > room:
                 return None
             with suppress(OverwrittenError):
@@ -105,23 +102,27 @@ class Inspection:
         places = [*self._mechanism.plan.state.holders, *holders_in(*given)]
         return (tensor for holder in places for _, tensor in holder.tensors if tensor.requires_grad)
 
-    def _compare_rows(self, found: SurveyPass, room: float) -> None:
-        """Check that the layout has the same rows as the graph, at one tap or as many as fit into ``room``."""
-        mechanism, survey = self._mechanism, self.survey
-        aside, plan = mechanism.first_look.left_alone(survey), mechanism.plan
+    def _laid_out(self, found: SurveyPass) -> list[tuple[Tensor, list[Tensor], Sequence[Site]]]:
+        """Return every error with the taps below it, and their sites."""
+        mechanism, survey, result = self._mechanism, self.survey, []
+        aside = mechanism.first_look.left_alone(survey)
         for name, error in found.errors.items():
             below = [
                 number
                 for number, place in enumerate(found.places)
                 if place in survey.below[name] and place not in aside
             ]
-            if not below or not error.dim():
-                continue
-            sites = mechanism.layouts.of_survey(found, survey, name, below)
-            self.sites.update({site.name: site for site in sites})
-            taps = [found.taps[number] for number in below]
+            if below and error.dim():
+                sites = mechanism.layouts.of_survey(found, survey, name, below)
+                result.append((error, [found.taps[number] for number in below], sites))
+        return result
+
+    def _compare_rows(self, laid_out: Sequence[tuple[Tensor, list[Tensor], Sequence[Site]]], room: float) -> None:
+        """Check that the layout has the same rows as the graph, at one tap or as many as fit into ``room``."""
+        plan = self._mechanism.plan
+        asked = plan.batch_dims is not None or plan.sample_axes is not None
+        for error, taps, sites in laid_out:
             seen = _fitting([tap.numel() * tap.element_size() for tap in taps], room, every=self._thorough)
-            asked = plan.batch_dims is not None or plan.sample_axes is not None
             self.findings += check_rows([taps[i] for i in seen], error, [sites[i] for i in seen], asked=asked)
 
     def _compare(self, exact: ExactSignals | None) -> None:
