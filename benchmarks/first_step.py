@@ -30,6 +30,7 @@ SUBJECTS: dict[str, Subject] = {
     "window of 2": Subject(bpfree.DFA(), window=2),
     "FDFA": Subject(bpfree.FDFA()),
     "GrAPE": Subject(bpfree.GrAPE()),
+    "streaming GrAPE": Subject(bpfree.GrAPE(), streaming=True),
     "FA": Subject(bpfree.FA()),
     "PEPITA": Subject(bpfree.PEPITA()),
     "ForwardGradient, activations": Subject(bpfree.ForwardGradient()),

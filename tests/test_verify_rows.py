@@ -154,7 +154,7 @@ def test_what_no_gradient_reaches_is_no_finding():
 
 
 @pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.FDFA(), bpfree.DKP()], ids=str)
-@pytest.mark.parametrize("options", [{}, {"window": 2}], ids=["plain", "window"])
+@pytest.mark.parametrize("options", [{}, {"window": 2}, {"streaming": True}], ids=["plain", "window", "streaming"])
 def test_an_attachment_refuses_rows_that_are_not_the_models(rule, options):
     below, above, shape = NETS["time first"]
     model = Net(below, above)

@@ -79,6 +79,8 @@ FOUND: dict[str, list[Case]] = {
     ],
     "B: under streaming, tangents are not tried against gradients": [
         ("verify", "GrAPE, streaming", Model(parts=(*HIDDEN, Bend("contradicted")))),
+        ("verify", "GrAPE, streaming", Model(parts=(*HIDDEN, Bend("contradicted"), *HIDDEN), input="tokens")),
+        ("verify", "GrAPE, streaming", Model(parts=(*HIDDEN, Branch((Dense(),), (Bend("contradicted"), Dense()))))),
     ],
     "C: a loss term kept on the module loses its graph": [
         ("outputs", "DFA", Model(parts=(*HIDDEN, Extra()))),
@@ -284,5 +286,20 @@ FOUND: dict[str, list[Case]] = {
         ("untaught", "GrAPE", Model(parts=(Checkpoint((Shared(HIDDEN),)),), output="dict", error_at=True)),
         ("streaming", "LMS, stepped by an optimizer", Model(parts=(Checkpoint((Tied(),)),))),
         ("transport", "B = J, streaming", Model(parts=(Checkpoint((Tied(),)),))),
+    ],
+    "I: an exception above the error: an estimating pass ran behind it, and torch's error hid it": [
+        ("outputs", "GrAPE, streaming", Model(parts=(Dense(),), output="two", taps="linear", error_at=True)),
+        ("calls", "FDFA", Model(parts=(Dense(),), output="two", call="reversed", taps="linear", error_at=True)),
+    ],
+    "I: under PEPITA, a layer behind which no activation changes is not named": [
+        ("untaught", "PEPITA", Model(parts=(Activation(), Dense(), Activation("spike")))),
+        ("untaught", "PEPITA", Model(parts=(Dense(), Activation("spike", form="own"), *HIDDEN))),
+    ],
+    "the law's own: what no feedback has reached yet, for dropout has left nothing, was taken for untaught": [
+        (
+            "untaught",
+            "FDFA, every second pass",
+            Model(parts=(Dense(), Shared((Shared((Noise(),)),), times=3), Noise()), taps=(0,)),
+        ),
     ],
 }

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -728,3 +729,66 @@ def test_what_pepita_cannot_serve():
     bpfree.attach(wide, bpfree.PEPITA()).load_state_dict(state)
     with pytest.raises(bpfree.errors.StateError):
         wide(x)
+
+
+class Step(torch.autograd.Function):
+    """A step, with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+class Spikes(nn.Module):
+    def forward(self, x):
+        return Step.apply(x)
+
+
+class Dead(nn.ReLU):
+    def forward(self, x):
+        return super().forward(x - 1000)
+
+
+def _first_losses(inner, rule, *, targets=None, **options):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), inner, nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+    bpfree.attach(net, rule, taps=["1", "3"], **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            classes = torch.arange(7) % 3 if targets is None else targets
+            F.cross_entropy(net(torch.randn(7, 5)), classes, reduction="sum").backward()
+    return net, [str(warning.message) for warning in caught if "gradient of zero" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    "inner", [Spikes(), Dead(), nn.Threshold(100.0, 0.0)], ids=["steps", "dead units", "threshold"]
+)
+def test_pepita_names_a_layer_whose_activations_do_not_change(inner):
+    net, told = _first_losses(inner, bpfree.PEPITA(amplitude=1e-6))
+    assert not net[0].weight.grad.any()
+    # Layer 2 gets the same input in both passes, so that its activations do not change either. Each is named once.
+    assert len(told) == 2
+    assert "layer '0' gets a gradient of zero: behind it '1'" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("inner", "rule", "options", "targets"),
+    [
+        (nn.Tanh, bpfree.PEPITA(), {}, None),
+        (Spikes, bpfree.PEPITA(amplitude=5.0), {}, None),
+        (Spikes, bpfree.DFA(), {}, None),
+        (Spikes, bpfree.PEPITA(amplitude=1e-6), {"verify": False}, None),
+        (nn.Tanh, bpfree.PEPITA(), {}, torch.full((7,), -100)),
+    ],
+    ids=["smooth", "the remedy: a larger amplitude", "the remedy: DFA", "not asked", "no row has a target"],
+)
+def test_pepita_says_nothing_where_layers_learn_or_no_error_comes(inner, rule, options, targets):
+    net, told = _first_losses(inner(), rule, targets=targets, **options)
+    assert told == []
+    if "verify" not in options and targets is None:
+        assert net[0].weight.grad.any()

@@ -269,3 +269,48 @@ def test_a_reentrant_checkpoint_counts_the_run_that_has_gradients(batch, rule):
     x, y = batch
     x.requires_grad_()  # or a reentrant checkpoint would not run again
     assert_checkpointed_alike(rule, x, y, steps=3, use_reentrant=True)
+
+
+class Ending(nn.Module):
+    """Ends in a way of its own, above the error."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.net, self.end = mlp(), end
+
+    def forward(self, x):
+        return self.end(self, self.net(x))
+
+
+class EndError(Exception):
+    pass
+
+
+def _raise(model, output):
+    raise EndError
+
+
+def _keep(model, output):
+    model.kept = output
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("rule", [bpfree.GrAPE(), bpfree.FDFA(), bpfree.LMS(), bpfree.ForwardGradient()], ids=str)
+def test_an_exception_above_the_error_is_the_users_own(batch, rule, streaming):
+    model = Ending(lambda model, output: output)
+    bpfree.attach(model, rule, error_at="net", streaming=streaming)
+    learn(model, *batch)
+    model.end = _raise
+    with pytest.raises(EndError):
+        model(batch[0])
+    model.end = lambda model, output: output
+    learn(model, *batch)
+
+
+@pytest.mark.parametrize("rule", [bpfree.GrAPE(), bpfree.FDFA()], ids=str)
+def test_a_model_that_returns_nothing_learns_feedback(batch, rule):
+    model, x, y = Ending(_keep), *batch
+    attachment = bpfree.attach(model, rule, error_at="net")
+    model(x)
+    F.cross_entropy(model.kept, y).backward()
+    assert all(attachment.feedback[name].any() for name in attachment.feedback)

@@ -140,13 +140,17 @@ class Estimator:
         plan: Model, taps, and where the error is taken.
         kind: The distribution of the perturbations.
         form: The form of a tap's feedback: perturbations stay within what B_l can express, for less noise.
+
+    Attributes:
+        dual_pass: Runs the model with tangents.
+        tape: Keeps the outputs of costly layers for the estimating pass.
     """
 
     def __init__(self, plan: Plan, kind: Perturbations, form: Callable[[Site], Form]) -> None:
         self.plan = plan
         self._kind: Perturbations = kind
         self._form = form
-        self._dual_pass = DualPass(plan)
+        self.dual_pass = DualPass(plan)
         self.tape = Tape(plan.model)
         self._start: RunSnapshot | None = None
         self._keep = True
@@ -188,10 +192,15 @@ class Estimator:
             with self.tape.replayed(own), self._perturbed(own, sites, seed, draws, made):
                 yield
 
-        tangents = self._dual_pass(call, prepare, start)
+        tangents = self.dual_pass(call, prepare, start)
         reached = [site for site in sites if site.name in draws]
         kept = [made[site.name] for site in reached] if self._keep else Draws([draws[site.name] for site in reached])
         return Response(tangents, kept, reached)
+
+    def draw(self, site: Site, like: Tensor, seed: int) -> Draw:
+        """Return the recipe of a tap's perturbation, for an output ``like`` this and a pass with this seed."""
+        shape = (site.rows, self._form(site).size)
+        return Draw(shape, self._kind, derived_seed(seed, site.name), like.dtype, like.device)
 
     def direction(self, site: Site, coefficients: Tensor, like: Tensor) -> Tensor:
         """Return v_l in the shape of the tap's output ``like``, made from its ``(N, m_l)`` coefficients."""
@@ -207,8 +216,7 @@ class Estimator:
             if not torch._C._is_fwd_grad_enabled():  # what the model computes without gradients is a constant
                 return None
             primal, tangent = split(output)
-            shape = (site.rows, self._form(site).size)
-            draw = Draw(shape, self._kind, derived_seed(seed, site.name), primal.dtype, primal.device)
+            draw = self.draw(site, primal, seed)
             draws[site.name], coefficients = draw, draw.make()
             if self._keep:
                 made[site.name] = coefficients

@@ -12,7 +12,8 @@ sets: each of them holds torch's record of this one call of ``checkpoint()``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -88,6 +89,18 @@ def checkpoints_around() -> Around:
         for hooks in reversed(lifted):
             _push(*hooks)
     return Around(tuple(first), second)
+
+
+@contextmanager
+def checkpoints_off() -> Generator[None]:
+    """Within this context parts that torch checkpoints (without re-entrant autograd) keep their graphs as others do."""
+    torchs: Any = torch.utils.checkpoint
+    hook = torchs._checkpoint_hook
+    torchs._checkpoint_hook = nullcontext
+    try:
+        yield
+    finally:
+        torchs._checkpoint_hook = hook
 
 
 def _read(pack: Any) -> Any:

@@ -1,8 +1,8 @@
 """The dot-product test: the tangents of the estimating pass are those that autograd's gradients belong to.
 
 For perturbations v_l of the taps and any u of the errors' shapes, <u, sum_l J_l v_l> = sum_l <J_l^T u, v_l>. The left
-side is the estimating pass's, the right side is made of gradients of a plain pass, in which nothing is cut. With
-u = sum_l J_l v_l the left side is a sum of squares, in which nothing cancels.
+side is the estimating pass's, the right side is made of gradients of a plain pass. Every segment is tried by itself
+(:mod:`bpfree.verification.segment_adjoint`). Where one fails, passes in which nothing is cut find the place.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,17 +22,26 @@ from bpfree.forward_mode.estimate import Estimator, at_taps
 from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.forward_mode.tangents import Call, run_to
+from bpfree.rerun.checkpoints import checkpoints_off
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.verification.finding import Finding
 from bpfree.verification.local_adjoint import ModuleCalls, Precision
+from bpfree.verification.segment_adjoint import Sides, compare_segments
 
 
 def check_adjoint(
-    estimator: Estimator, call: Call, start: RunSnapshot, sites: Sequence[Site], seed: int = 0
+    estimator: Estimator,
+    call: Call,
+    start: RunSnapshot,
+    sites: Sequence[Site],
+    seed: int = 0,
+    *,
+    name_module: bool = True,
 ) -> list[Finding]:
-    """Compare the tangents of an estimating pass with gradients: of all taps at once, and tap by tap if that fails.
+    """Compare the tangents of an estimating pass with gradients, segment by segment.
 
-    It costs an estimating pass and a forward and backward pass. The rule's own pass must be over.
+    It costs an estimating pass, and a forward and backward pass that holds the graph of one segment at a time. The
+    rule's own pass must be over.
 
     Args:
         estimator: Makes the estimating passes. Where a recording of its own pass is under way it is used up.
@@ -40,37 +49,32 @@ def check_adjoint(
         start: The state that a pass on them begins with.
         sites: The taps that it reaches.
         seed: That of the perturbations.
+        name_module: Whether to look for the module where the test fails: this takes the memory of all activations
+            several times over.
     """
-    model = estimator.plan.model
-    precision = Precision(model)
-    plain = _PlainPass.run(estimator, call, start, sites, precision.noted())
-    tolerance = precision.tolerance
-    sides = _compare(estimator, call, start, sites, seed, plain, tolerance, keep_graph=False)
-    if sides.agree:
+    precision = Precision(estimator.plan.model)
+    sides = compare_segments(estimator, call, start, sites, seed, precision)
+    wrong = [one for one in sides if not one.agree(precision.tolerance)]
+    if not wrong:
         return []
-    # Once more, with every module's call kept: that takes the memory of all activations several times over.
-    calls = ModuleCalls(model, tolerance)
-    plain = _PlainPass.run(estimator, call, start, sites, calls.graph())
-    # What is wrong lies above the last tap whose own tangent is wrong.
+    located = _located(estimator, call, start, sites, seed, precision.tolerance) if name_module else None
+    return [located or _finding(wrong[-1], precision.tolerance, "", name_module=name_module)]
+
+
+def _located(
+    estimator: Estimator, call: Call, start: RunSnapshot, sites: Sequence[Site], seed: int, tolerance: float
+) -> Finding | None:
+    """Return a finding for the last tap whose own tangent is wrong, and the module above it; None if all are right."""
+    calls = ModuleCalls(estimator.plan.model, tolerance)
+    with checkpoints_off():  # they may hold taps
+        plain = _PlainPass.run(estimator, call, start, sites, calls.graph())
     for number in reversed(range(len(sites))):
         with calls.tangents():
-            alone = _compare(estimator, call, start, [sites[number]], seed, plain, tolerance, keep_graph=True)
-        if not alone.agree:
-            return [_finding(alone, sites, number, calls)]
-    return [_finding(sides, sites, 0, calls)]
-
-
-@dataclass(frozen=True)
-class _Sides:
-    """Both sides of the law, and how far apart rounding may put them."""
-
-    forward: float
-    backward: float
-    bound: float
-
-    @property
-    def agree(self) -> bool:
-        return abs(self.forward - self.backward) <= self.bound
+            alone = _compare(estimator, call, start, sites[number], seed, plain)
+        if not alone.agree(tolerance):
+            above = sites[number + 1].name if number + 1 < len(sites) else ""
+            return _finding(replace(alone, above=above), tolerance, calls.suspect(), name_module=True)
+    return None
 
 
 @dataclass(frozen=True)
@@ -111,18 +115,9 @@ class _PlainPass:
         return cls(taps, [error_tensors(output) for output in outputs])
 
 
-def _compare(
-    estimator: Estimator,
-    call: Call,
-    start: RunSnapshot,
-    sites: Sequence[Site],
-    seed: int,
-    plain: _PlainPass,
-    tolerance: float,
-    *,
-    keep_graph: bool,
-) -> _Sides:
-    seen = estimator.run(call, start, sites, seed)
+def _compare(estimator: Estimator, call: Call, start: RunSnapshot, site: Site, seed: int, plain: _PlainPass) -> Sides:
+    """Compare the effect of one tap's perturbation on the errors with gradients of the plain pass."""
+    seen = estimator.run(call, start, [site], seed)
     places = zip(plain.errors, seen.tangents, strict=True)
     changes = [(error, tangents[path].detach().reshape(error.shape)) for errors, tangents in places
                for path, error in errors.items() if path in tangents]  # fmt: skip
@@ -130,27 +125,24 @@ def _compare(
     size = max((float(change.detach().abs().max()) for _, change in changes if change.numel()), default=0.0) or 1.0
     u = [change / size if bool(change.any()) else _signs(change) for _, change in changes]
     forward = sum(_dot(one, change) for one, (_, change) in zip(u, changes, strict=True))
-    taps = [(plain.taps[site.name], site, v) for site, v in zip(seen.sites, seen.perturbations, strict=True)]
-    gradients = _gradients([error for error, _ in changes], [tap for tap, _, _ in taps], u, keep_graph=keep_graph)
+    taps = [(plain.taps[site.name], v) for v in seen.perturbations]
+    gradients = _gradients([error for error, _ in changes], [tap for tap, _ in taps], u)
     backward = squares = 0.0
-    for gradient, (tap, site, v) in zip(gradients, taps, strict=True):
+    for gradient, (tap, v) in zip(gradients, taps, strict=True):
         if gradient is not None:
             product = gradient.double() * estimator.direction(site, v, tap).detach().double()
             backward += float(product.sum())
             squares += float(product.square().sum())
-    scale = forward + math.sqrt(squares)
-    return _Sides(forward, backward, tolerance * scale)
+    return Sides(forward, backward, forward + math.sqrt(squares), [site.name])
 
 
-def _gradients(
-    errors: Sequence[Tensor], taps: Sequence[Tensor], u: Sequence[Tensor], *, keep_graph: bool
-) -> Sequence[Tensor | None]:
+def _gradients(errors: Sequence[Tensor], taps: Sequence[Tensor], u: Sequence[Tensor]) -> Sequence[Tensor | None]:
     """Return J_l^T u for every tap."""
     live = [(error, one) for error, one in zip(errors, u, strict=True) if error.requires_grad]
     if not live:
         return [None] * len(taps)
     outputs, given = zip(*live, strict=True)
-    return torch.autograd.grad(outputs, taps, given, retain_graph=keep_graph, allow_unused=True)
+    return torch.autograd.grad(outputs, taps, given, retain_graph=True, allow_unused=True)
 
 
 def _signs(like: Tensor) -> Tensor:
@@ -163,16 +155,16 @@ def _dot(left: Tensor, right: Tensor) -> float:
     return float((left.detach().double() * right.detach().double()).sum())
 
 
-def _finding(sides: _Sides, sites: Sequence[Site], number: int, calls: ModuleCalls) -> Finding:
-    tap = sites[number].name
-    above = repr(sites[number + 1].name) if number + 1 < len(sites) else "the error"
-    suspect = calls.suspect()
-    inside = f"in {suspect}" if suspect else f"between tap {tap!r} and {above}"
+def _finding(sides: Sides, tolerance: float, suspect: str, *, name_module: bool) -> Finding:
+    above = repr(sides.above) if sides.above else "the error"
+    inside = f"in {suspect}" if suspect else f"between tap {', '.join(map(repr, sides.below))} and {above}"
+    further = "" if name_module else " bpfree.verify(attachment, *inputs) names the module."
     return Finding(
         check="adjoint",
-        where=tap,
+        where=sides.below[-1],
         found=f"the tangents of the estimating pass do not fit the gradients {inside}: <u, J v> = {sides.forward:.4g}, "
-        f"<J^T u, v> = {sides.backward:.4g}, and rounding explains {sides.bound:.1g}.",
+        f"<J^T u, v> = {sides.backward:.4g}, and rounding explains {tolerance * sides.scale:.1g}.",
         remedy="Look there for an autograd.Function whose jvp is not the transpose of its backward, and leave the jvp "
-        "out (one is then made of its backward); or use a rule with no estimating pass (bpfree.DFA, bpfree.DKP).",
+        "out (one is then made of its backward); or use a rule with no estimating pass (bpfree.DFA, bpfree.DKP)."
+        + further,
     )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import CheckpointError
 
 from bpfree.axes.sites import Site
 from bpfree.containers import tensors_in
@@ -32,6 +32,9 @@ from bpfree.verification.rows import check_rows
 
 if TYPE_CHECKING:
     from bpfree.mechanisms.direct.mechanism import DirectMechanism
+
+_LaidOut: TypeAlias = tuple[Tensor, list[Tensor], Sequence[Site]]
+"""An error, the taps below it, and their sites."""
 
 _SHARE = 0.25
 """The largest share of a step's memory that the exact signals may take; if they need more, they are not compared."""
@@ -69,31 +72,37 @@ class Inspection:
             exact = self._look()
             if thorough or not plan.streaming:
                 self._compare(exact)
-            if thorough or not plan.streaming:
-                # Without room for all taps' signals the lowest tap alone: its perturbation passes all that lies above.
-                sites = list(self.sites.values())[: None if exact is not None else 1]
-                # A checkpoint that holds taps runs again without the hooks of this check: it cannot be tried there.
-                with suppress(OverwrittenError, CheckpointError):
-                    self.findings += mechanism.check_estimates(call, sites)
+            with suppress(OverwrittenError):
+                self.findings += mechanism.check_estimates(call, list(self.sites.values()), thorough=thorough)
 
     def _look(self) -> ExactSignals | None:
         """Run the model with its graph whole."""
-        plan, found = self._mechanism.plan, SurveyPass()
+        plan = self._mechanism.plan
+        # A stream never holds the graph of a whole pass.
+        stored = self._thorough or not plan.streaming
+        graph = _Graph(stored)
+        found = SurveyPass(graph.begin_segment)
         with without_trace(plan, self._call) as watched:
-            # A stream never holds the graph of a whole pass.
-            stored, given = self._thorough or not plan.streaming, copied(self._call)
-            with _weighed(stored=stored) as graph, self._listening() as heard:
+            given = copied(self._call)
+            with saved_tensors_hooks(graph.pack, graph.unpack), self._listening() as heard:
                 returned = self._run(PassState(run=found, again=True), given, watched)
             self.unheard = set(heard)
             self.survey = Survey.of(found, returned, self._kept(given))
             del returned, heard
-            if not stored or found.is_overwritten:
+            laid_out = self._laid_out(found)
+            self.sites = {site.name: site for _, _, sites in laid_out for site in sites}
+            if found.is_overwritten:
+                return None
+            graph.is_over = True
+            if not stored:
+                with suppress(OverwrittenError):
+                    self._compare_rows(_of_tap(found.taps[-1], laid_out) if found.taps else [], math.inf)
                 return None
             taps = sum(tap.numel() * tap.element_size() for tap in found.taps)
             weights = sum(weight.numel() * weight.element_size() for weight in plan.parameters)
             room = _SHARE * (graph.bytes + 2 * weights)
             with suppress(OverwrittenError):
-                self._compare_rows(found, room / 4)
+                self._compare_rows(laid_out, room / 4)
             if not self._thorough and taps > room:
                 return None
             with suppress(OverwrittenError):
@@ -105,23 +114,27 @@ class Inspection:
         places = [*self._mechanism.plan.state.holders, *holders_in(*given)]
         return (tensor for holder in places for _, tensor in holder.tensors if tensor.requires_grad)
 
-    def _compare_rows(self, found: SurveyPass, room: float) -> None:
-        """Check that the layout has the same rows as the graph, at one tap or as many as fit into ``room``."""
-        mechanism, survey = self._mechanism, self.survey
-        aside, plan = mechanism.first_look.left_alone(survey), mechanism.plan
+    def _laid_out(self, found: SurveyPass) -> list[_LaidOut]:
+        """Return every error with the taps below it, and their sites."""
+        mechanism, survey, result = self._mechanism, self.survey, []
+        aside = mechanism.first_look.left_alone(survey)
         for name, error in found.errors.items():
             below = [
                 number
                 for number, place in enumerate(found.places)
                 if place in survey.below[name] and place not in aside
             ]
-            if not below or not error.dim():
-                continue
-            sites = mechanism.layouts.of_survey(found, survey, name, below)
-            self.sites.update({site.name: site for site in sites})
-            taps = [found.taps[number] for number in below]
+            if below and error.dim():
+                sites = mechanism.layouts.of_survey(found, survey, name, below)
+                result.append((error, [found.taps[number] for number in below], sites))
+        return result
+
+    def _compare_rows(self, laid_out: Sequence[_LaidOut], room: float) -> None:
+        """Check that the layout has the same rows as the graph, at one tap or as many as fit into ``room``."""
+        plan = self._mechanism.plan
+        asked = plan.batch_dims is not None or plan.sample_axes is not None
+        for error, taps, sites in laid_out:
             seen = _fitting([tap.numel() * tap.element_size() for tap in taps], room, every=self._thorough)
-            asked = plan.batch_dims is not None or plan.sample_axes is not None
             self.findings += check_rows([taps[i] for i in seen], error, [sites[i] for i in seen], asked=asked)
 
     def _compare(self, exact: ExactSignals | None) -> None:
@@ -202,40 +215,51 @@ def _fitting(sizes: Sequence[int], room: float, *, every: bool) -> list[int]:
     return sorted(seen)
 
 
+def _of_tap(tap: Tensor, laid_out: Sequence[_LaidOut]) -> list[_LaidOut]:
+    """Return the errors above one tap with this tap alone."""
+    return [(error, [one], [site]) for error, taps, sites in laid_out for one, site in zip(taps, sites, strict=True)
+            if one is tap]  # fmt: skip
+
+
 @dataclass
 class _Graph:
     """A graph, and its memory in bytes.
 
     Attributes:
-        stored: True if it holds numbers.
-        storages: The bytes of each storage that it holds.
+        stored: True if it holds the numbers of every segment; else it holds those of the last one alone.
+        is_over: True if the pass is over. Before, a graph that is not stored gives no numbers.
+        storages: The bytes of each storage that a stored graph holds.
+        latest: The tensors that have been saved in the present segment of a graph that is not stored.
     """
 
     stored: bool
+    is_over: bool = False
     storages: dict[int, int] = field(default_factory=dict)
+    latest: list[list[tuple[Tensor, int]]] = field(default_factory=list)
 
     @property
     def bytes(self) -> int:
         return sum(self.storages.values())
 
-    def pack(self, tensor: Tensor) -> tuple[Tensor, int] | None:
+    def begin_segment(self) -> None:
+        """Drop the numbers of the segment that has ended."""
+        for held in self.latest:
+            held.clear()
+        self.latest.clear()
+
+    def pack(self, tensor: Tensor) -> list[tuple[Tensor, int]]:
+        held = [with_version(tensor)]
         if not self.stored:
-            return None
-        if tensor.layout == torch.strided:
+            self.latest.append(held)
+        elif tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
             self.storages[storage.data_ptr()] = storage.nbytes()
-        return with_version(tensor)
+        return held
 
-    @staticmethod
-    def unpack(saved: tuple[Tensor, int] | None) -> Tensor:
-        return refuse_gradients(saved) if saved is None else of_version(saved)
-
-
-@contextmanager
-def _weighed(*, stored: bool) -> Generator[_Graph]:
-    graph = _Graph(stored)
-    with saved_tensors_hooks(graph.pack, graph.unpack):
-        yield graph
+    def unpack(self, held: list[tuple[Tensor, int]]) -> Tensor:
+        if not self.stored and not (self.is_over and held):
+            return refuse_gradients(None)
+        return of_version(held[0])
 
 
 @dataclass(frozen=True)

@@ -514,7 +514,7 @@ class DirectMechanism(Mechanism):
             return output
         raise not_reached(self.plan.error_name)
 
-    def check_estimates(self, call: Any, sites: Sequence[Site]) -> list[Finding]:
+    def check_estimates(self, call: Any, sites: Sequence[Site], *, thorough: bool) -> list[Finding]:
         """Check what an estimating pass relies on, for a rule that has one."""
         return []
 

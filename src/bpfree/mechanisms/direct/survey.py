@@ -44,6 +44,9 @@ def errors_of(output: Any, is_cut: Callable[[str, Tensor], bool]) -> dict[str, T
 class SurveyPass(TappedRun):
     """A run whose graph is whole, with a mark at every tap and every error.
 
+    Args:
+        at_tap: Called before each tap's mark is made.
+
     Attributes:
         taps: The marked outputs of the taps.
         marks: The marked errors.
@@ -51,8 +54,9 @@ class SurveyPass(TappedRun):
         graphless: The calls of taps in parts that run without a graph.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_tap: Callable[[], object] = lambda: None) -> None:
         super().__init__()
+        self._at_tap = at_tap
         self._versions: list[int] = []
         self.taps: list[Tensor] = []
         self.errors: dict[str, Tensor] = {}
@@ -72,6 +76,7 @@ class SurveyPass(TappedRun):
         return super().cut(name, place, output)
 
     def _take(self, output: Tensor) -> Tensor:
+        self._at_tap()
         marked = _marked(output)
         self.taps.append(marked)
         self._versions.append(marked._version)

@@ -42,6 +42,9 @@ Positions: TypeAlias = Literal["mean", "sqrt", "sum"]
 
 _SERVED = (nn.Linear, *CONVOLUTIONS)
 
+_LOOKS = 10
+"""In so many passes, once they have an error, activations are looked at that are the same in both passes."""
+
 
 @dataclass(frozen=True)
 class PepitaOptions:
@@ -74,6 +77,7 @@ class PepitaMechanism(ForwardOnlyMechanism):
         self._roles: dict[str, str] = {}
         # The service of each layer's parameters, and the circumstances in which it was found.
         self._services: dict[str, tuple[Any, Service]] = {}
+        self._looks = _LOOKS if plan.verify else 0
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
@@ -202,8 +206,12 @@ class PepitaMechanism(ForwardOnlyMechanism):
             assert call.h is not None
             signal: Tensor = (call.h - h) * (options.scale / (n * shared))
             call.h = None
+            if looks and not signal.any():
+                self._tell_of_no_change(call)
             return signal
 
+        looks = self._looks > 0 and bool(rows.any())
+        self._looks -= looks
         at_head = HeadError(rows, output if options.output_error == "second" else None, options.scale / n)
         second = SecondPass(first.calls, learners, hidden, at_head)
         self._passes.begin(GraphlessPass(seen=second))
@@ -218,6 +226,15 @@ class PepitaMechanism(ForwardOnlyMechanism):
         finally:
             self._passes.end()
         return second.gradients
+
+    def _tell_of_no_change(self, call: LayerCall) -> None:
+        self.tell_once(
+            f"no change {call.name}",
+            f"layer {call.name!r} gets a gradient of zero: behind it {call.tap!r} has the same output in both passes, "
+            "for every sample of a batch. PEPITA learns from how activations change with the input; steps (spikes) and "
+            "saturated units hardly do. Put a smooth non-linearity there, raise PEPITA(amplitude=...), or use a rule "
+            "that takes a step's surrogate gradient (bpfree.DFA).",
+        )
 
     def _modulated(self, call: Call, error: Tensor) -> Call:
         """Return the arguments with x - F e in place of x."""
