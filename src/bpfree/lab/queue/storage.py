@@ -154,10 +154,10 @@ def told(error: Exception) -> LedgerError:
     if _is_damage(error):
         return _damaged(address, cause)
     why = address.without_secrets(str(cause).partition("\n")[0])
-    if isinstance(cause, exc.OperationalError) and _FULL in why:
+    if _sqlite_code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):  # the latter where a quota is used up
         return LedgerError(
-            f"the ledger{address.named} could not be written ({why}). What has finished is kept: free some "
-            "space, and repeat the command."
+            f"the ledger{address.named} could not be read or written ({why}). What has finished is kept: see that its "
+            "disk works and your quota is not used up, free some space, and repeat the command."
         )
     if _passes(error):
         return LedgerError(
@@ -171,7 +171,6 @@ def told(error: Exception) -> LedgerError:
 
 
 _UNNAMED = Address("", "")
-_FULL = "disk is full"  # SQLite's words
 
 
 def _damaged(address: Address, error: Exception) -> LedgerError:
@@ -199,13 +198,18 @@ def _is_damage(error: Exception) -> bool:
 def _lacks_parts(error: Exception) -> bool:
     """Return whether SQLite's file has no such table or column, or a name that is no text.
 
-    The file is then damaged, unless another process is making its tables. SQLite has a code of its own for a file that
+    The file is then damaged, unless another process is making its tables. SQLite has codes of their own for a file that
     is locked, full, or that nobody may write.
     """
+    return _sqlite_code(error) == sqlite3.SQLITE_ERROR
+
+
+def _sqlite_code(error: Exception) -> int | None:
+    """Return the primary code of SQLite's operational error; that of no particular error if Python has raised it."""
     cause = _cause(error)
     if not isinstance(cause, exc.OperationalError) or not isinstance(cause.orig, sqlite3.OperationalError):
-        return False
-    return getattr(cause.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR) == sqlite3.SQLITE_ERROR
+        return None
+    return getattr(cause.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
 def _passes(error: Exception) -> bool:
