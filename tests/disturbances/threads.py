@@ -245,17 +245,15 @@ def _compared(run: TrainingRun | BaseException | None, alone: TrainingRun | Base
     return outcome(done, alone)
 
 
-def trials(
-    nets: Sequence[str], variants: Sequence[str], steps: int
-) -> Iterator[tuple[str, Callable[[], Counter[str]]]]:
-    """What is to be tried, by a name."""
+def trials(nets: Sequence[str], variants: Sequence[str], steps: int) -> Iterator[evidence.Trial]:
+    """What is to be tried."""
     for net in nets:
         for variant in variants:
-            yield f"{net}, {variant}", partial(disturbed, VARIANTS[variant], NETS[net], steps)
+            yield f"{net}, {variant}", steps, partial(disturbed, VARIANTS[variant], NETS[net], steps)
     estimating = [name for name in ESTIMATING if name in variants]
     for names in combinations_with_replacement(estimating, 2):
         both = NETS[nets[0]], NETS[nets[-1]]
-        yield f"{names[0]} beside {names[1]}", partial(pair, names, both, steps)
+        yield f"{names[0]} beside {names[1]}", steps, partial(pair, names, both, steps)
 
 
 def main() -> int:
@@ -268,14 +266,8 @@ def main() -> int:
     torch.set_num_threads(1)
     sys.setswitchinterval(1e-4)  # seconds: threads take turns far more often than they would
     warnings.simplefilter("ignore")
-    kept = evidence.Evidence(asked.evidence, "python -m disturbances.threads")
-    wrong = 0
-    for name, trial in trials(asked.nets, asked.variants, asked.steps):
-        found = kept.once(name, asked.steps, trial)
-        wrong += bool(found.keys() - set(GOOD))
-        print(f"{name}: {found}", flush=True)
-    print(f"disturbed: {wrong}")
-    return 1 if wrong else 0
+    asked_for = trials(asked.nets, asked.variants, asked.steps)
+    return evidence.make(asked_for, asked.evidence, "python -m disturbances.threads", GOOD)
 
 
 if __name__ == "__main__":

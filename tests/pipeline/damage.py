@@ -1,10 +1,13 @@
 """Damage checkpoints of a stage at random, and count what is noticed.
 
     PYTHONPATH=tests nice -n 19 python -m pipeline.damage [--flips 2500] [--truncations 200] [--mutations 20000]
+                                                          [--evidence FILE]
 
 *Flips* and *truncations* are of the newest of two checkpoints: every one must be noticed, named, and the older one
 taken, number by number. *Mutations* are of one that carries the right checksum all the same, as a hostile file would:
 each must load or be refused by name, in the memory that is allowed.
+
+The exit status is 1 if anything was otherwise.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ import resource
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,10 +32,13 @@ from torch import nn
 import bpfree
 from bpfree.errors import BpfreeError
 from bpfree.pipeline import load_checkpoint, save_checkpoint
+from support import evidence
 
 NAME = "step-{:09d}.rank-0-of-1.safetensors"
 ALLOWED = 512 * 2**20
 """Bytes that loading may take beside four times the file's size."""
+NOTICED = "named, and the older checkpoint taken"
+GOOD = (NOTICED, "refused by name", "loaded")
 
 
 def parts():
@@ -182,22 +190,43 @@ def limit_memory(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def main() -> None:
+def newest_damaged(damage: Callable[[bytes, random.Random], bytes], count: int, seed: int) -> Counter[str]:
+    """Damage the newest of two checkpoints so often; counts what came of it."""
+    chance = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Target(Path(folder))
+        noticed = sum(target.is_noticed(damage(target.whole, chance)) for _ in range(count))
+    return +Counter({NOTICED: noticed, "not noticed, or not the older one taken": count - noticed})
+
+
+def hostile_files(count: int, seed: int) -> Counter[str]:
+    """Load so many hostile files in limited memory; counts what came of it."""
+    chance = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Target(Path(folder))
+        limit_memory(len(target.whole))
+        return Counter(outcome(target, mutated(target.whole, chance)) for _ in range(count))
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flips", type=int, default=2500)
     parser.add_argument("--truncations", type=int, default=200)
     parser.add_argument("--mutations", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
+    evidence.add_option(parser)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        target, chance = Target(Path(folder)), random.Random(options.seed)
-        for name, damage, count in (("flips", flipped, options.flips), ("truncations", truncated, options.truncations)):
-            noticed = sum(target.is_noticed(damage(target.whole, chance)) for _ in range(count))
-            print(f"{name}: {noticed} of {count} noticed, named, and the older checkpoint taken", flush=True)
-        limit_memory(len(target.whole))
-        ends = Counter(outcome(target, mutated(target.whole, chance)) for _ in range(options.mutations))
-        print(f"mutations with a right checksum: {dict(ends)}", flush=True)
+    trials = [
+        ("flips", options.flips, partial(newest_damaged, flipped, options.flips, options.seed)),
+        ("truncations", options.truncations, partial(newest_damaged, truncated, options.truncations, options.seed)),
+        (
+            "mutations with a right checksum",
+            options.mutations,
+            partial(hostile_files, options.mutations, options.seed),
+        ),
+    ]
+    return evidence.make(trials, options.evidence, "python -m pipeline.damage", GOOD)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

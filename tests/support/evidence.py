@@ -7,7 +7,7 @@ others alone.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 
 from bpfree.lab.environment import describe
@@ -17,6 +17,8 @@ FOLDER = Path(__file__).parents[1] / "evidence"
 """Where the repository keeps what was found."""
 
 Counts = Mapping[str, int]
+Trial = tuple[str, int, Callable[[], Counts]]
+"""A name, how often something is tried, and what does so and counts what comes of it."""
 
 
 class Evidence:
@@ -48,3 +50,24 @@ class Evidence:
 def add_option(parser: argparse.ArgumentParser) -> None:
     """Let a command name the file of what it finds."""
     parser.add_argument("--evidence", type=Path, metavar="FILE", help="keep what was found here, and do the rest alone")
+
+
+def make(trials: Iterable[Trial], path: Path | None, command: str, good: Container[str]) -> int:
+    """Make trials, and print a line for each.
+
+    Args:
+        trials: What is tried.
+        path: The file of what was found before, see :class:`Evidence`.
+        command: What makes it anew.
+        good: What may come of a trial.
+
+    Returns:
+        The exit status: 1 if anything else has come of one.
+    """
+    kept, wrong = Evidence(path, command), 0
+    for name, times, trial in trials:
+        found = kept.once(name, times, trial)
+        wrong += sum(count for what, count in found.items() if what not in good)
+        print(f"{name}, {times} times: {found}", flush=True)
+    print(f"not as it should be: {wrong}")
+    return 1 if wrong else 0

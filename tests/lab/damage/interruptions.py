@@ -11,13 +11,15 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from bpfree.lab.runs import run
-from support import tiny_lab
+from support import evidence, tiny_lab
 
+GOOD = ("interrupted", "finished before")
 RULES = ("BP", "DFA", "GrAPE", "KP", "PEPITA", "FG-W")
 
 
@@ -74,11 +76,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=500)
     parser.add_argument("--rules", nargs="+", default=list(RULES))
+    evidence.add_option(parser)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    found = interrupted(asked.times, random.Random(0), tuple(asked.rules))
-    print(dict(found))
-    return 1 if set(found) - {"interrupted", "finished before"} else 0
+    trial = partial(interrupted, asked.times, random.Random(0), tuple(asked.rules))
+    name = f"runs of {', '.join(asked.rules)}"
+    return evidence.make([(name, asked.times, trial)], asked.evidence, "python -m lab.damage.interruptions", GOOD)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,15 @@ def search(name: str, alter: Callable[[bytes, random.Random], bytes], count: int
     return found
 
 
+def alterations(kind: Kind) -> Iterator[Callable[[bytes, random.Random], bytes]]:
+    """The ways to alter a file of this kind."""
+    if kind.sealed:
+        yield from (flipped, truncated)
+    yield mutated
+    if kind.sparse:
+        yield flipped_where_written
+
+
 def main() -> int:
     """Search, and print a line a kind; the exit status is 1 if anything is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -108,20 +117,18 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
     evidence.add_option(parser)
     asked = parser.parse_args()
-    kept = evidence.Evidence(asked.evidence, "python -m lab.damage.search")
-    wrong = 0
-    for name in asked.kinds:
-        ways = [(mutated, asked.mutations)]
-        if KINDS[name].sealed:
-            ways = [(flipped, asked.flips), (truncated, asked.truncations), *ways]
-        if KINDS[name].sparse:
-            ways.append((flipped_where_written, asked.flips))
-        for alter, count in ways:
-            found = kept.once(f"{name}, {alter.__name__}", count, partial(search, name, alter, count))
-            wrong += sum(number for told, number in found.items() if told not in GOOD)
-            print(f"{name}, {count} {alter.__name__}: {found}", flush=True)
-    print(f"not as it should be: {wrong}")
-    return 1 if wrong else 0
+    counts = {
+        flipped: asked.flips,
+        truncated: asked.truncations,
+        mutated: asked.mutations,
+        flipped_where_written: asked.flips,
+    }
+    trials = [
+        (f"{name}, {alter.__name__}", counts[alter], partial(search, name, alter, counts[alter]))
+        for name in asked.kinds
+        for alter in alterations(KINDS[name])
+    ]
+    return evidence.make(trials, asked.evidence, "python -m lab.damage.search", GOOD)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def test_a_full_disk_is_told_with_the_ledgers_name(tmp_path: Path, monkeypatch: 
     with ledger._storage.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1")  # SQLite takes it for a full disk
     much = {str(number): {"label": "x" * 20_000, "seed": 0, "key": str(number)} for number in range(200)}
-    with pytest.raises(LedgerError, match=r"ledger\.db could not be written .*free some space"):
+    with pytest.raises(LedgerError, match=r"ledger\.db could not be read or written .*free some space"):
         ledger.adopt(much)
 
 

@@ -114,7 +114,7 @@ def texts(path: Path, key: str) -> list[tuple[int, str]]:
         return connection.execute(asked, (key,)).fetchall()
 
 
-@pytest.mark.parametrize("key", ["record", "epoch 1", "key"])
+@pytest.mark.parametrize("key", [record_attributes.RECORD, "epoch 1", "key"])
 def test_a_record_with_another_number_does_not_count_and_is_named(key: str, tmp_path: Path) -> None:
     path = ledger(tmp_path)
     number, text = texts(path, key)[1]
@@ -149,10 +149,26 @@ def test_a_damaged_record_is_taken_from_the_results_or_measured_again(tmp_path: 
 def test_a_missing_part_of_a_record_is_noticed(tmp_path: Path) -> None:
     path = ledger(tmp_path)
     change(path, "DELETE FROM trial_user_attributes WHERE key = 'epoch 1' AND trial_id = 1")
-    change(path, "DELETE FROM trial_user_attributes WHERE key = 'record' AND trial_id = 2")
+    change(path, "DELETE FROM trial_user_attributes WHERE key = ? AND trial_id = 2", record_attributes.RECORD)
     with pytest.warns(BpfreeWarning, match="is damaged: ") as said:
         assert set(Ledger(str(path), "made up").state(RUNS).records) == {"c"}
     assert len({str(one.message) for one in said}) == 2
+
+
+def test_a_checksum_whose_name_is_damaged_is_missed(tmp_path: Path) -> None:
+    path = ledger(tmp_path)
+    change(path, "UPDATE trial_user_attributes SET value_json = replace(value_json, 'checksum', 'cheCksum')")
+    with pytest.warns(BpfreeWarning, match="its checksum is not that of what stands in it"):
+        assert not Ledger(str(path), "made up").state(RUNS).records
+
+
+def test_records_of_before_there_were_checksums_count() -> None:
+    record = records()[0]
+    plain = {name: value for name, value in record.items() if name != "epochs"}
+    epochs = {f"epoch {number}": epoch for number, epoch in enumerate(record["epochs"], start=1)}
+    assert record_attributes.joined({"record": plain, **epochs}) == record
+    with pytest.raises(DamageError, match="checksum"):
+        record_attributes.joined({"record": plain | {"checksum": "0"}, **epochs})
 
 
 def test_large_records_keep_their_checksum_through_their_parts() -> None:

@@ -25,6 +25,7 @@ from bpfree.lab.cli import main
 from bpfree.lab.data.samples import PUBLISHED
 from bpfree.lab.errors import DamageError, DataError, LedgerError, RunError, SettingsError, WriteError
 from bpfree.lab.queue import processes, storage
+from bpfree.lab.queue.record_attributes import RECORD
 from bpfree.lab.queue.attempts import GIVEN_BACK
 from bpfree.lab.queue.ledger import Claim, Ledger
 from bpfree.lab.recipe.reading import read
@@ -228,7 +229,7 @@ def test_a_living_worker_keeps_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
         found[0].key: {"label": "DFA", "seed": 0, "epochs": [{"epoch": 1}, {"epoch": 2}]}
     }
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
-        ledger._storage.set_trial_user_attr(claim._number, "record", {})
+        ledger._storage.set_trial_user_attr(claim._number, RECORD, {})
 
 
 def test_an_interrupted_command_gives_its_run_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ from bpfree.lab.checksums import is_sealed, is_whole, sealed, unsealed
 from bpfree.lab.errors import DamageError
 from bpfree.lab.files import storable
 
-RECORD = "record"
-"""The attribute that holds a record without its epochs and large parts."""
+RECORD = "sealed record"
+"""The attribute that holds a record, with its checksum, without its epochs and large parts."""
+_UNSEALED = "record"  # its name before every record had a checksum
 _EPOCH, _PART = "epoch ", "part of "
 _LARGEST = 30_000  # characters; as JSON within JSON they may be twice as many
 
@@ -43,8 +44,8 @@ def joined(attributes: Mapping[str, Any]) -> dict[str, Any]:
         record = _joined(attributes)
     except (ValueError, LookupError, TypeError) as error:
         raise DamageError(f"a part of it is missing or altered ({error})") from error
-    # Records of before there were checksums have none.
-    if is_sealed(record) and not is_whole(record):
+    # The attribute's name says that there is a checksum: the checksum's own name may be damaged too.
+    if (RECORD in attributes or is_sealed(record)) and not is_whole(record):
         raise DamageError("its checksum is not that of what stands in it")
     return unsealed(record)
 
@@ -56,7 +57,8 @@ def _joined(attributes: Mapping[str, Any]) -> dict[str, Any]:
         whole = name.removeprefix(_PART).rpartition(" ")[0]
         large[whole] = large.get(whole, "") + attributes[name]
     parts = {name: json.loads(text) for name, text in large.items()}
-    return attributes[RECORD] | parts | ({"epochs": epochs} if epochs else {})
+    plain = attributes[RECORD if RECORD in attributes else _UNSEALED]
+    return plain | parts | ({"epochs": epochs} if epochs else {})
 
 
 def _ordered(attributes: Mapping[str, Any], kind: str) -> list[str]:

@@ -52,7 +52,8 @@ def open_storage(place: str) -> RDBStorage:
         try:
             return _open(address)
         except (*FAILURES, RuntimeError, ImportError, ValueError) as error:
-            pause = next(pauses, None) if isinstance(error, FAILURES) and _passes(error) else None
+            may_pass = isinstance(error, FAILURES) and (_passes(error) or _lacks_parts(error))
+            pause = next(pauses, None) if may_pass else None
             if pause is None:
                 raise _unopened(address, error) from None
             time.sleep(pause)
@@ -61,7 +62,7 @@ def open_storage(place: str) -> RDBStorage:
 def _unopened(address: Address, error: Exception) -> LedgerError:
     """Make the error for a database that cannot be opened; its own error may hold the password, and is not shown."""
     if _is_damage(error):
-        return _damaged(address, error)
+        return _damaged(address, _cause(error))
     if isinstance(error, ImportError | exc.NoSuchModuleError) and address.driver:
         return LedgerError(f"--ledger {address.shown} needs a driver that is not installed: {address.driver}.")
     return LedgerError(f"--ledger {address.shown} cannot be opened ({address.without_secrets(error)}).")
@@ -153,10 +154,10 @@ def told(error: Exception) -> LedgerError:
     if _is_damage(error):
         return _damaged(address, cause)
     why = address.without_secrets(str(cause).partition("\n")[0])
-    if isinstance(cause, exc.OperationalError) and _FULL in why:
+    if _sqlite_code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):  # the latter where a quota is used up
         return LedgerError(
-            f"the ledger{address.named} could not be written ({why}). What has finished is kept: free some "
-            "space, and repeat the command."
+            f"the ledger{address.named} could not be read or written ({why}). What has finished is kept: see that its "
+            "disk works and your quota is not used up, free some space, and repeat the command."
         )
     if _passes(error):
         return LedgerError(
@@ -170,7 +171,6 @@ def told(error: Exception) -> LedgerError:
 
 
 _UNNAMED = Address("", "")
-_FULL = "disk is full"  # SQLite's words
 
 
 def _damaged(address: Address, error: Exception) -> LedgerError:
@@ -188,11 +188,28 @@ def _cause(error: Exception) -> Exception:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Return whether the database is damaged: SQLite says so, or an entry is no record."""
+    """Return whether the database is damaged: SQLite says so, or lacks a part, or an entry is no record."""
     cause = _cause(error)
-    if isinstance(cause, exc.DatabaseError) and isinstance(cause.orig, sqlite3.DatabaseError):
-        return type(cause.orig) is sqlite3.DatabaseError
-    return isinstance(cause, UNREADABLE)
+    if isinstance(cause, exc.DatabaseError) and type(cause.orig) is sqlite3.DatabaseError:
+        return True
+    return isinstance(cause, UNREADABLE) or _lacks_parts(error)
+
+
+def _lacks_parts(error: Exception) -> bool:
+    """Return whether SQLite's file has no such table or column, or a name that is no text.
+
+    The file is then damaged, unless another process is making its tables. SQLite has codes of their own for a file that
+    is locked, full, or that nobody may write.
+    """
+    return _sqlite_code(error) == sqlite3.SQLITE_ERROR
+
+
+def _sqlite_code(error: Exception) -> int | None:
+    """Return the primary code of SQLite's operational error; that of no particular error if Python has raised it."""
+    cause = _cause(error)
+    if not isinstance(cause, exc.OperationalError) or not isinstance(cause.orig, sqlite3.OperationalError):
+        return None
+    return getattr(cause.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
 def _passes(error: Exception) -> bool:
@@ -216,6 +233,8 @@ def _serialize(engine: Any) -> None:
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # Python's module would begin late, with the first change
+        # A damaged record may be no text any more: its checksum tells, and the others can be read.
+        connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
 
     @event.listens_for(engine, "begin")
     def begins(connection: Any) -> None:
