@@ -83,8 +83,9 @@ def make_room(plan: Plan) -> None:
         AlreadyAttachedError: The model, a part of it, a model that holds it or one that shares layers or taps with it
             has a rule.
     """
+    ours = set(plan.model.modules())
     for mechanism in MECHANISMS:
-        if not _is_attached(mechanism):
+        if not _is_attached(mechanism) or ours.isdisjoint(mechanism.plan.model.modules()):
             continue
         common = _common(plan.model, mechanism.plan)
         if mechanism.plan.model is plan.model and _held(mechanism) is None:

@@ -14,7 +14,7 @@ import bpfree
 from fuzz.descriptions import Activation, Dense, Model, Part, is_sound, reductions, walk
 from fuzz.grammar import models
 from fuzz.laws import Law
-from fuzz.passes import listening, runs
+from fuzz.passes import detach_learners, listening, runs
 from fuzz.variants import Variant
 
 _USUAL = ("is in no optimizer", "fused attention", "the model ends in a")
@@ -55,6 +55,8 @@ def judge(law: Law, model: Model, variant: Variant) -> Verdict:
             found = Verdict("violated", str(violation) or repr(violation))
         except Exception as crash:
             found = Verdict("violated", f"raw {type(crash).__name__}: {crash}")
+        finally:
+            detach_learners()
     said = [message for message in told.messages if not any(part in message for part in _USUAL)]
     if found.kind == "violated" and said and not found.text.startswith("raw"):
         return Verdict("told", said[0])

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
+from weakref import ref
 
 import numpy
 import torch
@@ -151,7 +152,19 @@ def learner(model: Model, variant: Variant, draw: int = 0, **options: Any) -> Le
         attachment = bpfree.attach(
             subject.net, variant.rule, seed=3, **{**subject.options, **variant.options, **options}
         )
+    _ATTACHED.append(ref(attachment))
     return Learner(subject, attachment)
+
+
+_ATTACHED: list[ref[bpfree.Attachment]] = []
+
+
+def detach_learners() -> None:
+    """Take all rules off: what lives on until it is collected would be looked at by each later ``bpfree.attach``."""
+    while _ATTACHED:
+        attachment = _ATTACHED.pop()()
+        if attachment is not None:
+            attachment.detach()
 
 
 def tensors(result: Any) -> list[Tensor]:
