@@ -6,6 +6,7 @@ The measure is the same model without ``torch.utils.checkpoint``, whose backward
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import bpfree
+from bpfree.rerun import checkpoints
 from bpfree.rerun.checkpoints import NOWHERE, Repetition, SecondRun, checkpoints_around
 from bpfree.rerun.own_graphs import own_graphs
 
@@ -347,6 +349,46 @@ def test_looking_leaves_the_hooks_as_they_were():
         checkpoints_around()
         x.sin()
     assert order == ["inner"]
+
+
+def interrupted_at(moment, call):
+    """Call a function, and raise KeyboardInterrupt before one of its instructions; whether it came so far."""
+    left = iter(range(moment))
+
+    def trace(frame, event, _):
+        if frame.f_globals.get("__name__") != checkpoints.__name__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(left, None) is None:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_an_interrupt_between_any_two_instructions_leaves_the_hooks_as_they_were():
+    graph, moment = torch._C._autograd, 0
+    hooks = [(lambda tensor, name=name: tensor, lambda tensor: tensor) for name in ("outer", "inner")]
+    came = True
+    while came:
+        for pack, unpack in hooks:
+            graph._push_saved_tensors_default_hooks(pack, unpack)
+        came = interrupted_at(moment, checkpoints_around)
+        found = []
+        while (top := graph._top_saved_tensors_default_hooks(True)) is not None:
+            found.append(tuple(top))
+            graph._pop_saved_tensors_default_hooks()
+        assert found == hooks[::-1], moment
+        moment += 1
+    assert moment > 100
 
 
 def test_a_graph_of_the_librarys_own_is_in_no_checkpoint():

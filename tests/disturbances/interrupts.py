@@ -158,6 +158,7 @@ def left_over(threads: int) -> list[str]:
         "inference mode is on": torch.is_inference_mode_enabled(),
         "tangents are off": not torch._C._is_fwd_grad_enabled(),
         "a level of dual numbers is open": forward_mode._current_level != -1,
+        "hooks on saved tensors are on": torch._C._autograd._top_saved_tensors_default_hooks(True) is not None,
         "a mode is on": torch._C._len_torch_function_stack() > 0,
         "autocast is entered": _autocast_depth() > 0,
         "attention has no fast path": not torch.backends.mha.get_fastpath_enabled(),

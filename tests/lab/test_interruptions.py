@@ -8,9 +8,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
 
 from bpfree.lab.queue.ledger import Ledger
+from bpfree.lab.runs import run
 from lab.damage.interruptions import interrupted
+from support import tiny_lab
 from support.ledger_runs import RUN
 
 
@@ -21,6 +24,24 @@ def test_the_next_run_is_as_in_a_fresh_process() -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert set(found) <= {"interrupted", "finished before"}
+
+
+@pytest.mark.parametrize("where", ["_run", "_teardown"])
+def test_an_interruption_as_training_begins_or_ends_leaves_ctrl_c_alive(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Trainer, where, interrupted)
+    try:
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            run(tiny_lab.settings(epochs=1), tiny_lab.splits(), tmp_path)
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_interruption_while_a_claim_begins_leaves_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import signal
 import statistics
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,7 +210,8 @@ def _fit(trainer: Trainer, task: Learner, loaders: tuple[Any, Any], places: Plac
     found = choose(places.checkpoints())
     try:
         # A checkpoint comes from a folder that others may write to: only tensors and plain values are read.
-        trainer.fit(task, *loaders, ckpt_path=None if found is None else str(found), weights_only=True)
+        with _same_answer_to_interrupts():
+            trainer.fit(task, *loaders, ckpt_path=None if found is None else str(found), weights_only=True)
     except (WriteError, DataError):
         raise
     except OSError as error:
@@ -216,6 +220,17 @@ def _fit(trainer: Trainer, task: Learner, loaders: tuple[Any, Any], places: Plac
         place = error.filename or places.folder
         reason = error.strerror or str(error)
         raise WriteError(f"{place} could not be written ({reason}). Free some space or name another --out.") from error
+
+
+@contextmanager
+def _same_answer_to_interrupts() -> Generator[None]:
+    """Keep what Ctrl-C does: if it comes as training begins or ends, Lightning lets the process ignore every later one."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:  # None is not Python's
+            signal.signal(signal.SIGINT, handler)
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a full or broken disk answers

@@ -12,7 +12,9 @@ sets: each of them holds torch's record of this one call of ``checkpoint()``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Sequence
+import operator
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -78,17 +80,26 @@ def checkpoints_around() -> Around:
     lifted: list[Any] = []
     try:
         while second is None and (hooks := hooks_on_saving()) is not None and hooks[0] is not with_version:
-            lifted.append(hooks)
-            _pop()
+            _at_once(partial(lifted.append, hooks), _pop)
             found = _read(hooks[0])
             if isinstance(found, SecondRun):
                 second = found
             elif found is not None:
                 first.append(found)
+        _put_back(lifted)
     finally:
-        for hooks in reversed(lifted):
-            _push(*hooks)
+        _put_back(lifted)  # Ctrl-C may come before the line above has done anything
     return Around(tuple(first), second)
+
+
+def _put_back(lifted: list[Any]) -> None:
+    """Put hooks on saved tensors back, the last one first, and empty the list of them."""
+    _at_once(*(call for hooks in reversed(lifted) for call in (partial(_push, *hooks), lifted.pop)))
+
+
+def _at_once(*calls: Callable[[], object]) -> None:
+    """Make calls of C functions between which Python runs no code, and so no Ctrl-C can come."""
+    deque(map(operator.call, calls), maxlen=0)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from bpfree.lab.files import storable
 from bpfree.lab.runs import run
 from support import evidence, tiny_lab
 
@@ -24,9 +25,9 @@ RULES = ("BP", "DFA", "GrAPE", "KP", "PEPITA", "FG-W")
 
 
 def numbers(record: dict) -> str:
-    """What does not depend on the clock."""
+    """What does not depend on the clock, as a file has it: NaN is null."""
     kept = [{name: value for name, value in epoch.items() if name != "seconds"} for epoch in record["epochs"]]
-    return json.dumps([kept, record["accuracy"]])
+    return json.dumps(storable([kept, record["accuracy"]]))
 
 
 def once(label: str, folder: Path, after: float | None = None) -> str:
@@ -44,6 +45,7 @@ def once(label: str, folder: Path, after: float | None = None) -> str:
 
 def interrupted(times: int, luck: random.Random, labels: tuple[str, ...] = RULES) -> Counter[str]:
     """Interrupt runs so often, and run each again; counts what came of it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
     signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     found = Counter[str]()
     with tempfile.TemporaryDirectory() as place:
