@@ -25,9 +25,9 @@ from bpfree.lab.cli import main
 from bpfree.lab.data.samples import PUBLISHED
 from bpfree.lab.errors import DamageError, DataError, LedgerError, RunError, SettingsError, WriteError
 from bpfree.lab.queue import processes, storage
-from bpfree.lab.queue.record_attributes import RECORD
 from bpfree.lab.queue.attempts import GIVEN_BACK
 from bpfree.lab.queue.ledger import Claim, Ledger
+from bpfree.lab.queue.record_attributes import RECORD
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.tables import markdown, provenance, recipe_page, result, run_data, table_runs, workers
 from bpfree.lab.tables.cells import plan, works
