@@ -78,6 +78,25 @@ def test_arguments_go_to_the_network_of_the_data_that_a_file_names(tmp_path: Pat
             "--settings: rule: DFFA is no rule of bpfree. Did you mean 'DFA'? One of your own is named by its import "
             "path, my_file.MyRule.",
         ),
+        (
+            "--settings.Mine.rule no_such_file.Mine",
+            "--settings: rule: no_such_file.Mine cannot be imported: No module named 'no_such_file'. A file of your "
+            "own must lie in this folder, or be installed.",
+        ),
+        (
+            "--model no_such_file.Net",
+            "--model: no_such_file.Net cannot be imported: No module named 'no_such_file'. A file of your own must lie "
+            "in this folder, or be installed.",
+        ),
+        (
+            "--settings.Mine.rule bpfree.errors.Mine",
+            "--settings: rule: bpfree.errors.Mine cannot be imported: module 'bpfree.errors' has no attribute 'Mine'.",
+        ),
+        (
+            "--settings.Mine.rule torch.nn.Linear",
+            "--settings: rule: torch.nn.Linear is no rule: a class derived from bpfree.Rule is needed.",
+        ),
+        ("--model bpfree.DFA", "--model: bpfree.DFA is no network: a class derived from torch.nn.Module is needed."),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_told_in_one_line(

@@ -47,7 +47,14 @@ def in_one_line(message: str, outer: str) -> str:
 def mistake(message: str) -> Mistake | None:
     """Return the mistake that a message of jsonargparse describes; None if it is not about a value or an argument."""
     place = re.findall(r'Parser key "([^"]+)":', message)
-    found = (_missing(message), _unknown_argument(message), _unknown_class(message), _wrong_type(message))
+    found = (
+        _missing(message),
+        _unknown_argument(message),
+        _unknown_class(message),
+        _failed_import(message),
+        _other_class(message),
+        _wrong_type(message),
+    )
     return next((Mistake(tuple(place), said) for said in found if place and said), None)
 
 
@@ -77,6 +84,28 @@ def _unknown_class(message: str) -> str:
                 f"path, {own}."
             )
     return ""
+
+
+def _failed_import(message: str) -> str:
+    """Return the part of a message that says why a class cannot be imported."""
+    reasons = r"(No module named [^\n]+|module '[^\n]+ has no attribute [^\n]+)"
+    found = re.search(rf"class_path '([\w.]+)':\s+{reasons}", message)
+    if not found:
+        return ""
+    path, reason = found.groups()
+    where = " A file of your own must lie in this folder, or be installed." if reason.startswith("No module") else ""
+    return f"{path} cannot be imported: {reason}.{where}"
+
+
+def _other_class(message: str) -> str:
+    """Return the part of a message that says from what a class must be derived."""
+    found = re.search(r"Import path does not correspond to a subclass of (\w+)", message)
+    given = re.search(r"Given value: .*?([\w.]+\.\w+)", message)
+    bases = {"Rule": ("rule", "bpfree.Rule"), "Module": ("network", "torch.nn.Module")}
+    if not found or not given or found[1] not in bases:
+        return ""
+    kind, base = bases[found[1]]
+    return f"{given[1]} is no {kind}: a class derived from {base} is needed."
 
 
 def _wrong_type(message: str) -> str:

@@ -49,8 +49,8 @@ def check_adjoint(
         start: The state that a pass on them begins with.
         sites: The taps that it reaches.
         seed: That of the perturbations.
-        name_module: Whether to look for the module where the test fails: this takes the memory of all activations
-            several times over.
+        name_module: True looks for the module where the test fails: this takes the memory of all activations several
+            times over.
     """
     precision = Precision(estimator.plan.model)
     sides = compare_segments(estimator, call, start, sites, seed, precision)

@@ -43,7 +43,7 @@ class Sides:
     Attributes:
         forward: <u, J v>.
         backward: <J^T u, v>.
-        scale: What rounding errors are relative to: |<u, J v>| + |(J^T u) o v|.
+        scale: The size that rounding errors are relative to: |<u, J v>| + |(J^T u) o v|.
         below: The names of the taps at which what was compared begins.
         above: The name of the tap where it ends; "" for the errors.
     """
@@ -67,7 +67,7 @@ def compare_segments(
     Args:
         estimator: Says how taps are perturbed.
         call: The model's arguments.
-        start: What a pass on them begins with.
+        start: The state that a pass on them begins with.
         sites: The taps.
         seed: That of the perturbations.
         precision: Notes the precisions of the pass.
@@ -92,8 +92,8 @@ class _Arrival:
 
     Attributes:
         forward: <u, J v>.
-        signs: What turns random signs into u, one sign for each group of numbers; None where no tangent arrives.
-        is_finite: Whether all tangents are numbers.
+        signs: Bits that turn random signs into u, one for each group of numbers; None where no tangent arrives.
+        is_finite: True if all tangents are numbers.
     """
 
     forward: float
