@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 
 # Before torch is imported: waiting threads must not spin while other processes want the cores.
@@ -7,6 +8,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
+
+
+def pytest_collection_finish():
+    # The collector would go through a million objects of imported modules again and again, and find nothing.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _keep_what_is_imported():
+    gc.collect()
+    gc.freeze()  # what the files before have imported
 
 
 @pytest.fixture(autouse=True)
