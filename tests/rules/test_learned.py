@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
+from bpfree.lab.studies.feedback_update import AsPrinted
 from support.by_hand import assert_same
 from support.models import train
 from support.rule_contract import Subject, assert_equal, assert_rule_serves
@@ -165,7 +166,7 @@ def test_grape_turns_to_a_fixed_matrix_and_keeps_its_norm(batch):
 
 def test_the_printed_equation_turns_nothing(batch):
     model = linear_net()
-    attachment = bpfree.attach(model, bpfree.GrAPE(literal=True), taps=nn.Identity, example_inputs=batch[0])
+    attachment = bpfree.attach(model, AsPrinted(), taps=nn.Identity, example_inputs=batch[0])
     before = {name: attachment.feedback[name].clone() for name in names(attachment)}
     steps(model, attachment, *batch, 500)
     for name, B in before.items():

@@ -31,7 +31,7 @@ class GrAPE(ForwardLearnedRule):
 
     Then B is rescaled to its first norm. G estimates E[do/dh_l]. This is a gradient step on 1 - cos(B, G), weighted by
     1 - c. Source: Caillon, Fagnou, Delattre and Allauzen 2026. It is a reading of their equation 6: as printed the
-    equation only rescales B and aligns nothing (``literal``).
+    equation only rescales B and aligns nothing (``bpfree.lab.studies.feedback_update`` shows it).
 
     Args:
         step: eta, the step of the feedback for one training pass. A step that is taken in every ``every``-th pass is
@@ -40,8 +40,6 @@ class GrAPE(ForwardLearnedRule):
             (``"cumulative"``, as in the paper), or an average in which the newest estimate weighs 1/t but at least
             ``floor`` (``"floor"``), so that it follows weights that move.
         floor: The least weight of the newest estimate.
-        literal: Take the equation as printed, B <- B - step (1 - c) B and then the rescaling, to show that B keeps its
-            direction.
         calibrate: In every ``calibrate``-th training pass the weights get backpropagation's gradient; 0 for never. Such
             a step transports weights, and ``print(attachment)`` says so. The paper takes one every T epochs.
     """
@@ -49,7 +47,6 @@ class GrAPE(ForwardLearnedRule):
     step: float = 0.1
     estimate: GrAPEEstimate = "floor"
     floor: float = 0.005
-    literal: bool = False
     calibrate: int = 0
 
     def __post_init__(self) -> None:
@@ -86,15 +83,12 @@ class GrAPE(ForwardLearnedRule):
         r"""Return what B moves against, shape ``(c, m)``.
 
         .. math:: -(1 - c)\,\|B\|\,(g - c\,b)
-
-        With ``literal`` it is (1 - c) B.
         """
         tiny = torch.finfo(matrix.dtype).tiny
         norm = matrix.norm()
         g, b = evidence / evidence.norm().clamp_min(tiny), matrix / norm.clamp_min(tiny)
         cosine: Tensor = (g * b).sum()
-        along = matrix if self.literal else norm * (cosine * b - g)
-        return along * (1 - cosine)
+        return norm * (cosine * b - g) * (1 - cosine)
 
     def rate(self, size: Size) -> float:
         """Return eta, times the passes that one step stands for."""

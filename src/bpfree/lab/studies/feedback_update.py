@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import bpfree
+
+
+class AsPrinted(bpfree.GrAPE):
+    """GrAPE with its equation 6 as printed, B <- B - eta (1 - c) B: with the rescaling, B keeps its direction."""
+
+    def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
+        """Return (1 - c) B, shape ``(c, m)``."""
+        cosine: Tensor = (evidence / evidence.norm() * (matrix / matrix.norm())).sum()
+        return matrix * (1 - cosine)
 
 
 def cosine_after(
@@ -26,7 +36,7 @@ def cosine_after(
     """
     generator = torch.Generator().manual_seed(seed)
     matrix, gradient = torch.randn(2, size, size, generator=generator, dtype=torch.float64)
-    rule, norm = bpfree.GrAPE(step=step, literal=literal), matrix.norm()
+    rule, norm = (AsPrinted if literal else bpfree.GrAPE)(step=step), matrix.norm()
     for _ in range(steps):
         matrix = matrix - step * rule.direction(matrix, gradient)
         if noise:
