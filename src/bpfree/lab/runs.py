@@ -224,7 +224,7 @@ def _fit(trainer: Trainer, task: Learner, loaders: tuple[Any, Any], places: Plac
 
 @contextmanager
 def _same_answer_to_interrupts() -> Generator[None]:
-    """Keep what Ctrl-C does: if it comes as training begins or ends, Lightning lets the process ignore every later one."""
+    """Keep the answer to Ctrl-C: after one as training begins or ends, Lightning lets the process ignore all later ones."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
