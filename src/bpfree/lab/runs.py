@@ -224,7 +224,7 @@ def _fit(trainer: Trainer, task: Learner, loaders: tuple[Any, Any], places: Plac
 
 @contextmanager
 def _same_answer_to_interrupts() -> Generator[None]:
-    """Keep the answer to Ctrl-C: after one as training begins or ends, Lightning lets the process ignore all later ones."""
+    """Keep what Ctrl-C does: Lightning switches it off for good if it comes as training begins or ends."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
