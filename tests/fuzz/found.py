@@ -310,4 +310,8 @@ FOUND: dict[str, list[Case]] = {
         ("verify", "DRTP, streaming", Model(parts=(Activation(),), input="time", samples=3)),
         ("verify", "DKP, streaming", Model(parts=(Recurrent(),), input="time", samples=4, steps=4, taps=(1, 1))),
     ],
+    "H: under streaming, a tap that hands on an argument as it is gives the argument no gradient": [
+        ("streaming", "DFA", Model(parts=(State("membrane"),), call="outside", taps="leaves")),
+        ("streaming", "DKP", Model(parts=(State("membrane"), Activation()), call="outside", taps="leaves")),
+    ],
 }
