@@ -5,6 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -622,3 +623,33 @@ def _limited(way):
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_THRESHOLD_": "1048576"}
     command = [sys.executable, "-c", LIMITED, way]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+class HandsOnParameter(nn.Module):
+    """A tap behind a parameter itself, and one behind the argument itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.start, self.one, self.two = nn.Parameter(torch.ones(6, 5)), nn.Identity(), nn.Identity()
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.one(x) + self.two(self.start))
+
+
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.DKP(), bpfree.GrAPE()], ids=str)
+@pytest.mark.parametrize("taps", [["one"], ["two"], ["one", "two"]], ids=str)
+def test_a_tap_that_hands_on_a_leaf_as_it_is_teaches_it_as_without_streaming(rule, taps):
+    found = []
+    for streaming in (False, True):
+        torch.manual_seed(0)
+        model, x = HandsOnParameter().double(), torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+        bpfree.attach(model, rule, taps=taps, streaming=streaming)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", bpfree.BpfreeWarning)
+            F.cross_entropy(model(x), torch.arange(6) % 3).backward()
+        found.append([x.grad, *(parameter.grad for parameter in model.parameters())])
+    for plain, streamed in zip(*found, strict=True):
+        assert (plain is None) == (streamed is None)
+        if plain is not None:
+            torch.testing.assert_close(streamed, plain)

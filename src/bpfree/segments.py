@@ -103,7 +103,8 @@ class Reach:
     def of(cls, *roots: Tensor) -> Reach:
         """Return the reach of a backward pass from ``roots``."""
         # Not by graph_nodes(): this runs in every training step, and a generator makes it half as slow again.
-        found: dict[Tensor, None] = {}
+        # A root may be a leaf itself: a tap that hands on an argument of the model as it is.
+        found: dict[Tensor, None] = {root: None for root in roots if root.is_leaf and root.requires_grad}
         seen: set[Any] = set()
         open_nodes: list[Any] = [root.grad_fn for root in roots]
         while open_nodes:

@@ -302,4 +302,16 @@ FOUND: dict[str, list[Case]] = {
             Model(parts=(Dense(), Shared((Shared((Noise(),)),), times=3), Noise()), taps=(0,)),
         ),
     ],
+    "the law's own: signals at taps that return several tensors were not found": [
+        ("transport", "B = J", Model(parts=(Recurrent("lstm"),), input="tokens", taps="leaves")),
+        ("transport", "B = J, streaming", Model(parts=(Recurrent("lstm"),), input="tokens", taps="leaves")),
+    ],
+    "G: under streaming, time first with as many steps as samples is not seen": [
+        ("verify", "DRTP, streaming", Model(parts=(Activation(),), input="time", samples=3)),
+        ("verify", "DKP, streaming", Model(parts=(Recurrent(),), input="time", samples=4, steps=4, taps=(1, 1))),
+    ],
+    "H: under streaming, a tap that hands on an argument as it is gives the argument no gradient": [
+        ("streaming", "DFA", Model(parts=(State("membrane"),), call="outside", taps="leaves")),
+        ("streaming", "DKP", Model(parts=(State("membrane"), Activation()), call="outside", taps="leaves")),
+    ],
 }

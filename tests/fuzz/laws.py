@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import bpfree
 from fuzz.build import doubles
@@ -114,7 +115,9 @@ def _signals(theirs: Learner, names: Sequence[str], number: int, *, prepend: boo
                 return
             calls[name] = calls.get(name, 0) + 1
             site = name if calls[name] == 1 else f"{name}#{calls[name]}"
-            if isinstance(output, Tensor) and output.requires_grad:
+            # Of several tensors the first is tapped.
+            output = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+            if output is not None and output.requires_grad:
                 outputs[site] = output
                 output.register_hook(lambda gradient: gradients.__setitem__(site, _copy_of(gradient, output)))
 
