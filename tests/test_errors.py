@@ -287,7 +287,9 @@ def test_layerwise_states_that_do_not_fit():
         attached(8, start=1)[1].load_state_dict(saved.state_dict())
     wide, other = attached(9)
     other.load_state_dict(saved.state_dict())
-    with pytest.raises(errors.StateError, match=r"layer '2' have shape \(4, 8\), its weights \(4, 9\)"):
+    with pytest.raises(
+        errors.StateError, match=r"layer '2' are a tensor of shape \(4, 8\), its weights have shape \(4, 9\)"
+    ):
         wide(X).sum().backward()
 
 

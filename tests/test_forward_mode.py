@@ -170,7 +170,7 @@ def test_only_models_that_switch_gradients_stay_watched():
         model, x = Net(above), torch.randn(4, 5)
         attachment = bpfree.attach(model, bpfree.FDFA(), taps="tap")
         model(x).sum().backward()
-        mode = attachment.mechanism._estimator._dual_pass.mode
+        mode = attachment.mechanism._estimator.dual_pass.mode
         assert list(mode._watched.values()) == [stays]
         # Other shapes and another mode are looked at anew.
         model(x[:2]).sum().backward()

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import TypeAlias
 
 from torch import nn
 
 from bpfree.rerun.module_state import State
 from bpfree.tap_values import Key
+
+_REQUIRES_GRAD = attrgetter("requires_grad")  # asked of every parameter in every pass: twice as quick as a generator
 
 SampleAxes: TypeAlias = "int | tuple[int, ...] | Mapping[str, int | tuple[int, ...]] | None"
 """The type of ``sample_axes=``: axes of every place, or by name or pattern of taps, and of ``"error"``."""
@@ -70,7 +73,7 @@ class Plan:
     @property
     def learning(self) -> tuple[bool, ...]:
         """For every parameter, whether it requires a gradient now."""
-        return tuple(parameter.requires_grad for parameter in self.parameters)
+        return tuple(map(_REQUIRES_GRAD, self.parameters))
 
     @property
     def error_name(self) -> str:

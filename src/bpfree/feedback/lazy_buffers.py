@@ -30,6 +30,9 @@ class LazyBuffers(nn.Module):
     A deep copy grows with its original, so that averages of a model (``AveragedModel``, loops over ``state_dict()``)
     that were begun before the first forward pass go on behind it. What the original draws takes room in the copy, with
     the same numbers; the copy still draws for itself when it trains, and keeps those numbers if their shape is right.
+
+    Attributes:
+        changes: The number of times that something has been stored, forgotten or loaded.
     """
 
     def __init__(self, **numbers: int) -> None:
@@ -37,6 +40,7 @@ class LazyBuffers(nn.Module):
         self.numbers = numbers
         self._lasting = frozenset(numbers)
         self._grown: set[str] = set()
+        self.changes = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LazyBuffers:
         twin = type(self).__new__(type(self))
@@ -96,6 +100,7 @@ class LazyBuffers(nn.Module):
             self._grown.add(name)
 
     def _store(self, name: str, tensor: Tensor) -> None:
+        self.changes += 1
         reserved = self._parameters.get(key_of(name))
         if reserved is not None:
             reserved.data = tensor.detach().to(reserved.device)
@@ -106,6 +111,7 @@ class LazyBuffers(nn.Module):
 
     def __delitem__(self, name: str) -> None:
         """Forget what is stored or reserved for ``name``, if anything is."""
+        self.changes += 1
         self._buffers.pop(key_of(name), None)
         self._parameters.pop(key_of(name), None)
         self._grown.discard(name)
@@ -122,6 +128,7 @@ class LazyBuffers(nn.Module):
         destination.update({prefix + key_of(name): torch.tensor(value) for name, value in self.numbers.items()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self.changes += 1
         self._load_numbers(state_dict, prefix)
         self._grown.clear()
         for name in (*self._buffers, *self._parameters):

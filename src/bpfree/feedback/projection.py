@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class Projection(LazyBuffers):
         self._sizes: tuple[int, int] | None = None  # c and the coefficients of the widest tap
         self._place: tuple[torch.dtype, torch.device] | None = None  # where and in which precision signals are made
         self._known: tuple[Sequence[Site], list[Key]] = ((), [])
+        self._prepared: tuple[Any, ...] = ()
         self.adjacency: Matrix | None = None
 
     def expect(self, widest: int, c: int) -> None:
@@ -65,7 +66,10 @@ class Projection(LazyBuffers):
             TapShapeError: A tap is wider than the feedback drawn for it, or the error's size changed.
             StateError: A loaded state does not fit the taps.
         """
-        self._place = (like.dtype, like.device)
+        place = like.dtype, like.device
+        if self._is_prepared(sites, c, place):
+            return
+        self._place = place
         widest = max([form.size for _, form, _ in self._keys(sites)])
         if self._sizes is None:
             self._sizes = (c, widest)
@@ -81,6 +85,14 @@ class Projection(LazyBuffers):
             self._require_room(owners, c, like)
             for name, site, width in owners:
                 self._provide(name, site, c, width, like)
+        if not torch.compiler.is_compiling():
+            self._prepared = sites, c, place, self.changes
+
+    def _is_prepared(self, sites: Sequence[Site], c: int, place: tuple[torch.dtype, torch.device]) -> bool:
+        """Return whether the last pass had the very same sites, and nothing has changed since."""
+        if torch.compiler.is_compiling() or not self._prepared or sites is not self._prepared[0]:
+            return False
+        return self._prepared[1:] == (c, place, self.changes)
 
     def _require_room(self, owners: Sequence[tuple[str, Site, int]], c: int, like: Tensor) -> None:
         new = {name: (site.name, width) for name, site, width in owners if name not in self}

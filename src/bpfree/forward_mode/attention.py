@@ -7,6 +7,7 @@ meanwhile would get other roundings. What is called in this thread alone is exch
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,14 +21,14 @@ _WITH_FAST_PATH = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.Transfo
 _PARAMETERS = inspect.signature(F.multi_head_attention_forward)
 
 
-def differentiable_attention(model: nn.Module, *, fused: bool) -> AbstractContextManager[Any]:
+def differentiable_attention(parts: Iterable[nn.Module], *, fused: bool) -> AbstractContextManager[Any]:
     """Within this context, and this thread, attention goes by ways that have a forward-mode derivative.
 
     Args:
-        model: The model that is run.
+        parts: The modules of the model that is run.
         fused: True if fused kernels stay allowed: attention does not always take one. torch's fast paths never are.
     """
-    if fused and not any(isinstance(module, _WITH_FAST_PATH) for module in model.modules()):
+    if fused and not any(isinstance(module, _WITH_FAST_PATH) for module in parts):
         return nullcontext()
     return DifferentiableAttention(fused=fused)
 

@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree.axes.sites import Site, product
@@ -30,8 +29,6 @@ from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.tap_values import put, take
 
 Perturbations: TypeAlias = Literal["normal", "rademacher"]
-
-_SIGNS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1) * 2 - 1  # the 8 bits of every byte as -1 and 1
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,14 @@ def perturbation(shape: tuple[int, int], kind: Perturbations, like: Tensor, gene
     # Eight signs a random byte, by a table: on a CPU several times faster than a random number for each.
     count = product(shape)
     bytes_ = torch.empty(-(-count // 8), dtype=torch.int64, device=like.device).random_(0, 256, generator=generator)
-    return F.embedding(bytes_, _SIGNS.to(like)).flatten()[:count].view(shape)
+    signs = _signs(like.dtype, like.device).index_select(0, bytes_)
+    return (signs if signs.numel() == count else signs.flatten()[:count]).view(shape)
+
+
+@lru_cache(maxsize=64)
+def _signs(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the 8 bits of every byte as -1 and 1."""
+    return (((torch.arange(256)[:, None] >> torch.arange(8)) & 1) * 2 - 1).to(device, dtype)
 
 
 @dataclass(frozen=True)

@@ -72,19 +72,20 @@ class ForwardMode:
         return kind in self._watched
 
     @contextmanager
-    def entered(self, model: nn.Module, kind: Hashable, *, freeze: bool) -> Generator[None]:
-        """Within this context ``model`` runs a pass of this ``kind`` with tangents.
+    def entered(self, plan: Plan, kind: Hashable, *, freeze: bool) -> Generator[None]:
+        """Within this context a model runs a pass of this ``kind`` with tangents.
 
         Args:
-            model: The model.
-            kind: The model's kind, from :func:`kind_of`.
+            plan: The plan of the model.
+            kind: The kind of the pass, from :func:`kind_of`.
             freeze: True if its parameters are to require no gradient where gradients are on; else nobody may ask for
                 one that does.
         """
+        model = plan.model
         watch = GradModeWatch() if self._watched.get(kind, True) and not is_sharded(model) else None
         with ExitStack() as stack:
             stack.enter_context(eager())
-            stack.enter_context(differentiable_attention(model, fused=self.fused))
+            stack.enter_context(differentiable_attention(plan.modules, fused=self.fused))
             stack.enter_context(self.surrogates.installed())
             stack.enter_context(dual_level())
             if watch is None:
@@ -168,7 +169,7 @@ class DualPass:
         kind, errors = kind_of(plan, call), list(plan.errors.values())
         with ExitStack() as stack:
             stack.enter_context(start.restored(plan.model))
-            stack.enter_context(self.mode.entered(plan.model, kind, freeze=self._freeze))
+            stack.enter_context(self.mode.entered(plan, kind, freeze=self._freeze))
             own = stack.enter_context(OwnPass(plan.model, plan.state))
             stack.enter_context(prepare(own))
             outputs = [error_tensors(output) for output in run_to(plan.model, own, errors, call)]

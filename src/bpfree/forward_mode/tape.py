@@ -62,7 +62,7 @@ class Tape:
         kept, recording.kept = recording.kept or {}, None
         try:
             for layer, outputs in kept.items():
-                layer.forward = partial(_replay, own, layer, layer.forward, iter(outputs))
+                vars(layer)["forward"] = partial(_replay, own, layer, layer.forward, iter(outputs))
             yield
         finally:
             for layer in kept:

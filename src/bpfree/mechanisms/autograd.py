@@ -46,13 +46,15 @@ def first_order_only(backward: _Backward) -> _Backward:
 
     @wraps(backward)
     def checked(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            found: tuple[Tensor | None, ...] = plain(ctx, *grads)
+            return found
+        if torch.is_grad_enabled():
             raise SecondDerivativeError(
                 "gradients of gradients were asked for (create_graph=True), and a learning rule's signals have none. "
                 "Compute that term within attachment.paused(), by backpropagation, or leave it out."
             )
-        found: tuple[Tensor | None, ...] = plain(ctx, *grads)
-        return found
+        return backward(ctx, *grads)
 
     return checked
 

@@ -6,8 +6,7 @@ look at a model and an estimating pass happen in its first run only: the tensors
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -35,11 +34,11 @@ def of_version(saved: tuple[Tensor, int]) -> Tensor:
     return tensor
 
 
-@contextmanager
-def own_graphs() -> Generator[None]:
-    """Within this context, graphs keep their own saved tensors, also inside a checkpoint."""
+_NO_HOOKS = nullcontext()
+
+
+def own_graphs() -> AbstractContextManager[None]:
+    """Return a context within which graphs keep their own saved tensors, also inside a checkpoint."""
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:  # nothing counts; torch.func wants no hooks
-        yield
-        return
-    with saved_tensors_hooks(with_version, of_version):
-        yield
+        return _NO_HOOKS
+    return saved_tensors_hooks(with_version, of_version)

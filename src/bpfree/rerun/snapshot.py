@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from bpfree.plan import Plan
 from bpfree.rerun.find_holders import objects_among
@@ -51,24 +52,21 @@ def put_back(state: State, begin: Moment) -> Generator[None]:
     left.check()
 
 
-_NONE: frozenset[int] = frozenset()
-
-
 @contextmanager
-def hooks_put_back(modules: Iterable[nn.Module]) -> Generator[None]:
+def hooks_put_back(modules: Sequence[nn.Module]) -> Generator[None]:
     """Remove, at the end of this context, the forward hooks that a model has put on its modules meanwhile.
 
     Libraries register hooks in a first call, and note it in an attribute; that attribute is put back too.
     """
-    kinds = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
-    before = [frozenset(hooks) if hooks else _NONE for hooks in kinds]
+    first = RemovableHandle.next_id  # torch numbers hooks in the order in which they are registered
     try:
         yield
     finally:
-        for hooks, known in zip(kinds, before, strict=True):
-            if len(hooks) > len(known):  # not always the last ones: hooks may be prepended
-                for key in [key for key in hooks if key not in known]:
-                    hooks.pop(key)
+        if RemovableHandle.next_id > first:
+            for module in modules:
+                for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                    for key in [key for key in hooks if key >= first] if hooks else ():
+                        hooks.pop(key)
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,9 @@ class GrAPE(ForwardLearnedRule):
         tiny = torch.finfo(matrix.dtype).tiny
         norm = matrix.norm()
         g, b = evidence / evidence.norm().clamp_min(tiny), matrix / norm.clamp_min(tiny)
-        cosine: Tensor = (g * b).sum()
-        return norm * (cosine * b - g) * (1 - cosine)
+        cosine = (g * b).sum()
+        along: Tensor = norm * (cosine * b - g)
+        return along * (1 - cosine)
 
     def rate(self, size: Size) -> float:
         """Return eta, times the passes that one step stands for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from bpfree.errors import ErrorPlacementError, OptionError
@@ -60,15 +61,18 @@ def connect_error(
     if alone:
         _require_learning_behind(mechanism.plan, run, output)
     sender = mechanism.of_error(name, first=first)
-    if first:
-        mechanism.first_error = name
     layout = sender.layouts.of_pass(run, name, output, below, call.survey)
-    sender.sites = layout.sites
+    # Only what has changed: to set an attribute of a module takes as long as a small layer.
+    if first and mechanism.first_error != name:
+        mechanism.first_error = name
+    if torch.compiler.is_compiling() or sender.sites is not layout.sites:
+        sender.sites = layout.sites
     if call.signals is not None:
         given = GivenSignals([call.signals.pop(run.places[number], None) for number in below])
         return run.connect(output, given, below, just_in_time=False)
     final = mechanism.final_activation(name, output)
-    outputs = [run.outputs[i] for i in below] if run.outputs else ()
+    kept = run.outputs
+    outputs = [kept[i] for i in below] if kept else ()
     behind = None if final is None else (final, output.detach())
     handler = sender.make_handler(layout, outputs, call, behind)
     call.memories[name] = (handler.memory, layout.c)

@@ -117,8 +117,10 @@ class TrainingPass(TappedRun):
 
     def ends_in_tap(self, output: Tensor) -> int | None:
         """Return the number of the tap that handed ``output`` on, if the error is taken right there; else None."""
-        # The last tap first: it nearly always is that one.
-        return next((i for i in reversed(range(len(self.handed_on))) if self.handed_on[i] is output), None)
+        for number in reversed(range(len(self.handed_on))):  # the last tap first: it nearly always is that one
+            if self.handed_on[number] is output:
+                return number
+        return None
 
     def uncut(self) -> Tensor:
         """Take the last tap back, and return its output."""
@@ -181,7 +183,7 @@ class StoredGraphPass(TrainingPass):
 
     def _take(self, output: Tensor) -> Tensor:
         self._outputs.append(output)
-        if not self._is_gated():
+        if not (self._soft and self._is_gated()):
             return output.detach()
         handed_on = gated(output)
         self._soft_taps.append(SoftTap.of(handed_on, output))

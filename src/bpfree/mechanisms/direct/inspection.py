@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -24,6 +24,7 @@ from bpfree.mechanisms.direct.side_terms import fetched_through
 from bpfree.mechanisms.direct.streaming import refuse_gradients
 from bpfree.mechanisms.direct.survey import Survey, SurveyPass
 from bpfree.rerun.arguments import holders_in
+from bpfree.rerun.checkpoints import checkpoints_off
 from bpfree.rerun.own_graphs import OverwrittenError, of_version, own_graphs, with_version
 from bpfree.rerun.trial import copied, without_trace
 from bpfree.verification.finding import NOT_LEARNED, Finding
@@ -84,7 +85,9 @@ class Inspection:
         found = SurveyPass(graph.begin_segment)
         with without_trace(plan, self._call) as watched:
             given = copied(self._call)
-            with saved_tensors_hooks(graph.pack, graph.unpack), self._listening() as heard:
+            # A checkpoint would run its part again from numbers of an earlier segment, which are gone by then.
+            whole = nullcontext() if stored else checkpoints_off()
+            with saved_tensors_hooks(graph.pack, graph.unpack), whole, self._listening() as heard:
                 returned = self._run(PassState(run=found, again=True), given, watched)
             self.unheard = set(heard)
             self.survey = Survey.of(found, returned, self._kept(given))

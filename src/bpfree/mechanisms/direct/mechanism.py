@@ -447,7 +447,9 @@ class DirectMechanism(Mechanism):
 
     def take_targets(self) -> Tensor | None:
         """Return the targets that were given and not used yet, and forget them."""
-        targets, self._targets = self._targets, None
+        targets = self._targets
+        if targets is not None:
+            self._targets = None
         return targets
 
     def targets(self, targets: Tensor | Mapping[str, Tensor]) -> None:

@@ -38,12 +38,13 @@ class TapTable:
             return
         plan = self._mechanism.plan
         kind = (tuple(run.places), tuple(call.errors), plan.learning, call.signals is None)
-        if kind not in self._segments:
+        known = self._segments.get(kind)
+        if known is None:
             ends = {name: run.ends(output) for name, output in call.errors.items()}
             below = next(iter(ends.values()))[:-1]
             last = {name: found[-1] for name, found in ends.items()}
-            self._segments[kind] = Segments.of(plan, run.places, below, last)
-        self._last = self._segments[kind]
+            known = self._segments[kind] = Segments.of(plan, run.places, below, last)
+        self._last = known
 
     def rows(self) -> tuple[list[str], list[list[str]], list[str]]:
         """Return the header, a row for each tap (shape, feedback, the layers that learn from it), and remarks."""

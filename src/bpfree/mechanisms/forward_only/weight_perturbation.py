@@ -70,7 +70,7 @@ class WeightsMechanism(ForwardOnlyMechanism):
             self._rehearsal(call, lambda own: self._perturbed(), RunSnapshot.now(self.plan, call))
         if not self.recomputing():
             self.feedback.numbers["passes"] += 1
-        stack.enter_context(mode.entered(self.plan.model, kind, freeze=False))
+        stack.enter_context(mode.entered(self.plan, kind, freeze=False))
         stack.enter_context(self._perturbed())
 
     def _follow_model(self) -> None:

@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -159,6 +159,16 @@ class LearnedProjection(Projection):
         return f"{super().describe(site)}, learns"
 
 
+class _Step(NamedTuple):
+    """A step that a matrix is to take against ``direction``."""
+
+    name: str
+    matrix: Tensor
+    evidence: Tensor
+    direction: Tensor
+    size: Size
+
+
 class LearnedMechanism(DirectMechanism):
     """A direct mechanism whose feedback takes a step before it projects an error.
 
@@ -206,6 +216,7 @@ class LearnedMechanism(DirectMechanism):
         alone = self.plan.is_stage
         rows = len(error) * (1 if alone else ranks())
         width = sum(self.feedback[name].shape[1] for name in evidence)
+        steps: list[_Step] = []
         with torch.no_grad(), in_own_precision(error):
             for name, given in evidence.items():
                 given = given if alone else average_over_ranks(given)
@@ -213,7 +224,9 @@ class LearnedMechanism(DirectMechanism):
                 if sound is not None and sound.device.type == "cpu" and not sound:
                     continue
                 step = self.steps.count(name)
-                self._step(name, self._averaged(name, given, step, sound), Size(rows, width, step), sound)
+                averaged = self._averaged(name, given, step, sound)
+                steps.append(self._step(name, averaged, Size(rows, width, step), sound))
+            self._take(steps)
 
     def _averaged(self, name: str, evidence: Tensor, step: int, sound: Tensor | None) -> Tensor:
         weight = self.rule.memory(step)
@@ -224,7 +237,7 @@ class LearnedMechanism(DirectMechanism):
         average = self.averages[name]
         return average.lerp_(evidence if sound is None else torch.where(sound, evidence, average), weight)
 
-    def _step(self, name: str, evidence: Tensor, size: Size, sound: Tensor | None) -> None:
+    def _step(self, name: str, evidence: Tensor, size: Size, sound: Tensor | None) -> _Step:
         matrix = self.feedback[name]
         if name not in self._usual:
             # After a load the matrix has grown already.
@@ -237,16 +250,31 @@ class LearnedMechanism(DirectMechanism):
             )
         if sound is not None:
             direction = torch.where(sound, direction, 0.0)
-        if isinstance(matrix, nn.Parameter):
-            self._expect_steps(name, matrix, size)
-            matrix.grad = direction if matrix.grad is None else matrix.grad + direction
-        else:
-            matrix.sub_(direction, alpha=self.rule.rate(size))
-        norm = matrix.detach().norm()
-        if self._looks(matrix, size.step):
-            self._check(name, float(norm), float(evidence.norm()))
+        return _Step(name, matrix, evidence, direction, size)
+
+    def _take(self, steps: Sequence[_Step]) -> None:
+        """Take the steps of a pass, all at once: by themselves, small matrices take longer to be called for."""
+        by_rate: dict[float, list[_Step]] = {}
+        for step in steps:
+            if isinstance(step.matrix, nn.Parameter):
+                self._hand_to_optimizer(step, step.matrix)
+            else:
+                by_rate.setdefault(self.rule.rate(step.size), []).append(step)
+        for rate, group in by_rate.items():
+            torch._foreach_sub_([step.matrix for step in group], [step.direction for step in group], alpha=rate)
+        norms = torch._foreach_norm([step.matrix.detach() for step in steps]) if steps else ()
+        looked = [number for number, step in enumerate(steps) if self._looks(step.matrix, step.size.step)]
+        if looked:
+            of_evidence = torch._foreach_norm([steps[number].evidence for number in looked])
+            for number, evidence in zip(looked, of_evidence, strict=True):
+                self._check(steps[number].name, float(norms[number]), float(evidence))
         if self.rule.keeps_norm:
-            matrix.data.mul_(self.norms[name] / norm)
+            for step, norm in zip(steps, norms, strict=True):
+                step.matrix.data.mul_(self.norms[step.name] / norm)
+
+    def _hand_to_optimizer(self, step: _Step, matrix: nn.Parameter) -> None:
+        self._expect_steps(step.name, matrix, step.size)
+        matrix.grad = step.direction if matrix.grad is None else matrix.grad + step.direction
 
     @staticmethod
     def _looks(matrix: Tensor, step: int) -> bool:
