@@ -88,8 +88,8 @@ class GrAPE(ForwardLearnedRule):
         norm = matrix.norm()
         g, b = evidence / evidence.norm().clamp_min(tiny), matrix / norm.clamp_min(tiny)
         cosine = (g * b).sum()
-        along: Tensor = norm * (cosine * b - g)
-        return along * (1 - cosine)
+        along: Tensor = norm * (cosine * b - g) * (1 - cosine)
+        return along
 
     def rate(self, size: Size) -> float:
         """Return eta, times the passes that one step stands for."""
