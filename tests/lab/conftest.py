@@ -25,7 +25,9 @@ def _revisions_read_once() -> Iterator[None]:
         return made(config)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ScriptDirectory, "from_config", lambda config: of_folder(config.get_main_option("script_location")))
+        patch.setattr(
+            ScriptDirectory, "from_config", lambda config: of_folder(config.get_main_option("script_location"))
+        )
         yield
 
 
