@@ -9,8 +9,10 @@ demo: $(VENV)/lab
 	$(RUN)/bpfree demo
 
 # By file: what the tests of a file share is then made once. Three at a time: some wait for processes. (pytest 9.2 and xdist 3.8 take no notice of groups.)
+# Bytecode is kept, whatever the environment says: dozens of processes read the same files. Of pytest's plugins only the
+# one that is needed is loaded: the others' packages would be rewritten, assert by assert, in every process.
 test: install
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 3 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=1 $(RUN)/python -m pytest -p xdist.plugin -n 3 --dist loadfile
 
 check: install
 	$(RUN)/ruff format --check .

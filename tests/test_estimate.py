@@ -226,7 +226,7 @@ def test_the_noise_of_the_estimate_follows_its_law(double):
         assert measured == pytest.approx(float(site.width * total / 16), rel=0.15)
 
 
-@pytest.mark.parametrize("beta", [0.02, 0.1])
+@pytest.mark.parametrize("beta", [0.05, 0.2])
 def test_the_steady_cosine_follows_its_law(double, beta):
     """1/sqrt(1 + rho), rho = beta/(2 - beta) n sum_k |J_k|^2 / (N |J_l|^2), for an exponential average."""
     model, x = mlp(width=40, depth=3), torch.randn(32, 5)

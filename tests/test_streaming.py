@@ -586,7 +586,7 @@ import bpfree
 
 torch.set_num_threads(1)
 streaming = sys.argv[1] == "streaming"
-depth, width, rows = 24, 128, 16384  # 8 MiB an activation: tanh stores one a layer, linear none
+depth, width, rows = 24, 32, 32768  # 4 MiB an activation: tanh stores one a layer, linear none
 blocks = [part for _ in range(depth) for part in (nn.Linear(width, width), nn.Tanh())]
 model = nn.Sequential(*blocks, nn.Linear(width, 10))
 x, y = torch.randn(rows, width), torch.randint(0, 10, (rows,))
@@ -596,7 +596,7 @@ optimizer = torch.optim.SGD(model.parameters(), lr=.1)
 F.cross_entropy(model(x[:64]), y[:64]).backward()  # libraries are loaded, threads are started
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 96 * 2**20,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (used + 48 * 2**20,) * 2)
 losses = []
 for _ in range(2):
     optimizer.zero_grad()
@@ -611,7 +611,7 @@ print("trained")
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's address space limits")
 def test_a_model_that_does_not_fit_trains_by_streaming():
-    """Backpropagation asks for 24 activations of 8 MiB where the operating system allows 96 MiB more."""
+    """Backpropagation asks for 24 activations of 4 MiB where the operating system allows 48 MiB more."""
     found = {way: _limited(way) for way in ("streaming", "backpropagation")}
     assert found["streaming"].stdout.strip() == "trained", found["streaming"].stderr
     assert found["backpropagation"].returncode != 0

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Iterator
 
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from support import browser
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _revisions_read_once() -> Iterator[None]:
+    """Optuna reads the files of all its revisions whenever a database is opened; they are the same every time."""
+    made = ScriptDirectory.from_config
+
+    @functools.cache
+    def of_folder(folder: str) -> ScriptDirectory:
+        config = Config()
+        config.set_main_option("script_location", folder)
+        return made(config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            ScriptDirectory, "from_config", lambda config: of_folder(config.get_main_option("script_location"))
+        )
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,23 +69,19 @@ def test_the_duration_of_a_resumed_run_is_that_of_all_its_pieces(tmp_path: Path)
     )
 
 
-KILLED = """
-import sys, os, signal
-sys.path.insert(0, sys.argv[1])
-from lab import test_runs
-from support import tiny_lab
-from pathlib import Path
-stop = lambda: os.kill(os.getpid(), signal.SIGKILL)
-test_runs.run(tiny_lab.settings("DFA"), tiny_lab.splits(), Path(sys.argv[2]), display=test_runs.Interrupting(19, stop))
-"""
+def killed(directory: Path) -> None:
+    """Run until the process is killed, in the third step of the third epoch of eight steps each."""
+    stop = Interrupting(2 * STEPS + 3, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    run(tiny_lab.settings("DFA"), tiny_lab.splits(), directory, display=stop)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
 def test_a_killed_process_is_continued_bit_for_bit(tmp_path: Path) -> None:
-    # Killed in the third step of the third epoch of eight steps each.
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), str(tmp_path / "killed")]
-    ended = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=120, check=False)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    # A copy of this process: a new one would import everything again.
+    process = multiprocessing.get_context("fork").Process(target=killed, args=(tmp_path / "killed",))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     settings = tiny_lab.settings("DFA")
     assert not Places.of(settings, tiny_lab.splits(), tmp_path / "killed").record.exists()
     assert state(settings, tmp_path / "killed")["epoch"] == 1  # counted from 0: two are complete

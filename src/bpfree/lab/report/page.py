@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import vl_convert
+from altair.utils.schemapi import debug_mode
 from markupsafe import Markup
 
 from bpfree.lab.files import write_text
@@ -36,6 +37,7 @@ def write(comparison: Mapping[str, Any], path: Path) -> Path:
     return write_text(Path(path), html(comparison))
 
 
+@debug_mode(False)  # each chart is validated once, when it is whole, and not each of its parts when it is made
 def html(comparison: Mapping[str, Any]) -> str:
     """Return the page as text."""
     labels = series.labels(comparison)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import importlib
@@ -215,14 +216,23 @@ def _train_options(label: str, settings: Mapping[str, Any]) -> TrainOptions:
     given |= {name: value for name, value in settings.items() if name in general - overrides}
     rule, own = _rule(settings.get("rule"))
     own |= {name: value for name, value in settings.items() if name in overrides}
-    given |= {"rule": rule, "settings": {rule: own}}
+    given["rule"] = rule
     if "model" in given:
         given["model"] = _known_model(given["model"])
     parser = _parser()
     try:
-        return read_options(parser, parser.parse_object(given), TrainOptions)
+        found = parser.parse_object(given)
+        found["settings"] = copy.deepcopy(_rule_settings(json.dumps({rule: own}, sort_keys=True)))
+        return read_options(parser, found, TrainOptions)
     except ArgumentError as error:
         raise SettingsError(f"{label}: {in_one_line(str(error), 'settings')}") from error
+
+
+@functools.cache
+def _rule_settings(text: str) -> dict[str, Any]:
+    """Return a rule's settings, given as JSON, as the parser reads them: slowly, and few of a table's cells differ."""
+    found: dict[str, Any] = _parser().parse_object({"settings": json.loads(text)})["settings"]
+    return found
 
 
 def _known_model(given: Any) -> Any:
