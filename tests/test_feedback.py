@@ -152,6 +152,23 @@ class QuantizedProjector(nn.Module):
         return [signals[:, : site.width] for site in sites]
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_matrix_that_is_gone_is_drawn_again_and_one_that_does_not_fit_is_refused(shared):
+    """Between two passes of one shape, too, the matrices may change."""
+    model, attachment = attached(bpfree.Feedback(shared=shared))
+    x, feedback = torch.randn(2, 8), attachment.feedback
+    for _ in range(2):
+        model(x).sum().backward()
+    before = {name: feedback[name].clone() for name in feedback}
+    name = next(iter(before))
+    del feedback[name]
+    model(x).sum().backward()
+    torch.testing.assert_close(feedback[name], before[name], rtol=0, atol=0)
+    feedback[name] = torch.randn(10, 7)
+    with pytest.raises(bpfree.errors.StateError, match=r"shape \(10, 7\)"):
+        model(x)
+
+
 def test_a_module_projects_and_is_saved_with_the_attachment():
     projector = QuantizedProjector(10, 50)
     model, attachment = attached(projector)
