@@ -70,17 +70,12 @@ class Top(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, two residual blocks and a top; parts named in ``again`` run again in the backward pass, or the "model".
+    """Stem, two residual blocks and a top; parts named in ``again`` run again in the backward pass, or the "model"."""
 
-    Without ``deep`` it has the second block alone, which has a convolution on its shortcut.
-    """
-
-    def __init__(self, dropout=0.2, again=(), deep=True):
+    def __init__(self, dropout=0.2, again=()):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
-        if deep:
-            self.block1 = BasicBlock(8, 8, 1)
-        self.block2 = BasicBlock(8, 12, 2)
+        self.block1, self.block2 = BasicBlock(8, 8, 1), BasicBlock(8, 12, 2)
         self.top = Top(dropout)
         self.again = again
 
@@ -316,14 +311,14 @@ def _steps(case, rule, transform, count=3):
 
 @pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.FA(), bpfree.DRTP()], ids=str)
 def test_a_compiled_model_learns_as_the_eager_one(double, one_graph, rule):
-    case = resnet(dropout=0.0, deep=False)  # the compiler traces a second block as it traced the first
+    case = resnet(dropout=0.0)
     assert_same(_steps(case, rule, one_graph), _steps(case, rule, lambda model: model), 1e-9)
 
 
 @by_rule
 def test_a_compiled_function_takes_the_hooks_into_its_graph(double, one_graph, rule):
     # torch.compile(model) leaves the hooks of the model itself outside; a function that calls the model does not.
-    case = resnet(dropout=0.0, deep=False)
+    case = resnet(dropout=0.0)
     compiled = _steps(case, rule, lambda model: one_graph(lambda x: model(x)))
     assert_same(compiled, _steps(case, rule, lambda model: model), 1e-9)
 
