@@ -246,6 +246,25 @@ def test_backward_hooks_that_hear_such_a_loss_apart_are_told(name, is_told):
         assert len(heard) == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"threads": 2}], ids=str)
+@pytest.mark.parametrize("is_learned", [True, False])
+def test_backward_hooks_on_a_tap_under_such_a_loss_are_called_once(is_learned, options):
+    gradients, heard, asked = [], [], []
+    for factor in (1.0, 0.5):
+        model, x, _ = setting("returned")
+        model.t.register_full_backward_hook(lambda module, inputs, outputs, by=factor: (by * inputs[0],))
+        model.t.register_full_backward_hook(lambda module, inputs, outputs: heard.append(1))
+        model.t.register_full_backward_pre_hook(lambda module, outputs: asked.append(1))
+        bpfree.attach(model, bpfree.DFA(), **options)
+        output, balance = model(x)
+        (output.square().mean() + is_learned * balance).backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert len(heard) == len(asked) == 2
+    plain, scaled = gradients
+    for name, gradient in plain.items():
+        torch.testing.assert_close(scaled[name], gradient * (0.5 if name.startswith("b.") else 1.0))
+
+
 def test_models_without_such_terms_form_no_gradient_between_segments():
     model, x, y = setting("nowhere")
     bpfree.attach(model, bpfree.DFA())
