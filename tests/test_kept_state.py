@@ -5,6 +5,7 @@ What is expected comes from running the same model without a rule, or from one t
 
 import copy
 import itertools
+import pickle
 import random
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
@@ -593,6 +594,13 @@ def test_the_check_names_the_first_module_that_differs():
     assert "differs between two runs" in str(found)
 
 
+def test_verify_names_a_second_run_that_differs_where_it_explains_another_finding():
+    (x, *_), _ = batches()
+    report = bpfree.verify(bpfree.attach(Iterating(), bpfree.DFA()), x)
+    assert {finding.check for finding in report.findings} == {"taught", "second run"}
+    assert bpfree.verify(bpfree.attach(Iterating(), bpfree.FA()), x).is_right
+
+
 @pytest.mark.parametrize("build", MODELS)
 def test_the_check_finds_nothing_where_state_can_be_put_back(build):
     (x, *_), _ = batches()
@@ -696,6 +704,25 @@ def test_a_copy_of_an_attached_model_keeps_state_of_its_own():
     F.cross_entropy(twin(xs[1]), y).backward()
     assert len(model.history) == 1
     assert len(twin.history) == 2
+
+
+class Stopping(Containers):
+    """Raises in the middle of a pass."""
+
+    def forward(self, x):
+        super().forward(x)
+        raise KeyError("the user's own")
+
+
+@again
+def test_an_attached_model_can_be_copied_behind_a_pass_that_was_not_finished(rule, options):
+    (xs, _), model = batches(), Stopping()
+    bpfree.attach(model, rule, verify=False, **options)
+    with pytest.raises(KeyError):
+        model(xs[0])
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with pytest.raises(KeyError):
+            twin(xs[0])
 
 
 class Recorder(nn.Module):

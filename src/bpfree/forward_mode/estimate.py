@@ -159,6 +159,15 @@ class Estimator:
         self._start: RunSnapshot | None = None
         self._keep = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a copy, whose passes begin anew."""
+        return {**self.__dict__, "_start": None}
+
+    def drop(self) -> None:
+        """Forget the pass that began: nothing will be observed of it."""
+        self._start = None
+        self.tape.drop()
+
     @outside_compiled_code
     def begin(self, call: Call, *, keep: bool) -> None:
         """Note that a forward pass begins that :meth:`observe` will be called for.

@@ -96,9 +96,13 @@ class ObservingMechanism(DirectMechanism):
     def _on_end(self, call: PassState, args: Any, kwargs: Any, output: Any) -> Any:
         # Behind an exception torch goes through the hooks, which an estimating pass would add to. None may be a result.
         raised = output is None and sys.exc_info()[0] is not None
-        output = super()._on_end(call, args, kwargs, output)
-        if call.observed and call.memories and not raised:
-            self._observe(call, (args, kwargs))
+        try:
+            output = super()._on_end(call, args, kwargs, output)
+            if call.observed and call.memories and not raised:
+                self._observe(call, (args, kwargs))
+        finally:
+            if call.observed:
+                self._estimator.drop()
         return output
 
     @outside_compiled_code
