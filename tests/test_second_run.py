@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from contextlib import suppress
 
 import pytest
 import torch
@@ -198,3 +199,12 @@ def test_detached_before_its_error_a_stream_says_so(batch):
     attachment.detach()
     with pytest.raises(errors.StreamingError, match="detached between the model and"):
         loss.backward()
+
+
+@pytest.mark.parametrize(("rule", "options", "is_right"), [(*w, False) for w in AGAIN] + [(*w, True) for w in ONCE])
+def test_verify_finds_an_overwritten_argument_where_the_model_runs_again(batch, rule, options, is_right):
+    attachment = bpfree.attach(nn.Sequential(nn.ELU(inplace=True), *mlp()), rule, **options)
+    with suppress(() if is_right else errors.SecondRunError):
+        report = bpfree.verify(attachment, batch[0])
+        assert report.is_right == is_right
+        assert ("second run" in report.checks) != is_right

@@ -205,6 +205,29 @@ FOUND: dict[str, list[Case]] = {
             Model(parts=(*HIDDEN, Branch((Hooked((State(),), "backward"),), HIDDEN)), output="two", error_at=True),
         ),
     ],
+    "H: full backward hooks on a tap that a further loss uses are called twice, and change gradients twice": [
+        ("outputs", "DFA", Model(parts=(Hooked((Dense(),), "backward"),), output="two", taps=(1,), error_at=True)),
+        (
+            "outputs",
+            "DFA, one matrix a tap",
+            Model(
+                parts=(Dense(), Activation(), Extra(), Hooked((), "backward")),
+                output="dict",
+                taps=(3, 3),
+                error_at=True,
+            ),
+        ),
+        (
+            "detach",
+            "GrAPE, calibrated",
+            Model(
+                parts=(Dense(), Activation(), Extra(), Hooked((), "backward")),
+                output="dict",
+                taps=(3, 3),
+                error_at=True,
+            ),
+        ),
+    ],
     "H: what hooks on gradients move is put back behind a stream's second run": [
         ("outputs", "DKP, streaming", Model(parts=(Hooked((Dense(),), "backward"),), taps=(0, 0))),
         ("outputs", "DFA, streaming", Model(parts=(Hooked((Dense(),), "backward"),), taps=(0,))),
@@ -261,6 +284,16 @@ FOUND: dict[str, list[Case]] = {
         ),
         ("copies", "WeightMirror", Model(parts=(Dense(), Checkpoint((Dense(),))))),
         ("copies", "SignSymmetry, fixed", Model(parts=(Checkpoint((Tied("parameter"),)),))),
+    ],
+    "I: copies behind a pass that no tap has observed: the random state of its beginning was kept": [
+        ("copies", "GrAPE, calibrated", Model(parts=(Activation(),), output="tuple")),
+        ("copies", "FDFA, every second pass", Model(parts=(Dense(kind="activated"), Activation()), output="tuple")),
+        ("pickles", "ForwardGradient, activations", Model(parts=(Activation(),), output="tuple")),
+    ],
+    "I: verify finds second runs wrong where the model runs once": [
+        ("verify", "DFA", Model(parts=(Activation("elu", "in_place"),))),
+        ("verify", "WeightMirror", Model(parts=(Activation("elu", "in_place"),))),
+        ("verify", "SignSymmetry, batch", Model(parts=(Shared((Activation("silu", "in_place"),), times=3), Dense()))),
     ],
     "I: a checkpoint whose parts are joined, or whose tap ends the model: torch's CheckpointError": [
         ("untaught", "DFA, FA within", Model(parts=(Activation(), Checkpoint((Dense(),))))),

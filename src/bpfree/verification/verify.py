@@ -10,6 +10,7 @@ from bpfree.attachment import Attachment
 from bpfree.errors import VerificationError
 from bpfree.mechanisms.direct.inspection import Inspection
 from bpfree.mechanisms.direct.mechanism import DirectMechanism
+from bpfree.mechanisms.forward_only.mechanism import ForwardOnlyMechanism
 from bpfree.mechanisms.learned.observing import ObservingMechanism
 from bpfree.tabulate import tabulate
 from bpfree.verification.finding import Finding
@@ -48,7 +49,8 @@ def verify(attachment: Attachment, *args: Any, **kwargs: Any) -> Verification:
 
     - ``"taught"``: with backpropagation's signals at its taps, every parameter gets backpropagation's gradient.
     - ``"rows"``: no sample is in another sample's signal.
-    - ``"second run"``: the model gives the same numbers twice, and leaves what it keeps.
+    - ``"second run"``: the model gives the same numbers twice, and leaves what it keeps. Where a way of learning runs
+      it once, this is tried only to explain another finding.
     - ``"adjoint"``: tangents of the estimating pass and gradients belong together, <u, J v> = <J^T u, v>.
     - ``"layers"``: a layer that a layerwise rule serves passes backpropagation's gradient where B is W.
 
@@ -65,10 +67,12 @@ def verify(attachment: Attachment, *args: Any, **kwargs: Any) -> Verification:
             findings += Inspection(mechanism, (args, kwargs), thorough=True).findings
         except VerificationError as error:
             findings.append(Finding("taught", plan.error_name or "(model)", str(error), ""))
-    checks.append("second run")
-    if not any(finding.check == "second run" for finding in findings):
-        with attachment.paused():
-            findings += check_second_run(plan, (args, kwargs))
+    runs_again = plan.streaming or isinstance(mechanism, ObservingMechanism | ForwardOnlyMechanism)
+    if runs_again or findings:
+        checks.append("second run")
+        if not any(finding.check == "second run" for finding in findings):
+            with attachment.paused():
+                findings += check_second_run(plan, (args, kwargs))
     layers = check_layers(attachment, args, kwargs)
     if layers or not isinstance(mechanism, DirectMechanism) or attachment.within is not None:
         checks.append("layers")
