@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -129,3 +132,23 @@ def test_a_pipelines_pass_without_a_backward_pass_keeps_no_graph():
                 stage(x)
 
     assert peak_bytes(many) < 10 * x.nbytes
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("options", [{}, {"threads": 2}, {"streaming": True}], ids=str)
+@pytest.mark.parametrize(
+    ("between", "is_told"),
+    [(nn.Identity(), True), (nn.Softmax(1), True), (nn.Linear(8, 8), False), (nn.PReLU(), False)],
+)
+def test_backward_hooks_on_a_tap_right_behind_another_tap_are_told(between, is_told, options):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), copy.deepcopy(between), nn.Tanh(), nn.Linear(8, 3))
+    heard = []
+    for tap in (model[1], model[3]):
+        tap.register_full_backward_hook(lambda module, inputs, outputs: heard.append(module))
+    bpfree.attach(model, bpfree.DFA(), taps=["1", "3"], **options)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        output = model(torch.randn(5, 6))
+    assert any("backward hooks on '3' do not see" in str(warning.message) for warning in told) == is_told
+    output.square().mean().backward()
+    assert sorted(heard, key=list(model).index) == ([model[1]] if is_told else [model[1], model[3]])

@@ -228,6 +228,13 @@ FOUND: dict[str, list[Case]] = {
             ),
         ),
     ],
+    "H: full backward hooks on a tap right behind another tap are not called, and not named": [
+        *(
+            ("outputs", rule, Model(parts=(*HIDDEN, Hooked((Activation(),), "backward")), taps=(1, 2)))
+            for rule in ("DFA", "LMS, stepped by an optimizer", "DKP, streaming")
+        ),
+        ("outputs", "GrAPE", Model(parts=(*HIDDEN, Hooked((), "backward")), output="two", taps=(1, 2), error_at=True)),
+    ],
     "H: what hooks on gradients move is put back behind a stream's second run": [
         ("outputs", "DKP, streaming", Model(parts=(Hooked((Dense(),), "backward"),), taps=(0, 0))),
         ("outputs", "DFA, streaming", Model(parts=(Hooked((Dense(),), "backward"),), taps=(0,))),

@@ -80,8 +80,8 @@ class FirstLook:
                 "backward hooks",
                 f"full backward hooks on {name_some(inspection.unheard)} do not see what they would under "
                 "backpropagation: no gradient passes a tap, and one comes for every step of a window= and for every "
-                "further loss that is made of a tap's output. Put the hooks on taps, or on modules between a tap and "
-                "a layer with weights.",
+                "further loss that is made of a tap's output. Put the hooks on modules, or on taps, that have a layer "
+                "with weights between them and the next tap below.",
             )
         self._remarks = self._describe(survey)
         inspection.require_right()

@@ -63,11 +63,13 @@ class Inspection:
         self.unheard: set[str] = set()
         plan = mechanism.plan
         taps = set() if plan.window > 1 else set(plan.taps.values())
-        self._hooked = {
+        hooked = {
             name: module
             for name, module in plan.model.named_modules()
-            if (module._backward_hooks or module._backward_pre_hooks) and name and module not in taps
+            if (module._backward_hooks or module._backward_pre_hooks) and name
         }
+        self._hooked = {name: module for name, module in hooked.items() if module not in taps}
+        self._hooked_taps = hooked.keys() - self._hooked.keys()
         # No layerwise rule within the segments takes part: the comparison is with backpropagation's signals.
         with silent_rules(), own_graphs():
             exact = self._look()
@@ -90,6 +92,8 @@ class Inspection:
             with saved_tensors_hooks(graph.pack, graph.unpack), whole, self._listening() as heard:
                 returned = self._run(PassState(run=found, again=True), given, watched)
             self.unheard = set(heard)
+            if self._hooked_taps:
+                self.unheard |= found.idle & self._hooked_taps
             self.survey = Survey.of(found, returned, self._kept(given))
             del returned, heard
             laid_out = self._laid_out(found)

@@ -91,6 +91,17 @@ class SurveyPass(TappedRun):
         """True if a tap's output was changed in place after the tap: gradients of this graph are wrong then."""
         return [tap._version for tap in self.taps] != self._versions
 
+    @property
+    def idle(self) -> set[str]:
+        """The names of the taps that come right behind other taps: nothing between them learns."""
+        marks = {tap.grad_fn for tap in self.taps}
+        found = set()
+        for name, tap in zip(self.names, self.taps, strict=True):
+            below = list(graph_nodes(tap, stops=marks - {tap.grad_fn}))
+            if marks.intersection(below[1:]) and not any(hasattr(node, "variable") for node in below):
+                found.add(name)
+        return found
+
     def reach_again(self, name: str, output: Any) -> Any:
         """Mark the errors of one place."""
         self.reached.add(name)
