@@ -13,7 +13,7 @@ from torch import Tensor
 from bpfree.axes.layout import resized
 from bpfree.distributed import is_sharded, ranks
 from bpfree.mechanisms.direct.delivery import ErrorHandler, Layout
-from bpfree.mechanisms.direct.forward_pass import StoredGraphPass, TappedRun, TrainingPass
+from bpfree.mechanisms.direct.forward_pass import StoredGraphPass, TappedPass, TrainingPass
 from bpfree.mechanisms.direct.learn_in_forward import LearnInForwardPass
 from bpfree.mechanisms.direct.segment_leaves import SegmentLeaves, kind_of_pass
 from bpfree.mechanisms.direct.streaming import StreamingPass
@@ -36,7 +36,7 @@ class PassChooser:
         carried: With a window, the signals that the taps' segments learned from in the last backward pass.
     """
 
-    def __init__(self, plan: Plan, rerun: Callable[[frozenset[str], TappedRun, Any], Tensor]) -> None:
+    def __init__(self, plan: Plan, rerun: Callable[[frozenset[str], TappedPass, Any], Tensor]) -> None:
         self._plan, self._rerun = plan, rerun
         self._leaves: dict[Any, SegmentLeaves] = {}
         # The kinds of streaming passes whose runs have been compared.
@@ -87,7 +87,7 @@ class PassChooser:
         aside: frozenset[str],
         survey: Survey,
     ) -> TrainingPass:
-        """Make the run for the pass that begins.
+        """Make the pass that begins.
 
         Args:
             known: The layout of an earlier pass.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def connect_error(
     mechanism: DirectMechanism,
     call: PassState,
-    run: TrainingPass,
+    tapped: TrainingPass,
     name: str,
     output: Tensor,
     *,
@@ -35,7 +35,7 @@ def connect_error(
     Args:
         mechanism: The rule on its model.
         call: The model's present call.
-        run: The run of this call.
+        tapped: The pass of this call.
         name: The error's name.
         output: The tensor at which the error is taken.
         first: True if this is the first error.
@@ -44,42 +44,42 @@ def connect_error(
     Raises:
         ErrorPlacementError: No tap lies below it, or nothing that learns lies between the last tap and it.
     """
-    tap = run.ends_in_tap(output)
-    if alone and tap is not None and tap == len(run.names) - 1:
+    tap = tapped.ends_in_tap(output)
+    if alone and tap is not None and tap == len(tapped.names) - 1:
         # The model ends in a tap (a final sigmoid, say): the error itself is that tap's exact gradient.
-        output, tap = run.uncut(), None
+        output, tap = tapped.uncut(), None
     elif tap is not None and call.signals is None:
-        output = run.outputs[tap]
+        output = tapped.outputs[tap]
     else:  # signals that are given already hold what this error sends to the tap that it lies at
         tap = None
-    below = [number for number in _below(call, run, name, alone=alone) if number != tap]
+    below = [number for number in _below(call, tapped, name, alone=alone) if number != tap]
     call.errors[name] = output
     if not below:
         if mechanism.plan.is_stage or not alone:
             return output
         raise _no_tap_below(call, mechanism.plan)
     if alone:
-        _require_learning_behind(mechanism.plan, run, output)
+        _require_learning_behind(mechanism.plan, tapped, output)
     sender = mechanism.of_error(name, first=first)
-    layout = sender.layouts.of_pass(run, name, output, below, call.survey)
+    layout = sender.layouts.of_pass(tapped, name, output, below, call.survey)
     # Only what has changed: to set an attribute of a module takes as long as a small layer.
     if first and mechanism.first_error != name:
         mechanism.first_error = name
     if torch.compiler.is_compiling() or sender.sites is not layout.sites:
         sender.sites = layout.sites
     if call.signals is not None:
-        given = GivenSignals([call.signals.pop(run.places[number], None) for number in below])
-        return run.connect(output, given, below, just_in_time=False)
+        given = GivenSignals([call.signals.pop(tapped.places[number], None) for number in below])
+        return tapped.connect(output, given, below, just_in_time=False)
     final = mechanism.final_activation(name, output)
-    kept = run.outputs
+    kept = tapped.outputs
     outputs = [kept[i] for i in below] if kept else ()
     behind = None if final is None else (final, output.detach())
     handler = sender.make_handler(layout, outputs, call, behind)
     call.memories[name] = (handler.memory, layout.c)
-    if not mechanism.rule.sends_signals and type(run) is StoredGraphPass:
+    if not mechanism.rule.sends_signals and type(tapped) is StoredGraphPass:
         # A gradient of nothing would still call the hooks of everything below.
-        return run.connect(output, NoSignals(handler), (), just_in_time=False)
-    return run.connect(output, handler, below, just_in_time=layout.just_in_time)
+        return tapped.connect(output, NoSignals(handler), (), just_in_time=False)
+    return tapped.connect(output, handler, below, just_in_time=layout.just_in_time)
 
 
 def require_plain_pass(plan: Plan) -> None:
@@ -91,13 +91,13 @@ def require_plain_pass(plan: Plan) -> None:
         )
 
 
-def _below(call: PassState, run: TrainingPass, name: str, *, alone: bool) -> Sequence[int]:
+def _below(call: PassState, tapped: TrainingPass, name: str, *, alone: bool) -> Sequence[int]:
     """Return the numbers of the taps below an error, by the survey, and of the taps that the survey did not see."""
     survey = call.survey
     if alone or survey is None or name not in survey.below:
-        return range(len(run.places))
+        return range(len(tapped.places))
     others = survey.places - survey.below[name]
-    return [number for number, place in enumerate(run.places) if place not in others]
+    return [number for number, place in enumerate(tapped.places) if place not in others]
 
 
 def _no_tap_below(call: PassState, plan: Plan) -> ErrorPlacementError:
@@ -112,9 +112,9 @@ def _no_tap_below(call: PassState, plan: Plan) -> ErrorPlacementError:
     )
 
 
-def _require_learning_behind(plan: Plan, run: TrainingPass, output: Tensor) -> None:
-    if not run.learns(output) and not has_frozen_behind(plan.model, run.names[-1]):
+def _require_learning_behind(plan: Plan, tapped: TrainingPass, output: Tensor) -> None:
+    if not tapped.learns(output) and not has_frozen_behind(plan.model, tapped.names[-1]):
         raise ErrorPlacementError(
-            f"nothing that learns lies between the last tap, {run.names[-1]!r}, and {plan.where}: the tap "
+            f"nothing that learns lies between the last tap, {tapped.names[-1]!r}, and {plan.where}: the tap "
             "would cut the output layer off from its exact gradient. Leave that tap out."
         )

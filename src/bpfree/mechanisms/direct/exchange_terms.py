@@ -18,20 +18,20 @@ from bpfree.segments import Reach
 from bpfree.tap_values import put
 
 
-def exchange_terms(plan: Plan, call: PassState, run: TrainingPass, output: Any, given: Any) -> Any:
+def exchange_terms(plan: Plan, call: PassState, tapped: TrainingPass, output: Any, given: Any) -> Any:
     """Exchange, when a pass has ended, the side terms that the model returns or keeps on itself or in its arguments.
 
     Args:
         plan: The model.
         call: The model's present call.
-        run: The run of this call.
+        tapped: The pass of this call.
         output: The model's output.
         given: The model's arguments, (args, kwargs).
 
     Returns:
         The output, with other tensors for its side terms.
     """
-    exchanged = _exchanged(plan, call, run)
+    exchanged = _exchanged(plan, call, tapped)
     if exchanged is None:
         return output
     for path, term in list(tensors_in(output)):
@@ -46,13 +46,13 @@ def exchange_terms(plan: Plan, call: PassState, run: TrainingPass, output: Any, 
     return output
 
 
-def _exchanged(plan: Plan, call: PassState, run: TrainingPass) -> Callable[[Tensor], Tensor | None] | None:
+def _exchanged(plan: Plan, call: PassState, tapped: TrainingPass) -> Callable[[Tensor], Tensor | None] | None:
     """Return the function that makes the replacement of a side term; None if all of them may stay."""
-    if run.soft_taps:
+    if tapped.soft_taps:
         exits = {exit_.grad_fn for exit_ in call.exits.values()}
-        return partial(joined_to_taps, run.soft_taps, exits, run.fetching)
+        return partial(joined_to_taps, tapped.soft_taps, exits, tapped.fetching)
     if plan.window > 1 and call.survey is not None and call.survey.sides:
         exits = {exit_.grad_fn for exit_ in call.exits.values()}
-        inner = Reach.of(*run.outputs, *call.errors.values()).inner
+        inner = Reach.of(*tapped.outputs, *call.errors.values()).inner
         return lambda term: refused(term) if has_nodes_in(term, inner, exits) else None
     return None

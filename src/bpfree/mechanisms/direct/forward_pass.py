@@ -21,14 +21,14 @@ Cut: TypeAlias = Callable[[Tensor], Tensor]
 """Maps a tap's output to the tensor that the tap hands on. It must not hold a pass, because it lives longer."""
 
 
-class TappedRun(ABC):
-    """One run of the model, cut at its taps.
+class TappedPass(ABC):
+    """A pass of the model, cut at its taps.
 
     Attributes:
         names: The names of the tap modules whose outputs were cut, one entry per call.
         places: The names of these calls: the module's name, with ``#2``, ``#3``, ... from its second call on.
         aside: The calls that are left alone: no error lies above them.
-        reached: The errors' places that the run has reached.
+        reached: The errors' places that the pass has reached.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ def detached(output: Tensor) -> Tensor:
     return output.detach()
 
 
-class TrainingPass(TappedRun):
+class TrainingPass(TappedPass):
     """A forward pass of the user: its error will come.
 
     Attributes:
@@ -96,7 +96,7 @@ class TrainingPass(TappedRun):
 
     @property
     def outputs(self) -> Sequence[Tensor]:
-        """The taps' outputs h_l with the graphs of their segments, if the run keeps them."""
+        """The taps' outputs h_l with the graphs of their segments, if the pass keeps them."""
         return ()
 
     @property
@@ -129,7 +129,7 @@ class TrainingPass(TappedRun):
         return self._give_back()
 
     def close(self) -> None:
-        """Put back everything that the run has changed. Called where the error is taken, or else at the pass's end."""
+        """Put back everything that the pass has changed. Called where the error is taken, or else at the pass's end."""
 
     def on_end(self, output: Any) -> None:
         """Called with the output of the model."""

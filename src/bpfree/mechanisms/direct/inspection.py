@@ -90,7 +90,7 @@ class Inspection:
             # A checkpoint would run its part again from numbers of an earlier segment, which are gone by then.
             whole = nullcontext() if stored else checkpoints_off()
             with saved_tensors_hooks(graph.pack, graph.unpack), whole, self._listening() as heard:
-                returned = self._run(PassState(run=found, again=True), given, watched)
+                returned = self._run(PassState(tapped=found, again=True), given, watched)
             self.unheard = set(heard)
             if self._hooked_taps:
                 self.unheard |= found.idle & self._hooked_taps
@@ -149,7 +149,7 @@ class Inspection:
         mechanism, plan = self._mechanism, self._mechanism.plan
         state = PassState(again=True, survey=self.survey, signals={} if exact is None else dict(exact.signals))
         with without_trace(plan, self._call) as watched, mechanism.stored():
-            state.run, found = mechanism.start_run(self.survey), None
+            state.tapped, found = mechanism.start_pass(self.survey), None
             with suppress(OverwrittenError):
                 found = self._gradients_of_cut(state, exact, watched)
         if exact is not None and found is not None:

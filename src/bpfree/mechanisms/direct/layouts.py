@@ -38,12 +38,12 @@ class Layouts:
         return {**self.__dict__, "last": None}
 
     def of_pass(
-        self, run: TrainingPass, error_name: str, output: Tensor, below: Sequence[int], survey: Survey | None
+        self, tapped_pass: TrainingPass, error_name: str, output: Tensor, below: Sequence[int], survey: Survey | None
     ) -> Layout:
         """Return the layout of a pass with these taps below the error at ``output``; it is kept for equal shapes."""
         compiling = torch.compiler.is_compiling()
-        names, places = [run.names[i] for i in below], [run.places[i] for i in below]
-        shapes, formats = [run.shapes[i] for i in below], [run.formats[i] for i in below]
+        names, places = [tapped_pass.names[i] for i in below], [tapped_pass.places[i] for i in below]
+        shapes, formats = [tapped_pass.shapes[i] for i in below], [tapped_pass.formats[i] for i in below]
         key = (output.shape, output.dtype, output.device, tuple(places), shapes, formats)
         last = self.last
         if not compiling and last is not None and key == last.key:

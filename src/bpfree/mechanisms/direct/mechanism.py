@@ -44,7 +44,7 @@ from bpfree.mechanisms.direct.delivery import Layout, PassMemory
 from bpfree.mechanisms.direct.exchange_terms import exchange_terms
 from bpfree.mechanisms.direct.final_activation import FinalActivation
 from bpfree.mechanisms.direct.first_look import FirstLook
-from bpfree.mechanisms.direct.forward_pass import Cut, TappedRun, TrainingPass
+from bpfree.mechanisms.direct.forward_pass import Cut, TappedPass, TrainingPass
 from bpfree.mechanisms.direct.layouts import Layouts
 from bpfree.mechanisms.direct.pass_state import PassStack, PassState
 from bpfree.mechanisms.direct.rule_signals import RuleSignals
@@ -224,13 +224,13 @@ class DirectMechanism(Mechanism):
                 self._look_at_model()
                 warn_of_input_gradients((*args, *kwargs.values()), self.tell_once, self.rule)
                 self.first_look.at(call, *stack.arguments)
-            call.run = self.start_run(call.survey)
+            call.tapped = self.start_pass(call.survey)
         if not again:  # after the first look, which may run the model without gradients
             stack.ungraded = not active
         stack.calls.append(call)
         self._on_begin(call, (args, kwargs))
-        run = call.run
-        return run.enter(args, kwargs) if isinstance(run, TrainingPass) else None
+        tapped = call.tapped
+        return tapped.enter(args, kwargs) if isinstance(tapped, TrainingPass) else None
 
     def _look_at_model(self) -> None:
         """Follow the model where its modules or its hooks have changed."""
@@ -240,22 +240,22 @@ class DirectMechanism(Mechanism):
             self._follow_model()
         self._let_cuts_be_last()
 
-    def start_run(self, survey: Survey | None) -> TappedRun:
-        """Return a run for a pass that begins."""
+    def start_pass(self, survey: Survey | None) -> TappedPass:
+        """Make the pass that begins."""
         ready = not self.rule.needs_error and self._targets is not None
         aside = frozenset() if survey is None else self.first_look.left_alone(survey)
         handler = self.make_handler if ready else None
-        run = self.passes.start(self.layouts.last, handler, aside, survey or Survey(frozenset(), {}))
-        run.aside = aside
-        return run
+        tapped = self.passes.start(self.layouts.last, handler, aside, survey or Survey(frozenset(), {}))
+        tapped.aside = aside
+        return tapped
 
     def _on_begin(self, state: PassState, call: Any) -> None:
-        """Prepare for the pass ``state`` on ``call``, (args, kwargs). A state without a run is not the rule's."""
+        """Prepare for the pass ``state`` on ``call``, (args, kwargs). Without ``tapped`` it is not the rule's."""
 
     def _abandon(self, call: PassState) -> None:
         """Let the present pass be plain autograd."""
         _close(call)
-        call.run = None
+        call.tapped = None
 
     # -- at a tap ------------------------------------------------------------------------------------------------------
 
@@ -266,21 +266,21 @@ class DirectMechanism(Mechanism):
             return self._cut_in_checkpoint(call, name, module, args, output)
         if call is None:
             return self._tell_of_no_pass(name)
-        run, plan = call.run, self.plan
-        if run is None:
+        tapped, plan = call.tapped, self.plan
+        if tapped is None:
             return None
-        if run.reached and len(run.reached) == len(plan.errors):
-            if isinstance(run, TrainingPass):
+        if tapped.reached and len(tapped.reached) == len(plan.errors):
+            if isinstance(tapped, TrainingPass):
                 self._require_default_tap(name)
             return None
-        place = run.count_call(name)
-        if place in run.aside:
+        place = tapped.count_call(name)
+        if place in tapped.aside:
             return None
         key = plan.tensor_keys.get(name)
         tensor = take(output, key, name)
         if (module._backward_hooks or module._backward_pre_hooks) and module is not plan.model:
             tensor = with_backward_hooks(module, args, tensor)
-        handed_on = run.cut(name, place, tensor)
+        handed_on = tapped.cut(name, place, tensor)
         return handed_on if tensor is output else put(output, key, handed_on)
 
     def _cut_in_checkpoint(self, call: PassState | None, name: str, module: nn.Module, args: Any, output: Any) -> Any:
@@ -291,11 +291,11 @@ class DirectMechanism(Mechanism):
             cut, key = self._in_checkpoints.next(second), self.plan.tensor_keys.get(name)
             handed_on = None if cut is None else put(output, key, cut(take(output, key, name)))
         else:  # also if the whole pass is run again: then its error is taken again too
-            run = None if call is None else call.run
-            before = 0 if run is None else len(run.names)
+            tapped = None if call is None else call.tapped
+            before = 0 if tapped is None else len(tapped.names)
             handed_on = self._cut_at_tap(name, module, args, output, alone=True)
-            if run is not None and len(run.names) > before:
-                cut = run.last_cut()
+            if tapped is not None and len(tapped.names) > before:
+                cut = tapped.last_cut()
         self._in_checkpoints.note(around.first, cut)
         return handed_on
 
@@ -321,7 +321,7 @@ class DirectMechanism(Mechanism):
 
     def _take_errors(self, place: str, module: nn.Module, args: Any, output: Any) -> Any:
         call = self._calls().top
-        if call is None or call.run is None:
+        if call is None or call.tapped is None:
             return None
         if (
             not call.is_compiled
@@ -329,15 +329,15 @@ class DirectMechanism(Mechanism):
             and checkpoints_around().second_run_within(call.around) is not None
         ):
             return None  # the error was taken in the first run of this part
-        run = call.run
-        if not isinstance(run, TrainingPass):
-            return run.reach_again(place, output)
+        tapped = call.tapped
+        if not isinstance(tapped, TrainingPass):
+            return tapped.reach_again(place, output)
         # Noted before anything raises: _end_pass runs all the same, and must not raise a second error.
-        twice = place in run.reached
-        run.reached.add(place)
-        if len(run.reached) == len(self.plan.errors):
-            run.close()
-        found = errors_of(output, partial(_is_error, call, run, place))
+        twice = place in tapped.reached
+        tapped.reached.add(place)
+        if len(tapped.reached) == len(self.plan.errors):
+            tapped.close()
+        found = errors_of(output, partial(_is_error, call, tapped, place))
         if not found:
             raise not_a_tensor(self.plan, output)
         if twice:
@@ -345,11 +345,11 @@ class DirectMechanism(Mechanism):
         alone = len(self.plan.errors) == 1 and isinstance(output, Tensor)
         if not alone:
             require_plain_pass(self.plan)
-            run.several = True
+            tapped.several = True
         connected: dict[str, Tensor] = {}
         for path, tensor in found.items():
             name, first = error_key(place, path), not connected and place == self.plan.error_name
-            exit_ = self._connect(call, run, name, tensor, first=first, alone=alone)
+            exit_ = self._connect(call, tapped, name, tensor, first=first, alone=alone)
             call.exits[name] = exit_
             # Also a stage where nothing learns must send the error to the other stages.
             stands_in = self.plan.is_stage and not exit_.requires_grad
@@ -357,9 +357,9 @@ class DirectMechanism(Mechanism):
         return connected[""] if alone else replace_errors(output, connected)
 
     def _connect(
-        self, call: PassState, run: TrainingPass, name: str, output: Tensor, *, first: bool, alone: bool
+        self, call: PassState, tapped: TrainingPass, name: str, output: Tensor, *, first: bool, alone: bool
     ) -> Tensor:
-        return connect_error(self, call, run, name, output, first=first, alone=alone)
+        return connect_error(self, call, tapped, name, output, first=first, alone=alone)
 
     def final_activation(self, name: str, output: Tensor) -> FinalActivation | None:
         """Return the softmax or sigmoid before which this error is taken; None if the user has named the place."""
@@ -406,7 +406,7 @@ class DirectMechanism(Mechanism):
     def _end_pass(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         stack = self._calls()
         call = stack.top
-        if call is None or (call.again and not isinstance(call.run, TrainingPass)):
+        if call is None or (call.again and not isinstance(call.tapped, TrainingPass)):
             return None
         try:
             return self._on_end(call, args, kwargs, output)
@@ -416,15 +416,15 @@ class DirectMechanism(Mechanism):
                 stack.calls.pop()
 
     def _on_end(self, call: PassState, args: Any, kwargs: Any, output: Any) -> Any:
-        run = call.run
+        tapped = call.tapped
         # Without an output the forward pass raised: that error goes to the user, not ours.
-        if not isinstance(run, TrainingPass) or output is None:
+        if not isinstance(tapped, TrainingPass) or output is None:
             return None
-        if not run.reached:
+        if not tapped.reached:
             raise not_reached(self.plan.error_name)
-        run.on_end(output)
-        output = exchange_terms(self.plan, call, run, output, (args, kwargs))
-        self._table.note(call, run)
+        tapped.on_end(output)
+        output = exchange_terms(self.plan, call, tapped, output, (args, kwargs))
+        self._table.note(call, tapped)
         if call.first and call.survey is not None:
             self._require_same_outputs(call, call.survey)
         return output
@@ -499,9 +499,9 @@ class DirectMechanism(Mechanism):
         finally:
             del calls[known:]
 
-    def _rerun(self, aside: frozenset[str], run: TappedRun, call: Any) -> Tensor:
+    def _rerun(self, aside: frozenset[str], tapped: TappedPass, call: Any) -> Tensor:
         """Run the model on ``call``, (args, kwargs), as far as the error's place, and return the output there."""
-        run.aside = aside
+        tapped.aside = aside
         if not self._handles:
             raise StreamingError(
                 "the rule was detached between the model and loss.backward(), which under streaming runs the model "
@@ -509,7 +509,7 @@ class DirectMechanism(Mechanism):
             )
         args, kwargs = call
         try:
-            with self.running(PassState(run=run, again=True)):
+            with self.running(PassState(tapped=tapped, again=True)):
                 self.plan.model(*args, **kwargs)
         except StopForward as reached:
             output: Tensor = reached.output
@@ -541,14 +541,14 @@ class DirectMechanism(Mechanism):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _is_error(call: PassState, run: TrainingPass, place: str, path: str, tensor: Tensor) -> bool:
+def _is_error(call: PassState, tapped: TrainingPass, place: str, path: str, tensor: Tensor) -> bool:
     """Return whether a tensor among several is an error although cuts have left it without a graph."""
     if call.survey is None:
-        return run.ends_in_tap(tensor) is not None
+        return tapped.ends_in_tap(tensor) is not None
     return bool(call.survey.below.get(error_key(place, path)))
 
 
 def _close(call: PassState) -> None:
     """Put back what the pass has changed around it."""
-    if isinstance(call.run, TrainingPass):
-        call.run.close()
+    if isinstance(call.tapped, TrainingPass):
+        call.tapped.close()

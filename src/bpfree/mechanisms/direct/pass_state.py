@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bpfree.mechanisms.direct.delivery import PassMemory
-from bpfree.mechanisms.direct.forward_pass import TappedRun
+from bpfree.mechanisms.direct.forward_pass import TappedPass
 from bpfree.mechanisms.direct.survey import Survey
 from bpfree.rerun.checkpoints import NOWHERE, Around
 
@@ -24,7 +24,7 @@ class PassState:
         frame: The frame of Python that the call came from.
         around: The checkpoints around it.
         is_compiled: True if it is being compiled.
-        run: Cuts the graph at the taps; None if the call is plain autograd.
+        tapped: The pass, which cuts the graph at the taps; None if the call is plain autograd.
         again: True if it is a rerun that the rule has asked for.
         entered: True if that rerun has begun.
         survey: The survey of such a pass.
@@ -41,7 +41,7 @@ class PassState:
     frame: FrameType | None = None
     around: Around = NOWHERE
     is_compiled: bool = False
-    run: TappedRun | None = None
+    tapped: TappedPass | None = None
     again: bool = False
     entered: bool = False
     survey: Survey | None = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bpfree.errors import StreamingError
-from bpfree.mechanisms.direct.forward_pass import Cut, TappedRun
+from bpfree.mechanisms.direct.forward_pass import Cut, TappedPass
 from bpfree.mechanisms.direct.segment_leaves import SegmentLeaves
 from bpfree.rerun.fingerprint import Fingerprint
 from bpfree.rerun.own_graphs import own_graphs
@@ -17,7 +17,7 @@ from bpfree.rerun.snapshot import Autocast
 from bpfree.segments import Reach
 
 
-class DryRun(TappedRun):
+class DryRun(TappedPass):
     """A rerun that only finds the leaves of every segment.
 
     Args:

@@ -21,7 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from bpfree.errors import StreamingError
 from bpfree.mechanisms.autograd import first_order_only, used_record
 from bpfree.mechanisms.direct.delivery import ErrorHandler
-from bpfree.mechanisms.direct.forward_pass import TappedRun, TrainingPass
+from bpfree.mechanisms.direct.forward_pass import TappedPass, TrainingPass
 from bpfree.mechanisms.direct.second_runs import DryRun, KeepingDryRun, LearningRun
 from bpfree.mechanisms.direct.segment_leaves import SegmentLeaves, kind_of_pass
 from bpfree.mechanisms.no_gradient_warnings import warn_of_results
@@ -32,8 +32,8 @@ from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.snapshot import Autocast, RunSnapshot
 from bpfree.segments import Reach
 
-Rerun: TypeAlias = Callable[[TappedRun, Any], Tensor]
-"""Runs the model on arguments as far as the error's place, cut by the given run; returns the output there."""
+Rerun: TypeAlias = Callable[[TappedPass, Any], Tensor]
+"""Runs the model on arguments as far as the error's place, cut by the given pass; returns the output there."""
 
 
 _GONE = torch.empty(0)

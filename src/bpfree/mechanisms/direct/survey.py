@@ -16,7 +16,7 @@ from bpfree.error_values import error_tensors, replace_errors
 from bpfree.errors import ErrorPlacementError
 from bpfree.mechanisms.autograd import mark
 from bpfree.mechanisms.direct.final_activation import FinalActivation
-from bpfree.mechanisms.direct.forward_pass import Cut, TappedRun
+from bpfree.mechanisms.direct.forward_pass import Cut, TappedPass
 from bpfree.mechanisms.direct.side_terms import has_nodes_in, nodes_below
 from bpfree.segments import Reach, graph_nodes
 
@@ -41,8 +41,8 @@ def errors_of(output: Any, is_cut: Callable[[str, Tensor], bool]) -> dict[str, T
     }
 
 
-class SurveyPass(TappedRun):
-    """A run whose graph is whole, with a mark at every tap and every error.
+class SurveyPass(TappedPass):
+    """A pass whose graph is whole, with a mark at every tap and every error.
 
     Args:
         at_tap: Called before each tap's mark is made.

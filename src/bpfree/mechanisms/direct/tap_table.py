@@ -32,18 +32,18 @@ class TapTable:
         self._segments.clear()
         self._last = None
 
-    def note(self, call: PassState, run: TrainingPass) -> None:
+    def note(self, call: PassState, tapped: TrainingPass) -> None:
         """Note the segments of a pass that has ended."""
         if torch.compiler.is_compiling():
             return
         plan = self._mechanism.plan
-        kind = (tuple(run.places), tuple(call.errors), plan.learning, call.signals is None)
+        kind = (tuple(tapped.places), tuple(call.errors), plan.learning, call.signals is None)
         known = self._segments.get(kind)
         if known is None:
-            ends = {name: run.ends(output) for name, output in call.errors.items()}
+            ends = {name: tapped.ends(output) for name, output in call.errors.items()}
             below = next(iter(ends.values()))[:-1]
             last = {name: found[-1] for name, found in ends.items()}
-            known = self._segments[kind] = Segments.of(plan, run.places, below, last)
+            known = self._segments[kind] = Segments.of(plan, tapped.places, below, last)
         self._last = known
 
     def rows(self) -> tuple[list[str], list[list[str]], list[str]]:

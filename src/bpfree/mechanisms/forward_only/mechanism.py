@@ -113,8 +113,8 @@ class ForwardOnlyMechanism(Mechanism):
         super().remove()
         self._unhook_parts()
         self._unguard_calls()
-        for run in self._passes.clear():
-            run.close()
+        for state in self._passes.clear():
+            state.close()
 
     def _hook_parts(self) -> None:
         """Put hooks on the modules in the model."""
@@ -151,7 +151,7 @@ class ForwardOnlyMechanism(Mechanism):
     # -- passes --------------------------------------------------------------------------------------------------
 
     def _kept_in_a_plain_pass(self, call: Call, way: AbstractContextManager[Any]) -> list[str]:
-        """Return the names of the tensors with a graph that the model keeps after a run on ``call``, within ``way``."""
+        """Return the names of tensors with a graph that the model keeps after a pass on ``call``, within ``way``."""
         args, kwargs = copied(call)
         with without_trace(self.plan, call) as watched, silent_rules(), running_again(), way, watched:
             type(self.plan.model)._call_impl(self.plan.model, *args, **kwargs)  # type: ignore[no-untyped-call]
@@ -177,35 +177,35 @@ class ForwardOnlyMechanism(Mechanism):
         if self.plan.verify and not self._looked and self.active and not torch.compiler.is_compiling():
             self._looked = True
             self._tell_of_kept((args, kwargs))
-        run = GraphlessPass()
-        for interrupted in self._passes.begin(run):
+        state = GraphlessPass()
+        for interrupted in self._passes.begin(state):
             interrupted.close()
         if not self.active:
-            run.aside = aside(args, kwargs)
+            state.aside = aside(args, kwargs)
             return
         self._follow_model()
         warn_of_arguments((args, kwargs), self.rule)
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             self._start((args, kwargs), stack)
-            run.changes = stack.pop_all()
+            state.changes = stack.pop_all()
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        run = self._passes.now()
-        if run is None:
+        state = self._passes.now()
+        if state is None:
             return None
-        if run.left:
+        if state.left:
             raise reached_twice(self.plan.error_name)
-        if run.changes is None:
+        if state.changes is None:
             return None
         try:
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 raise not_a_tensor(self.plan, output)
             gradients, plain = self._gradients(output, self.plan.where)
         finally:
-            run.close()
-        run.left = True
-        run.graph = output if output.requires_grad else None
+            state.close()
+        state.left = True
+        state.graph = output if output.requires_grad else None
         # All trainable parameters, because DDP waits for all of them; those that do not learn get None.
         parameters = [parameter for parameter in self.plan.model.parameters() if parameter.requires_grad]
 
@@ -217,23 +217,23 @@ class ForwardOnlyMechanism(Mechanism):
         return gradients_from_error(of_all, plain, parameters)
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        run = self._passes.end()
-        if run is None:
+        state = self._passes.end()
+        if state is None:
             return
-        missed = run.changes is not None
-        run.close()
+        missed = state.changes is not None
+        state.close()
         # `output` is None when the forward pass raised: the user gets that error, not ours.
         if missed and output is not None:
             raise not_reached(self.plan.error_name)
-        if run.left and self.plan.error_name:
+        if state.left and self.plan.error_name:
             warn_of_results(output, (args, kwargs), self.plan.error_name, self.rule)
-        if run.graph is not None:
-            _close_graph(run.graph, (args, kwargs), partial(_refuse_side_loss, self.plan.where, self.rule))
+        if state.graph is not None:
+            _close_graph(state.graph, (args, kwargs), partial(_refuse_side_loss, self.plan.where, self.rule))
 
     def put_right(self) -> None:
         """Put back the changes of passes of this thread that were interrupted from the keyboard."""
-        for run in self._passes.drop_interrupted():
-            run.close()
+        for state in self._passes.drop_interrupted():
+            state.close()
 
     @contextmanager
     def paused(self) -> Generator[None]:

@@ -113,8 +113,8 @@ class PepitaMechanism(ForwardOnlyMechanism):
             )
 
     def _seen(self) -> FirstPass | SecondPass | None:
-        run = self._passes.now()
-        return None if run is None else run.seen
+        state = self._passes.now()
+        return None if state is None else state.seen
 
     def _enter(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         seen = self._seen()
@@ -146,14 +146,14 @@ class PepitaMechanism(ForwardOnlyMechanism):
     # -- the first pass --------------------------------------------------------------------------------------------
 
     def _start(self, call: Call, stack: ExitStack) -> None:
-        run = self._passes.now()
-        assert run is not None
-        run.seen = FirstPass(call, RunSnapshot.now(self.plan, call))
+        state = self._passes.now()
+        assert state is not None
+        state.seen = FirstPass(call, RunSnapshot.now(self.plan, call))
 
     def _gradients(self, output: Tensor, where: str) -> tuple[GradientsOfError, Tensor]:
-        run = self._passes.now()
-        assert run is not None
-        first, run.seen = run.seen, None
+        state = self._passes.now()
+        assert state is not None
+        first, state.seen = state.seen, None
         assert isinstance(first, FirstPass)
         head = first.head(output, where)
         first.check()

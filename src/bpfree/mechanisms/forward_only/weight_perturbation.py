@@ -85,9 +85,9 @@ class WeightsMechanism(ForwardOnlyMechanism):
 
         This holds in this thread. Another thread that evaluates the model meanwhile gets the parameters themselves.
         """
-        run = self._passes.now()
-        assert run is not None
-        run.seen = _Directions()
+        state = self._passes.now()
+        assert state is not None
+        state.seen = _Directions()
         with self._exchanged():
             yield
 
@@ -107,16 +107,16 @@ class WeightsMechanism(ForwardOnlyMechanism):
         self._plain = []
 
     def _number(self, module: nn.Module, name: str, parameter: Tensor) -> Tensor:
-        run = self._passes.now()
-        if run is None or not isinstance(run.seen, _Directions) or not parameter.requires_grad:
+        state = self._passes.now()
+        if state is None or not isinstance(state.seen, _Directions) or not parameter.requires_grad:
             return parameter
-        directions = run.seen.of
+        directions = state.seen.of
         # Within transforms of torch.func a tangent would belong to them, and would be lost after them.
         with temporarily_clear_interpreter_stack():
             if not torch._C._is_fwd_grad_enabled():  # the model computes without gradients here: a constant
                 return parameter.detach()
             if parameter not in directions:
-                run.seen.places[parameter] = module, name
+                state.seen.places[parameter] = module, name
                 directions[parameter] = self._drawn(parameter, len(directions))
             return join(parameter.detach(), directions[parameter])
 
@@ -128,9 +128,9 @@ class WeightsMechanism(ForwardOnlyMechanism):
 
     def _gradients(self, output: Tensor, where: str) -> tuple[GradientsOfError, Tensor]:
         # FSDP2 gives a layer whole parameters while it runs: the parameters that learn are in their place afterwards.
-        run = self._passes.now()
-        assert run is not None
-        seen, run.seen = run.seen, None
+        state = self._passes.now()
+        assert state is not None
+        seen, state.seen = state.seen, None
         directions = {_in_place(*seen.places[parameter]): V for parameter, V in seen.of.items()}
         primal, change = split(output)
         if change is None:

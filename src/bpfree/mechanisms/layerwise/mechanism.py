@@ -61,7 +61,7 @@ class _Calls:
     """The calls of layers in one thread.
 
     Attributes:
-        run: The pass that the thread is in.
+        current: The pass that the thread is in.
         inputs: For every running layer, its input before it was detached, its call, and its service.
         weights: The running layers' weights, as a parametrization has computed them for this call.
         outside: The layers that were called without the model since a pass without the model began.
@@ -70,7 +70,7 @@ class _Calls:
         transporting: True while B is W, for a comparison with autograd.
     """
 
-    run: _Pass | None = None
+    current: _Pass | None = None
     inputs: dict[str, tuple[Tensor, Call, Service]] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     outside: set[str] = field(default_factory=set)
@@ -140,7 +140,7 @@ class LayerwiseMechanism(Mechanism):
         self._error_handles.clear()
         calls = self._calls()
         calls.inputs.clear()
-        calls.run = None
+        calls.current = None
         self._passes.clear()
 
     def _hook(self, name: str, layer: nn.Module) -> None:
@@ -168,9 +168,9 @@ class LayerwiseMechanism(Mechanism):
     # -- passes --------------------------------------------------------------------------------------------------
 
     def _begin(self, module: nn.Module, args: Any) -> None:
-        run, calls = _Pass(set(self.plan.errors)), self._calls()
-        self._passes.begin(run)
-        calls.run = run
+        current, calls = _Pass(set(self.plan.errors)), self._calls()
+        self._passes.begin(current)
+        calls.current = current
         calls.begin_outside()
         if not self.active or self.recomputing():  # a second run may end where the error is taken
             return
@@ -188,16 +188,16 @@ class LayerwiseMechanism(Mechanism):
 
     def _leave(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         calls = self._calls()
-        (calls.reached.add if calls.run is None else calls.run.awaited.discard)(name)
+        (calls.reached.add if calls.current is None else calls.current.awaited.discard)(name)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         self._passes.end()
-        self._calls().run = self._passes.now()
+        self._calls().current = self._passes.now()
 
     def _is_exact(self, name: str, calls: _Calls) -> bool:
         """Return whether a layer that is called lies above the error's place."""
-        if calls.run is not None:
-            above = not calls.run.awaited
+        if calls.current is not None:
+            above = not calls.current.awaited
         elif self.recomputing():  # a checkpoint's second run of a part: as in the last pass
             return name in self._exact
         else:
@@ -333,7 +333,7 @@ class LayerwiseMechanism(Mechanism):
             input_gradient(layer, given) if service.way == "formula" else (given, function_gradient(layer, call))
         )
         B = (lambda: weight) if calls.transporting else self._backward_weight(name, layer, weight)
-        if calls.run is None and not torch.compiler.is_compiling():
+        if calls.current is None and not torch.compiler.is_compiling():
             B = partial(_end_outside, calls, B)
         result: Tensor = Join.apply(output, delivered, B, gradient)  # type: ignore[no-untyped-call]
         return result

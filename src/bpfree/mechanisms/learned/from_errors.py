@@ -36,8 +36,8 @@ class ErrorLearnedMechanism(LearnedMechanism):
     def _remember(self, state: PassState, layout: Layout, outputs: Sequence[Tensor]) -> PassMemory:
         memory = super()._remember(state, layout, outputs)
         memory.learning = state.learning
-        if state.learning and isinstance(state.run, TrainingPass):
-            versions = dict(zip(state.run.places, state.run.versions, strict=True))
+        if state.learning and isinstance(state.tapped, TrainingPass):
+            versions = dict(zip(state.tapped.places, state.tapped.versions, strict=True))
             pairs = zip(outputs, layout.sites, strict=True) if outputs else ()
             memory.outputs = [(h.detach(), versions[site.name]) for h, site in pairs]
         return memory
