@@ -65,7 +65,11 @@ def _check(runs: TableRuns) -> None:
     cells = runs.asked()
     state = runs.state(cells)
     if state.wrong:
-        raise RunError(f"{len(state.wrong)} runs failed; the table says which and why. The same command tries again.")
+        first = next(iter(state.wrong.values()))
+        raise RunError(
+            f"{len(state.wrong)} runs failed; the table says which and why, the first for this reason: {first} "
+            "The same command tries again."
+        )
     entries = result.entries(cells, state, runs.scale)
     mistakes = [entry["wrong"] for entry in entries if entry["wrong"] and not entry["failed"]]
     if mistakes:
