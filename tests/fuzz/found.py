@@ -207,25 +207,18 @@ FOUND: dict[str, list[Case]] = {
     ],
     "H: full backward hooks on a tap that a further loss uses are called twice, and change gradients twice": [
         ("outputs", "DFA", Model(parts=(Hooked((Dense(),), "backward"),), output="two", taps=(1,), error_at=True)),
-        (
-            "outputs",
-            "DFA, one matrix a tap",
-            Model(
-                parts=(Dense(), Activation(), Extra(), Hooked((), "backward")),
-                output="dict",
-                taps=(3, 3),
-                error_at=True,
-            ),
-        ),
-        (
-            "detach",
-            "GrAPE, calibrated",
-            Model(
-                parts=(Dense(), Activation(), Extra(), Hooked((), "backward")),
-                output="dict",
-                taps=(3, 3),
-                error_at=True,
-            ),
+        *(
+            (
+                law,
+                rule,
+                Model(
+                    parts=(Dense(), Activation(), Extra(), Hooked((), "backward")),
+                    output="dict",
+                    taps=(3, 3),
+                    error_at=True,
+                ),
+            )
+            for law, rule in (("outputs", "DFA, one matrix a tap"), ("detach", "GrAPE, calibrated"))
         ),
     ],
     "H: full backward hooks on a tap right behind another tap are not called, and not named": [

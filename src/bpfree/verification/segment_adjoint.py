@@ -88,7 +88,7 @@ class _TapInCheckpointError(Exception):
 
 @dataclass(frozen=True)
 class _Arrival:
-    """What the tangents have shown of one tensor.
+    """The evidence of the tangents at one tensor.
 
     Attributes:
         forward: <u, J v>.

@@ -20,16 +20,11 @@ _SIZES = frozenset({"in_features", "out_features", "in_channels", "out_channels"
 class Attributes(Holder):
     """The attributes of an object."""
 
-    __slots__ = ("_attributes", "_held")
+    __slots__ = ("_attributes",)
 
     def __init__(self, label: str, held: object) -> None:
-        self._held, self._attributes = held, vars(held)
-        super().__init__(label)
-
-    @property
-    def held(self) -> object:
-        """The object."""
-        return self._held
+        self._attributes = vars(held)
+        super().__init__(label, held)
 
     def copy(self) -> Any:
         """Copy what it holds now."""
@@ -112,20 +107,15 @@ class ModuleAttributes(Attributes):
 class Slots(Holder):
     """The ``__slots__`` of an object."""
 
-    __slots__ = ("_held", "_names")
+    __slots__ = ("_names",)
 
     def __init__(self, label: str, held: object, names: Sequence[str]) -> None:
-        self._held, self._names = held, names
-        super().__init__(label)
-
-    @property
-    def held(self) -> object:
-        """The object."""
-        return self._held
+        self._names = names
+        super().__init__(label, held)
 
     def copy(self) -> Any:
         """Copy what it holds now."""
-        return [getattr(self._held, name, ABSENT) for name in self._names]
+        return [getattr(self.held, name, ABSENT) for name in self._names]
 
     def matches(self, kept: Any) -> bool:
         """Return whether it holds the objects of this copy."""
@@ -135,9 +125,9 @@ class Slots(Holder):
         """Make it hold the objects of this copy."""
         for name, value in zip(self._names, kept, strict=True):
             if value is not ABSENT:
-                object.__setattr__(self._held, name, value)
-            elif hasattr(self._held, name):
-                object.__delattr__(self._held, name)
+                object.__setattr__(self.held, name, value)
+            elif hasattr(self.held, name):
+                object.__delattr__(self.held, name)
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
         """Return pairs of a slot's name and the object there."""
@@ -145,7 +135,7 @@ class Slots(Holder):
 
     def replace(self, key: Any, value: Any) -> None:
         """Put ``value`` into a slot."""
-        object.__setattr__(self._held, key, value)
+        object.__setattr__(self.held, key, value)
 
     def name(self, key: Any) -> str:
         """Return the slot's name."""

@@ -17,23 +17,19 @@ class Holder(ABC):
 
     Attributes:
         label: Its name for messages, ``"router"`` or ``"history"``; "" is the model itself.
+        held: The object that keeps the things.
         kept: A copy of what it held when it was last looked at.
         children: The places inside it.
         tensors: The tensors in it by key, parameters left out.
     """
 
-    __slots__ = ("children", "kept", "label", "tensors")
+    __slots__ = ("children", "held", "kept", "label", "tensors")
 
-    def __init__(self, label: str) -> None:
-        self.label = label
+    def __init__(self, label: str, held: Any) -> None:
+        self.label, self.held = label, held
         self.kept: Any = self.copy()
         self.children: Sequence[Holder] = ()
         self.tensors: Sequence[tuple[Any, Tensor]] = ()
-
-    @property
-    @abstractmethod
-    def held(self) -> object:
-        """The object that keeps the things."""
 
     @abstractmethod
     def copy(self) -> Any:

@@ -16,26 +16,20 @@ MANY = 1000
 class Entries(Holder):
     """A dictionary."""
 
-    __slots__ = ("_held", "_kind")
+    __slots__ = ("_kind",)
 
     def __init__(self, label: str, held: dict[Any, Any]) -> None:
-        self._held = held
         # What a subclass does when it is read or written to belongs to the pass, and not to us.
         self._kind: Any = OrderedDict if isinstance(held, OrderedDict) else dict
-        super().__init__(label)
-
-    @property
-    def held(self) -> object:
-        """The dictionary."""
-        return self._held
+        super().__init__(label, held)
 
     def copy(self) -> Any:
         """Copy what it holds now."""
-        return list(self._kind.items(self._held))
+        return list(self._kind.items(self.held))
 
     def matches(self, kept: Any) -> bool:
         """Return whether it holds the objects of this copy."""
-        now = self._held
+        now = self.held
         if len(now) != len(kept):
             return False
         if len(now) > MANY:
@@ -46,21 +40,21 @@ class Entries(Holder):
 
     def put(self, kept: Any) -> None:
         """Make it hold the objects of this copy, in their order."""
-        self._kind.clear(self._held)
+        self._kind.clear(self.held)
         for key, value in kept:
-            self._kind.__setitem__(self._held, key, value)
+            self._kind.__setitem__(self.held, key, value)
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
         """Return pairs of a key and the object there."""
-        return list(self._kind.items(self._held))
+        return list(self._kind.items(self.held))
 
     def at(self, key: Any) -> Any:
         """Return the entry ``key``."""
-        return self._kind.__getitem__(self._held, key)
+        return self._kind.__getitem__(self.held, key)
 
     def replace(self, key: Any, value: Any) -> None:
         """Put ``value`` in the place of the entry ``key``."""
-        self._kind.__setitem__(self._held, key, value)
+        self._kind.__setitem__(self.held, key, value)
 
 
 class RuleBuffers(Entries):
@@ -70,30 +64,21 @@ class RuleBuffers(Entries):
 
     def put(self, kept: Any) -> None:
         """Put the buffers of this copy back."""
-        self._held.update(kept)
+        self.held.update(kept)
 
 
 class Items(Holder):
     """A list or a deque."""
 
-    __slots__ = ("_held",)
-
-    def __init__(self, label: str, held: list[Any] | deque[Any]) -> None:
-        self._held = held
-        super().__init__(label)
-
-    @property
-    def held(self) -> object:
-        """The list or deque."""
-        return self._held
+    __slots__ = ()
 
     def copy(self) -> Any:
         """Copy what it holds now."""
-        return list(self._held)
+        return list(self.held)
 
     def matches(self, kept: Any) -> bool:
         """Return whether it holds the objects of this copy."""
-        now = self._held
+        now = self.held
         if len(now) != len(kept):
             return False
         if len(now) > MANY:
@@ -102,63 +87,54 @@ class Items(Holder):
 
     def put(self, kept: Any) -> None:
         """Make it hold the objects of this copy."""
-        if isinstance(self._held, list):
-            list.__setitem__(self._held, slice(None), kept)
+        if isinstance(self.held, list):
+            list.__setitem__(self.held, slice(None), kept)
         else:
-            deque.clear(self._held)
-            deque.extend(self._held, kept)
+            deque.clear(self.held)
+            deque.extend(self.held, kept)
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
         """Return pairs of a position and the object there."""
-        return list(enumerate(self._held))
+        return list(enumerate(self.held))
 
     def at(self, key: Any) -> Any:
         """Return the entry ``key``."""
-        return self._held[key]
+        return self.held[key]
 
     def replace(self, key: Any, value: Any) -> None:
         """Put ``value`` in the place of the entry ``key``."""
-        self._held[key] = value
+        self.held[key] = value
 
 
 class Members(Holder):
     """A set or a bytearray."""
 
-    __slots__ = ("_held",)
-
-    def __init__(self, label: str, held: set[Any] | bytearray) -> None:
-        self._held = held
-        super().__init__(label)
-
-    @property
-    def held(self) -> object:
-        """The set or bytearray."""
-        return self._held
+    __slots__ = ()
 
     def copy(self) -> Any:
         """Copy what it holds now."""
-        return self._held.copy()
+        return self.held.copy()
 
     def matches(self, kept: Any) -> bool:
         """Return whether it is equal to this copy."""
-        if len(self._held) > MANY:
-            return len(self._held) == len(kept)
-        return bool(self._held == kept)
+        if len(self.held) > MANY:
+            return len(self.held) == len(kept)
+        return bool(self.held == kept)
 
     def put(self, kept: Any) -> None:
         """Make it equal to this copy."""
-        self._held.clear()
-        (self._held.update if isinstance(self._held, set) else self._held.extend)(kept)
+        self.held.clear()
+        (self.held.update if isinstance(self.held, set) else self.held.extend)(kept)
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
         """Return the members of a set, each with itself as its key; nothing for a bytearray."""
-        return [(member, member) for member in self._held] if isinstance(self._held, set) else []
+        return [(member, member) for member in self.held] if isinstance(self.held, set) else []
 
     def replace(self, key: Any, value: Any) -> None:
         """Put ``value`` in the place of a set's member ``key``."""
-        if isinstance(self._held, set):
-            self._held.remove(key)
-            self._held.add(value)
+        if isinstance(self.held, set):
+            self.held.remove(key)
+            self.held.add(value)
 
     def name(self, key: Any) -> str:
         """Return the name of the set: its members have no names."""

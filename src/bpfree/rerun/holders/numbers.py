@@ -21,16 +21,11 @@ class Numbers(Holder):
         put: Sets the state.
     """
 
-    __slots__ = ("_get", "_held", "_set")
+    __slots__ = ("_get", "_set")
 
     def __init__(self, label: str, held: object, get: Any, put: Any) -> None:
-        self._held, self._get, self._set = held, get, put
-        super().__init__(label)
-
-    @property
-    def held(self) -> object:
-        """The generator or array."""
-        return self._held
+        self._get, self._set = get, put
+        super().__init__(label, held)
 
     def copy(self) -> Any:
         """Copy its state."""

@@ -11,16 +11,7 @@ from bpfree.rerun.holders.base import Holder
 class Unchanging(Holder):
     """An object that does not change itself, but contains places that do."""
 
-    __slots__ = ("_held",)
-
-    def __init__(self, label: str, held: object) -> None:
-        self._held = held
-        super().__init__(label)
-
-    @property
-    def held(self) -> object:
-        """The object itself."""
-        return self._held
+    __slots__ = ()
 
     def copy(self) -> Any:
         """Copy nothing: there is nothing to put back."""
@@ -50,8 +41,7 @@ class Arguments(Unchanging):
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
         """Return pairs of an argument's number or name and the object."""
-        held: Any = self.held
-        return list(held.items())
+        return list(self.held.items())
 
     def name(self, key: Any) -> str:
         """Return the argument's name."""

@@ -20,16 +20,11 @@ class Variables(Holder):
         scope: The scope, in which variables are looked up, set and deleted.
     """
 
-    __slots__ = ("_held", "_names", "_scope")
+    __slots__ = ("_names", "_scope")
 
     def __init__(self, label: str, held: object, names: Sequence[str], scope: Scope) -> None:
-        self._held, self._names, self._scope = held, names, scope
-        super().__init__(label)
-
-    @property
-    def held(self) -> object:
-        """The object that the scope belongs to."""
-        return self._held
+        self._names, self._scope = names, scope
+        super().__init__(label, held)
 
     def copy(self) -> Any:
         """Return the values of the variables now."""
