@@ -81,6 +81,15 @@ def test_of_scales_those_are_left_that_are_listed(tmp_path: Path) -> None:
     assert {name: scale.seeds for name, scale in own.scales.items()} == {"full": 5}
 
 
+def test_what_a_scale_says_of_rows_that_are_left_out_stays_behind(tmp_path: Path) -> None:
+    content = yaml.safe_load(tiny_table.RECIPE)
+    content["scales"]["reduced"] |= {"rows": {"BP": {"lr": 0.4}, "sum": {"lr": 0.5}}, "cells": {"BP/accuracy": {}}}
+    tiny_table.write(tmp_path, yaml.safe_dump(content, sort_keys=False))
+    for scales in ({}, {"scales": {"reduced": {"seeds": 2}}}):
+        found = read(written(tmp_path, rows={"sum": {}}, **scales)).scale("reduced")
+        assert (found.rows, found.cells) == ({"sum": {"lr": 0.5}}, {})
+
+
 def test_one_of_the_package_is_extended_by_name(tmp_path: Path) -> None:
     rows = {"norm": {}, "Kolen-Pollack": {"rule": "KolenPollack"}}
     own, theirs = read(written(tmp_path, other="launay2019-table2", rows=rows)), read(find("launay2019-table2"))

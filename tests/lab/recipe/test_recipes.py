@@ -87,6 +87,53 @@ def test_columns_may_differ_in_what_is_run_and_cells_may_be_empty(tmp_path: Path
     assert cells[1].works[0].settings.rule.lr == 0.5
 
 
+def test_a_scale_may_differ_by_row_column_and_cell(tmp_path: Path) -> None:
+    content = yaml.safe_load(tiny_table.RECIPE)
+    content["columns"] = {"short": {"lr": 0.01}, "long": {"lr": 0.02}}
+    content["rows"] = {"DFA": {}, "BP": {"rule": "BP"}}
+    content["expected"] = {}
+    content["scales"] = {
+        "full": {},
+        "reduced": {
+            "cut": "all",
+            "epochs": 1,
+            "lr": 0.3,
+            "rows": {"BP": {"lr": 0.4, "batch_size": 7}},
+            "columns": {"long": {"epochs": 2, "lr": 0.5}},
+            "cells": {"BP/long": {"lr": 0.6}},
+        },
+    }
+    text = yaml.safe_dump(content, sort_keys=False)
+    found = {cell.name: cell.works[0].settings for cell in planned(tmp_path, text, scale="reduced")}
+    assert {name: (run.rule.lr, run.epochs) for name, run in found.items()} == {
+        "DFA/short": (0.3, 1),
+        "DFA/long": (0.5, 2),
+        "BP/short": (0.4, 1),
+        "BP/long": (0.6, 2),
+    }
+    assert [run.batch_size == 7 for run in found.values()] == [False, False, True, True]
+    full = {cell.name: cell.works[0].settings.rule.lr for cell in planned(tmp_path, text)}
+    assert full == {"DFA/short": 0.01, "DFA/long": 0.02, "BP/short": 0.01, "BP/long": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"rows": {"PB": {"lr": 1}}}, "scales: reduced: rows: key 'PB' is not known.*BP"),
+        ({"columns": {"acuracy": {"lr": 1}}}, "scales: reduced: columns: key 'acuracy' is not known.*accuracy"),
+        ({"cells": {"BP": {"lr": 1}}}, "scales: reduced: cells: key 'BP' is not known.*BP/accuracy"),
+        ({"rows": {"BP": {"lrr": 1}}}, "scales: reduced: rows: BP: key 'lrr' is not known.*lr"),
+        ({"rows": ["BP"]}, "scales: reduced: rows must be names with values"),
+        ({"cells": {"BP/accuracy": 3}}, "scales: reduced: cells: BP/accuracy must be names with values"),
+    ],
+)
+def test_mistakes_in_a_part_of_a_scale_are_named(tmp_path: Path, part: dict[str, Any], message: str) -> None:
+    content = yaml.safe_load(tiny_table.RECIPE)
+    content["scales"]["reduced"] |= part
+    with pytest.raises(SettingsError, match=message):
+        planned(tmp_path, yaml.safe_dump(content, sort_keys=False))
+
+
 def keys(folder: Path, **changes: object) -> list[str]:
     content = yaml.safe_load(tiny_table.RECIPE)
     content["base"] |= changes

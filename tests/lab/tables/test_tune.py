@@ -103,6 +103,22 @@ def test_a_row_is_tried_with_what_its_rule_takes(sampler: str, monkeypatch: pyte
     )
 
 
+def test_settings_for_text_are_chosen_on_its_validation_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+
+    def perform(self: Training, *_: Any) -> dict[str, Any]:
+        ran.append((self.label, self.settings.rule.lr, self.options.validation, self.options.text.measured_on))
+        return {"label": self.label, "seed": self.seed, "perplexity": 100 * self.settings.rule.lr}
+
+    monkeypatch.setattr(Training, "perform", perform)
+    base = {"data": "text", "steps": 8}
+    changed(base=base, rows={"BP": {"rule": "BP"}}, columns={"perplexity": {}}, expected={}, scales={"full": {}})
+    tuned = read(tune(options(scale="full")))
+    assert sorted(ran) == [("BP", lr, 0, "validation") for lr in (0.05, 0.2)]
+    assert tuned.rows["BP"]["lr"] == 0.05  # the lower perplexity
+    assert "at scale full on the validation file, one seed" in tuned.remarks[0]
+
+
 def test_a_row_that_takes_nothing_of_the_search_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = scored(monkeypatch)
     changed(search={"rule.reduction": ["mean", "sum"]})
@@ -125,7 +141,10 @@ def test_a_row_that_takes_nothing_of_the_search_is_not_tried(monkeypatch: pytest
         ({"search": {"epochs": [1, 2]}}, "epochs is set by scale reduced"),
         ({"base": {"data": "cora"}, "rows": {"BP": {"rule": "BP"}}}, "cora has none.*best_validation_accuracy"),
         ({"base": {"data": "cora-links"}, "rows": {"BP": {"rule": "BP"}}}, "cora-links has none.*validation_auc"),
-        ({"base": {"data": "text"}, "rows": {"BP": {"rule": "BP"}}}, "text has none.*validation file anyway"),
+        (
+            {"base": {"data": "text", "text": {"measured_on": "test"}}, "rows": {"BP": {"rule": "BP"}}},
+            "measured_on: test would choose settings on the test file",
+        ),
     ],
 )
 def test_what_could_not_be_tuned_is_told_before_any_try(

@@ -7,8 +7,6 @@ from typing import Any
 
 from bpfree.lab.trust import CLASSES
 
-_LISTED = ("rows", "columns", "scales")  # a file that has these has those that it lists, and no others
-
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Merge settings, later layers over earlier ones; the arguments of a class are merged one by one."""
@@ -48,15 +46,33 @@ def extended(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
         own: The file's own parts. Parts of a wrong shape stay: the reader reports them.
     """
     result = {**theirs, **own, "title": own.get("title"), "base": _over(theirs.get("base"), own.get("base"))}
-    for part in _LISTED:
-        if isinstance(own.get(part), Mapping):
-            known = theirs.get(part) or {}
-            result[part] = {name: _over(known.get(name), value) for name, value in own[part].items()}
-    rows, columns = (result[part] if isinstance(result[part], Mapping) else {} for part in ("rows", "columns"))
+    rows, columns = (_listed(theirs.get(part), own.get(part)) for part in ("rows", "columns"))
+    result |= {"rows": rows, "columns": columns}
+    rows, columns = (part if isinstance(part, Mapping) else {} for part in (rows, columns))  # others are reported later
     names = [f"{row}/{column}" for row in rows for column in columns]
+    scales = _fitting(theirs.get("scales") or {}, {"rows": rows, "columns": columns, "cells": names})
     cells = _only(names, theirs.get("cells"))
     expected = {row: _only(columns, numbers) for row, numbers in _only(rows, theirs.get("expected")).items()}
-    return result | {"cells": _added(cells, own.get("cells")), "expected": _added(expected, own.get("expected"))}
+    return result | {
+        "scales": _listed(scales, own.get("scales")),
+        "cells": _added(cells, own.get("cells")),
+        "expected": _added(expected, own.get("expected")),
+    }
+
+
+def _listed(theirs: Mapping[str, Any] | None, own: Any) -> Any:
+    """Return the entries that the file lists, each over the one of its name there; all of theirs if it lists none."""
+    if not isinstance(own, Mapping):
+        return theirs if own is None else own
+    return {name: _over((theirs or {}).get(name), value) for name, value in own.items()}
+
+
+def _fitting(scales: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    """Return another recipe's scales, without what they say of rows, columns and cells that the file does not have."""
+    return {
+        name: scale and scale | {part: _only(names[part], scale[part]) for part in names if part in scale}
+        for name, scale in scales.items()
+    }
 
 
 def _over(theirs: Any, own: Any) -> Any:

@@ -120,7 +120,7 @@ class _Reader:
             columns=columns,
             cells=self.cells(given.get("cells"), rows, columns),
             expected=self.expected(given.get("expected"), rows, columns),
-            scales=self.scales(given.get("scales")),
+            scales=self.scales(given.get("scales"), rows, columns),
             deviations=self.sentences(given.get("deviations"), "deviations"),
             search=self.part(given.get("search"), "search"),
             remarks=self.sentences(given.get("remarks"), "remarks"),
@@ -168,8 +168,7 @@ class _Reader:
             raise SettingsError(f"{self.name}: {where}: {key} must be true or false, not {given[key]!r}.")
 
     def cells(self, value: Any, rows: Any, columns: Any) -> dict[str, dict[str, Any] | None]:
-        valid = [f"{row}/{column}" for row in rows for column in columns]
-        given = self.part(value, "cells", valid)
+        given = self.part(value, "cells", _cells(rows, columns))
         return {name: None if own is None else self.set(own, f"cells: {name}") for name, own in given.items()}
 
     def expected(self, value: Any, rows: Any, columns: Any) -> dict[str, dict[str, Expected]]:
@@ -218,18 +217,28 @@ class _Reader:
             kind = "a number above 0" if log else "a number"
             raise SettingsError(f"{self.name}: {where}: rows are places on its axis, and row {row!r} is not {kind}.")
 
-    def scales(self, value: Any) -> dict[str, Scale]:
+    def scales(self, value: Any, rows: Any, columns: Any) -> dict[str, Scale]:
         given = self.part(value, "scales") or {"full": {}}
-        return {name: self.scale(name, own) for name, own in given.items()}
+        return {name: self.scale(name, own, rows, columns) for name, own in given.items()}
 
-    def scale(self, name: str, value: Any) -> Scale:
-        own = self.set(value, f"scales: {name}", "seeds", "cut")
+    def scale(self, name: str, value: Any, rows: Any, columns: Any) -> Scale:
+        parts = {"rows": rows, "columns": columns, "cells": _cells(rows, columns)}
+        own = self.set(value, f"scales: {name}", "seeds", "cut", *parts)
+        over = {part: self.sets(own.pop(part, None), f"scales: {name}: {part}", valid) for part, valid in parts.items()}
         seeds, cut = own.pop("seeds", 1), own.pop("cut", "")
         if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
             raise SettingsError(f"{self.name}: scales: {name}: seeds must be a number from 1 on, not {seeds!r}.")
         if name != "full" and not cut:
             raise SettingsError(f"{self.name}: scales: {name}: say under cut what was cut from the full scale.")
-        return Scale(name, seeds, cut, own)
+        return Scale(name, seeds, cut, own, **over)
+
+    def sets(self, value: Any, where: str, valid: Any) -> dict[str, dict[str, Any]]:
+        """Check and return settings by name."""
+        return {name: self.set(own, f"{where}: {name}") for name, own in self.part(value, where, valid).items()}
+
+
+def _cells(rows: Any, columns: Any) -> list[str]:
+    return [f"{row}/{column}" for row in rows for column in columns]
 
 
 EXTENDS = "extends"

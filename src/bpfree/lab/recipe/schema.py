@@ -63,13 +63,29 @@ class Scale:
         name: ``full``, or ``reduced`` and the like.
         seeds: The number of seeds.
         cut: The cuts, in words; empty for the full scale.
-        settings: The settings that differ from the full scale.
+        settings: The settings of all cells that differ from the full scale.
+        rows: Row -> what differs in its cells alone.
+        columns: Column -> what differs in its cells alone.
+        cells: ``ROW/COLUMN`` -> what differs in that cell alone.
     """
 
     name: str
     seeds: int = 1
     cut: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def shortens(self) -> bool:
+        """True if some cell's settings differ from the full scale, and not only the number of seeds."""
+        return bool(self.settings or self.rows or self.columns or self.cells)
+
+    def over(self, row: str, column: str) -> dict[str, Any]:
+        """Return what differs in a cell: particular settings override general ones."""
+        own = (self.rows.get(row, {}), self.columns.get(column, {}), self.cells.get(f"{row}/{column}", {}))
+        return merged(self.settings, *own)
 
 
 @dataclass(frozen=True)
@@ -175,7 +191,7 @@ class Recipe:
     def settings(self, row: str, column: str, scale: Scale) -> dict[str, Any]:
         """Return a cell's settings: particular ones override general ones, and those of the scale override all."""
         own = self.cells.get(f"{row}/{column}") or {}
-        return merged(self.base, self.rows[row], self.columns[column].settings, own, scale.settings)
+        return merged(self.base, self.rows[row], self.columns[column].settings, own, scale.over(row, column))
 
 
 def known(name: Any, valid: Any, where: str, recipe: str) -> Any:

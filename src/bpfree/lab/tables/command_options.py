@@ -108,10 +108,10 @@ class TableOptions(RecipeOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions(ChosenOptions):
-    """Choose a recipe's settings on held-out training images, and write a recipe with the best.
+    """Choose a recipe's settings on held-out training images or a text's validation file; write a recipe with the best.
 
     Args:
-        validation: Training images that are held out, and that settings are chosen on.
+        validation: Training images that are held out, and that settings are chosen on. Text has a validation file.
         sampler: Every combination of the values under the recipe's search (grid), or values in their range that look
             promising after the earlier tries (tpe).
         trials: Tries a cell; for a grid, by default all of its combinations.

@@ -40,7 +40,7 @@ def _entry(cell: Cell, state: State, scale: Scale) -> dict[str, Any]:
     mean, expected = (statistics.fmean(found) if found else None), cell.expected
     # A shortened run is shown beside the paper's number, and is no repetition of it that could agree or not.
     allowed = cell.column.tolerance
-    tolerance = None if scale.settings else allowed
+    tolerance = None if scale.shortens else allowed
     # The mean of the seeds that went well says nothing about a cell of which others did not.
     within = None
     if mean is not None and expected is not None and tolerance is not None and not wrong and None not in numbers:

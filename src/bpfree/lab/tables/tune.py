@@ -242,10 +242,17 @@ def _written(
     searched = content.pop("search")
     content["remarks"] = [
         *recipe.remarks,
-        f"Chosen by {options.sampler} at scale {options.scale} on {options.validation} held-out training images, "
-        f"one seed, among {searched}: {_counts(found, tries)}.",
+        f"Chosen by {options.sampler} at scale {options.scale} on {_measured_on(found, options)}, one seed, among "
+        f"{searched}: {_counts(found, tries)}.",
     ]
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _measured_on(found: Sequence[Subject], options: TuneOptions) -> str:
+    """Return, in words, the data on which settings were chosen."""
+    kinds = {subject.has_validation_file: None for subject in found}
+    words = {False: f"{options.validation} held-out training images", True: "the validation file"}
+    return " and ".join(words[kind] for kind in kinds)
 
 
 def _counts(found: Sequence[Subject], tries: Mapping[str, Sequence[Try]]) -> str:

@@ -23,11 +23,10 @@ from bpfree.lab.tasks import TASKS, task_of
 
 _ROWS = "Make the values rows of a table: {}"
 _CHOSEN_ELSEWHERE = {
-    "tokens": _ROWS.format("text is measured on its validation file anyway."),
     "nodes": _ROWS.format("metric best_validation_accuracy says how well the validation nodes did."),
     "edges": _ROWS.format("metric validation_auc says how well the validation edges did."),
 }
-"""The data on which settings are chosen if no image can be held out."""
+"""How settings are chosen for data of which no image can be held out, and that has no validation file either."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Subject:
         name: Its name there.
         settings: Its settings before.
         search: The settings to choose, and their values: the part of the recipe's search that this row takes.
-        validation: Training images that are held out.
+        validation: Training images that are held out; text has a validation file of its own.
         data_dir: The folder of the data.
     """
 
@@ -51,9 +50,14 @@ class Subject:
     data_dir: str | None
 
     def work(self, chosen: Mapping[str, Any]) -> Training:
-        """Return a run with chosen values, measured on held-out training data."""
-        settings = merged(self.settings, search.settings(chosen), {"validation": self.validation})
-        return _training(self.name, settings, self.data_dir)
+        """Return a run with chosen values, measured on validation data."""
+        held_out = {} if self.has_validation_file else {"validation": self.validation}
+        return _training(self.name, merged(self.settings, search.settings(chosen), held_out), self.data_dir)
+
+    @property
+    def has_validation_file(self) -> bool:
+        """True if the data is measured on validation data anyway."""
+        return _is_text(self.settings)
 
     @property
     def first(self) -> Training:
@@ -76,7 +80,7 @@ def subjects(recipe: Recipe, options: TuneOptions) -> list[Subject]:
     scale = recipe.scale(options.scale)
     tuned = _settings(recipe, scale, options.cell or ())
     for settings in tuned.values():
-        _check_data(recipe, settings.get("data", TrainOptions.data))
+        _check_data(recipe, settings)
     _check_fit(recipe, scale)
     found = []
     for name, settings in tuned.items():
@@ -117,8 +121,17 @@ def _check_fit(recipe: Recipe, scale: Scale) -> None:
             raise SettingsError(f"{recipe.name}: search: {name} is an argument of no row's class. {hint}")
 
 
-def _check_data(recipe: Recipe, data: str) -> None:
+def _is_text(settings: Mapping[str, Any]) -> bool:
+    return task_of(settings.get("data", TrainOptions.data)).samples == "tokens"
+
+
+def _check_data(recipe: Recipe, settings: Mapping[str, Any]) -> None:
+    data = settings.get("data", TrainOptions.data)
     samples = task_of(data).samples
+    if _is_text(settings) and (settings.get("text") or {}).get("measured_on") == "test":
+        raise SettingsError(
+            f"{recipe.name}: text.measured_on: test would choose settings on the test file. Leave it out for tuning."
+        )
     if samples in _CHOSEN_ELSEWHERE:
         raise SettingsError(
             f"{recipe.name}: settings are chosen on held-out training images, and {data} has none. "
