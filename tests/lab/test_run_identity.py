@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ import torch
 import bpfree
 from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.model_settings import ModelSettings
-from bpfree.lab.run_identity import LATER_ARGUMENTS, LATER_SETTINGS
-from bpfree.lab.settings import RuleSettings, RunSettings, plain
+from bpfree.lab.run_identity import LATER_ARGUMENTS, LATER_INSIDE, LATER_SETTINGS
+from bpfree.lab.settings import RuleSettings, RunSettings, plain, rule_settings
 from support import tiny_lab
 
 
@@ -50,6 +51,21 @@ def test_runs_that_use_them_have_names_of_their_own() -> None:
         tiny_lab.settings(augmentation=Augmentation(resized_crop_scale=(0.1, 1.0), resized_crop_ratio=(1.0, 1.0))),
         tiny_lab.settings(alignment="last"),
         tiny_lab.settings(visualize="conv1"),
+        tiny_lab.settings(clip=0.5),
+        tiny_lab.settings(accumulate=2),
+        tiny_lab.settings(precision="bf16"),
+        *(
+            tiny_lab.settings(rule=replace(rule_settings("DFA"), **changes))
+            for changes in (
+                {"beta2": 0.98},
+                {"eps": 1e-9},
+                {"optimizer": "RAdam"},
+                {"schedule": "noam", "warmup": 5},
+                {"schedule": "noam", "warmup": 6},
+                {"schedule": "validation-plateau"},
+                {"schedule": "plateau"},
+            )
+        ),
     ]
     for class_path, later in LATER_ARGUMENTS.items():
         plain_model = ModelSettings(class_path).describe()
@@ -89,6 +105,11 @@ def test_layerwise_rules_of_the_same_arguments_have_names_of_their_own() -> None
 def test_what_is_left_out_is_the_default() -> None:
     described = plain(tiny_lab.settings())
     assert {name: described[name] for name in LATER_SETTINGS} == LATER_SETTINGS
+    for path, value in LATER_INSIDE.items():
+        inside: Any = described
+        for name in path:
+            inside = inside[name]
+        assert inside == value, path
     for class_path, later in LATER_ARGUMENTS.items():
         described = ModelSettings(class_path).describe()["init_args"]
         assert later == {name: described[name] for name in later}

@@ -146,6 +146,7 @@ def assemble(
             "error_at": first.error_at,
             **first.length.describe(),
             "batch_size": first.batch_size,
+            **first.describe_step(),
             "seeds": options.seed_list(),
             "measured_on": splits.measured_on,
             "rules": {settings.label: settings.rule.describe() for settings in plan},

@@ -19,6 +19,7 @@ from bpfree.lab.files import file_name
 from bpfree.lab.loggers import USUAL
 from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.settings import (
+    Precision,
     RuleOverrides,
     RunSettings,
     Schedule,
@@ -63,8 +64,17 @@ class Options:
             images, 1e-3 for text, and 1e-2 for graphs.
         schedule: The learning rate's schedule for every rule that has none in --settings: constant, cosine (to 0 at the
             last step), exponential (95 % after every epoch), multistep (a tenth after 60 % and again after 90 % of the
-            steps) or plateau (a tenth where the training loss has not fallen for more than 5 epochs); without it, that
-            of each rule's preset for images (cosine), and constant otherwise.
+            steps), plateau (a tenth where the training loss has not fallen for more than 5 epochs), validation-plateau
+            (a fifth where the loss on validation data has not fallen for more than one evaluation) or noam (up to lr in
+            --settings.LABEL.warmup steps, then down with the root of the step); without it, that of each rule's preset
+            for images (cosine), and constant otherwise.
+        clip: The largest norm of all gradients of a step together; larger ones are scaled down to it. By default
+            nothing is.
+        accumulate: Cut a step's batch into so many equal parts, which run one after the other: less memory. Gradients
+            are averaged, and results are those of the whole batch up to rounding, but for what depends on the batch
+            that a pass sees: batch norm's statistics, dropout's draws, and feedback that learns in every pass.
+        precision: float32, or bf16: matrix products and convolutions in bfloat16 (autocast), which is faster where the
+            hardware has it; weights, optimizer and feedback stay in float32.
         window: Layers learn from the signal window - 1 taps further up, carried down to them by ordinary
             backpropagation; 1 is the plain rule. For every direct rule but Shallow that has none in --settings.
         settings: Differences from a rule's preset, by label. For example --settings.DFA.lr 1e-4,
@@ -97,6 +107,9 @@ class Options:
     batch_size: int | None = None
     lr: float | None = None
     schedule: Schedule | None = None
+    clip: float | None = None
+    accumulate: int = 1
+    precision: Precision = "float32"
     window: int = 1
     settings: dict[str, RuleOverrides] = field(default_factory=dict)
     threads: int | None = None
@@ -136,10 +149,12 @@ class Options:
             raise SettingsError(f"--augmentation: {self.data} has no images; leave it out.")
         if task.samples in ("nodes", "edges"):
             self._check_graph(task.samples, steps)
+        rule = rule_settings(label, self.settings, lr, self.window, self.schedule or task.schedule)
+        rule.check_measured_on(self._measured_on(task))
         return RunSettings(
             label=label,
             seed=seed,
-            rule=rule_settings(label, self.settings, lr, self.window, self.schedule or task.schedule),
+            rule=rule,
             model=model.describe(),
             task=task.name,
             taps=model.suggestion("taps") if self.taps is None else self.taps,
@@ -147,17 +162,30 @@ class Options:
             epochs=epochs,
             steps=steps,
             batch_size=task.batch_size if self.batch_size is None else self.batch_size,
+            clip=self.clip,
+            accumulate=self.accumulate,
+            precision=self.precision,
             threads=torch.get_num_threads() if self.threads is None else self.threads,
             details=details,
             augmentation=self.augmentation,
             alignment=self.alignment,
         )
 
+    def _measured_on(self, task: Task) -> str:
+        """Return the set that runs are evaluated on, before the data is read."""
+        if task.samples == "tokens":
+            return self.text.measured_on
+        return "validation" if self.validation else "test"
+
     def _check_graph(self, samples: str, steps: int | None) -> None:
         """Refuse what does not fit together, or would have no effect."""
         drawn, size = self.graph.neighbors, self.batch_size
         if samples == "edges" and self.graph != replace(GraphSettings(), normalize=self.graph.normalize):
             raise SettingsError(f"--graph: of {self.data} all edges are learned from; --graph.normalize alone applies.")
+        if self.accumulate > 1:
+            raise SettingsError(f"--accumulate {self.accumulate}: a graph cannot be cut into parts; leave it out.")
+        if self.precision != "float32":
+            raise SettingsError(f"--precision {self.precision}: sums over a graph are in float32; leave it out.")
         if drawn and size is None:
             raise SettingsError("--graph.neighbors: say how many known nodes a step has, for example --batch-size 256.")
         if drawn and steps is None:

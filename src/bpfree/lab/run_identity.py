@@ -26,10 +26,16 @@ LATER_SETTINGS: dict[str, Any] = {
     },
     "alignment": "every",
     "visualize": None,
+    "clip": None,
+    "accumulate": 1,
+    "precision": "float32",
 }
 """For each later setting of a run, the value that earlier runs had without it."""
 LATER_INSIDE: dict[tuple[str, ...], Any] = {
     ("rule", "decayed"): None,
+    ("rule", "beta2"): 0.999,
+    ("rule", "eps"): 1e-8,
+    ("rule", "warmup"): 0,
     ("rule", "rule", "feedback", "spread"): 0,
     ("rule", "rule", "feedback", "max_bytes"): 4 * 2**30,
 }

@@ -99,6 +99,7 @@ def run(
     places = Places.of(settings, splits, directory)
     if places.record.is_file():
         return read_json(places.record)
+    settings.rule.check_measured_on(splits.measured_on)
     make_folder(places.folder)
     torch.set_num_threads(settings.threads)
     try:
@@ -146,6 +147,7 @@ def _train(settings: RunSettings, splits: Data, places: Places, display: Display
         **task.numbers(feed),
         "settings": settings.rule.describe()
         | {"model": settings.model, "batch_size": settings.batch_size}
+        | settings.describe_step()
         | ({"augmentation": plain(settings.augmentation)} if settings.augmentation else {}),
         "data": splits.describe(),
         "environment": environment.describe(),
@@ -173,7 +175,7 @@ def training_step(task: Learner, optimizer: torch.optim.Optimizer, batch: Any) -
     batch = move_data_to_device(batch, device())
 
     def step() -> None:
-        task.batch_loss(batch).backward()
+        task.gradients(batch)
         optimizer.step()
         optimizer.zero_grad()
 

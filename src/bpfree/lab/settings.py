@@ -20,8 +20,11 @@ from bpfree.lab.files import file_name
 from bpfree.lab.run_identity import identity, own_codes
 from bpfree.lab.run_length import Length
 
-Optimizer: TypeAlias = Literal["Adam", "AdamW", "SGD"]
-Schedule: TypeAlias = Literal["constant", "cosine", "exponential", "multistep", "plateau"]
+Optimizer: TypeAlias = Literal["Adam", "AdamW", "RAdam", "SGD"]
+Schedule: TypeAlias = Literal[
+    "constant", "cosine", "exponential", "multistep", "noam", "plateau", "validation-plateau"
+]  # fmt: skip
+Precision: TypeAlias = Literal["float32", "bf16"]
 Times: TypeAlias = Literal["every", "last", "never"]
 """After which evaluations something is measured."""
 
@@ -37,9 +40,15 @@ class RuleSettings:
         weight_decay: The optimizer's weight decay.
         decayed: Names or patterns of the model's modules whose weights decay; None for all.
         momentum: SGD's momentum; the other optimizers do not use it.
-        schedule: The learning rate stays (constant), falls along half a cosine to 0 at the last step (cosine), to 95 %
-            after every epoch (exponential), to a tenth after 60 % and again after 90 % of the steps (multistep), or to
-            a tenth where the training loss has not fallen for more than 5 epochs (plateau).
+        beta2: Of Adam, AdamW and RAdam: how much of the mean square of the gradients is kept in a step.
+        eps: Of the same: what is added to the root of that mean square.
+        schedule: The course of the learning rate, see :mod:`bpfree.lab.tasks.optimization`. It stays (constant), falls
+            along half a cosine to 0 at the last step (cosine), to 95 % after every epoch (exponential), to a tenth
+            after 60 % and again after 90 % of the steps (multistep), or to a tenth where the training loss has not
+            fallen for more than 5 epochs (plateau). Or it rises in a straight line to ``lr`` at step ``warmup`` and
+            then falls with the root of the step (noam); or it falls to a fifth where the loss of the evaluation has not
+            fallen for more than one evaluation (validation-plateau), which may not be on the test set.
+        warmup: The steps of noam in which the learning rate rises.
         window: Layers learn from the signal ``window`` - 1 taps further up, carried down to them by ordinary
             backpropagation, see :func:`bpfree.attach`. More than 1 for direct rules only.
         within: The layerwise rule that carries signals down inside segments and windows in place of backpropagation.
@@ -51,26 +60,60 @@ class RuleSettings:
     weight_decay: float = 0.0
     decayed: list[str] | None = None
     momentum: float = 0.0
+    beta2: float = 0.999
+    eps: float = 1e-8
     schedule: Schedule = "cosine"
+    warmup: int = 0
     window: int = 1
     within: bpfree.LayerwiseRule | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lr", "weight_decay", "momentum"):
+        for name in ("lr", "weight_decay", "momentum", "eps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} {getattr(self, name)} must be 0 or a positive number.")
+        self._check_optimizer()
         if self.window < 1:
             raise SettingsError(f"--window {self.window} must be at least 1.")
         if self.window > 1 and not isinstance(self.rule, bpfree.DirectRule):
             raise SettingsError(f"window {self.window}: windows are for direct rules such as DFA, not for {self.rule}.")
 
+    def _check_optimizer(self) -> None:
+        """Refuse what an optimizer or a schedule does not have."""
+        if not 0 <= self.beta2 < 1:
+            raise SettingsError(f"beta2 {self.beta2} must be at least 0 and less than 1.")
+        if self.optimizer == "SGD" and self._changed("beta2", "eps"):
+            raise SettingsError("beta2 and eps: SGD has none. Leave them out, or take Adam, AdamW or RAdam.")
+        if self.schedule == "noam" and self.warmup < 1:
+            raise SettingsError(
+                "schedule noam: say in how many steps the learning rate rises, for example warmup 4000 "
+                "(--settings.LABEL.warmup 4000); it is highest, lr, after these."
+            )
+        if self.schedule != "noam" and self.warmup:
+            raise SettingsError(f"warmup {self.warmup}: schedule {self.schedule} has none. Leave it out, or take noam.")
+
+    def check_measured_on(self, measured_on: str) -> None:
+        """Refuse to choose learning rates by a test set.
+
+        Raises:
+            SettingsError: They would be.
+        """
+        if self.schedule == "validation-plateau" and measured_on == "test":
+            raise SettingsError(
+                "schedule validation-plateau lowers the learning rate by the loss of the evaluation, and this run is "
+                "evaluated on the test set, which must choose nothing. Evaluate on validation data (--validation N for "
+                "images, --text.measured_on validation for text), or take schedule plateau, by the training loss."
+            )
+
+    def _changed(self, *names: str) -> dict[str, Any]:
+        """Return the settings among these names that are not at their defaults."""
+        usual = {entry.name: default(entry) for entry in fields(self)}
+        return {name: getattr(self, name) for name in names if getattr(self, name) != usual[name]}
+
     def describe(self) -> dict[str, Any]:
         """Return the settings as a report shows them; of the rule's options those that are not at their defaults."""
         shown: dict[str, Any] = {"rule": type(self.rule).__name__, "options": rule_options(self.rule)}
         shown |= {"optimizer": self.optimizer, "lr": self.lr, "schedule": self.schedule}
-        for name in ("weight_decay", "decayed", "momentum"):
-            if getattr(self, name):
-                shown[name] = getattr(self, name)
+        shown |= self._changed("weight_decay", "decayed", "momentum", "beta2", "eps", "warmup")
         if self.window > 1:
             shown["window"] = self.window
         if self.within is not None:
@@ -89,7 +132,12 @@ class RuleOverrides:
         weight_decay: The optimizer's weight decay.
         decayed: Names or patterns of the model's modules whose weights decay; by default all.
         momentum: SGD's momentum.
-        schedule: The learning rate's schedule: constant, cosine, exponential, multistep or plateau.
+        beta2: Of Adam, AdamW and RAdam: how much of the mean square of the gradients is kept in a step; by default
+            .999.
+        eps: Of the same: what is added to the root of that mean square; by default 1e-8.
+        schedule: The learning rate's schedule: constant, cosine, exponential, multistep, noam, plateau or
+            validation-plateau.
+        warmup: The steps in which the learning rate rises to lr under noam.
         window: For direct rules: layers learn from the signal window - 1 taps further up.
         within: For direct rules: the layerwise rule that carries signals down inside segments and windows.
     """
@@ -100,7 +148,10 @@ class RuleOverrides:
     weight_decay: float | None = None
     decayed: list[str] | None = None
     momentum: float | None = None
+    beta2: float | None = None
+    eps: float | None = None
     schedule: Schedule | None = None
+    warmup: int | None = None
     window: int | None = None
     within: bpfree.LayerwiseRule | None = None
 
@@ -231,6 +282,10 @@ class RunSettings:
             part is a pass over the training data.
         steps: Steps of the whole run, in ``epochs`` equal parts that do not depend on passes over the data.
         batch_size: The number of samples in a step.
+        clip: The largest norm of all gradients together; larger ones are scaled down to it. None leaves them.
+        accumulate: The equal parts into which a step's batch is cut: they run one after the other, for less memory,
+            and their gradients are averaged.
+        precision: float32, or bf16: matrix products and convolutions in bfloat16, weights in float32 (autocast).
         threads: torch's threads; sums differ in their last bits with another number.
         details: Also keep the first layer's filters and a t-SNE of the last hidden layer.
         augmentation: The random changes of training images.
@@ -248,6 +303,9 @@ class RunSettings:
     epochs: int
     steps: int | None = None
     batch_size: int
+    clip: float | None = None
+    accumulate: int = 1
+    precision: Precision = "float32"
     threads: int
     details: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -255,9 +313,10 @@ class RunSettings:
     visualize: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "threads"):
+        for name in ("epochs", "batch_size", "accumulate", "threads"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1.")
+        self._check_step()
         if self.steps is not None and (self.steps < 1 or self.steps % self.epochs):
             raise SettingsError(
                 f"--steps {self.steps} are not {self.epochs} equal parts, one before each evaluation. Name a multiple "
@@ -266,11 +325,35 @@ class RunSettings:
         if self.steps is not None and self.rule.schedule in ("exponential", "plateau"):
             raise SettingsError(
                 f"--schedule {self.rule.schedule} counts passes over the data, and this run is counted in steps: how "
-                "often it is evaluated would change what it learns. Take constant, cosine or multistep, or --epochs."
+                "often it is evaluated would change what it learns. Take constant, cosine, multistep or noam, or count "
+                "in --epochs."
             )
         # numpy, which Lightning seeds as well, takes no others.
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed {self.seed} must lie between 0 and {2**32 - 1}.")
+
+    def _check_step(self) -> None:
+        """Refuse ways to take a step that do not fit."""
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise SettingsError(
+                f"--clip {self.clip} must be a positive number, the largest norm of the gradients. Leave it out to "
+                "clip nothing."
+            )
+        if self.batch_size % self.accumulate:
+            raise SettingsError(
+                f"--accumulate {self.accumulate}: a batch of {self.batch_size} cannot be cut into so many equal parts. "
+                "Take a divisor of --batch-size."
+            )
+        if self.precision == "bf16" and isinstance(self.rule.rule, bpfree.PEPITA):
+            raise SettingsError(
+                "--precision bf16: PEPITA's signals are differences of nearly equal activations, of which bfloat16 "
+                "leaves too little. Take float32."
+            )
+
+    def describe_step(self) -> dict[str, Any]:
+        """Return how a step is taken, as records and reports show it: what is not at its default."""
+        usual = {"clip": None, "accumulate": 1, "precision": "float32"}
+        return {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
 
     @property
     def length(self) -> Length:

@@ -138,7 +138,7 @@ def test_perplexity_is_two_to_the_mean_number_of_bits() -> None:
     # 1 + 1 + 2 and 3 + 3 + 2 bits, and 2 + 3 + 3 in a batch of its own: 20 bits for 9 tokens.
     for y in ([[0, 0, 1], [2, 3, 1]], [[1, 2, 3]]):
         learner.validation_step((torch.zeros(len(y), 3, dtype=torch.long), torch.tensor(y)))
-    learner.training_step((torch.zeros(1, 3, dtype=torch.long), torch.tensor([[0, 0, 0]])))
+    learner.gradients((torch.zeros(1, 3, dtype=torch.long), torch.tensor([[0, 0, 0]])), learner.learned)
     measured = learner.measured()
     assert measured["eval_perplexity"] == pytest.approx(2 ** (20 / 9))
     assert measured["eval_loss"] == pytest.approx(20 / 9 * math.log(2))

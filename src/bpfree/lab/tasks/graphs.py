@@ -95,9 +95,10 @@ class NodeClassification(WholeGraph):
                 "node: end it in torch.log_softmax(x, dim=1)."
             )
 
-    def learned(self, known: Tensor, output: Tensor) -> None:
-        """Count how many of the known nodes were right."""
-        self._found.append(torch.stack([(output.argmax(1) == known).sum(), (known != IGNORED).sum()]))
+    def learned(self, loss: Tensor, output: Tensor, y: Tensor) -> None:
+        """Keep a step's loss, and count how many of the known nodes, whose classes are ``y``, were right."""
+        super().learned(loss, output, y)
+        self._found.append(torch.stack([(output.argmax(1) == y).sum(), (y != IGNORED).sum()]))
 
     def evaluate(self, x: tuple[Tensor, Tensor]) -> None:
         """Measure all nodes, and remember the best step."""

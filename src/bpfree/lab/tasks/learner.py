@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
@@ -17,26 +18,28 @@ import bpfree
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.feed import Feed, sampled
+from bpfree.lab.tasks.optimization import (
+    VALIDATION_PLATEAU,
+    MeanGradients,
+    clip_gradients,
+    course,
+    make_optimizer,
+    make_plateau,
+    micro_batches,
+)
 from bpfree.lab.tasks.task import Task
 from bpfree.taps import select_taps
-
-# Functions of the part of a run that is done, 0 to 1, and its epochs: the factor of the learning rate.
-_SCHEDULES: dict[str, Callable[[float, int], float]] = {
-    "constant": lambda done, epochs: 1.0,
-    "cosine": lambda done, epochs: (1 + math.cos(math.pi * done)) / 2,
-    "exponential": lambda done, epochs: 0.95 ** math.floor(done * epochs + _ROUNDING),
-    "multistep": lambda done, epochs: 0.1 ** sum(done + _ROUNDING >= part for part in (0.6, 0.9)),
-}
-_ROUNDING = 1e-9  # of a step's number divided by the number of steps
-_PLATEAU: dict[str, Any] = {"factor": 0.1, "patience": 5}
 
 
 class Learner(LightningModule):
     """A model that learns a task.
 
-    Nothing in it depends on the rule: optimization is automatic, and the loss is the task's. The attachment is a
-    submodule, so checkpoints hold its state. They hold the random state too, so that a resumed run continues as
-    if it had not been interrupted.
+    Nothing in it depends on the rule: a step is ``loss.backward()`` of the task's loss, and ``optimizer.step()``. The
+    attachment is a submodule, so checkpoints hold its state. They hold the random state too, so that a resumed run
+    continues as if it had not been interrupted.
+
+    One batch of the feed is one step of the optimizer. Where a run accumulates, the batch is cut up here, in
+    :meth:`gradients`: so steps, their order and checkpoints know nothing of it.
 
     A task overrides :meth:`loss`, and :meth:`update` and :meth:`values` to measure more than the mean loss.
 
@@ -53,7 +56,10 @@ class Learner(LightningModule):
 
     def __init__(self, model: nn.Module, run: RunSettings, measures: dict[str, Metric] | None = None) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.settings = run.rule
+        self._clip, self._parts, self._batch_size = run.clip, run.accumulate, run.batch_size
+        self._bf16 = run.precision == "bf16"
         self.model = model
         self.attachment = bpfree.attach(
             model,
@@ -122,20 +128,58 @@ class Learner(LightningModule):
     def _loss_and_output(self, batch: tuple[Any, Tensor]) -> tuple[Tensor, Tensor]:
         x, y = batch
         self.attachment.targets(y)
-        output = self(x)
-        return self.loss(output, y), output
+        with self._autocast():
+            output = self(x)
+            return self.loss(output, y), output
 
-    def training_step(self, batch: Any) -> Tensor | None:
-        """Return the loss of one batch ``(x, y)``; Lightning calls ``backward()`` on it."""
-        loss, output = self._loss_and_output(batch)
-        self._measure(self.train_measures, loss.detach(), output.detach(), batch[1])
-        return loss
+    def _autocast(self) -> AbstractContextManager[object]:
+        """Return the context of forward passes: that of bfloat16, or one that changes nothing."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
+
+    def training_step(self, batch: Any) -> None:
+        """Take one step on a batch ``(x, y)``."""
+        self.step(batch, self.optimizers(), self.lr_schedulers())
+
+    def step(self, batch: tuple[Any, Tensor], optimizer: Any, schedule: Any) -> None:
+        """Take one step on a batch ``(x, y)``; ``schedule`` is None where the learning rate does not follow steps."""
+        optimizer.zero_grad()
+        self.gradients(batch, self.learned)
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+
+    def gradients(
+        self, batch: tuple[Any, Tensor], learned: Callable[[Tensor, Tensor, Any], None] = lambda *_: None
+    ) -> None:
+        """Give the weights, which have none, the gradients of a batch: averaged over its micro-batches, and clipped.
+
+        Args:
+            batch: ``(x, y)``.
+            learned: Called before each backward pass with its loss, the model's output and the targets.
+        """
+        mean = MeanGradients([*self.model.parameters(), *self.attachment.parameters()])
+        for part in micro_batches(batch, self._parts, self._batch_size):
+            loss, output = self._loss_and_output(part)
+            learned(loss.detach(), output.detach(), part[1])
+            del output  # logits are large, and the backward pass may not need them
+            if self._parts > 1:
+                mean.before(len(part[1]))
+            loss.backward()
+        mean.finish()
+        if self._clip is not None:
+            clip_gradients(self.attachment, self._clip)
+
+    def learned(self, loss: Tensor, output: Tensor, y: Any) -> None:
+        """Measure what a training step has computed."""
+        self._measure(self.train_measures, loss, output, y)
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         """Measure one batch."""
         x, y = batch
-        output = self(x)
-        self._measure(self.eval_measures, self.loss(output, y), output, y)
+        with self._autocast():
+            output = self(x)
+            loss = self.loss(output, y)
+        self._measure(self.eval_measures, loss, output, y)
 
     def _measure(self, measures: MetricCollection, loss: Tensor, output: Tensor, y: Tensor) -> None:
         # Once for every sample: this metric forgets weights where it keeps NaN, and batches may differ in size.
@@ -150,40 +194,30 @@ class Learner(LightningModule):
             measures.reset()
         return found
 
-    def epoch_ended(self, train_loss: float) -> None:
-        """Let the learning rate fall if the training loss does not."""
-        # Not by the loss of the evaluation: that may be on the test set, which must choose nothing.
+    def epoch_ended(self, measured: dict[str, float]) -> None:
+        """Let the learning rate fall if the loss that it follows does not; ``measured`` holds the losses."""
         if self._plateau is not None:
-            self._plateau.step(train_loss)
+            self._plateau.step(measured["eval_loss" if self.settings.schedule == VALIDATION_PLATEAU else "train_loss"])
 
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         """Return the rule's optimizer over the weights of model and rule, and the schedule of its learning rate."""
         optimizer = self.optimizer()
-        if self.settings.schedule == "plateau":
-            # Not Lightning's business, whose checkpoints at the end of an epoch come before its schedulers' steps.
-            self._plateau = ReduceLROnPlateau(optimizer, **_PLATEAU)
+        # Not Lightning's business, whose checkpoints at the end of an epoch come before its schedulers' steps.
+        self._plateau = make_plateau(self.settings, optimizer)
+        if self._plateau is not None:
             if self._plateau_state:
                 self._plateau.load_state_dict(self._plateau_state)
             return {"optimizer": optimizer}
-        steps, epochs = self.all_steps(), int(self.trainer.max_epochs or 1)
-        schedule = _SCHEDULES[self.settings.schedule]
-        scheduler = LambdaLR(optimizer, lambda step: schedule(min(step / steps, 1.0), epochs))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        factor = course(self.settings, self.all_steps(), int(self.trainer.max_epochs or 1))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
     def all_steps(self) -> int:
         """Return the number of steps of the whole run."""
         return int(self.trainer.estimated_stepping_batches)
 
-    def optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> Optimizer:
         """Return the rule's optimizer alone."""
-        settings = self.settings
-        weights = self._weights()
-        # Fused: one pass over the weights in place of ten, which on a CPU is a third of a small network's step.
-        options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
-        if settings.optimizer == "SGD":
-            return torch.optim.SGD(weights, momentum=settings.momentum, **options)
-        kind = torch.optim.AdamW if settings.optimizer == "AdamW" else torch.optim.Adam
-        return kind(weights, **options)
+        return make_optimizer(self.settings, self._weights())
 
     def _weights(self) -> list[Any]:
         """Return the weights that learn; weights without decay are in a group of their own."""

@@ -85,7 +85,7 @@ class EpochRecords(Callback):
                     f"the {of} loss is {measured[name]} by step {trainer.global_step}. Lower the learning rate, "
                     "--settings.LABEL.lr."
                 )
-        pl_module.epoch_ended(measured["train_loss"])
+        pl_module.epoch_ended(measured)
         record: dict[str, Any] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **measured}
         record["seconds"] = self._seconds.total
         last = trainer.current_epoch + 1 == trainer.max_epochs

@@ -53,7 +53,6 @@ class WholeGraph(Learner):
 
     def __init__(self, model: nn.Module, run: RunSettings) -> None:
         super().__init__(model, run)
-        self.automatic_optimization = False
         self._part, self._all = run.length.steps or 1, run.length.total
         self._losses: list[Tensor] = []
 
@@ -77,24 +76,17 @@ class WholeGraph(Learner):
 
     def training_step(self, batch: Source) -> None:
         """Take all steps of a part of the run."""
-        optimizer: Any = self.optimizers()
-        schedule: Any = self.lr_schedulers()
-        for x, known in batch.steps(self._part):
-            optimizer.zero_grad()
-            loss, output = self._loss_and_output((x, known))
-            loss.backward()
-            optimizer.step()
-            if schedule is not None:  # plateau: `epoch_ended` takes its steps
-                schedule.step()
-            self._losses.append(loss.detach())
-            self.learned(known, output.detach())
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        for drawn in batch.steps(self._part):
+            self.step(drawn, optimizer, schedule)
             if batch.every_step:
                 self.evaluate(batch.graph)
         if not batch.every_step:
             self.evaluate(batch.graph)
 
-    def learned(self, known: Any, output: Tensor) -> None:
-        """Look at what a step's nodes, whose targets are ``known``, gave in it."""
+    def learned(self, loss: Tensor, output: Tensor, y: Any) -> None:
+        """Keep a step's loss; ``y`` is what its nodes are to give."""
+        self._losses.append(loss)
 
     def evaluate(self, x: tuple[Tensor, Tensor]) -> None:
         """Look at the model behind a step, or behind a part of the run where steps are drawn; ``x`` is the graph."""
