@@ -48,6 +48,12 @@ LATER_ARGUMENTS: dict[str, dict[str, Any]] = {
         "dropout_before_activation": False,
     },
     "bpfree.lab.models.CNN": {"batch_norm": False, "input_dropout": 0.0, "conv_dropout": 0.0, "dropout": 0.0},
+    "bpfree.lab.models.CausalTransformer": {
+        "placement": "macro",
+        "attention": "standard",
+        "initialization": "default",
+        "identical_blocks": False,
+    },
 }
 """For each model its later arguments, with the values that earlier runs had without them."""
 

@@ -99,7 +99,7 @@ def test_the_last_block_and_the_head_have_their_exact_gradient(norm: str) -> Non
     for rule in (bpfree.BP(), bpfree.DFA()):
         torch.manual_seed(0)
         model = CausalTransformer((8,), 50, **SMALL, norm=norm)
-        taps, at = list(model.suggested_taps), model.suggested_error_at
+        taps, at = list(model.suggested_taps()), model.suggested_error_at
         with bpfree.attach(model, rule, taps=taps, error_at=at, seed=0) as attachment:
             tokens = torch.randint(0, 50, (3, 9))
             nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
