@@ -38,6 +38,7 @@ def _own_marks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     (folder / "bpfree").mkdir(exist_ok=True)
     (folder / "bpfree" / "trusted-folders").write_text(f"{folder}\n")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))  # what is kept of texts is known by their content
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 

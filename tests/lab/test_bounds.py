@@ -18,6 +18,7 @@ from bpfree.lab import bounded
 from bpfree.lab.data.pickled import NUMBERS, parse_pickle, unpickled
 from bpfree.lab.data.planetoid import _part
 from bpfree.lab.data.text import TextSettings, Vocabulary, load_text
+from bpfree.lab.data.text import vocabulary as vocabularies
 from bpfree.lab.errors import DataError, SettingsError
 from bpfree.lab.recipe.reading import read
 from lab.damage.kinds import KINDS
@@ -152,8 +153,10 @@ def test_a_picture_of_much_from_little_is_refused(tmp_path: Path) -> None:
 
 def test_text_is_made_tokens_of_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [f"some words of line {number}" for number in range(2500)]
-    vocabulary = Vocabulary(lines, 300)
-    together: Callable[[list[str]], list] = vocabulary._pairs.encode_batch
+    vocabulary = Vocabulary.trained(lines, 300)
+    monkeypatch.setattr(vocabularies, "_LETTERS", 1000)
+    assert len(list(vocabulary.arrays(lines))) > 50
+    together: Callable[[list[str]], list] = vocabulary.tokenizer.encode_batch
     expected = [token for line in together(lines) for token in (*line.ids, vocabulary.end_of_line)]
     assert vocabulary.encode(lines).tolist() == expected
 
@@ -162,5 +165,5 @@ def test_a_text_that_becomes_much_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(bounded, "FIXED", 2**10)
     for part in ("train", "valid"):
         (tmp_path / f"{part}.txt.gz").write_bytes(gzip.compress(b"again and " * 10**5))
-    with pytest.raises(DataError, match=r"train\.txt\.gz becomes more than .*can be read unpacked"):
+    with pytest.raises(DataError, match=r"valid\.txt\.gz becomes more than .*can be read unpacked"):
         load_text(tmp_path, TextSettings(vocabulary=257))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,29 @@ def contents(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). Check the file and who may read it.") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """Return what is said of a file that cannot be read."""
+    return DataError(f"{path} cannot be read ({error.strerror}). Check the file and who may read it.")
+
+
+def pieces(path: Path) -> Iterator[bytes]:
+    """Yield a data file's content piece by piece; that of a ``.gz`` file unpacked.
+
+    Raises:
+        DataError: It is missing, cannot be read, or is no such ``.gz`` file, see :func:`unpacked`.
+    """
+    if path.suffix == ".gz":
+        yield from _unpacked_pieces(path, None)
+        return
+    try:
+        with path.open("rb") as stream:
+            while piece := stream.read(_CHUNK):
+                yield piece
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def unpacked(path: Path, look: Callable[[bytes], object] = len, limit: int | None = None) -> bytes:
@@ -64,6 +86,15 @@ def unpacked(path: Path, look: Callable[[bytes], object] = len, limit: int | Non
     Raises:
         DataError: It is truncated, altered or no such file, or becomes more than that.
     """
+    size = 0
+    for piece in _unpacked_pieces(path, limit):
+        size += len(piece)
+        look(piece)
+    with gzip.open(path) as stream:
+        return stream.read(size)
+
+
+def _unpacked_pieces(path: Path, limit: int | None) -> Iterator[bytes]:
     try:
         most = _UNPACKED * path.stat().st_size + FIXED if limit is None else limit
         size = 0
@@ -75,8 +106,6 @@ def unpacked(path: Path, look: Callable[[bytes], object] = len, limit: int | Non
                         f"{path} becomes more than {most:,} bytes, which no such file does. Fetch the original file "
                         "again; a text of your own that is so repetitive can be read unpacked."
                     )
-                look(piece)
-        with gzip.open(path) as stream:
-            return stream.read(size)
+                yield piece
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be unpacked ({error}). Fetch the file again.") from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.metadata import requires
 from re import match
 
-_GRAPHS = "torch_geometric"
+_EXTRAS = {"torch_geometric": "graphs", "datasets": "datasets"}
+"""Module -> the extra that it comes with."""
 _INSIDE = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "docstring_parser": "docstring-parser"}
 """Module -> the package that it is in, where the two are not called alike."""
 
@@ -18,8 +19,8 @@ def named(error: ModuleNotFoundError) -> ModuleNotFoundError:
 def missing(error: ModuleNotFoundError) -> str | None:
     """Say what installs the module that was not found; None if it is no part of an extra."""
     module = (error.name or "").partition(".")[0]
-    if module == _GRAPHS:
-        return f"{module} is not installed: pip install 'bpfree[graphs]'."
+    if module in _EXTRAS:
+        return f"{module} is not installed: pip install 'bpfree[{_EXTRAS[module]}]'."
     if _INSIDE.get(module, module).replace("_", "-") in _of_the_lab():
         return f"{module} is not installed: pip install 'bpfree[lab]'."
     return None

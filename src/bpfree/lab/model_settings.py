@@ -6,8 +6,9 @@ import copy
 import functools
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -17,6 +18,8 @@ from torch.nn.parameter import is_lazy
 import bpfree.lab.models as builtin
 from bpfree.lab.argument_errors import in_one_line
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.models.hugging_face_files import FAMILY, content_of
+from bpfree.lab.run_identity import HUGGING_FACE
 from bpfree.lab.settings import plain
 from bpfree.lab.signatures import FROM_DATA, arguments
 
@@ -26,12 +29,18 @@ class ModelSettings:
     """The choice of a model and its arguments.
 
     Args:
-        class_path: Import path of any ``nn.Module``, or the name of one in :mod:`bpfree.lab.models`.
+        class_path: Import path of any ``nn.Module``, the name of one in :mod:`bpfree.lab.models`, or ``hf:PATH`` for a
+            model of transformers, see :class:`bpfree.lab.models.hugging_face.CausalLM`.
         init_args: Its arguments; ``shape`` and ``classes`` come from the data where the model takes them.
     """
 
     class_path: str = f"{builtin.__name__}.MLP"
     init_args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.class_path.startswith(FAMILY):
+            object.__setattr__(self, "init_args", {"path": self.class_path.removeprefix(FAMILY), **self.init_args})
+            object.__setattr__(self, "class_path", HUGGING_FACE)
 
     @property
     def full_path(self) -> str:
@@ -43,9 +52,17 @@ class ModelSettings:
     def describe(self) -> dict[str, Any]:
         """Return ``class_path`` and ``init_args``, with the values of arguments that were not given.
 
+        A model of transformers gets the hash of its files, which identifies it.
+
         Raises:
-            SettingsError: There is no such class, or the arguments do not fit it.
+            SettingsError: There is no such class, or the arguments do not fit it, or files are missing.
         """
+        found = self._without_files()
+        if found["class_path"] == HUGGING_FACE and found["init_args"].get("content") is None:
+            found["init_args"]["content"] = content_of(Path(found["init_args"]["path"]).expanduser())
+        return found
+
+    def _without_files(self) -> dict[str, Any]:
         # In the text of an argument that is no plain value, a tuple say, something else would stand.
         text = json.dumps(plain(self.init_args))
         return (
@@ -68,11 +85,11 @@ class ModelSettings:
         """
         found = getattr(self._class(), f"suggested_{name}", None)
         if callable(found):
-            found = found(**self.describe()["init_args"])
+            found = found(**self._without_files()["init_args"])
         return list(found) if isinstance(found, tuple) else found
 
     def _class(self) -> type[nn.Module]:
-        module, _, name = self.describe()["class_path"].rpartition(".")
+        module, _, name = self._without_files()["class_path"].rpartition(".")
         return getattr(importlib.import_module(module), name)
 
     def build(self, shape: Sequence[int], classes: int) -> nn.Module:
@@ -89,7 +106,9 @@ class ModelSettings:
             model: nn.Module = parser.instantiate(parsed).model
         except (ValueError, TypeError, ArithmeticError) as error:
             # What a model says of its arguments comes wrapped in what jsonargparse has tried besides.
-            raise SettingsError(f"--model {self.class_path}: {error.__cause__ or error}") from error
+            said = str(error.__cause__ or error)
+            named = said if said.startswith("--model ") else f"--model {self.class_path}: {said}"
+            raise SettingsError(named) from error
         for name, parameter in model.named_parameters():
             if not is_lazy(parameter) and not parameter.numel():
                 shape = tuple(parameter.shape)
@@ -108,3 +127,19 @@ class ModelSettings:
 @functools.cache  # a table asks hundreds of times about a few models, and each answer takes a twentieth of a second
 def _described(class_path: str, init_args: str) -> dict[str, Any]:
     return ModelSettings(class_path, json.loads(init_args))._describe()
+
+
+def with_import_path(model: Any) -> Any:
+    """Return a model as a file or a command line names it, its class by import path.
+
+    Other packages, once imported, have classes of the same names as ours. ``hf:PATH`` becomes a class and its argument.
+    """
+    if isinstance(model, str):
+        named = ModelSettings(model)
+        return {"class_path": named.class_path, "init_args": named.init_args} if named.init_args else named.full_path
+    if not (isinstance(model, Mapping) and isinstance(model.get("class_path"), str)):
+        return model
+    known = with_import_path(model["class_path"])
+    if isinstance(known, str):
+        return {**model, "class_path": known}
+    return {**model, **known, "init_args": {**known["init_args"], **(model.get("init_args") or {})}}

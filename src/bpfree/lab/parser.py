@@ -19,7 +19,7 @@ from torch import nn
 
 from bpfree.errors import nearest
 from bpfree.lab.argument_errors import mistake
-from bpfree.lab.model_settings import ModelSettings
+from bpfree.lab.model_settings import ModelSettings, with_import_path
 from bpfree.lab.options import Options
 from bpfree.lab.settings import default
 from bpfree.lab.signatures import FROM_DATA
@@ -35,14 +35,8 @@ def _load(text: str) -> Any:
     """Load YAML in which bpfree's networks may be named without a path, even if other packages use the same names."""
     value = get_loader("yaml")(text)
     if isinstance(value, dict) and "model" in value:
-        value["model"] = _with_path(value["model"])
+        value["model"] = with_import_path(value["model"])
     return value
-
-
-def _with_path(model: Any) -> Any:
-    if isinstance(model, dict) and "class_path" in model:
-        return model | {"class_path": _with_path(model["class_path"])}
-    return ModelSettings(model).full_path if isinstance(model, str) else model
 
 
 set_loader(_MODE, _load, exceptions=(yaml.YAMLError,))
@@ -157,12 +151,22 @@ def with_model(arguments: Sequence[str]) -> list[str]:
     with arguments of the same names.
     """
     words = [word for argument in arguments for word in _parts(argument)]
-    named = [_with_path(word) if before == "--model" else word for before, word in itertools.pairwise(["", *words])]
+    named = [
+        part
+        for before, word in itertools.pairwise(["", *words])
+        for part in (_model_words(word) if before == "--model" else [word])
+    ]
     given = dict(itertools.pairwise(named))
     asked = _configured(given.get("--config")) | ({"data": given["--data"]} if "--data" in given else {})
     if "--model" in given or "model" in asked or not any(word.startswith("--model.") for word in named):
         return named
     return [*named[:1], "--model", ModelSettings(task_of(asked.get("data", Options.data)).model).full_path, *named[1:]]
+
+
+def _model_words(name: str) -> list[str]:
+    """Return a model by import path, and the option that gives the path of a model of transformers."""
+    found = with_import_path(name)
+    return [found] if isinstance(found, str) else [found["class_path"], "--model.path", found["init_args"]["path"]]
 
 
 def _parts(argument: str) -> list[str]:

@@ -11,11 +11,15 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 _VERSIONED = ("bpfree", "torch")
+HUGGING_FACE = "bpfree.lab.models.hugging_face.CausalLM"
+"""The class of transformers' models. Its ``content`` is a hash of the files that lie in its ``path``."""
 
 LATER_SETTINGS: dict[str, Any] = {
     "augmentation": {
@@ -60,13 +64,29 @@ LATER_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's settings, as plain values, without its label and without later settings that it does not use."""
-    model = settings["model"]
+    model = without_places(settings["model"])
     later = LATER_ARGUMENTS.get(model.get("class_path", ""), {})
     return {
         **_without_inside(_without(settings, LATER_SETTINGS)),
-        "model": model | ({"init_args": _without(model["init_args"], later)} if later else {}),
+        "model": dict(model) | ({"init_args": _without(model["init_args"], later)} if later else {}),
         "label": None,
     }
+
+
+def without_places(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a model without the path of files whose hash is beside it: the same files may lie anywhere."""
+    if model.get("class_path") != HUGGING_FACE:
+        return model
+    return {**model, "init_args": _without(model["init_args"], {"path": model["init_args"]["path"]})}
+
+
+def versions(model: Mapping[str, Any]) -> list[str]:
+    """Return the versions of packages, beside torch and bpfree, that a model's numbers depend on."""
+    if model.get("class_path") != HUGGING_FACE:
+        return []
+    with suppress(PackageNotFoundError):  # who builds the model says that it is missing
+        return [version("transformers")]
+    return []
 
 
 def _without_inside(settings: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.environment import device
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.files import file_name
-from bpfree.lab.run_identity import identity, own_codes
+from bpfree.lab.run_identity import identity, own_codes, versions
 from bpfree.lab.run_length import Length
 
 Optimizer: TypeAlias = Literal["Adam", "AdamW", "RAdam", "SGD"]
@@ -367,7 +367,7 @@ class RunSettings:
             "rule": import_path(type(self.rule.rule)),
             "code": own_codes(self.rule.rule, self.rule.within, self.model),
             "data": plain(data),
-            "versions": [bpfree.__version__, str(torch.__version__)],
+            "versions": [bpfree.__version__, str(torch.__version__), *versions(self.model)],
         }
         if device() != "cpu":
             facts["device"] = device()

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bpfree.lab.errors import TrustError
+from bpfree.lab.models.hugging_face_files import FAMILY
+from bpfree.lab.run_identity import HUGGING_FACE
 
 CLASSES = ("rule", "model", "within", "logger")
 """Settings that are a class with arguments: ``DFA``, or ``{class_path: DFA, init_args: {...}}``."""
@@ -77,6 +79,8 @@ def names_code(words: Sequence[str]) -> bool:
     """Return whether a command line names a class in the current folder: the user who types it vouches for it."""
     for option, value in zip(words, [*words[1:], ""], strict=True):
         name, sign, inside = option.partition("=")
+        if (inside if sign else value).startswith(FAMILY):  # the path of files, no import path
+            continue
         if name.startswith(_OPTIONS) and name != "--rules":
             roots = {path.partition(".")[0] for path in _PATH.findall(inside if sign else value)}
             if any(Path(root).is_dir() or Path(f"{root}.py").is_file() for root in roots):
@@ -87,6 +91,8 @@ def names_code(words: Sequence[str]) -> bool:
 def _code(content: Any, inside: bool = False) -> Iterator[str]:
     """Return the import paths in a file's content that are not the package's or torch's layers."""
     if isinstance(content, Mapping):
+        if content.get("class_path") == HUGGING_FACE:  # its path is a file's, which may look like a module's
+            content = {**content, "init_args": {**(content.get("init_args") or {}), "path": None}}
         for name, value in content.items():
             if name == _FUNCTION:
                 yield from () if _is_ours(value, (_STUDIES,)) else (str(value),)

@@ -30,7 +30,7 @@ from bpfree.lab.data.idx_set import Original, _verified
 from bpfree.lab.data.pickled import NUMBERS, parse_pickle, unpickled
 from bpfree.lab.data.picture import picture
 from bpfree.lab.data.planetoid import CORA, _indices, _neighbours
-from bpfree.lab.data.text import _lines
+from bpfree.lab.data.text.reading import lines
 from bpfree.lab.errors import WriteError
 from bpfree.lab.files import read_json, write_json
 from bpfree.lab.queue.ledger import Ledger
@@ -222,9 +222,9 @@ def index(folder: Path) -> Path:
 
 
 def text(folder: Path, packed: bool = True) -> Path:
-    lines = "\n".join(f"line {number} of a text that is made up" for number in range(200)).encode()
+    content = "\n".join(f"line {number} of a text that is made up" for number in range(200)).encode()
     path = folder / ("train.txt.gz" if packed else "train.txt")
-    path.write_bytes(gzip.compress(lines, mtime=0) if packed else lines)
+    path.write_bytes(gzip.compress(content, mtime=0) if packed else content)
     return path
 
 
@@ -247,6 +247,10 @@ def chunks_anew(path: Path) -> Any:
         place = end + 4
     path.write_bytes(content)
     return plain(picture(path, 16))
+
+
+def read_text(path: Path) -> Any:
+    return list(lines(path))
 
 
 def recipe(folder: Path) -> Path:
@@ -273,9 +277,9 @@ KINDS: dict[str, Kind] = {
     "Planetoid's matrix": Kind(matrix, read_matrix, False),
     "Planetoid's graph": Kind(neighbours, read_neighbours, False),
     "Planetoid's test.index": Kind(index, lambda path: plain(_indices(path, path.read_bytes())), False),
-    "txt.gz": Kind(text, _lines, False),
-    "txt.gz, packed anew": Kind(partial(unpacked, text), partial(packed_anew, _lines), False),
-    "txt": Kind(lambda folder: text(folder, packed=False), _lines, False),
+    "txt.gz": Kind(text, read_text, False),
+    "txt.gz, packed anew": Kind(partial(unpacked, text), partial(packed_anew, read_text), False),
+    "txt": Kind(lambda folder: text(folder, packed=False), read_text, False),
     "png": Kind(lambda folder: image(folder, "a.png"), lambda path: plain(picture(path, 16)), False),
     "png, checksums made anew": Kind(lambda folder: image(folder, "a.png"), chunks_anew, False),
     "jpg": Kind(lambda folder: image(folder, "a.jpg"), lambda path: plain(picture(path, 16)), False),

@@ -15,8 +15,13 @@ from bpfree.lab.errors import DataError, SettingsError
 from support import tiny_text
 
 
+def rows(part: Sequences) -> tuple[torch.Tensor, torch.Tensor]:
+    return part.batch(torch.arange(len(part)))
+
+
 def stream(part: Sequences) -> torch.Tensor:
-    return torch.cat([part.x.flatten(), part.y[-1, -1:]])
+    x, y = rows(part)
+    return torch.cat([x.flatten(), y[-1, -1:]])
 
 
 @pytest.mark.parametrize(
@@ -24,7 +29,7 @@ def stream(part: Sequences) -> torch.Tensor:
     ["the cat sees fish .", "  two  blanks ", "żółć 🙂\tтекст", "<eol> [UNK] </s>", "a\x0bb\x85c\u2028d", "\r", ""],
 )
 def test_any_line_comes_back_as_it_was(line: str) -> None:
-    vocabulary = Vocabulary(tiny_text.lines(300, 0), 280)
+    vocabulary = Vocabulary.trained(tiny_text.lines(300, 0), 280)
     for lines in ([line, "x"], ["x", line, line], [line]):
         tokens = vocabulary.encode(lines)
         assert int(tokens.max()) < len(vocabulary) == 280
@@ -33,7 +38,7 @@ def test_any_line_comes_back_as_it_was(line: str) -> None:
 
 
 def test_frequent_words_are_one_token() -> None:
-    vocabulary = Vocabulary(tiny_text.lines(300, 0), 290)
+    vocabulary = Vocabulary.trained(tiny_text.lines(300, 0), 290)
     assert len(vocabulary.encode(["the cat sees fish ."])) == 5 + 1
     assert len(vocabulary.encode(["qqqq"])) == 4 + 1  # bytes
 
@@ -41,9 +46,11 @@ def test_frequent_words_are_one_token() -> None:
 def test_sequences_are_the_file_cut_and_each_token_is_followed_by_its_target(tmp_path: Path) -> None:
     text = tiny_text.text(tmp_path)
     for part, lines in ((text.train, tiny_text.lines(300, 0)), (text.evaluation, tiny_text.lines(40, 1))):
-        assert part.x.shape == part.y.shape == (len(part), 16)
-        assert torch.equal(part.x[:, 1:], part.y[:, :-1])
-        assert torch.equal(part.x[1:, 0], part.y[:-1, -1])
+        x, y = rows(part)
+        assert x.shape == y.shape == (len(part), 16)
+        assert x.dtype == y.dtype == torch.int64
+        assert torch.equal(x[:, 1:], y[:, :-1])
+        assert torch.equal(x[1:, 0], y[:-1, -1])
         whole = text.vocabulary.encode(lines)
         assert torch.equal(stream(part), whole[: len(stream(part))])
         assert len(whole) - len(stream(part)) < 16  # less than a sequence is left out
@@ -51,8 +58,8 @@ def test_sequences_are_the_file_cut_and_each_token_is_followed_by_its_target(tmp
         assert found[:-1] == lines[: len(found) - 1]
     assert text.describe() | {"checksums": None} == {
         "name": tmp_path.name,
-        "n_train": text.train.y.numel(),
-        "n_eval": text.evaluation.y.numel(),
+        "n_train": len(text.train) * 16,
+        "n_eval": len(text.evaluation) * 16,
         "measured_on": "validation",
         "vocabulary": 280,
         "context": 16,
@@ -65,7 +72,7 @@ def test_training_knows_nothing_of_the_evaluated_files(tmp_path: Path) -> None:
     (tmp_path / "valid.txt").write_text("Other words entirely, and many of them. " * 20, encoding="utf-8")
     (tmp_path / "test.txt").write_text("Still others. " * 20, encoding="utf-8")
     second = load_text(tmp_path, tiny_text.HOW)
-    assert torch.equal(first.train.x, second.train.x)
+    assert torch.equal(stream(first.train), stream(second.train))
     line = "Other words"
     assert torch.equal(first.vocabulary.encode([line]), second.vocabulary.encode([line]))
     assert first.checksums["tokens"] != second.checksums["tokens"]
@@ -126,7 +133,7 @@ def test_files_that_do_not_serve_are_named(file: str, content: bytes | None, mes
 
 
 def test_what_is_asked_in_vain() -> None:
-    with pytest.raises(DataError, match=r"text needs --data-dir DIR: .* one sentence or paragraph a line"):
+    with pytest.raises(DataError, match=r"text needs --data-dir DIR.* one sentence or paragraph a line"):
         load("text")
     with pytest.raises(SettingsError, match=r"leave --validation out.*--text\.measured_on test"):
         load("text", Path(), validation=10)

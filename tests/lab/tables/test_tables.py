@@ -717,7 +717,7 @@ def test_numbers_of_another_folder_are_not_taken_for_this_ones(monkeypatch: pyte
 
     monkeypatch.setattr(Training, "perform", perform)
     # The files tell: what a tokenizer makes of them takes seconds, and may be other with its next version.
-    monkeypatch.setattr(data.text, "Vocabulary", lambda *_: pytest.fail("tokens were made"))
+    monkeypatch.setattr(data.text.loading, "token_file", lambda *_: pytest.fail("tokens were made"))
     for name, folder in (("a", "one"), ("a", "one"), ("b", "one"), ("b", "other"), ("a", "other")):
         table(options(name=f"{name}.yaml", data_dir=folder))
     assert ran == ["one", "other"]

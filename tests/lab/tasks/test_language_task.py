@@ -21,7 +21,7 @@ from bpfree.lab import report, runs
 from bpfree.lab.checksums import sealed
 from bpfree.lab.commands import main, make_parser
 from bpfree.lab.compare import compare, plan_runs
-from bpfree.lab.data.text import Text
+from bpfree.lab.data.text import NOT_COUNTED, Sequences, Text
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.models import CausalTransformer
@@ -129,7 +129,13 @@ class Unigram(nn.Module):
 
 
 class FourTokens:
-    classes = 4
+    """Three sequences of three tokens; five words, and one more token, of two bits, that is in no sequence."""
+
+    classes, words = 4, 5
+    evaluation = Sequences(None, 3, torch.arange(3))
+
+    def rest(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(1, 3, dtype=torch.long), torch.tensor([[NOT_COUNTED, NOT_COUNTED, 1]])
 
 
 def test_perplexity_is_two_to_the_mean_number_of_bits() -> None:
@@ -138,9 +144,11 @@ def test_perplexity_is_two_to_the_mean_number_of_bits() -> None:
     # 1 + 1 + 2 and 3 + 3 + 2 bits, and 2 + 3 + 3 in a batch of its own: 20 bits for 9 tokens.
     for y in ([[0, 0, 1], [2, 3, 1]], [[1, 2, 3]]):
         learner.validation_step((torch.zeros(len(y), 3, dtype=torch.long), torch.tensor(y)))
+    learner.on_validation_epoch_end()
     learner.gradients((torch.zeros(1, 3, dtype=torch.long), torch.tensor([[0, 0, 0]])), learner.learned)
     measured = learner.measured()
     assert measured["eval_perplexity"] == pytest.approx(2 ** (20 / 9))
+    assert measured["eval_word_perplexity"] == pytest.approx(2 ** (22 / 5))
     assert measured["eval_loss"] == pytest.approx(20 / 9 * math.log(2))
     assert measured["train_perplexity"] == pytest.approx(2)
 

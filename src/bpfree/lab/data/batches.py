@@ -16,57 +16,99 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bpfree.lab.data.augmentation import Augmentation, augmented
-from bpfree.lab.data.samples import Samples
+from bpfree.lab.data.samples import Batched, Samples
+from bpfree.lab.errors import SettingsError
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
     """A data set whose items are batches: indexed with an int64 tensor of shape ``(N,)``."""
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: Batched) -> None:
         self.samples = samples
 
     def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        # index_select copies rows; general indexing of the same rows is several times slower.
-        return self.samples.x.index_select(0, index), self.samples.y.index_select(0, index)
+        return self.samples.batch(index)
 
     def __len__(self) -> int:
         return len(self.samples)
 
 
-class Shuffled(Sampler[Tensor]):
-    """Batches of indices in an order that depends on the seed and the epoch alone.
+class TrainingOrder(Sampler[Tensor]):
+    """Batches of indices in an order that the number of the pass over the data determines.
 
     A resumed run therefore sees the batches that the uninterrupted one would have seen, and every rule sees the same.
-    The last batch of a pass holds what is left over. Lightning calls :meth:`set_epoch` before every epoch.
+    Lightning calls :meth:`set_epoch` before every epoch.
 
     Args:
-        n: The number of samples.
-        size: The number of samples of a batch.
-        seed: With the epoch, it determines the order.
+        of_a_pass: The number of batches of a pass.
         steps: Batches an epoch: each begins in the endless row of passes where the one before it ended. None makes
             every epoch one pass.
     """
 
-    def __init__(self, n: int, size: int, seed: int, steps: int | None = None) -> None:
-        self.n, self.size, self.seed, self.epoch = n, size, seed, 0
-        self._pass = -(-n // size)
-        self.steps = steps or self._pass
+    def __init__(self, of_a_pass: int, steps: int | None = None) -> None:
+        self.epoch, self._pass = 0, of_a_pass
+        self.steps = steps or of_a_pass
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of this epoch, counted from 0, from the next iteration on."""
+        """Take the batches of this epoch, counted from 0, from the next iteration on."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Tensor]:
         first, skipped = divmod(self.epoch * self.steps, self._pass)
-        passes = map(self._batches, itertools.count(first))
+        passes = map(self.batches, itertools.count(first))
         yield from itertools.islice(itertools.chain.from_iterable(passes), skipped, skipped + self.steps)
 
-    def _batches(self, number: int) -> tuple[Tensor, ...]:
-        """Yield the batches of one pass over the data."""
-        return torch.randperm(self.n, generator=_generator(self.seed, number)).split(self.size)
+    def batches(self, number: int) -> tuple[Tensor, ...]:
+        """Return the batches of one pass, int64 ``(N,)`` each; ``number`` counts passes from 0."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return self.steps
+
+
+class Shuffled(TrainingOrder):
+    """All samples in an order that depends on the seed and the pass; a pass's last batch holds what is left over.
+
+    Args:
+        n: The number of samples.
+        size: The number of samples of a batch.
+        seed: With the pass, it determines the order.
+        steps: Batches an epoch, see :class:`TrainingOrder`.
+    """
+
+    def __init__(self, n: int, size: int, seed: int, steps: int | None = None) -> None:
+        super().__init__(-(-n // size), steps)
+        self.n, self.size, self.seed = n, size, seed
+
+    def batches(self, number: int) -> tuple[Tensor, ...]:
+        """Return the batches of one pass."""
+        return torch.randperm(self.n, generator=_generator(self.seed, number)).split(self.size)
+
+
+class Streams(TrainingOrder):
+    """Consecutive samples as ``size`` streams side by side: row i of each batch continues row i of the batch before.
+
+    The samples are cut into ``size`` parts of equal length; what is left over, fewer than ``size``, is left out. Every
+    pass is the same.
+
+    Args:
+        n: The number of samples.
+        size: The number of streams, which is that of samples in a batch.
+        steps: Batches an epoch, see :class:`TrainingOrder`.
+
+    Raises:
+        SettingsError: There are fewer samples than streams.
+    """
+
+    def __init__(self, n: int, size: int, steps: int | None = None) -> None:
+        if n < size:
+            raise SettingsError(f"--batch-size {size} streams need as many sequences; the training text has {n}.")
+        super().__init__(n // size, steps)
+        self.size = size
+
+    def batches(self, number: int) -> tuple[Tensor, ...]:
+        """Return the batches of one pass."""
+        return torch.arange(self.size * self._pass).view(self.size, self._pass).T.contiguous().unbind()
 
 
 class Numbered(Sampler[tuple[int, Tensor]]):
@@ -125,7 +167,7 @@ class InOrder(Sampler[Tensor]):
         return -(-self.n // self.size)
 
 
-def batches(samples: Samples, sampler: Sampler[Tensor]) -> DataLoader[tuple[Tensor, Tensor]]:
+def batches(samples: Batched, sampler: Sampler[Tensor]) -> DataLoader[tuple[Tensor, Tensor]]:
     """Make a loader that yields ``(x, y)`` for each tensor of indices that ``sampler`` gives."""
     return _loader(Batches(samples), sampler)
 

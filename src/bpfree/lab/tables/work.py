@@ -20,11 +20,11 @@ from bpfree.errors import nearest
 from bpfree.lab.argument_errors import in_one_line
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.loggers import USUAL
-from bpfree.lab.model_settings import ModelSettings
+from bpfree.lab.model_settings import with_import_path
 from bpfree.lab.options import TrainOptions
 from bpfree.lab.parser import Parser, add_options, read_options
 from bpfree.lab.queue.work_protocol import Work
-from bpfree.lab.run_identity import own_code, own_codes
+from bpfree.lab.run_identity import own_code, own_codes, without_places
 from bpfree.lab.settings import PRESETS, RuleOverrides, RunSettings, default, import_path, plain
 from bpfree.lab.tables import run_data
 from bpfree.lab.tasks import TASKS
@@ -67,7 +67,7 @@ class Training:
         return _hash(
             {
                 "data": {"name": self.options.data, **_differing(self.options, self.options.reading), **files},
-                "model": _differing_model(run.model),
+                "model": _differing_model(without_places(run.model)),
                 "rule": _asked(run.rule),
                 "run": _differing(run, [entry.name for entry in fields(run) if entry.name not in _TOLD]),
                 "seed": self.seed,
@@ -218,7 +218,7 @@ def _train_options(label: str, settings: Mapping[str, Any]) -> TrainOptions:
     own |= {name: value for name, value in settings.items() if name in overrides}
     given["rule"] = rule
     if "model" in given:
-        given["model"] = _known_model(given["model"])
+        given["model"] = with_import_path(given["model"])
     parser = _parser()
     try:
         found = parser.parse_object(given)
@@ -233,13 +233,6 @@ def _rule_settings(text: str) -> dict[str, Any]:
     """Return a rule's settings, given as JSON, as the parser reads them: slowly, and few of a table's cells differ."""
     found: dict[str, Any] = _parser().parse_object({"settings": json.loads(text)})["settings"]
     return found
-
-
-def _known_model(given: Any) -> Any:
-    """Return a model of the lab by its import path: other packages, once imported, have classes of the same names."""
-    if isinstance(given, Mapping) and isinstance(given.get("class_path"), str):
-        return {**given, "class_path": ModelSettings(given["class_path"]).full_path}
-    return ModelSettings(given).full_path if isinstance(given, str) else given
 
 
 def _rule(given: Any) -> tuple[str, dict[str, Any]]:

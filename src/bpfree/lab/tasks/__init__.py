@@ -50,6 +50,7 @@ LANGUAGE = Task(
     schedule="constant",
     evaluation_batch=32,
     alignment_samples=16,
+    measures=("word_perplexity", "words"),
 )
 GRAPHS = Task(
     name="graphs",

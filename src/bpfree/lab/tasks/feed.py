@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from bpfree.lab.data.batches import InOrder, Shuffled, augmented_batches, batches
+from bpfree.lab.data.batches import InOrder, Shuffled, TrainingOrder, augmented_batches, batches
 from bpfree.lab.data.samples import Sampled
 from bpfree.lab.data.splits import Splits
 from bpfree.lab.settings import RunSettings
@@ -39,11 +39,22 @@ class Feed:
     aligned: Callable[[], Any]
 
 
-def sampled(settings: RunSettings, data: Sampled, task: Task) -> Feed:
-    """Return batches of samples: in an order drawn anew for each pass for training, and as they come for evaluation."""
-    order = Shuffled(len(data.train), settings.batch_size, settings.seed, settings.length.steps)
+def sampled(settings: RunSettings, data: Sampled, task: Task, order: TrainingOrder | None = None) -> Feed:
+    """Return batches of samples: for training in ``order``, and as they come for evaluation.
+
+    Args:
+        settings: The settings of the run.
+        data: The samples.
+        task: The task.
+        order: The order in training; by default one drawn anew for each pass.
+    """
+    if order is None:
+        order = Shuffled(len(data.train), settings.batch_size, settings.seed, settings.length.steps)
     if settings.augmentation:
-        train = augmented_batches(data.train, order, settings.augmentation, cast(Splits, data).normalization.black)
+        images = cast(Splits, data)
+        train = augmented_batches(
+            images.train, cast(Shuffled, order), settings.augmentation, images.normalization.black
+        )
     else:
         train = batches(data.train, order)
     # Fewer large samples at a time, so that their activations fit in memory.
@@ -52,6 +63,6 @@ def sampled(settings: RunSettings, data: Sampled, task: Task) -> Feed:
     return Feed(
         train,
         batches(data.evaluation, InOrder(len(data.evaluation), size)),
-        lambda samples: (data.train.x[:samples], data.train.y[:samples]),
-        lambda: (first.x[:], first.y),
+        lambda samples: data.train.batch(torch.arange(min(samples, len(data.train)))),
+        lambda: first.batch(torch.arange(len(first))),
     )

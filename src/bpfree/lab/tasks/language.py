@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from bpfree.lab.data.text import Text
+from bpfree.lab.data.batches import Streams
+from bpfree.lab.data.text import NOT_COUNTED, Text
 from bpfree.lab.errors import RunError
 from bpfree.lab.settings import RunSettings
+from bpfree.lab.tasks.feed import Feed, sampled
 from bpfree.lab.tasks.learner import Learner
+from bpfree.lab.tasks.task import Task
 
 
 class LanguageModel(Learner):
@@ -24,6 +30,18 @@ class LanguageModel(Learner):
     def __init__(self, model: nn.Module, run: RunSettings, splits: Text) -> None:
         super().__init__(model, run)
         self._vocabulary = splits.classes
+        self._rest, self._words = splits.rest(), splits.words
+        self._evaluated = len(splits.evaluation) * splits.evaluation.context
+        self._loss_of_rest = 0.0
+        self._word_perplexity: float | None = None
+
+    @classmethod
+    def feed(cls, settings: RunSettings, data: Text, task: Task) -> Feed:
+        """Return the batches of a run, in the text's order."""
+        if data.order == "shuffled":
+            return sampled(settings, data, task)
+        order = Streams(len(data.train), settings.batch_size, settings.length.steps)
+        return sampled(settings, data, task, order)
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
         """Return the mean cross-entropy of logits ``(N, T, vocabulary)`` and the tokens that follow, ``(N, T)``.
@@ -43,3 +61,35 @@ class LanguageModel(Learner):
         loss = measures["loss"].compute().double()
         # torch's exponential, which has infinity for a loss that has exploded; math's would raise.
         return {"loss": float(loss), "perplexity": float(loss.exp())}
+
+    def on_validation_epoch_end(self) -> None:
+        """Add up the loss of the few tokens that are in no whole sequence, for perplexity per word."""
+        x, y = (part.to(self.device) for part in self._rest)
+        if len(x):
+            summed = F.cross_entropy(self(x).flatten(0, 1), y.flatten(), ignore_index=NOT_COUNTED, reduction="sum")
+            self._loss_of_rest = float(summed.detach())
+
+    def measured(self) -> dict[str, float]:
+        """Return the values measured since the last call, and perplexity per word.
+
+        That is the exponential of the summed cross-entropy of all tokens of the evaluated part, divided by its number
+        of words, whatever the tokens are; see :class:`bpfree.lab.data.text.Text` for what a word is.
+        """
+        found = super().measured()
+        summed = found["eval_loss"] * self._evaluated + self._loss_of_rest
+        self._word_perplexity = float(torch.tensor(summed / self._words, dtype=torch.float64).exp())
+        return found | {"eval_word_perplexity": self._word_perplexity}
+
+    def numbers(self, feed: Feed) -> dict[str, float | None]:
+        """Return perplexity per word after the last evaluation, and the number of words."""
+        return {"word_perplexity": self._word_perplexity, "words": self._words}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep perplexity per word: a run that was interrupted behind its last evaluation makes no other."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["word_perplexity"] = self._word_perplexity
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it from a checkpoint."""
+        super().on_load_checkpoint(checkpoint)
+        self._word_perplexity = checkpoint.get("word_perplexity")
