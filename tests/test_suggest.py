@@ -193,6 +193,14 @@ def test_a_head_that_is_registered_first_is_known_by_its_name():
     assert (suggestion.taps, suggestion.error_at) == (("h.0", "h.1"), "head")
 
 
+def test_places_that_the_model_marks_itself_are_shown():
+    model = Net(h=nn.ModuleList(nn.Sequential(nn.Linear(6, 6), bpfree.Tap()) for _ in range(3)), head=nn.Linear(6, 3))
+    text = str(bpfree.suggest_taps(model))
+    assert text.endswith("The model marks places itself, which taps=bpfree.Tap takes: h.0-2.1.")
+    assert list(bpfree.attach(model, bpfree.DFA(), taps=bpfree.Tap).taps) == ["h.0.1", "h.1.1", "h.2.1"]
+    assert "marks" not in str(bpfree.suggest_taps(Net(h=blocks(3), head=nn.Linear(6, 3))))
+
+
 def test_a_model_without_blocks_gets_the_default():
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
     suggestion = bpfree.suggest_taps(model)

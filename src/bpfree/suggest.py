@@ -10,7 +10,7 @@ from torch import nn
 from bpfree.errors import TapSelectionError
 from bpfree.repeated_blocks import Head, blocks_below_the_end, find_blocks, find_head
 from bpfree.tabulate import fold, fold_names, tabulate
-from bpfree.taps import nothing_to_tap, select_taps
+from bpfree.taps import Tap, nothing_to_tap, select_taps
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ def suggest_taps(model: nn.Module) -> TapSuggestion:
     ``bpfree.attach(model, rule, taps="blocks")`` uses it. Only the modules are looked at, and nothing is run: a block
     is one of several modules of one class that are numbered and hold layers; the head is the last layer behind them.
     A vocabulary head (of the shape of an embedding) stays above the error, and is trained exactly. A model without
-    numbered blocks gets the default, every non-linearity. Look at the suggestion before you train: what a model's code
-    does between its modules is not seen, and of several heads the last one is named.
+    numbered blocks gets the default, every non-linearity. Places that the model marks itself, by :class:`bpfree.Tap`
+    modules, are shown besides. Look at the suggestion before you train: what a model's code does between its modules
+    is not seen, and of several heads the last one is named.
 
     Args:
         model: Any module.
@@ -63,6 +64,7 @@ def suggest_taps(model: nn.Module) -> TapSuggestion:
         f'{len(names)} blocks of {type(model).__name__}, for attach(model, rule, taps="blocks"):',
         *tabulate(["tap", "class", "parameters"], rows),
         f"error_at={error_at!r}: {_about(head)}",
+        *_own_taps(model),
     ]
     return TapSuggestion(tuple(names), error_at, "\n".join(lines))
 
@@ -84,6 +86,14 @@ def suggested_blocks(model: nn.Module) -> TapSuggestion:
 
 def _row(name: str, block: nn.Module) -> list[str]:
     return [name, type(block).__name__, f"{sum(parameter.numel() for parameter in block.parameters()):,}"]
+
+
+def _own_taps(model: nn.Module) -> list[str]:
+    """Return a line about the places that the model itself marks, if it does."""
+    names = [name for name, module in model.named_modules() if isinstance(module, Tap)]
+    if not names:
+        return []
+    return [f"The model marks places itself, which taps=bpfree.Tap takes: {', '.join(fold_names(names))}."]
 
 
 def _about(head: Head | None) -> str:
