@@ -117,7 +117,7 @@ def test_choosing_says_what_it_leaves(tmp_path: Path) -> None:
     assert choose(paths) == paths[0]
     assert choose([]) is None
     altered(paths[0])
-    with pytest.warns(BpfreeWarning, match=r"a\.ckpt is damaged .*continues from .*b\.ckpt, one evaluation earlier"):
+    with pytest.warns(BpfreeWarning, match=r"a\.ckpt is damaged .*continues from .*b\.ckpt, which is older"):
         assert choose(paths) == paths[1]
 
 

@@ -349,7 +349,7 @@ def test_the_learning_rate_follows_its_schedule(tmp_path: Path) -> None:
     rule, rates = rule_settings("BP", lr=0.5), []
 
     class Watching(Display):
-        def step(self) -> None:
+        def step(self, samples: int = 0) -> None:
             rates.append(task.trainer.optimizers[0].param_groups[0]["lr"])
 
     made = runs.learner

@@ -19,7 +19,7 @@ class Interrupting(Display):
         super().__init__(None)
         self.left, self.stop = after, stop
 
-    def step(self) -> None:
+    def step(self, samples: int = 0) -> None:
         self.left -= 1
         if self.left == 0:
             self.stop()

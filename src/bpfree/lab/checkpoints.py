@@ -1,19 +1,25 @@
-"""Checkpoints of runs: whole or not there, with a checksum, and the one before is kept."""
+"""Checkpoints of runs: whole or not there, with a checksum, and the one before is kept.
+
+They are written after each evaluation, and within long epochs every ten minutes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import struct
+import time
 import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Callback, Trainer
 
 from bpfree.errors import BpfreeWarning
+from bpfree.lab.data.resumable import ResumableLoader
 from bpfree.lab.errors import DamageError
 from bpfree.lab.files import replacing
 
@@ -23,6 +29,40 @@ _COMMENT = b"bpfree sha256 "
 _DIGITS = 64
 _LENGTH = struct.Struct("<H")  # of the comment: the two bytes before it
 _CHUNK = 2**20
+_SECONDS = 600.0  # between checkpoints within an epoch
+
+
+class TimedCheckpoints(Callback):
+    """Writes checkpoints within an epoch, behind a step, when ten minutes have passed since the last one.
+
+    A run that continues from one begins at the next batch. It stands last among the callbacks, so that the others have
+    seen the step. Lightning's own callback does this for automatic optimization alone.
+
+    Args:
+        path: The run's checkpoint, which that after an evaluation replaces, and which replaces that one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._written = path, 0.0
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Start the clock, and leave out the batches of an epoch that were trained on before the checkpoint."""
+        self._written = time.monotonic()
+        if trainer.fit_loop.restarted_mid_epoch:
+            # Lightning does so only where nobody has asked for the number of steps before, as schedules do.
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            cast(ResumableLoader, trainer.train_dataloader).load_state_dict({"batches": done})
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Start the clock anew: a checkpoint has been written after the epoch before."""
+        self._written = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Write one if it is time. After the last step the evaluation comes first, and one is written behind it."""
+        if trainer.is_last_batch or time.monotonic() - self._written < _SECONDS:
+            return
+        trainer.save_checkpoint(self._path, weights_only=False)  # the optimizer and all else too
+        self._written = time.monotonic()
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -75,7 +115,7 @@ def choose(paths: Sequence[Path]) -> Path | None:
         damage = damage_of(path)
         if not damage:
             for line in said:
-                warnings.warn(f"{line} The run continues from {path}, one evaluation earlier.", BpfreeWarning, 2)
+                warnings.warn(f"{line} The run continues from {path}, which is older.", BpfreeWarning, 2)
             return path
         said.append(f"{path} is damaged ({damage}).")
     if said:

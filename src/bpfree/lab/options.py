@@ -280,7 +280,8 @@ class TrainOptions(Options):
     Args:
         rule: The label of the rule, as for compare.
         seed: Determines the initial weights, the order of the data and the feedback.
-        resume: Continue an interrupted run of the same settings from its last complete epoch.
+        resume: Continue an interrupted run of the same settings from its last checkpoint, bit for bit: they are written
+            after each evaluation, and every ten minutes between.
         visualize: A convolution of the network, by name, whose filters are shown by the images that excite them most.
     """
 

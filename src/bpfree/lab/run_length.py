@@ -50,3 +50,11 @@ class Length:
     def after(self, part: int) -> int:
         """Return the number of epochs or steps after this part; the first part is 1."""
         return part * (self.steps or 1)
+
+    def place(self, parts: int, steps: int) -> str:
+        """Return the place in a run after so many parts and so many steps of the next one, in words."""
+        if self.steps is not None:
+            return f"step {self.after(parts) + steps} of {self.total}"
+        if steps:
+            return f"step {steps} of epoch {parts + 1} of {self.parts}"
+        return f"epoch {parts} of {self.parts}"

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bpfree.errors import BpfreeError
 from bpfree.lab import environment
-from bpfree.lab.checkpoints import WholeFiles, choose, previous
+from bpfree.lab.checkpoints import TimedCheckpoints, WholeFiles, choose, previous
 from bpfree.lab.data.samples import Data
 from bpfree.lab.environment import device
 from bpfree.lab.errors import DataError, RunError, WriteError
@@ -49,7 +49,8 @@ class Places:
 
     Attributes:
         record: The result; it exists when the run has finished, and never before.
-        checkpoint: The state after the last complete epoch; that of the epoch before is kept beside it.
+        checkpoint: The state after the last evaluation, or a later one within an epoch; the one before is kept beside
+            it.
         folder: The run's logs, and its checkpoint.
     """
 
@@ -85,7 +86,7 @@ def run(
         splits: The data.
         directory: Where result, checkpoint and logs lie. A checkpoint of an unfinished run there is continued.
         display: Shows progress.
-        keep_checkpoint: Keep the last epoch's state after the end.
+        keep_checkpoint: Keep the last checkpoint after the end.
         logger: Another place for the numbers of every epoch, see :mod:`bpfree.lab.loggers`.
 
     Returns:
@@ -183,7 +184,7 @@ def training_step(task: Learner, optimizer: torch.optim.Optimizer, batch: Any) -
 
 
 def _trainer(settings: RunSettings, places: Places, callbacks: list[Callback]) -> Trainer:
-    # One file, replaced after every epoch: the state to continue from.
+    # One file, replaced after every epoch and within long ones: the state to continue from.
     last = ModelCheckpoint(
         dirpath=places.folder, filename=places.checkpoint.stem, save_on_train_epoch_end=True,
         enable_version_counter=False,
@@ -192,7 +193,7 @@ def _trainer(settings: RunSettings, places: Places, callbacks: list[Callback]) -
         accelerator=device(),
         devices=1,
         max_epochs=settings.epochs,
-        callbacks=[*callbacks, last],
+        callbacks=[*callbacks, TimedCheckpoints(places.checkpoint), last],
         logger=False,
         plugins=[WholeFiles()],
         enable_model_summary=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 from rich.text import Text
 
+from bpfree.lab.pace import Pace
 from bpfree.lab.run_length import Length
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks import CLASSIFICATION, TASKS
@@ -30,7 +32,8 @@ class Display:
     """Progress of one or several runs; a context manager.
 
     On a terminal: a bar for all runs, one for the current part of a run (an epoch, or the steps until the next
-    evaluation), and the last value of every rule. Elsewhere: one line a part.
+    evaluation), the run's speed and the time that is left of it, and the last value of every rule. Elsewhere: one line
+    a part.
 
     Args:
         console: Where to; None shows nothing.
@@ -43,6 +46,8 @@ class Display:
         self._metric, self._length = CLASSIFICATION.metric, Length(1)
         self._finished, self._last, self._title = 0, dict[str, float](), ""
         self._label, self._steps = "", 0
+        self._samples, self._pace = CLASSIFICATION.samples, Pace()
+        self._done, self._steps_done = 0, 0
         # It is drawn as a part of the picture below, never by itself.
         self._bars = Progress(
             # A label is no markup, be there brackets in it. On a narrow terminal it folds, so that numbers stay.
@@ -72,19 +77,30 @@ class Display:
     def begin(self, settings: RunSettings, steps: int) -> None:
         """Show that a run begins; each of its parts has this many steps."""
         self._label, self._title = settings.label, f"{settings.label}, seed {settings.seed}"
-        self._metric, self._length, self._steps = TASKS[settings.task].metric, settings.length, steps
+        task = TASKS[settings.task]
+        self._metric, self._length, self._steps = task.metric, settings.length, steps
+        self._samples, self._pace = task.samples, Pace()
 
-    def epoch_begins(self, done: int, *, resumed: bool) -> None:
-        """Show that a part begins, after ``done`` others; ``resumed`` if an earlier process has done those."""
+    def epoch_begins(self, done: int, *, resumed: bool, steps: int = 0) -> None:
+        """Show that a part begins, after ``done`` others; ``resumed`` if an earlier process has done those.
+
+        Args:
+            done: The number of parts before it.
+            resumed: True if an earlier process has done those, and the first steps of this one.
+            steps: The number of those steps.
+        """
         length = self._length
         if resumed:
-            after = f"{length.unit} {length.after(done)} of {length.total}"
-            self._say(f"{self._title}: continued after {after}")
+            self._say(f"{self._title}: continued after {length.place(done, steps)}")
         title = f"{self._title}, {length.unit} {length.after(done + 1)}/{length.total}, step"
-        self._bars.reset(self._current, total=self._steps, description=title, visible=True)
+        self._bars.reset(self._current, total=self._steps, completed=steps, description=title, visible=True)
+        self._done, self._steps_done = done, steps
+        self._pace.begin_part()
 
-    def step(self) -> None:
-        """Show that a step is done."""
+    def step(self, samples: int = 0) -> None:
+        """Show that a step is done, on so many samples; 0 if they are not counted."""
+        self._steps_done += 1
+        self._pace.step(samples)
         self._bars.advance(self._current)
 
     def epoch(self, record: dict[str, Any]) -> None:
@@ -114,6 +130,17 @@ class Display:
         if self._console is not None:
             self._console.print(line)
 
+    def _speed(self) -> str:
+        """Return samples a second and the time that is left of the run, as far as they are known."""
+        parts = self._length.parts - self._done
+        speed, left = self._pace.samples_per_second, self._pace.left(parts * self._steps - self._steps_done, parts)
+        shown = [] if speed is None else [f"{speed:,.0f} {self._samples}/s"]
+        return ", ".join(shown + ([] if left is None else [f"{timedelta(seconds=round(left))} left"]))
+
     def _picture(self) -> Group:
         last = "   ".join(f"{label} {self._metric.show(value)}" for label, value in self._last.items())
-        return Group(self._bars, Text(f"last {self._measured_on} {self._metric.name}:  {last}" if last else ""))
+        return Group(
+            self._bars,
+            Text(self._speed()),
+            Text(f"last {self._measured_on} {self._metric.name}:  {last}" if last else ""),
+        )

@@ -159,7 +159,7 @@ def test_a_resumed_run_sees_the_same_images(tmp_path: Path) -> None:
     class Stops(Display):
         steps = 0
 
-        def step(self) -> None:
+        def step(self, samples: int = 0) -> None:
             self.steps += 1
             if self.steps == 19:
                 raise OSError("stopped here")

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bpfree.lab.data.augmentation import Augmentation, augmented
+from bpfree.lab.data.resumable import ResumableLoader
 from bpfree.lab.data.samples import Batched, Samples
 from bpfree.lab.errors import SettingsError
 
@@ -180,9 +181,7 @@ def augmented_batches(
 
 
 def _loader(dataset: Dataset[tuple[Tensor, Tensor]], sampler: Sampler[Any]) -> DataLoader[tuple[Tensor, Tensor]]:
-    # A loader draws a seed for its workers at every start. Its own generator keeps it from touching the global one,
-    # whose state belongs to the model (dropout).
-    return DataLoader(dataset, batch_size=None, sampler=sampler, generator=torch.Generator())
+    return ResumableLoader(dataset, sampler)
 
 
 def _generator(*words: object) -> torch.Generator:

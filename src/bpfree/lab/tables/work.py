@@ -76,7 +76,7 @@ class Training:
         )
 
     def perform(self, folder: Path, data_dir: str | None, display: Display, logger: str = USUAL) -> dict[str, Any]:
-        """Train, or continue from the last complete epoch that another process has left in ``folder``."""
+        """Train, or continue from the last checkpoint that another process has left in ``folder``."""
         # Importing what trains takes seconds, which a table that is complete does not need.
         from bpfree.lab.runs import run
 

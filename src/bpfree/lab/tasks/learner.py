@@ -234,18 +234,22 @@ class Learner(LightningModule):
         ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep torch's random state, from which dropout draws, and how long the loss has not fallen."""
+        """Keep torch's random state, from which dropout draws, what is measured so far, and how a plateau stands."""
         if self._plateau is not None:
             checkpoint["plateau"] = self._plateau.state_dict()
+        self.train_measures.persistent(mode=True)
+        checkpoint["train_measures"] = self.train_measures.state_dict()
+        self.train_measures.persistent(mode=False)  # as part of the module, older checkpoints would lack them
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the random state; it is set when training begins, after whatever is drawn until then."""
+        """Take them; the random state is set when training begins, after whatever is drawn until then."""
         self._random_state = checkpoint["random_state"]
         self._plateau_state = checkpoint.get("plateau", {})
+        self.train_measures.load_state_dict(checkpoint.get("train_measures", {}), strict=False)
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:
         """Set the random state of the checkpoint that training continues from."""
         if self._random_state is not None:
             torch.set_rng_state(self._random_state["cpu"].cpu())

@@ -44,6 +44,14 @@ class TrainingSeconds(Callback):
         """Stop the clock when the device has finished."""
         self.total += clock(pl_module.device) - self._start - pl_module.aside
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seconds so far, for a checkpoint within an epoch."""
+        return {"total": self.total}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the seconds from a checkpoint."""
+        self.total = state_dict["total"]
+
 
 class EpochRecords(Callback):
     """Makes one dictionary per epoch, in the form that reports read; they are kept in checkpoints.
