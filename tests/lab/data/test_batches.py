@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from bpfree.lab.data import Images
-from bpfree.lab.data.batches import InOrder, Shuffled, batches
+from bpfree.lab.data.batches import InOrder, Shuffled, Streams, TrainingOrder, batches
+from bpfree.lab.errors import SettingsError
+
+
+def epochs(sampler: TrainingOrder, n: int) -> list[list[int]]:
+    found = []
+    for epoch in range(n):
+        sampler.set_epoch(epoch)
+        found += [index.tolist() for index in sampler]
+    return found
 
 
 def order(seed: int, epoch: int) -> list[int]:
@@ -58,3 +68,16 @@ def test_epochs_of_so_many_steps_follow_each_other_through_the_passes() -> None:
         found += [index.tolist() for index in sampler]
     # Ten batches of 4, 4, 2, 4, 4, 2, ...: three passes and the first batch of the fourth.
     assert list(itertools.chain.from_iterable(found)) == [*passes[0], *passes[1], *passes[2], *passes[3][:4]]
+
+
+def test_streams_are_read_side_by_side_from_their_beginnings() -> None:
+    assert epochs(Streams(14, 4), 1) == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]  # 12 and 13 are left over
+    assert len(Streams(14, 4)) == 3
+    assert epochs(Streams(14, 4), 2) == 2 * epochs(Streams(14, 4), 1)
+    with pytest.raises(SettingsError, match="--batch-size 4 streams need as many sequences; the training text has 3"):
+        Streams(3, 4)
+
+
+@pytest.mark.parametrize("make", [lambda steps: Shuffled(14, 4, 3, steps), lambda steps: Streams(14, 4, steps)])
+def test_epochs_of_any_length_see_the_same_batches(make) -> None:
+    assert epochs(make(2), 6) == epochs(make(3), 4) == epochs(make(12), 1)

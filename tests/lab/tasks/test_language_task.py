@@ -21,7 +21,7 @@ from bpfree.lab import report, runs
 from bpfree.lab.checksums import sealed
 from bpfree.lab.commands import main, make_parser
 from bpfree.lab.compare import compare, plan_runs
-from bpfree.lab.data.text import NOT_COUNTED, Sequences, Text
+from bpfree.lab.data.text import NOT_COUNTED, Order, Sequences, Text
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.models import CausalTransformer
@@ -197,8 +197,9 @@ def test_the_record_counts_steps(text: Text, tmp_path: Path) -> None:
     assert record["embedding"] is None
 
 
-@pytest.mark.parametrize("label", ["BP", "DFA", "uSF"])
-def test_a_resumed_run_equals_the_uninterrupted_one(label: str, text: Text, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("label", "order"), [("BP", "shuffled"), ("DFA", "shuffled"), ("uSF", "streams")])
+def test_a_resumed_run_equals_the_uninterrupted_one(label: str, order: Order, text: Text, tmp_path: Path) -> None:
+    text = replace(text, order=order)
     # 209 sequences are a pass of 27 steps: the parts of ten steps begin anywhere in a pass.
     settings = tiny_text.settings(label, steps=60, epochs=6)
 

@@ -46,11 +46,11 @@ def of_folder(name: str, data_dir: str | None, how: Mapping[str, Any]) -> dict[s
         DataError: The folder cannot be read.
     """
     place = _folder(data_dir, name)
-    if name not in ANY_FOLDER or place is None:
+    if name not in ANY_FOLDER or (place is None and not _is_local(how)):
         return None
     asked = _asked(name, place, how)
     if asked not in _KNOWN and name == "text":
-        _KNOWN[asked] = text.checksums(Path(place).expanduser(), how["text"])
+        _KNOWN[asked] = text.checksums(None if place is None else Path(place).expanduser(), how["text"])
     elif asked not in _KNOWN:
         _KNOWN[asked] = loaded(name, data_dir, how).describe()["checksums"]
     return _KNOWN[asked]
@@ -68,6 +68,12 @@ def at_hand(data: Iterable[tuple[str, Mapping[str, Any]]], data_dir: str | None)
     asked = {_asked(name, _folder(data_dir, name), how) for name, how in data if name not in ANY_FOLDER}
     described = [kept.describe() for place, kept in _KEPT.items() if place in asked]
     return {one["name"]: one["checksums"] for one in described}
+
+
+def _is_local(how: Mapping[str, Any]) -> bool:
+    """Return whether the text is a data set in a folder, which its name says nothing about."""
+    dataset = how["text"].dataset
+    return dataset is not None and Path(dataset).expanduser().is_dir()
 
 
 def _asked(name: str, place: str | None, how: Mapping[str, Any]) -> str:

@@ -70,7 +70,8 @@ def dataset_parts(settings: TextSettings) -> tuple[Part, Part]:
 
 def dataset_name(place: str) -> str:
     """Return what records call a data set: its name, or that of its folder."""
-    return Path(place).resolve().name if Path(place).is_dir() else place
+    folder = Path(place).expanduser()
+    return folder.resolve().name if folder.is_dir() else place
 
 
 def _load(place: str) -> Mapping[str, Any]:

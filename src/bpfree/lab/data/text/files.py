@@ -22,10 +22,10 @@ def find(folder: Path, part: str) -> Path:
     Raises:
         DataError: There is none, or more than one.
     """
-    names = [form.format(name) + end for name in _PARTS[part] for form in _NAMES for end in (".gz", "")]
+    names = [form.format(name) + end for name in _PARTS[part] for form in _NAMES for end in ("", ".gz")]
     found = [name for name in names if (folder / name).is_file()]
     if len(found) > 1:
-        raise DataError(f"{folder} holds {' and '.join(reversed(found))}: which of them is meant? Remove the other.")
+        raise DataError(f"{folder} holds {' and '.join(found)}: which of them is meant? Remove the other.")
     if found:
         return folder / found[0]
     usual = _PARTS[part][0]
