@@ -12,6 +12,7 @@ from torchmetrics import MetricCollection
 from bpfree.lab.data.batches import Streams
 from bpfree.lab.data.text import NOT_COUNTED, Text
 from bpfree.lab.errors import RunError
+from bpfree.lab.models.hugging_face import CausalLM
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.feed import Feed, sampled
 from bpfree.lab.tasks.learner import Learner
@@ -28,6 +29,8 @@ class LanguageModel(Learner):
     """
 
     def __init__(self, model: nn.Module, run: RunSettings, splits: Text) -> None:
+        if isinstance(model, CausalLM):
+            model.check_vocabulary(splits.vocabulary)
         super().__init__(model, run)
         self._vocabulary = splits.classes
         self._rest, self._words = splits.rest(), splits.words
