@@ -18,8 +18,9 @@ from bpfree.lab.checksums import sealed
 from bpfree.lab.commands import main
 from bpfree.lab.data.text import Vocabulary
 from bpfree.lab.errors import DamageError, RunError, SettingsError, TrustError
-from bpfree.lab.generate import generate, prompt_tokens, text_pieces
+from bpfree.lab.generate import generate, prompt_tokens
 from bpfree.lab.generate_options import GenerateOptions
+from bpfree.lab.generation import text_pieces
 from bpfree.lab.kept_model import find_run, load_kept
 from bpfree.lab.models import CausalTransformer
 from support import tiny_text

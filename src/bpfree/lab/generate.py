@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,11 +11,8 @@ from bpfree.lab.data.text import Vocabulary
 from bpfree.lab.environment import device
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.generate_options import GenerateOptions
-from bpfree.lab.generation import continuation
+from bpfree.lab.generation import continuation, text_pieces
 from bpfree.lab.kept_model import find_run, load_kept
-
-_KEPT = 16  # tokens before the next one, which its text may depend on
-_HALF = "\ufffd"  # what stands for bytes that are no letter, maybe not yet
 
 
 def generate(options: GenerateOptions, console: Console | None = None) -> str:
@@ -76,24 +72,3 @@ def prompt_tokens(vocabulary: Vocabulary, prompt: str) -> torch.Tensor:
     if vocabulary.end_of_line is None:
         raise SettingsError("--prompt: give at least one token; the tokenizer of this run has no end of a line.")
     return torch.tensor([vocabulary.end_of_line])
-
-
-def text_pieces(vocabulary: Vocabulary, prompt: torch.Tensor, tokens: Iterable[int]) -> Iterator[str]:
-    """Yield the text of tokens as they come; a letter that several tokens make is yielded when it is whole.
-
-    Args:
-        vocabulary: From tokens to text.
-        prompt: The tokens before them, at least one: some tokenizers write the first word of a text in another way.
-        tokens: The tokens.
-    """
-    seen = prompt[-_KEPT:]
-    shown = text = vocabulary.decode_text(seen)
-    for token in tokens:
-        seen = torch.cat([seen, torch.tensor([token])])
-        text = vocabulary.decode_text(seen)
-        if not text.endswith(_HALF):
-            yield text[len(shown) :]
-            seen = seen[-_KEPT:]
-            shown = text = vocabulary.decode_text(seen)
-    if text != shown:  # it ends within a letter
-        yield text[len(shown) :]
