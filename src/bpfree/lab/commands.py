@@ -10,6 +10,7 @@ from typing import Any
 
 import bpfree
 from bpfree.errors import BpfreeError
+from bpfree.lab.generate_options import GenerateOptions
 from bpfree.lab.options import CompareOptions, DemoOptions, TrainOptions
 from bpfree.lab.parser import Parser, add_options, read_options, summary, with_model
 from bpfree.lab.tables.command_options import ReportOptions, TableOptions, TuneOptions
@@ -20,6 +21,7 @@ _DESCRIPTION = """Train neural networks without backpropagation, and see what th
 Begin with:  bpfree demo               (5,000 digits, no network needed, a minute)
 Then:        bpfree compare --data mnist --data-dir DIR --epochs 10
              bpfree train --rule DFA --model my_file.MyNet
+             bpfree generate RUN --prompt "To be"   (text of a model that bpfree train has trained)
              bpfree table --list       (published tables, beside the papers' numbers)
 """
 _INTERRUPTED = 130  # what a shell reports of a program ended by Ctrl-C
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _explained(name, error)
     except (KeyboardInterrupt, SystemExit):
         # Lightning turns Ctrl-C into SystemExit.
-        print("Interrupted. Finished runs are kept; the same command continues" + _hint(name), file=sys.stderr)
+        print(_HINTS.get(name, "Interrupted. Finished runs are kept; the same command continues."), file=sys.stderr)
         return _INTERRUPTED
     return 0
 
@@ -63,6 +65,7 @@ _COMMANDS: dict[str, type[Any]] = {
     "demo": DemoOptions,
     "compare": CompareOptions,
     "train": TrainOptions,
+    "generate": GenerateOptions,
     "table": TableOptions,
     "tune": TuneOptions,
     "report": ReportOptions,
@@ -71,6 +74,7 @@ _MODULES = {
     "demo": "bpfree.lab.demo",
     "compare": "bpfree.lab.compare",
     "train": "bpfree.lab.train",
+    "generate": "bpfree.lab.generate",
     "table": "bpfree.lab.tables.table",
     "tune": "bpfree.lab.tables.tune",
     "report": "bpfree.lab.tables.recipe_page",
@@ -78,8 +82,11 @@ _MODULES = {
 """Command -> the module of the function that is called like it."""
 
 
-def _hint(name: str) -> str:
-    return " with --resume." if name == "train" else "."
+_HINTS = {
+    "train": "Interrupted. Finished runs are kept; the same command continues with --resume.",
+    "generate": "Interrupted.",
+}
+"""Command -> what is said after Ctrl-C, where it is not what others say."""
 
 
 def _run(name: str, options: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from bpfree.lab.bounded import parse_json
 from bpfree.lab.checksums import is_sealed, is_whole, sealed, unsealed
 from bpfree.lab.errors import DamageError, WriteError
-from bpfree.lab.leftovers import sweep, temporary_file
+from bpfree.lab.leftovers import sweep, temporary_file, temporary_folder
 
 
 @contextmanager
@@ -50,6 +50,28 @@ def _store(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path`` to write to, and give it that name at the end.
+
+    A killed process or a full disk leaves no folder of this name, and never half of one.
+
+    Raises:
+        WriteError: It could not be written.
+    """
+    try:
+        with temporary_folder(path.parent) as temporary:
+            yield temporary
+            for file in temporary.iterdir():
+                _store(file)
+            temporary.chmod(0o777 & ~_umask())  # it was its owner's alone
+            temporary.rename(path)
+            _store(path.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WriteError(f"{path} could not be written ({reason}). Free some space or name another folder.") from error
 
 
 def make_folder(path: Path) -> None:

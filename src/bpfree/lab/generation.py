@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from bpfree.lab.data.text import Vocabulary
 from bpfree.lab.errors import SettingsError
+
+_KEPT = 16  # tokens before the next one, which its text may depend on
+_HALF = "\ufffd"  # what stands for bytes that are no letter, maybe not yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,3 +95,24 @@ def _last_logits(model: nn.Module, tokens: Tensor) -> Tensor:
     finally:
         model.train(training)
     return logits
+
+
+def text_pieces(vocabulary: Vocabulary, prompt: Tensor, tokens: Iterable[int]) -> Iterator[str]:
+    """Yield the text of tokens as they come; a letter that several tokens make is yielded when it is whole.
+
+    Args:
+        vocabulary: From tokens to text.
+        prompt: The tokens before them, at least one: some tokenizers write the first word of a text in another way.
+        tokens: The tokens.
+    """
+    seen = prompt[-_KEPT:]
+    shown = text = vocabulary.decode_text(seen)
+    for token in tokens:
+        seen = torch.cat([seen, torch.tensor([token])])
+        text = vocabulary.decode_text(seen)
+        if not text.endswith(_HALF):
+            yield text[len(shown) :]
+            seen = seen[-_KEPT:]
+            shown = text = vocabulary.decode_text(seen)
+    if text != shown:  # it ends within a letter
+        yield text[len(shown) :]

@@ -34,11 +34,11 @@ def temporary_file(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """Make a folder where the system keeps such folders; it is gone at the end."""
-    place = Path(tempfile.gettempdir())
+def temporary_folder(folder: Path | None = None) -> Iterator[Path]:
+    """Make a folder in ``folder``, or where the system keeps such folders; it is gone at the end, unless moved."""
+    place = folder or Path(tempfile.gettempdir())
     sweep(place)
-    handle, path = _locked(_folder)
+    handle, path = _locked(lambda: _folder(place))
     try:
         yield path
     finally:
@@ -65,8 +65,8 @@ def _delete_unless_held(path: Path) -> None:
         os.close(handle)
 
 
-def _folder() -> tuple[int | None, str]:
-    path = tempfile.mkdtemp(prefix=_BEGINNING, suffix=_END)
+def _folder(place: Path) -> tuple[int | None, str]:
+    path = tempfile.mkdtemp(dir=place, prefix=_BEGINNING, suffix=_END)
     return None if fcntl is None else os.open(path, os.O_RDONLY), path
 
 

@@ -287,7 +287,8 @@ class RunSettings:
             and their gradients are averaged.
         precision: float32, or bf16: matrix products and convolutions in bfloat16, weights in float32 (autocast).
         threads: torch's threads; sums differ in their last bits with another number.
-        details: Also keep the first layer's filters and a t-SNE of the last hidden layer.
+        details: Also keep the first layer's filters and a t-SNE of the last hidden layer, and text that a language
+            model writes after each evaluation.
         augmentation: The random changes of training images.
         alignment: The evaluations after which alignment is measured.
         visualize: The convolution whose filters are shown by the images that excite them most; None for none.

@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from bpfree.lab.data import load
+from bpfree.lab.data.text import Text
 from bpfree.lab.errors import RunError
+from bpfree.lab.kept_model import export, keep
 from bpfree.lab.leftovers import sweep
 from bpfree.lab.loggers import check_logger
 from bpfree.lab.options import TrainOptions
@@ -18,6 +20,9 @@ from bpfree.lab.terminal import Display
 
 def train(options: TrainOptions, console: Console | None = None) -> dict[str, Any]:
     """Train, and write the result as JSON beside the checkpoint and the log.
+
+    Beside the checkpoint of a run on text is also what ``bpfree generate`` needs, and for a model of transformers the
+    folder ``model`` in its own format.
 
     Args:
         options: The run: the network, its rule, the data and the training.
@@ -41,12 +46,17 @@ def train(options: TrainOptions, console: Console | None = None) -> dict[str, An
     known = places.record.is_file()
     if not known:
         _check(places, directory, resume=options.resume)
+    if isinstance(splits, Text):
+        keep(settings, splits, places.folder)
     with Display(console, measured_on=splits.measured_on) as display:
         record = run(settings, splits, directory, display=display, keep_checkpoint=True, logger=options.logger)
         display.finish(settings, record, known=known)
+    written = {"result": places.record, "checkpoint": places.checkpoint}
+    if isinstance(splits, Text) and places.checkpoints() and (exported := export(places.folder)):
+        written["model"] = exported
     if console is not None:
-        console.print(f"result: {places.record}", soft_wrap=True)
-        console.print(f"checkpoint: {places.checkpoint}", soft_wrap=True)
+        for name, path in written.items():
+            console.print(f"{name}: {path}", soft_wrap=True)
     return record
 
 

@@ -23,11 +23,13 @@ from bpfree.lab.commands import main, make_parser
 from bpfree.lab.compare import compare, plan_runs
 from bpfree.lab.data.text import NOT_COUNTED, Order, Sequences, Text
 from bpfree.lab.errors import RunError, SettingsError
+from bpfree.lab.generation import Sampling, continuation
 from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.models import CausalTransformer
 from bpfree.lab.options import CompareOptions, command_line
 from bpfree.lab.parser import read_options, with_model
 from bpfree.lab.runs import Places, run
+from bpfree.lab.settings import RunSettings
 from bpfree.lab.summary import summarize
 from bpfree.lab.tasks import LANGUAGE
 from bpfree.lab.tasks.language import LanguageModel
@@ -357,3 +359,38 @@ def test_train_stops_and_resumes(asked: CompareOptions, capsys: pytest.CaptureFi
         assert main(words) == 130
     assert main([*words, "--resume"]) == 0
     assert "DFA, seed 0: continued after step 4 of 12" in capsys.readouterr().out
+
+
+# -- text that is written during training ------------------------------------------------------------------------------
+
+
+def _weights(settings: RunSettings, text: Text, place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    record = run(settings, text, place, keep_checkpoint=True)
+    return record, torch.load(Places.of(settings, text, place).checkpoint, weights_only=True)
+
+
+@pytest.mark.parametrize("label", ["BP", "DFA", "GrAPE", "FDFA"])
+@pytest.mark.filterwarnings("ignore:.*fused attention has no forward-mode derivative")
+def test_text_is_written_at_each_evaluation_and_changes_no_number(label: str, text: Text, tmp_path: Path) -> None:
+    """There is dropout: one number drawn from torch's state, or one module left in evaluation mode, would show."""
+    with_text, state = _weights(tiny_text.settings(label, details=True), text, tmp_path / "with")
+    without, other = _weights(tiny_text.settings(label), text, tmp_path / "without")
+    for part in ("state_dict", "optimizer_states", "random_state"):
+        assert_equal(state[part], other[part], part)
+    samples = [part.pop("sample") for part in with_text["epochs"]]
+    for part, other_part in zip(with_text["epochs"], without["epochs"], strict=True):
+        assert part | {"seconds": 0} == other_part | {"seconds": 0}
+    x, _ = text.evaluation.batch(torch.tensor([0]))
+    assert {sample["prompt"] for sample in samples} == {text.vocabulary.decode_text(x[0, :8])}
+    assert {(sample["temperature"], sample["seed"]) for sample in samples} == {(0.8, 0)}
+    assert len({sample["text"] for sample in samples}) == 3  # it learns
+
+
+def test_the_last_sample_is_what_the_trained_model_writes(text: Text, tmp_path: Path) -> None:
+    settings = tiny_text.settings("BP", details=True)
+    record, state = _weights(settings, text, tmp_path)
+    model = ModelSettings(**settings.model).build(text.shape, text.classes)
+    model.load_state_dict({name[6:]: value for name, value in state["state_dict"].items() if name[:6] == "model."})
+    prompt = text.evaluation.batch(torch.tensor([0]))[0][0, :8]
+    written = list(continuation(model, prompt, 16, 48, Sampling(temperature=0.8)))
+    assert record["epochs"][-1]["sample"]["text"] == text.vocabulary.decode_text(torch.tensor(written))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import bpfree
 from bpfree.errors import TapSelectionError
+from bpfree.lab.data.text.vocabulary import FILE, Vocabulary
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.models.hugging_face_files import (
     SPECIAL,
@@ -21,6 +22,7 @@ from bpfree.lab.models.hugging_face_files import (
     without_remarks,
 )
 
+_OWN_TOKENS = "Read the text with the tokenizer of the weights: --text.tokenizer {}"
 _CHECKED = 6  # tokens of the sequence on which a model is tried
 
 
@@ -67,6 +69,24 @@ class CausalLM(nn.Module):
         logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits
         # Weights may have rows beyond the vocabulary, to make their number round.
         return logits[..., : self.classes]
+
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Find out whether a text's tokens are those that the weights were trained on; without weights any are right.
+
+        Raises:
+            SettingsError: They are not.
+        """
+        if folder_with_weights(self.path) is None:
+            return
+        tokens = self.model.config.get_text_config().vocab_size
+        known = Vocabulary.loaded(self.path) if (self.path / FILE).is_file() else None
+        # A folder without a tokenizer.json says no more than the number of its tokens.
+        same = tokens == len(vocabulary) if known is None else known.numbers == vocabulary.numbers
+        if not same:
+            raise SettingsError(
+                f"{option(self.path)}: the text's {len(vocabulary):,} tokens are not the {tokens:,} of the weights. "
+                f"{_OWN_TOKENS.format(self.path)}"
+            )
 
     def save(self, folder: Path) -> None:
         """Write config and weights in transformers' own format; transformers reads them without bpfree."""
@@ -155,7 +175,8 @@ def _loaded(folder: Path, config: Any, classes: int) -> nn.Module:
     known = config.get_text_config().vocab_size
     if classes > known:
         raise SettingsError(
-            f"{option(folder)}: its weights know {known:,} tokens, and the text has {classes:,}. {OWN_TOKENS}"
+            f"{option(folder)}: its weights know {known:,} tokens, and the text has {classes:,}. "
+            f"{_OWN_TOKENS.format(folder)}"
         )
     load: Any = AutoModelForCausalLM.from_pretrained
     try:
@@ -174,9 +195,6 @@ def _loaded(folder: Path, config: Any, classes: int) -> nn.Module:
             )
     found: nn.Module = model
     return found
-
-
-OWN_TOKENS = "Make the tokens with the tokenizer of the weights."
 
 
 def _first(error: Exception) -> str:

@@ -12,9 +12,11 @@ from torchmetrics import MetricCollection
 from bpfree.lab.data.batches import Streams
 from bpfree.lab.data.text import NOT_COUNTED, Text
 from bpfree.lab.errors import RunError
+from bpfree.lab.models.hugging_face import CausalLM
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.feed import Feed, sampled
 from bpfree.lab.tasks.learner import Learner
+from bpfree.lab.tasks.sampled_text import sampled_text
 from bpfree.lab.tasks.task import Task
 
 
@@ -28,8 +30,11 @@ class LanguageModel(Learner):
     """
 
     def __init__(self, model: nn.Module, run: RunSettings, splits: Text) -> None:
+        if isinstance(model, CausalLM):
+            model.check_vocabulary(splits.vocabulary)
         super().__init__(model, run)
         self._vocabulary = splits.classes
+        self._sampled = splits if run.details else None
         self._rest, self._words = splits.rest(), splits.words
         self._evaluated = len(splits.evaluation) * splits.evaluation.context
         self._loss_of_rest = 0.0
@@ -81,6 +86,10 @@ class LanguageModel(Learner):
         summed = found["eval_loss"] * self._evaluated + self._loss_of_rest
         self._word_perplexity = float(torch.tensor(summed / self._words, dtype=torch.float64).exp())
         return found | {"eval_word_perplexity": self._word_perplexity}
+
+    def sample(self) -> dict[str, Any]:
+        """Return ``sample``, a short text that the model writes, if the run keeps details."""
+        return {} if self._sampled is None else {"sample": sampled_text(self.model, self._sampled)}
 
     def numbers(self, feed: Feed) -> dict[str, float | None]:
         """Return perplexity per word after the last evaluation, and the number of words."""

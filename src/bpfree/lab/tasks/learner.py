@@ -113,6 +113,10 @@ class Learner(LightningModule):
         """Return alignment as a paper's code measures it, by tap; measured after the last epoch."""
         return {}
 
+    def sample(self) -> dict[str, Any]:
+        """Return something that the model makes, for the record of an evaluation; nothing by default."""
+        return {}
+
     def numbers(self, feed: Feed) -> dict[str, float | None]:
         """Return further numbers at the end of a run, by name; the task names them in its ``measures``."""
         return {}

@@ -99,6 +99,7 @@ class EpochRecords(Callback):
         last = trainer.current_epoch + 1 == trainer.max_epochs
         wanted = self._times == "every" or (self._times == "last" and last)
         record["alignment"] = self._alignment(pl_module, last) if wanted else []
+        record |= pl_module.sample()
         aligned = {f"alignment/{tap['name']}": tap["cosine_mean"] for tap in record["alignment"]}
         pl_module.log_dict(measured | {"seconds": self._seconds.total} | aligned, batch_size=1)
         self.epochs.append(record)

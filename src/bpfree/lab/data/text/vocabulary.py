@@ -105,6 +105,12 @@ class Vocabulary:
         return self._size
 
     @property
+    def numbers(self) -> dict[str, int]:
+        """The number of each token, as the tokenizer spells tokens."""
+        found: dict[str, int] = self.tokenizer.get_vocab()
+        return found
+
+    @property
     def checksum(self) -> str:
         """The SHA-256 of the tokenizer."""
         return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
@@ -129,6 +135,16 @@ class Vocabulary:
     def encode_text(self, text: str) -> Tensor:
         """Return the tokens of a text that goes on, such as a prompt, int64 ``(n,)``: no end is put behind it."""
         return torch.tensor(self._ids(text), dtype=torch.int64)
+
+    def unknown(self, text: str) -> list[str]:
+        """Return the parts of a text for which there are no tokens: they would be dropped, or become one for all."""
+        model = json.loads(self.tokenizer.to_str())["model"]
+        marks = {model.get("unk_id"), self.tokenizer.token_to_id(model.get("unk_token") or "")} - {None}
+        found = self.tokenizer.encode(text, add_special_tokens=False)
+        spans = zip(found.ids, found.offsets, strict=True)
+        known = {place for token, (first, end) in spans if token not in marks for place in range(first, end)}
+        missing = "".join(" " if place in known else letter for place, letter in enumerate(text))
+        return list(dict.fromkeys(missing.split()))
 
     def decode_text(self, stream: Tensor) -> str:
         """Return the text of tokens, special ones included."""
