@@ -1,0 +1,87 @@
+"""What one matrix can reach at a tap, against networks whose Jacobians are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bpfree
+from bpfree.lab.models import CausalTransformer
+from bpfree.lab.studies.alignment_limit import alignment_limits, table
+
+
+class TwoLayers(nn.Module):
+    """Two linear layers; ``flip`` gives each row of the first one's output a sign that only the input knows."""
+
+    def __init__(self, flip: float) -> None:
+        super().__init__()
+        self.first, self.tap, self.second, self.flip = nn.Linear(6, 5), bpfree.Tap(), nn.Linear(5, 3), flip
+
+    def forward(self, x: Tensor) -> Tensor:
+        signs = torch.where(x[..., :1] > 0, 1.0, 1.0 - 2 * self.flip)
+        return 1e-3 * self.second(signs * self.tap(self.first(x)))  # the error is that of the target alone, nearly
+
+
+def loss(model: nn.Module, seed: int) -> Callable[[], Tensor]:
+    x = torch.randn(40, 10, 6, generator=torch.Generator().manual_seed(seed))
+    y = torch.randn(40, 10, 3, generator=torch.Generator().manual_seed(seed + 10))
+    return lambda: (model(x) - y).square().mean()
+
+
+def limits(flip: float, rule: bpfree.Rule, feedback: bool = False):
+    torch.manual_seed(0)
+    model = TwoLayers(flip)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    with bpfree.attach(model, rule, taps=bpfree.Tap, example_inputs=torch.randn(2, 10, 6)) as attachment:
+        if feedback:
+            attachment.feedback["tap:5"].copy_(model.second.weight.detach())
+        (found,) = alignment_limits(attachment, loss(model, 1), loss(model, 2))
+    assert all(map(torch.equal, before, model.parameters()))
+    assert all(weight.grad is None for weight in model.parameters())
+    return found
+
+
+SEPARATE = bpfree.DFA(feedback=bpfree.Feedback("none", shared=False))
+
+
+def test_one_jacobian_for_all_rows_is_within_reach() -> None:
+    """g = e W for every row: W itself reaches 1, a random B less."""
+    assert limits(0, SEPARATE, feedback=True).learned == pytest.approx(1, abs=1e-5)
+    random = limits(0, SEPARATE)
+    assert random.name == "tap"
+    assert random.limit == pytest.approx(1, abs=1e-5)
+    assert abs(random.learned) < 0.9
+
+
+def test_jacobians_that_cancel_out_are_not() -> None:
+    """g = +- e W, half of each: whatever matrix is right for one half is wrong for the other."""
+    found = limits(1, SEPARATE, feedback=True)
+    assert abs(found.learned) < 0.2
+    assert abs(found.limit) < 0.2
+
+
+def test_between_them_the_majority_has_it() -> None:
+    """g = e W or 0.5 e W have the same direction: nothing is lost."""
+    assert limits(0.25, SEPARATE, feedback=True).limit == pytest.approx(1, abs=0.01)
+
+
+def test_every_tap_below_the_error_has_a_limit() -> None:
+    torch.manual_seed(0)
+    arguments = {"blocks": 2, "width": 8, "heads": 2, "hidden": 12, "placement": "local", "attention": "dense"}
+    model = CausalTransformer((6,), 20, **arguments)
+    tokens = torch.randint(0, 20, (2, 30, 7))
+
+    def closure(part: int) -> Callable[[], Tensor]:
+        x, y = tokens[part][:, :-1], tokens[part][:, 1:]
+        return lambda: nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
+
+    with bpfree.attach(model, bpfree.DFA(), taps=bpfree.Tap, error_at="below_head") as attachment:
+        found = alignment_limits(attachment, closure(0), closure(1))
+        assert {one.name for one in found} == set(attachment.taps)
+    assert found[-1].limit == pytest.approx(1)  # it stands where the error is taken
+    assert found[-1].learned == pytest.approx(1)
+    assert all(one.limit > one.learned for one in found[:-1])
+    assert len(table(found).splitlines()) == len(found) + 2
