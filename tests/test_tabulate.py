@@ -67,3 +67,38 @@ def test_the_table_of_a_layerwise_rule_is_short():
     assert "1-12.fc1  Linear  6 x 6" in text
     assert "1-12.fc2  Linear  6 x 6" in text
     assert len(text.splitlines()) < 10
+
+
+def learning(model, **options):
+    """What the table says of each row's learners, after one pass."""
+    with bpfree.attach(model, bpfree.DFA(), verify=False, **options) as attachment:
+        model(torch.randn(2, 3, 8)).sum().backward()
+        return [row[3] for row in attachment.mechanism.table()[1]]
+
+
+def test_a_module_stands_for_all_its_layers():
+    blocks = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(3)]
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(*blocks), nn.Sequential(nn.Linear(8, 3)))
+    # The first linear layer is no part of a block, and a module that holds one layer does not stand for it.
+    assert learning(model, taps=["1.0", "1.1", "1.2"]) == ["0, 1.0", "1.1", "1.2", "2.0"]
+    assert learning(model, taps=["0"]) == ["0", "1, 2.0"]
+    # Attention holds a matrix of its own and a layer: parts of a block are named one by one.
+    assert learning(model, taps=["1.0.norm1", "1.2"])[:2] == ["0, 1.0.self_attn, 1.0.norm1", (
+        "1.0.linear1, 1.0.linear2, 1.0.norm2, 1.1, 1.2"
+    )]  # fmt: skip
+
+
+class OwnMatrix(nn.Module):
+    """The model has a parameter itself, and so has one of its modules beside a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.part = nn.Parameter(torch.ones(8)), nn.Linear(8, 8)
+        self.part.inner, self.tap, self.head = nn.Linear(8, 8), bpfree.Tap(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.part.inner(self.tap(self.scale * self.part(x))))
+
+
+def test_a_part_of_a_module_does_not_stand_for_it():
+    assert learning(OwnMatrix()) == ["(model), part", "part.inner, head"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,8 @@ class Segments:
     """The layers between the taps.
 
     Attributes:
-        learners: For every call of a tap, in forward order, the layers that its signal reaches.
+        learners: For every call of a tap, in forward order, the layers that its signal reaches; a module stands for all
+            its layers.
         exact: For every error, the layers that it reaches itself.
         remarks: Remarks for the user on layers reached by several signals, and on layers reached by none.
     """
@@ -32,6 +34,7 @@ class Segments:
     ) -> Segments:
         """Name the leaves in which the graphs of the taps, cut as they are, and of the errors end."""
         owners = {parameter: name.rpartition(".")[0] for name, parameter in plan.model.named_parameters()}
+        holders = Counter(above for owner in set(owners.values()) for above in _lineage(owner or "(model)"))
         signals: dict[str, list[str]] = {}
 
         def named(source: str, leaves: Sequence[Tensor]) -> str:
@@ -39,7 +42,7 @@ class Segments:
             layers = _unique(owners[parameter] or "(model)" for parameter in owners if parameter in reached)
             for layer in layers:
                 signals.setdefault(layer, []).append(source)
-            return ", ".join(layers) or "nothing"
+            return ", ".join(_whole(layers, holders)) or "nothing"
 
         learners = {place: named(place, leaves) for place, leaves in zip(places, taps, strict=True)}
         exact = {name: named(name or "(output)", leaves) for name, leaves in errors.items()}
@@ -62,6 +65,24 @@ def _missed(owners: dict[nn.Parameter, str], signals: dict[str, list[str]]) -> l
     missed = _unique(name for parameter, name in owners.items() if parameter.requires_grad)
     missed = [layer for layer in missed if layer and layer not in signals]
     return [f"No signal reaches {', '.join(missed)}: not used in this forward pass."] if missed else []
+
+
+def _whole(layers: Sequence[str], holders: Mapping[str, int]) -> list[str]:
+    """Put the name of a module, the outermost one, in the place of its layers where these are all of several.
+
+    Args:
+        layers: The names of layers.
+        holders: For every module the number of those in it, itself included, that have parameters of their own.
+    """
+    present = Counter(above for layer in layers for above in _lineage(layer))
+    complete = {name for name, count in present.items() if 1 < count == holders[name]}
+    return _unique(next((above for above in _lineage(layer) if above in complete), layer) for layer in layers)
+
+
+def _lineage(name: str) -> list[str]:
+    """Return the names of the modules around a module, from the outside in, and its own."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def _unique(names: Iterable[str]) -> list[str]:
