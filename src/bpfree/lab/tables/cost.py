@@ -115,7 +115,7 @@ def row_cost(runs: Sequence[Training], splits: Data) -> RowCost:
     task, of_task = learner(settings, splits).to(device()), TASKS[settings.task]
     optimizer, feed = task.optimizer(), task.feed(settings, splits, of_task)
     largest = measured_samples(settings, splits, task, feed)
-    lines = step_lines(task, optimizer, feed, largest, settings.accumulate)
+    lines = step_lines(task, optimizer, feed, largest, settings)
     step = {name: line.at(settings.batch_size) for name, line in lines.items()}
     steps, parts = _steps(settings.length, feed), settings.length.parts
     if isinstance(feed.train, One):  # a graph, which is evaluated as a whole

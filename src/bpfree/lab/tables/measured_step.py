@@ -31,7 +31,7 @@ _REPEATS = 3
 class Linear:
     """A quantity of a step as a function of its samples: measured at two numbers of samples, a straight line between.
 
-    Matrix products, operations and activations are exactly such; times nearly so.
+    Matrix products and activations are exactly such; times nearly so.
     """
 
     fixed: float
@@ -66,13 +66,24 @@ def measured_samples(settings: RunSettings, splits: Data, task: Learner, feed: F
 
 
 def step_lines(
-    task: Learner, optimizer: torch.optim.Optimizer, feed: Feed, largest: int, parts: int
+    task: Learner, optimizer: torch.optim.Optimizer, feed: Feed, largest: int, settings: RunSettings
 ) -> dict[str, Linear]:
-    """Return the cost of a step as linear functions of the number of samples, which are in so many micro-batches."""
+    """Return the cost of a step as functions of the number of samples: flops, operations, seconds and bytes.
+
+    Memory is measured with more samples than time, if only once: with few, a step needs most where the gradients of
+    the weights are, and with many where the activations are.
+    """
     every = getattr(task.settings.rule, "every", 1)  # a rule whose steps differ has them in turns
+    parts = settings.accumulate
     sizes = [parts * max(1, largest // parts // 4), largest]
-    found = [_measured(task, training_step(task, optimizer, feed.first(size)), every) for size in sizes]
-    return {name: Linear.through(*((n, one[name]) for n, one in zip(sizes, found, strict=True))) for name in found[0]}
+    widest = min(4 * largest, settings.batch_size)
+    wide = [largest, widest] if widest > largest else sizes
+    found = {size: _measured(task, training_step(task, optimizer, feed.first(size)), every) for size in sizes}
+    lines = {name: Linear.through(*((n, found[n][name]) for n in sizes)) for name in ("flops", "seconds")}
+    lines["operations"] = Linear(found[largest]["operations"], 0.0)  # as many whatever the number of samples
+    peaks = [_peak(training_step(task, optimizer, feed.first(n)), every) for n in wide]
+    lines["bytes"] = Linear.through(*zip(wide, peaks, strict=True))
+    return lines
 
 
 def _measured(task: Learner, step: Callable[[], None], every: int) -> dict[str, float]:
@@ -88,8 +99,12 @@ def _measured(task: Learner, step: Callable[[], None], every: int) -> dict[str, 
         "flops": counted.get_total_flops() / every,
         "operations": operations.count / every,
         "seconds": statistics.median(times) / every,
-        "bytes": max(peak_bytes(step, device()) for _ in range(every)),
     }
+
+
+def _peak(step: Callable[[], None], every: int) -> int:
+    """Measure the largest memory of ``every`` steps."""
+    return max(peak_bytes(step, device()) for _ in range(every))
 
 
 def evaluation_of(task: Learner, inputs: Any, samples: int) -> dict[str, float]:
