@@ -329,6 +329,12 @@ def test_the_best_epoch_is_the_one_of_the_best_evaluation() -> None:
     epochs = [{"eval_accuracy": 40.0, "eval_perplexity": 9.0}, {"eval_accuracy": 60.0, "eval_perplexity": 5.0}]
     record = {"epochs": [*epochs, {"eval_accuracy": 50.0, "eval_perplexity": 7.0}], "accuracy": 50.0, "perplexity": 7.0}
     assert value(record, Column("a", "best_accuracy"), "accuracy") == 60.0
+    language = [40.0, 30.0, None, 30.0, 35.0]  # None: a loss that had exploded
+    text = {"epochs": [{"eval_perplexity": found, "step": 10 * n} for n, found in enumerate(language, start=1)]}
+    assert value(text, Column("a", "best_perplexity"), "perplexity") == 30.0
+    assert value(text, Column("a", "best_step"), "perplexity") == 20
+    lost = {"epochs": [{"eval_perplexity": None, "step": 10}]}
+    assert [value(lost, Column("a", f"best_{what}"), "perplexity") for what in ("perplexity", "step")] == [None, None]
     chosen = [{"validation_auc": 0.7, "eval_auc": 0.9}, {"validation_auc": 0.8, "eval_auc": 0.6}]
     assert value({"epochs": chosen}, Column("a", "auc_at_best_validation"), "auc") == 0.6
     assert value(record, Column("a", "best_perplexity"), "perplexity") == 5.0

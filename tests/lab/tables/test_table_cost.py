@@ -11,10 +11,10 @@ import torch
 
 from bpfree.lab import data
 from bpfree.lab.errors import DamageError, SettingsError, WriteError
-from bpfree.lab.tables import cost, flops
+from bpfree.lab.tables import cost, flops, measured_step, terminal_view
 from bpfree.lab.tables.command_options import TableOptions
 from bpfree.lab.tables.table import table
-from support import tiny_graph, tiny_lab, tiny_table
+from support import tiny_graph, tiny_lab, tiny_table, tiny_text
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def test_a_product_with_a_sparse_matrix_has_the_operations_of_what_is_stored(gra
 
 
 def test_what_an_evaluation_in_every_step_starts_is_in_the_hours_on_a_gpu(graph: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(cost, "GPU_FLOPS", 1e30)
+    monkeypatch.setitem(cost.GPU_FLOPS, "float32", 1e30)
     monkeypatch.setattr(cost, "GPU_LAUNCH", 1.0)
     row = rows(name="graph.yaml", data_dir="files")["BP"]
     of_steps = row["steps"] * row["step_operations"]
@@ -104,11 +104,11 @@ def test_runs_and_steps_are_those_of_the_scale() -> None:
 
 def test_hours_on_a_gpu_are_those_of_its_slower_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "GPU_LAUNCH", 0.0)
-    monkeypatch.setattr(cost, "GPU_FLOPS", 1e6)
+    monkeypatch.setitem(cost.GPU_FLOPS, "float32", 1e6)
     row = rows()["BP"]
     seconds = 24 * row["step_flops"] / 1e6 + row["evaluation_flops"] / 1e6
     assert row["gpu_hours"] == pytest.approx(2 * seconds / 3600)
-    monkeypatch.setattr(cost, "GPU_FLOPS", 1e30)
+    monkeypatch.setitem(cost.GPU_FLOPS, "float32", 1e30)
     monkeypatch.setattr(cost, "GPU_LAUNCH", 1.0)
     row = rows()["BP"]
     assert row["gpu_hours"] == pytest.approx(2 * 24 * row["step_operations"] / 3600)
@@ -124,14 +124,14 @@ def test_memory_is_at_least_that_of_weights_their_gradients_and_the_optimizer() 
 
 
 def test_a_step_is_measured_with_few_samples_and_known_for_many() -> None:
-    line = cost.Linear.through((8, 26.0), (16, 42.0))
+    line = measured_step.Linear.through((8, 26.0), (16, 42.0))
     assert (line.fixed, line.each, line.at(128)) == (10.0, 2.0, 266.0)
-    assert cost.Linear.through((1, 3.0), (1, 3.0)).at(10) == 30.0  # one point: proportional
+    assert measured_step.Linear.through((1, 3.0), (1, 3.0)).at(10) == 30.0  # one point: proportional
 
 
 def test_large_images_are_measured_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = rows()["BP"]
-    monkeypatch.setattr(cost, "_MEASURED_NUMBERS", 8 * 64)
+    monkeypatch.setattr(measured_step, "_MEASURED_NUMBERS", 8 * 64)
     few = rows()["BP"]
     assert (usual["measured_samples"], few["measured_samples"]) == (32, 8)  # 2 and 8 samples were measured
     assert few["step_flops"] == usual["step_flops"]
@@ -179,3 +179,82 @@ def test_a_table_that_trains_nothing_needs_no_gpu(tmp_path: Path) -> None:
     tiny_table.write(tmp_path, text + "columns: {bytes: {metric: bytes}}\n", "computed")
     with pytest.raises(SettingsError, match="trains nothing"):
         rows(name="computed.yaml")
+
+
+# -- language models ---------------------------------------------------------------------------------------------------
+
+TEXT = """
+title: A text
+base:
+  data: text
+  text: {vocabulary: 280, context: 16}
+  model: {class_path: CausalTransformer, init_args: {blocks: 1, width: 16, heads: 2, hidden: 32, dropout: 0.0}}
+  rule: BP
+  batch_size: 8
+  steps: 40
+  evaluations: 2
+  alignment: never
+rows: {whole: {}, cut: {accumulate: 4}, aligned: {accumulate: 4, alignment: last}, rounded: {precision: bf16}}
+columns: {perplexity: {}}
+"""
+TOKENS = 8 * 16
+# Of a token: queries, keys, values and their mixture, two layers of the block, and the head; and in attention the
+# products of a query with all keys, and of all weights with the values.
+LAYERS = 2 * (4 * 16 * 16 + 2 * 16 * 32 + 16 * 280)
+ATTENTION = 2 * 2 * 16 * 16
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_text.folder(tmp_path_factory.mktemp("files"))
+
+
+def costs(folder: Path, files: Path, *cells: str) -> dict[str, dict]:
+    tiny_table.write(folder, TEXT, "text")
+    return rows(name="text.yaml", data_dir=str(files), cell=list(cells))
+
+
+def test_a_language_models_operations_are_those_of_its_tokens(tmp_path: Path, files: Path) -> None:
+    row = costs(tmp_path, files, "whole")["whole"]
+    # Backward twice as many for layers; for attention five products in place of two, one of which is made again.
+    assert row["step_flops"] == TOKENS * (3 * LAYERS + 3.5 * ATTENTION)
+    assert row["steps"] == 40
+    assert row["measured_samples"] == 8
+    sequences = row["evaluation_flops"] / (16 * (LAYERS + ATTENTION))
+    assert sequences == 2 * len(tiny_text.text(files).evaluation)
+
+
+def test_micro_batches_take_the_same_operations_and_less_memory(tmp_path: Path, files: Path) -> None:
+    found = costs(tmp_path, files, "whole", "cut", "aligned")
+    whole, cut = found["whole"], found["cut"]
+    assert cut["step_flops"] == whole["step_flops"]
+    assert cut["bytes"] < whole["bytes"]
+    assert 3 * whole["step_operations"] < cut["step_operations"] < 5 * whole["step_operations"]
+    assert cut["steps"] == whole["steps"]
+    # The sixteen sequences that alignment is measured on are not cut into parts of two.
+    assert found["aligned"]["bytes"] > 1.5 * cut["bytes"]
+
+
+def test_a_gpu_is_faster_in_bfloat16(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "GPU_LAUNCH", 0.0)
+    tiny_table.write(tmp_path, TEXT, "text")
+    found = table(TableOptions(name="text.yaml", cost=True, data_dir=str(files), cell=["whole", "rounded"]))
+    whole, rounded = found["rows"]
+    assert rounded["step_flops"] == whole["step_flops"]
+    assert rounded["gpu_hours"] == pytest.approx(whole["gpu_hours"] / 10)
+    assert found["assumed"] == {"flops": cost.GPU_FLOPS, "launch": 0.0}
+    assert "10 TFLOP/s and 100 TFLOP/s in bf16 in the matrix" in terminal_view.assumption(found)
+
+
+def test_large_models_are_measured_with_few_samples(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured_step, "_MEASURED_FLOPS", 2.5 * 16 * (3 * LAYERS + 3.5 * ATTENTION))
+    found = costs(tmp_path, files, "whole", "cut")
+    # One in each of four micro-batches, at least.
+    assert {label: row["measured_samples"] for label, row in found.items()} == {"whole": 2, "cut": 4}
+    monkeypatch.setattr(measured_step, "_MEASURED_FLOPS", 1e12)
+    for label, row in costs(tmp_path, files, "whole", "cut").items():
+        assert found[label]["step_flops"] == pytest.approx(row["step_flops"])
+        assert found[label]["step_operations"] == row["step_operations"]
+        assert found[label]["bytes"] == pytest.approx(row["bytes"], rel=0.03)

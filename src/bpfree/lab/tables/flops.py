@@ -1,4 +1,7 @@
-"""Operations of matrix products, those with a sparse factor too: torch's counter takes every matrix for a full one."""
+"""Operations of matrix products: torch's counter takes sparse matrices for full ones, and misses attention on CPUs.
+
+Attention is counted as torch counts it on GPUs: all pairs of tokens, also those that a causal mask leaves out.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
 def counter() -> FlopCounterMode:
     """Count the operations in matrix products and convolutions: two for each product of two stored numbers."""
     aten = torch.ops.aten
-    mapping = {aten.mm: _product, aten.addmm: _added, aten.sparse_sampled_addmm: _sampled}
+    mapping = {
+        aten.mm: _product,
+        aten.addmm: _added,
+        aten.sparse_sampled_addmm: _sampled,
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
     return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
@@ -34,6 +43,16 @@ def _sampled(places: Tensor, left: Tensor, _: Tensor, **__: Any) -> int:
 
 def _stored(matrix: Tensor) -> int:
     return matrix.numel() if matrix.layout is torch.strided else matrix._nnz()
+
+
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(
+    gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any
+) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))
 
 
 for _formula in (_product, _added, _sampled):

@@ -19,6 +19,7 @@ _OF_A_TAP = [*(entry.name for entry in fields(TapAlignment) if entry.name != "na
 _OF_A_RUN = ("seconds_per_epoch", "alignment_mean", "peak_memory_bytes", "feedback_bytes", "parameters")
 _OF_AN_EPOCH = ("train_loss", "eval_loss")
 _BEST, _CHOSEN = "best_", "_at_best_validation"
+_BEST_STEP = "best_step"
 
 
 def check(column: Column, work: Work, recipe: str) -> None:
@@ -45,7 +46,7 @@ def check(column: Column, work: Work, recipe: str) -> None:
         if isinstance(work, Training) and work.settings.alignment == "never":
             raise SettingsError(f"{recipe}: columns: {column.name}: an alignment is asked for that is never measured.")
         return
-    valid = [work.metric, f"train_{work.metric}", f"eval_{work.metric}", f"{_BEST}{work.metric}"]
+    valid = [work.metric, f"train_{work.metric}", f"eval_{work.metric}", f"{_BEST}{work.metric}", _BEST_STEP]
     valid += [*work.measures, *_OF_A_RUN, *_OF_AN_EPOCH]
     if f"validation_{work.metric}" in work.measures:
         valid.append(f"{work.metric}{_CHOSEN}")
@@ -69,8 +70,9 @@ def value(record: Mapping[str, Any], column: Column, metric: str | None) -> floa
     asked = metric if column.metric is None else column.metric
     if isinstance(asked, Mapping):
         return _of_tap(record, asked[_ALIGNMENT], asked.get(_OF, _OF_A_TAP[0]), column.name)
-    if asked == f"{_BEST}{metric}":
-        return _best(record, metric)
+    if asked in (f"{_BEST}{metric}", _BEST_STEP):
+        best = _best(record, metric)
+        return None if best is None else best["step" if asked == _BEST_STEP else f"eval_{metric}"]
     for part in (record.get("values", {}), record, (record.get("epochs") or [{}])[-1]):
         if asked is not None and asked in part:
             return part[asked]
@@ -80,10 +82,11 @@ def value(record: Mapping[str, Any], column: Column, metric: str | None) -> floa
     raise SettingsError(f"columns: {column.name}: the record has no {asked!r}. {nearest(str(asked), _names(record))}")
 
 
-def _best(record: Mapping[str, Any], metric: str | None) -> float:
-    """Return the best evaluation of the run, as reported by papers that choose the epoch on the test set."""
-    found = [epoch[f"eval_{metric}"] for epoch in record["epochs"]]
-    return max((number for number in found if number is not None), key=_better(metric))  # None: it was not finite
+def _best(record: Mapping[str, Any], metric: str | None) -> Mapping[str, Any] | None:
+    """Return the first of the best evaluations of the run, which papers report; None if no number was finite."""
+    name, better = f"eval_{metric}", _better(metric)
+    finite = [epoch for epoch in record["epochs"] if epoch[name] is not None]
+    return max(finite, key=lambda epoch: better(epoch[name]), default=None)
 
 
 def _better(metric: str | None) -> Callable[[float], float]:

@@ -69,9 +69,14 @@ def assumption(taken: Mapping[str, Any]) -> str:
     here = f"Here: {taken['environment']['processor'] or DASH}, {threads}."
     if taken["assumed"] is None:
         return f"{here} GPU: {taken['environment']['gpu']}, measured."
-    flops, launch = taken["assumed"]["flops"] / 1e12, taken["assumed"]["launch"] * 1e6
+    flops, launch = taken["assumed"]["flops"], taken["assumed"]["launch"] * 1e6
+    by_precision = flops if isinstance(flops, Mapping) else {"float32": flops}
+    speeds = " and ".join(
+        f"{speed / 1e12:g} TFLOP/s" + (f" in {name}" if name != "float32" else "")
+        for name, speed in by_precision.items()
+    )
     return (
-        f"{here} GPU: not measured. Assumed are {flops:g} TFLOP/s in the matrix products counted in a step, or "
+        f"{here} GPU: not measured. Assumed are {speeds} in the matrix products counted in a step, or "
         f"{launch:g} µs for each of its operations where that is more."
     )
 

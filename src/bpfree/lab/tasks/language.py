@@ -71,7 +71,7 @@ class LanguageModel(Learner):
         """Add up the loss of the few tokens that are in no whole sequence, for perplexity per word."""
         x, y = (part.to(self.device) for part in self._rest)
         if len(x):
-            with self._autocast():
+            with self.autocast():
                 logits = self(x).flatten(0, 1)
                 summed = F.cross_entropy(logits, y.flatten(), ignore_index=NOT_COUNTED, reduction="sum")
             self._loss_of_rest = float(summed.detach())

@@ -58,7 +58,7 @@ class Learner(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.settings = run.rule
-        self._clip, self._parts, self._batch_size = run.clip, run.accumulate, run.batch_size
+        self._clip, self._parts = run.clip, run.accumulate
         self._bf16 = run.precision == "bf16"
         self.model = model
         self.attachment = bpfree.attach(
@@ -132,11 +132,11 @@ class Learner(LightningModule):
     def _loss_and_output(self, batch: tuple[Any, Tensor]) -> tuple[Tensor, Tensor]:
         x, y = batch
         self.attachment.targets(y)
-        with self._autocast():
+        with self.autocast():
             output = self(x)
             return self.loss(output, y), output
 
-    def _autocast(self) -> AbstractContextManager[object]:
+    def autocast(self) -> AbstractContextManager[object]:
         """Return the context of forward passes: that of bfloat16, or one that changes nothing."""
         return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
 
@@ -162,7 +162,7 @@ class Learner(LightningModule):
             learned: Called before each backward pass with its loss, the model's output and the targets.
         """
         mean = MeanGradients([*self.model.parameters(), *self.attachment.parameters()])
-        for part in micro_batches(batch, self._parts, self._batch_size):
+        for part in micro_batches(batch, self._parts):
             loss, output = self._loss_and_output(part)
             learned(loss.detach(), output.detach(), part[1])
             del output  # logits are large, and the backward pass may not need them
@@ -180,7 +180,7 @@ class Learner(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         """Measure one batch."""
         x, y = batch
-        with self._autocast():
+        with self.autocast():
             output = self(x)
             loss = self.loss(output, y)
         self._measure(self.eval_measures, loss, output, y)

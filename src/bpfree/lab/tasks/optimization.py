@@ -81,21 +81,18 @@ def noam(step: int, warmup: int) -> float:
     return min(step / warmup, math.sqrt(warmup / step))
 
 
-def micro_batches(batch: tuple[Any, Tensor], parts: int, size: int) -> Iterator[tuple[Any, Tensor]]:
-    """Yield the micro-batches of a batch, ``size // parts`` rows each.
-
-    The last batch of a pass over the data is smaller: it has fewer of them, and its last one may be smaller too.
+def micro_batches(batch: tuple[Any, Tensor], parts: int) -> Iterator[tuple[Any, Tensor]]:
+    """Yield a batch in so many equal parts, or fewer where it has too few rows; the last part may be smaller.
 
     Args:
         batch: Inputs and targets, a row of each a sample; with one part, inputs of any form.
-        parts: The micro-batches of a whole batch.
-        size: Its rows.
+        parts: The number of micro-batches.
     """
     if parts == 1:
         yield batch
         return
     x, y = batch
-    yield from zip(x.split(size // parts), y.split(size // parts), strict=True)
+    yield from zip(x.chunk(parts), y.chunk(parts), strict=True)
 
 
 class MeanGradients:
