@@ -70,6 +70,6 @@ def _check(places: Places, directory: Path, *, resume: bool) -> None:
         others = sorted(path.parent.name for path in directory.glob("*/last.ckpt"))
         found = f"There are only others: {', '.join(others)}." if others else "There is none at all."
         raise RunError(
-            f"--resume: {directory} holds no checkpoint of a run with these settings. {found} Repeat the command that "
-            "began the run, with --resume added; or leave --resume out to begin anew."
+            f"--resume: {directory} holds no checkpoint of a run with these settings on these data. {found} Repeat the "
+            "command that began the run, with --resume added; or leave --resume out to begin anew."
         )

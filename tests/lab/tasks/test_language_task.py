@@ -359,6 +359,11 @@ def test_train_stops_and_resumes(asked: CompareOptions, capsys: pytest.CaptureFi
         assert main(words) == 130
     assert main([*words, "--resume"]) == 0
     assert "DFA, seed 0: continued after step 4 of 12" in capsys.readouterr().out
+    Path("corpus/valid.txt").write_text("a dog sees him .\n" * 40)
+    assert main([*words, "--resume"]) == 1  # another text
+    assert "holds no checkpoint of a run with these settings on these data. There are only others: DFA-seed0" in (
+        capsys.readouterr().err
+    )
 
 
 # -- text that is written during training ------------------------------------------------------------------------------

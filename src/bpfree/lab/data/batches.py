@@ -103,7 +103,10 @@ class Streams(TrainingOrder):
 
     def __init__(self, n: int, size: int, steps: int | None = None) -> None:
         if n < size:
-            raise SettingsError(f"--batch-size {size} streams need as many sequences; the training text has {n}.")
+            raise SettingsError(
+                f"--batch-size {size} streams need as many sequences, and the training text has {n}: lower "
+                "--batch-size or --text.context, or take --text.order shuffled."
+            )
         super().__init__(n // size, steps)
         self.size = size
 
