@@ -13,7 +13,7 @@ from altair.utils.schemapi import debug_mode
 from markupsafe import Markup
 
 from bpfree.lab.files import write_text
-from bpfree.lab.report import charts, panels, series, tables
+from bpfree.lab.report import alignment, charts, panels, series, tables
 from bpfree.lab.report.filters import filters
 from bpfree.lab.report.picture import vega_lite
 from bpfree.lab.report.style import Style, marks, on_screen
@@ -44,7 +44,7 @@ def html(comparison: Mapping[str, Any]) -> str:
     found = marks(labels, comparison["settings"].get("rules", {}))
     style = on_screen(found)
     learning = learning_charts(comparison, style)
-    alignment = alignment_charts(comparison, style)
+    aligned = alignment_charts(comparison, style)
     hidden = embedding_charts(comparison, labels, style)
     return rendered(
         HERE / "page.html",
@@ -55,10 +55,12 @@ def html(comparison: Mapping[str, Any]) -> str:
         tables=tables,
         series=series,
         learning=figures("learning", learning),
-        alignment=figures("alignment", alignment),
+        alignment=alignment,
+        aligned=figures("alignment", aligned),
+        samples={label: texts for label in labels if (texts := series.samples(comparison, label))},
         hidden=figures("hidden", hidden),
         pictures=filter_pictures(comparison, labels),
-        specs=embedded(specifications({"learning": learning, "alignment": alignment, "hidden": hidden}, style)),
+        specs=embedded(specifications({"learning": learning, "alignment": aligned, "hidden": hidden}, style)),
         bundle=bundle(),
     )
 
@@ -76,16 +78,15 @@ def learning_charts(comparison: Mapping[str, Any], style: Style) -> dict[str, An
 
 
 def alignment_charts(comparison: Mapping[str, Any], style: Style) -> dict[str, Any]:
-    """Return one chart per tap by title, all with the same axes; taps without any valid cosine are left out."""
-    rows = {tap: series.rows(comparison, series.cosine(tap)) for tap in series.taps(comparison)}
+    """Return the charts of alignment by title, all with the same axes."""
+    rows = alignment.curves(comparison)
     panel = panels.cosine_panel([row for each in rows.values() for row in each])
     length = Length.of(comparison["settings"])
     return {
-        f"Tap {tap}": charts.curves(each, panel, style, length=length, interactive=True).properties(
+        title: charts.curves(each, panel, style, length=length, interactive=True).properties(
             width="container", height=210
         )
-        for tap, each in rows.items()
-        if each
+        for title, each in rows.items()
     }
 
 

@@ -110,7 +110,7 @@ def loss_panel(rows: Sequence[Row], title: str = "training loss") -> Panel:
     if lowest <= 0:
         return Panel(title, alt.Scale(zero=False), alt.Axis(format=".3~g", tickCount=5))
     domain = [short(lowest / 1.08), short(max(row["high"] for row in rows) * 1.08)]
-    axis = alt.Axis(format=".3~g", values=log_ticks(*domain), labelOverlap="greedy")
+    axis = alt.Axis(format=",.3~r", values=log_ticks(*domain), labelOverlap="greedy")
     return Panel(title, alt.Scale(type="log", domain=domain, nice=False), axis)
 
 

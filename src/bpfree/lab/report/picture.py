@@ -11,6 +11,7 @@ import vl_convert
 
 from bpfree.lab.files import replacing
 from bpfree.lab.report import charts, panels, series
+from bpfree.lab.report.alignment import curves
 from bpfree.lab.report.style import Style, marks, on_paper
 from bpfree.lab.run_length import Length
 
@@ -60,17 +61,16 @@ def learning(comparison: Mapping[str, Any], style: Style) -> alt.HConcatChart:
 
 
 def alignment(comparison: Mapping[str, Any], style: Style) -> alt.ConcatChart | None:
-    """Draw one chart per tap, all with the same axis; return None if no cosine was measured."""
-    rows = {tap: series.rows(comparison, series.cosine(tap)) for tap in series.taps(comparison)}
+    """Draw the charts of alignment, all with the same axis; return None if no cosine was measured."""
+    rows = curves(comparison)
     panel = panels.cosine_panel([row for each in rows.values() for row in each])
     columns, length = min(COLUMNS, len(rows)), Length.of(comparison["settings"])
     size = {"width": WIDTH // max(1, columns) - 64, "height": HEIGHT // 2 + 30}
     found = [
         charts.curves(each, panel, style, length=length, interactive=False).properties(
-            title=f"Alignment at tap {tap}", **size
+            title=f"Alignment, {title[0].lower()}{title[1:]}", **size
         )
-        for tap, each in rows.items()
-        if each
+        for title, each in rows.items()
     ]
     return alt.concat(*found, columns=columns, spacing=24) if found else None
 

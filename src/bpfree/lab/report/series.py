@@ -68,14 +68,22 @@ def metric(name: str) -> Value:
     return lambda epoch: epoch.get(name)
 
 
-def cosine(tap: str) -> Value:
-    """Read the mean cosine at `tap` from the record of an epoch."""
+def cosine(*taps: str) -> Value:
+    """Read the mean cosine at `taps` from the record of an epoch: the mean over those that have one."""
 
     def read(epoch: Mapping[str, Any]) -> object:
-        entries = epoch.get("alignment") or []
-        return next((entry.get("cosine_mean") for entry in entries if entry["name"] == tap), None)
+        entries = [entry for entry in epoch.get("alignment") or [] if entry["name"] in taps]
+        found = [entry["cosine_mean"] for entry in entries if is_number(entry.get("cosine_mean"))]
+        return sum(found) / len(found) if found else None
 
     return read
+
+
+def samples(comparison: Mapping[str, Any], label: str) -> list[Mapping[str, Any]]:
+    """Return the evaluations of the first run of `label` after which its model wrote text, first to last."""
+    runs = [run.get("epochs") or [] for run in comparison["runs"] if run["label"] == label]
+    found = ([epoch for epoch in epochs if epoch.get("sample")] for epochs in runs)
+    return next(filter(None, found), [])
 
 
 def short(value: float) -> float:

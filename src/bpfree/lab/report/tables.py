@@ -75,12 +75,6 @@ def closest(comparison: Comparison) -> str:
     )
 
 
-def alignment(row: Mapping[str, Any], tap: str) -> str:
-    """Return the summary's mean cosine at `tap`."""
-    entries = row.get("alignment") or []
-    return text.number(next((e.get("cosine_mean") for e in entries if e["name"] == tap), None))
-
-
 def unaligned(comparison: Comparison) -> list[str]:
     """Return labels of the rules that have no valid cosine at any tap in any epoch."""
     valid = {row["rule"] for tap in series.taps(comparison) for row in series.rows(comparison, series.cosine(tap))}
