@@ -68,7 +68,7 @@ INSIDE = {
     ("local", "pre"): ["norm1_tap", "ATTENTION", "attention_tap", "norm2_tap", *_FEED],
 }
 IN_ATTENTION = {
-    "dense": ["attention.scores.hidden_tap", "attention.value_tap", "attention.mixing_tap"],
+    "dense": ["attention.scores.hidden_tap", "attention.mixing_tap"],
     "random": ["attention.value_tap", "attention.mixing_tap"],
     "fixed": ["attention.mixing_tap"],
 }
@@ -254,5 +254,4 @@ def test_a_tap_left_out_lets_weights_carry() -> None:
         with bpfree.attach(made, bpfree.DFA(), taps=taps, error_at="below_head", verify=False):
             whole, spoilt = gradients(made, below=True), with_saved_weights_spoilt(made)
         carried[left_out] = [name for name, gradient in whole.items() if not torch.equal(spoilt[name], gradient)]
-    # A signal that passes the mixing alone passes no weight that autograd saves, but the scores made of weights.
-    assert [pattern for pattern, names in carried.items() if not names] == ["blocks.*.attention.value_tap"]
+    assert all(carried.values())

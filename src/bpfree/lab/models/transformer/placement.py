@@ -38,7 +38,7 @@ def taps_of(placement: Placement, attention: AttentionKind, norm: Norm, *, last:
     ``norm1_tap``, ``norm2_tap``    behind a norm
     ``middle_tap``                  behind the first residual sum of pre-norm
     ``tap``                         behind the block: the second norm of post-norm, the second residual sum of pre-norm
-    ``attention.*``                 behind a dense Synthesizer's hidden layer, behind the values, behind the mixing
+    ``attention.*``                 behind a dense Synthesizer's hidden layer, a random one's values, and the mixing
     ``attention_tap``,              behind the last linear map of a branch and its dropout
     ``feed_forward_tap``
     ``feed_forward.hidden_tap``     behind the non-linearity and its dropout
@@ -55,8 +55,9 @@ def taps_of(placement: Placement, attention: AttentionKind, norm: Norm, *, last:
     if placement == "micro":
         return ("norm1_tap" if norm == "post" else "middle_tap", "feed_forward.hidden_tap", "tap")
     hidden = ("attention.scores.hidden_tap",) if attention == "dense" else ()
-    # Fixed patterns hold no weights: values may learn from a signal that has come back through them.
-    values = ("attention.value_tap",) if attention != "fixed" else ()
+    # Values may learn from a signal that has come back through fixed patterns, which hold no weights, or through a dense
+    # Synthesizer's coefficients, which are activations. A random one's are weights.
+    values = ("attention.value_tap",) if attention == "random" else ()
     attending = (*hidden, *values, "attention.mixing_tap", "attention_tap")
     feeding = ("feed_forward.hidden_tap", _LAST_BRANCH)
     if norm == "post":
