@@ -122,6 +122,20 @@ def test_numbers_that_are_left_out_count() -> None:
     assert len(Vocabulary(made)) == 8  # one row a number in the model's table
 
 
+def test_numbers_far_beyond_the_tokens_are_refused(tmp_path: Path) -> None:
+    made = Tokenizer(models.WordLevel({"<unk>": 0, "cat": 4_000_000_000}, unk_token="<unk>"))
+    with pytest.raises(DataError, match="its 2 tokens have numbers up to 4,000,000,000"):
+        Vocabulary.loaded(saved(tmp_path, made))
+
+
+def test_a_text_that_the_tokenizer_cannot_encode_is_named(tmp_path: Path) -> None:
+    made = Tokenizer(models.WordPiece({"the": 0, "cat": 1}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    corpus = tiny_text.folder(tmp_path / "corpus")
+    with pytest.raises(DataError, match=r"cannot encode the text \(.*UNK.*Take one with a token for what it does not"):
+        load_text(corpus, TextSettings(tokenizer=str(saved(tmp_path / "a", made)), context=16))
+
+
 def test_special_tokens_in_a_text_are_tokens(tmp_path: Path) -> None:
     made = byte_pairs()
     made.add_special_tokens([AddedToken("<unk>"), AddedToken("<|endoftext|>")])

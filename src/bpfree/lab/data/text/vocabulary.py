@@ -20,6 +20,7 @@ from bpfree.lab.files import write_text
 FILE = "tokenizer.json"
 """The name of Hugging Face's file of a tokenizer."""
 _LETTERS = 2**20  # of the lines that are encoded at once: the tokenizer keeps far more of a line than its tokens
+_SPARSE = 4  # numbers a token: a model has a row for each, also for those that are left out
 _OLDER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
 
 
@@ -27,11 +28,15 @@ class Vocabulary:
     """A tokenizer of the package ``tokenizers``. Every line is encoded with its end, and by itself.
 
     Args:
-        tokenizer: The tokenizer. What it does to sentences for other tasks is switched off: special tokens around
-            them, truncation, padding, and dropout of merges, by which a text would have other tokens each time.
+        tokenizer: The tokenizer. What it does to sentences for other tasks is switched off: special tokens around them,
+            truncation, padding, and dropout of merges, by which a text would have other tokens each time.
 
     Attributes:
         end_of_line: The token of a line's end; None where the tokenizer has no single one, or drops it.
+        has_line_ends: Whether the ends of lines are among the tokens at all.
+
+    Raises:
+        ValueError: Nearly all numbers up to its largest one are left out, or it cannot encode the end of a line.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -42,6 +47,8 @@ class Vocabulary:
         self.tokenizer = tokenizer
         # Not the number of its tokens: some files leave numbers out.
         self._size = 1 + max(tokenizer.get_vocab().values(), default=-1)
+        if self._size > _SPARSE * (tokenizer.get_vocab_size() + 1000):
+            raise ValueError(f"its {tokenizer.get_vocab_size():,} tokens have numbers up to {self._size - 1:,}")
         ends = self._ids("\n")
         self.end_of_line: int | None = ends[0] if len(ends) == 1 else None
         self.has_line_ends = bool(ends)
@@ -123,8 +130,7 @@ class Vocabulary:
     def arrays(self, lines: Iterable[str]) -> Iterator[NDArray[Any]]:
         """Yield the tokens of a stream of lines, piece by piece, of :attr:`dtype`."""
         for batch in _batches(lines):
-            found = self.tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-            yield np.concatenate([np.array(line.ids, dtype=self.dtype) for line in found])
+            yield np.concatenate([np.array(line.ids, dtype=self.dtype) for line in self._encoded(batch)])
 
     def encode(self, lines: Iterable[str]) -> Tensor:
         r"""Return the tokens of lines, int64 ``(n,)``; each gets its ``"\n"`` if it has none."""
@@ -165,7 +171,15 @@ class Vocabulary:
         return write_text(folder / FILE, self.tokenizer.to_str(pretty=True))
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self._encoded([text])[0].ids
+
+    def _encoded(self, lines: list[str]) -> list[Any]:
+        try:
+            return self.tokenizer.encode_batch_fast(lines, add_special_tokens=False)
+        except Exception as error:  # the package raises nothing more special
+            raise DataError(
+                f"the tokenizer cannot encode the text ({error}). Take one with a token for what it does not know."
+            ) from error
 
 
 def tokenizer_file(path: Path) -> Path:
