@@ -203,6 +203,12 @@ REFUSED: dict[str, tuple[dict[str, Any] | None, dict[str, Any], str]] = {
     "heads that do not divide the width": (GPT2, {"config": {"n_head": 3}}, ".*[Dd]ivi"),
     "an unknown value": (GPT2, {"config": {"n_layr": 3}}, "n_layr is no value.* Did you mean 'n_layer'"),
     "other files": (GPT2, {"content": "0" * 64}, "config or weights have changed"),
+    "attention from elsewhere": (
+        GPT2 | {"attn_implementation": "somebody/attention"}, {}, "attn_implementation may name code to be downloaded"
+    ),
+    "experts from elsewhere, inside": (
+        GPT2 | {"text_config": {"_experts_implementation": "somebody/experts"}}, {}, "_experts_implementation may name"
+    ),
     "quantized": (GPT2 | {"quantization_config": {"quant_method": "awq"}}, {}, "quantized, which cannot be trained"),
 }  # fmt: skip
 
