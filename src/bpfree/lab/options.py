@@ -83,8 +83,9 @@ class Options:
         out: The folder for results; a name in runs/ by default.
         model: The network: MLP (by default for images), BottleneckMLP, CNN, LeNet4, AlexNet, VGG16, CausalTransformer
             (by default for text), GCN (by default for nodes), ChebNet, SplineNet, GAT, DNA, GraphEncoder (by default
-            for edges), or any torch.nn.Module by import path. Its arguments follow as --model.NAME; those called shape
-            and classes come from the data.
+            for edges), any torch.nn.Module by import path, or hf:PATH for a language model of transformers from a
+            config file or a folder with weights. Its arguments follow as --model.NAME; those called shape and classes
+            come from the data.
         taps: Names or glob patterns of the modules of the network after which feedback enters; by default what the
             network suggests (suggested_taps of its class), or every non-linearity.
         error_at: The name of the module at whose output the error is taken; by default what the network suggests

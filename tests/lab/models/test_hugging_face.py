@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ import torch.nn.functional as F
 
 import bpfree
 from bpfree.lab.commands import main
+from bpfree.lab.compare import plan_runs
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.model_settings import ModelSettings, with_import_path
 from bpfree.lab.models.hugging_face import CausalLM
+from bpfree.lab.options import CompareOptions, command_line
 from bpfree.lab.run_identity import HUGGING_FACE
+from bpfree.lab.tables.work import works
 from bpfree.lab.trust import names_code, vouched
 from support import tiny_text
+from support.cli import compare_options
 
 pytestmark = pytest.mark.models
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install bpfree[models]")
@@ -190,7 +195,7 @@ def test_rows_beyond_the_vocabulary_are_not_predicted(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any] | None, dict[str, Any], str]] = {
     "no file": (None, {}, "there is no such folder or file here. Nothing is downloaded"),
-    "no type": ({"n_layer": 2}, {}, "no model of the type None.*model_type"),
+    "no type": ({"n_layer": 2}, {}, "no model of the type 'None'.*model_type"),
     "code of its own": (
         {"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine"}}, {}, "code that comes with a model is never run"
     ),
@@ -203,6 +208,12 @@ REFUSED: dict[str, tuple[dict[str, Any] | None, dict[str, Any], str]] = {
     "heads that do not divide the width": (GPT2, {"config": {"n_head": 3}}, ".*[Dd]ivi"),
     "an unknown value": (GPT2, {"config": {"n_layr": 3}}, "n_layr is no value.* Did you mean 'n_layer'"),
     "other files": (GPT2, {"content": "0" * 64}, "config or weights have changed"),
+    "attention from elsewhere": (
+        GPT2 | {"attn_implementation": "somebody/attention"}, {}, "attn_implementation may name code to be downloaded"
+    ),
+    "experts from elsewhere, inside": (
+        GPT2 | {"text_config": {"_experts_implementation": "somebody/experts"}}, {}, "_experts_implementation may name"
+    ),
     "quantized": (GPT2 | {"quantization_config": {"quant_method": "awq"}}, {}, "quantized, which cannot be trained"),
 }  # fmt: skip
 
@@ -313,3 +324,26 @@ def test_train_and_compare_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("bpfree.lab.runs._train", None)  # the same runs again: nothing is trained
     again = ["compare", *text, *short, "--config", "asked.yaml", "--rules", "BP", "DFA", "--seeds", "1"]
     assert main([*again, "--out", "compared"]) == 0
+
+
+def test_recipes_take_it_and_know_the_files_wherever_they_lie(tmp_path: Path) -> None:
+    corpus = tiny_text.folder(tmp_path / "corpus")
+    first, second = (write(tmp_path / name / "gpt2.json", GPT2) for name in ("one", "two"))
+
+    def key(path: Path, **arguments: Any) -> str:
+        model = {"class_path": f"hf:{path}", "init_args": arguments}
+        settings = {"data": "text", "rule": "DFA", "model": model, "text": {"vocabulary": 280, "context": 16}}
+        (work,) = works("cell", settings, seeds=1, data_dir=str(corpus))
+        assert work.settings.taps == [f"model.transformer.h.{block}" for block in range(3)]
+        return work.key
+
+    assert key(first) == key(second)
+    assert key(first, config={"resid_pdrop": 0.0}) != key(first)
+    write(second, GPT2 | {"resid_pdrop": 0.0})
+    assert key(second) != key(first)
+
+
+def test_the_command_that_a_comparison_writes_down_asks_for_the_same(config: Path) -> None:
+    asked = CompareOptions(data="text", model=ModelSettings(f"hf:{config}", {"config": {"n_layer": 2}}))
+    again = compare_options(*shlex.split(command_line("compare", asked))[2:])
+    assert plan_runs(again) == plan_runs(asked)

@@ -17,6 +17,7 @@ FAMILY = "hf:"
 """The beginning of a model's name that stands for one of transformers: ``hf:PATH``."""
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 """The names of a config's special tokens."""
+_IMPLEMENTATION = "_implementation"
 _CONFIG = "config.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _CHUNK = 2**22
@@ -54,12 +55,22 @@ def read_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Any:
         raise SettingsError(f"{option(path)}: transformers has no causal language model of the type {kind!r}.")
     if values.get("quantization_config"):
         raise SettingsError(f"{option(path)}: its weights are quantized, which cannot be trained. Take full ones.")
+    for name in _foreign_code(values):
+        raise SettingsError(f"{option(path)}: {name} may name code to be downloaded. Leave it out of the config.")
     # Made anew with the overrides: values that follow from others, such as the size of heads, follow from these.
     values = {**values, **_known(overrides or {}, config_class)}
     try:
         return config_class.from_dict({**values, **_without_unknown_tokens(values, config_class)})
     except Exception as error:  # the checks of configs raise errors of many classes
         raise SettingsError(f"{option(path)}: the config cannot be made ({' '.join(str(error).split())}).") from error
+
+
+def _foreign_code(values: Any) -> Iterator[str]:
+    """Yield the names of values by which a config may choose attention or experts that are fetched from elsewhere."""
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        if _IMPLEMENTATION in name and value not in (None, "eager", "sdpa"):
+            yield name
+        yield from _foreign_code(value)
 
 
 def _known(overrides: Mapping[str, Any], config_class: Any) -> dict[str, Any]:
