@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
+from bpfree.errors import nearest
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.models.activations import Activation
 from bpfree.lab.models.transformer.attention import attention_module
@@ -64,7 +65,8 @@ class CausalTransformer(nn.Module):
             where this comes from copying a layer.
 
     Raises:
-        SettingsError: The sizes do not fit each other, or ``local`` is asked for with standard attention.
+        SettingsError: A choice is not known, the sizes do not fit each other, or ``local`` is asked for with standard
+            attention.
     """
 
     suggested_error_at: ClassVar[str] = "below_head"
@@ -87,7 +89,14 @@ class CausalTransformer(nn.Module):
         identical_blocks: bool = False,
     ) -> None:
         super().__init__()
-        _check(shape, width, heads, placement, attention)
+        _check_choices(
+            norm=norm,
+            positions=positions,
+            placement=placement,
+            attention=attention,
+            initialization=initialization,
+        )
+        _check(shape, blocks, width, heads, placement, attention)
         (self.context,) = shape
         self.scale = math.sqrt(width) if initialization == "launay2020" else 1.0
         self.tokens = nn.Embedding(classes, width)
@@ -137,13 +146,33 @@ class CausalTransformer(nn.Module):
         return self.head(self.norm(self.below_head(h)))
 
 
-def _check(shape: Sequence[int], width: int, heads: int, placement: Placement, attention: AttentionKind) -> None:
+_CHOICES: dict[str, Any] = {
+    "norm": Norm,
+    "positions": Positions,
+    "placement": Placement,
+    "attention": AttentionKind,
+    "initialization": Initialization,
+}
+
+
+def _check_choices(**given: str) -> None:
+    for argument, value in given.items():
+        choices = get_args(_CHOICES[argument])
+        if value not in choices:  # callers are not type-checked
+            raise SettingsError(f"{argument}={value!r} is not known. {nearest(value, choices)}")
+
+
+def _check(
+    shape: Sequence[int], blocks: int, width: int, heads: int, placement: Placement, attention: AttentionKind
+) -> None:
     if len(shape) != 1:
         raise SettingsError(f"CausalTransformer takes tokens of shape (context,), not {tuple(shape)}.")
+    if blocks < 1 or heads < 1:
+        raise SettingsError(f"blocks={blocks}, heads={heads}: both must be at least 1.")
     if width % heads or width % 2:
         raise SettingsError(f"width {width} must be even and a multiple of heads, {heads}.")
     if placement == "local" and attention == "standard":
         raise SettingsError(
-            "placement 'local' carries no signal through a weight, but the queries and keys of attention 'standard' "
-            "learn from signals that the weights of the values carry: choose attention 'dense', 'random' or 'fixed'."
+            "placement 'local' has no place inside attention 'standard', where queries, keys and values are one linear "
+            "map: choose attention 'dense', 'random' or 'fixed'."
         )

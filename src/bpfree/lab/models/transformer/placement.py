@@ -6,7 +6,8 @@ choice  taps                                              weights below the head
 macro   behind each block                                 all inside a block
 micro   behind each sub-layer, and behind the             those of attention and of norms, each inside its sub-layer
         feed-forward network's non-linearity
-local   behind every linear map and every norm            none
+local   behind every norm and every linear map, but       none
+        that of values which are mixed without weights
 ======  ================================================  ============================================================
 
 ``macro`` and ``micro`` are those of Launay et al. 2020, section 3.3; ``local`` goes beyond them. The embedding learns
