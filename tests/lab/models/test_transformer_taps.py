@@ -104,7 +104,7 @@ def test_taps_stand_where_the_values_are(placement: str, attention: str, norm: s
 
 @every_norm
 @every_form
-@pytest.mark.parametrize("blocks", [1, 2, 12])
+@pytest.mark.parametrize("blocks", [1, 11])
 def test_the_suggested_patterns_match_these_taps_alone(placement: str, attention: str, norm: str, blocks: int) -> None:
     arguments = SMALL | {"placement": placement, "attention": attention, "norm": norm, "blocks": blocks}
     modules = dict(model(**arguments).named_modules())
