@@ -13,12 +13,13 @@ from rich.console import Console
 import bpfree
 from bpfree.lab import compare as comparing
 from bpfree.lab import data, report, runs
+from bpfree.lab.command_line import command_line
 from bpfree.lab.commands import main, make_parser
 from bpfree.lab.compare import compare, plan_runs
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.files import read_json
 from bpfree.lab.model_settings import ModelSettings
-from bpfree.lab.options import CompareOptions, TrainOptions, command_line
+from bpfree.lab.options import CompareOptions, TrainOptions
 from bpfree.lab.parser import read_options
 from bpfree.lab.settings import RuleOverrides, rule_settings
 from support import tiny_lab

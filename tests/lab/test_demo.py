@@ -10,13 +10,13 @@ import pytest
 
 from bpfree.lab import data
 from bpfree.lab import demo as demonstrating
+from bpfree.lab.command_line import command_line
 from bpfree.lab.commands import main
 from bpfree.lab.compare import plan_runs
 from bpfree.lab.data import load
 from bpfree.lab.demo import DEMO
 from bpfree.lab.files import read_json
 from bpfree.lab.model_settings import ModelSettings
-from bpfree.lab.options import command_line
 from bpfree.lab.runs import run
 from support import tiny_lab
 from support.cli import compare_options

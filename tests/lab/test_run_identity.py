@@ -13,8 +13,9 @@ import torch
 import bpfree
 from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.model_settings import ModelSettings
+from bpfree.lab.plain_values import plain
 from bpfree.lab.run_identity import LATER_ARGUMENTS, LATER_INSIDE, LATER_SETTINGS
-from bpfree.lab.settings import RuleSettings, RunSettings, plain, rule_settings
+from bpfree.lab.settings import RuleSettings, RunSettings, rule_settings
 from support import tiny_lab
 
 

@@ -12,15 +12,17 @@ from typing import Any
 from rich.console import Console
 
 from bpfree.lab import environment
+from bpfree.lab.command_line import command_line
 from bpfree.lab.data import Data, load
 from bpfree.lab.errors import DataError, RunError, WriteError
 from bpfree.lab.files import write_json
 from bpfree.lab.leftovers import sweep, temporary_folder
 from bpfree.lab.loggers import check_logger
 from bpfree.lab.model_settings import ModelSettings
-from bpfree.lab.options import CompareOptions, command_line
+from bpfree.lab.options import CompareOptions
+from bpfree.lab.plain_values import plain
 from bpfree.lab.runs import Places, run
-from bpfree.lab.settings import RunSettings, plain
+from bpfree.lab.settings import RunSettings
 from bpfree.lab.summary import summarize
 from bpfree.lab.terminal import Display
 from bpfree.lab.terminal_table import table

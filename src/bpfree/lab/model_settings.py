@@ -19,8 +19,8 @@ import bpfree.lab.models as builtin
 from bpfree.lab.argument_errors import in_one_line
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.models.hugging_face_files import FAMILY, content_of
+from bpfree.lab.plain_values import plain
 from bpfree.lab.run_identity import HUGGING_FACE
-from bpfree.lab.settings import plain
 from bpfree.lab.signatures import FROM_DATA, arguments
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +15,8 @@ from bpfree.lab.errors import SettingsError
 from bpfree.lab.files import file_name
 from bpfree.lab.loggers import USUAL
 from bpfree.lab.model_settings import ModelSettings
-from bpfree.lab.settings import (
-    Precision,
-    RuleOverrides,
-    RunSettings,
-    Schedule,
-    Times,
-    import_path,
-    plain,
-    rule_options,
-    rule_settings,
-)
+from bpfree.lab.setting_checks import check_measured_on
+from bpfree.lab.settings import Precision, RuleOverrides, RunSettings, Schedule, Times, rule_settings
 from bpfree.lab.tasks import task_of
 from bpfree.lab.tasks.task import Task
 
@@ -68,13 +56,11 @@ class Options:
             (a fifth where the loss on validation data has not fallen for more than one evaluation) or noam (up to lr in
             --settings.LABEL.warmup steps, then down with the root of the step); without it, that of each rule's preset
             for images (cosine), and constant otherwise.
-        clip: The largest norm of all gradients of a step together; larger ones are scaled down to it. By default
-            nothing is.
+        clip: The largest norm of all gradients of a step together; larger ones are scaled down. By default none are.
         accumulate: Cut a step's batch into so many equal parts, which run one after the other: less memory. Gradients
-            are averaged, and results are those of the whole batch up to rounding, but for what depends on the batch
-            that a pass sees: batch norm's statistics, dropout's draws, and feedback that learns in every pass.
-        precision: float32, or bf16: matrix products and convolutions in bfloat16 (autocast), which is faster where the
-            hardware has it; weights, optimizer and feedback stay in float32.
+            are averaged; batch norm, dropout and feedback that learns see the parts.
+        precision: float32, or bf16: matrix products and convolutions in bfloat16 (autocast); weights, optimizer and
+            feedback stay in float32.
         window: Layers learn from the signal window - 1 taps further up, carried down to them by ordinary
             backpropagation; 1 is the plain rule. For every direct rule but Shallow that has none in --settings.
         settings: Differences from a rule's preset, by label. For example --settings.DFA.lr 1e-4,
@@ -151,7 +137,7 @@ class Options:
         if task.samples in ("nodes", "edges"):
             self._check_graph(task.samples, steps)
         rule = rule_settings(label, self.settings, lr, self.window, self.schedule or task.schedule)
-        rule.check_measured_on(self._measured_on(task))
+        check_measured_on(rule, self._measured_on(task))
         return RunSettings(
             label=label,
             seed=seed,
@@ -313,33 +299,3 @@ class DemoOptions:
     """
 
     out: str = "runs/demo"
-
-
-def command_line(command: str, options: Options) -> str:
-    """Return the command that asks for exactly these options."""
-    words = ["bpfree", command]
-    for entry in fields(options):
-        value, default = getattr(options, entry.name), getattr(type(options)(), entry.name)
-        if isinstance(value, ModelSettings):
-            value = value.describe()
-        if value != default:
-            words += [f"--{entry.name.replace('_', '-')}", *_words(value)]
-    return shlex.join(words)
-
-
-def _words(value: Any) -> list[str]:
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return value
-    if isinstance(value, bool):
-        return [str(value).lower()]
-    return [value if isinstance(value, str) else json.dumps(_asked(value))]
-
-
-def _asked(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _asked(item) for key, item in value.items()}
-    if isinstance(value, RuleOverrides):
-        return {name: _asked(item) for name, item in value.given().items()}
-    if isinstance(value, bpfree.Rule):
-        return {"class_path": import_path(type(value)), "init_args": rule_options(value)}
-    return plain(value)

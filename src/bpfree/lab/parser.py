@@ -21,7 +21,7 @@ from bpfree.errors import nearest
 from bpfree.lab.argument_errors import mistake
 from bpfree.lab.model_settings import ModelSettings, with_import_path
 from bpfree.lab.options import Options
-from bpfree.lab.settings import default
+from bpfree.lab.plain_values import default
 from bpfree.lab.signatures import FROM_DATA
 from bpfree.lab.tasks import task_of
 from bpfree.lab.trust import FLAG, vouched

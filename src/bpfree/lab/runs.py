@@ -27,9 +27,11 @@ from bpfree.lab.files import make_folder, read_json, write_json
 from bpfree.lab.glibc_heap import keep_freed_memory
 from bpfree.lab.loggers import USUAL, make_logger
 from bpfree.lab.model_settings import ModelSettings
+from bpfree.lab.plain_values import plain
 from bpfree.lab.progress import ShowProgress
 from bpfree.lab.quiet import quiet
-from bpfree.lab.settings import RunSettings, plain
+from bpfree.lab.setting_checks import check_measured_on
+from bpfree.lab.settings import RunSettings
 from bpfree.lab.summary import mean_cosine
 from bpfree.lab.tasks import TASKS
 from bpfree.lab.tasks.feed import Feed
@@ -100,7 +102,7 @@ def run(
     places = Places.of(settings, splits, directory)
     if places.record.is_file():
         return read_json(places.record)
-    settings.rule.check_measured_on(splits.measured_on)
+    check_measured_on(settings.rule, splits.measured_on)
     make_folder(places.folder)
     torch.set_num_threads(settings.threads)
     try:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -17,8 +17,10 @@ from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.environment import device
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.files import file_name
+from bpfree.lab.plain_values import default, import_path, plain, rule_options
 from bpfree.lab.run_identity import identity, own_codes, versions
 from bpfree.lab.run_length import Length
+from bpfree.lab.setting_checks import check_optimizer, check_step
 
 Optimizer: TypeAlias = Literal["Adam", "AdamW", "RAdam", "SGD"]
 Schedule: TypeAlias = Literal[
@@ -71,40 +73,13 @@ class RuleSettings:
         for name in ("lr", "weight_decay", "momentum", "eps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} {getattr(self, name)} must be 0 or a positive number.")
-        self._check_optimizer()
+        check_optimizer(self)
         if self.window < 1:
             raise SettingsError(f"--window {self.window} must be at least 1.")
         if self.window > 1 and not isinstance(self.rule, bpfree.DirectRule):
             raise SettingsError(f"window {self.window}: windows are for direct rules such as DFA, not for {self.rule}.")
 
-    def _check_optimizer(self) -> None:
-        """Refuse what an optimizer or a schedule does not have."""
-        if not 0 <= self.beta2 < 1:
-            raise SettingsError(f"beta2 {self.beta2} must be at least 0 and less than 1.")
-        if self.optimizer == "SGD" and self._changed("beta2", "eps"):
-            raise SettingsError("beta2 and eps: SGD has none. Leave them out, or take Adam, AdamW or RAdam.")
-        if self.schedule == "noam" and self.warmup < 1:
-            raise SettingsError(
-                "schedule noam: say in how many steps the learning rate rises, for example warmup 4000 "
-                "(--settings.LABEL.warmup 4000); it is highest, lr, after these."
-            )
-        if self.schedule != "noam" and self.warmup:
-            raise SettingsError(f"warmup {self.warmup}: schedule {self.schedule} has none. Leave it out, or take noam.")
-
-    def check_measured_on(self, measured_on: str) -> None:
-        """Refuse to choose learning rates by a test set.
-
-        Raises:
-            SettingsError: They would be.
-        """
-        if self.schedule == "validation-plateau" and measured_on == "test":
-            raise SettingsError(
-                "schedule validation-plateau lowers the learning rate by the loss of the evaluation, and this run is "
-                "evaluated on the test set, which must choose nothing. Evaluate on validation data (--validation N for "
-                "images, --text.measured_on validation for text), or take schedule plateau, by the training loss."
-            )
-
-    def _changed(self, *names: str) -> dict[str, Any]:
+    def changed(self, *names: str) -> dict[str, Any]:
         """Return the settings among these names that are not at their defaults."""
         usual = {entry.name: default(entry) for entry in fields(self)}
         return {name: getattr(self, name) for name in names if getattr(self, name) != usual[name]}
@@ -113,7 +88,7 @@ class RuleSettings:
         """Return the settings as a report shows them; of the rule's options those that are not at their defaults."""
         shown: dict[str, Any] = {"rule": type(self.rule).__name__, "options": rule_options(self.rule)}
         shown |= {"optimizer": self.optimizer, "lr": self.lr, "schedule": self.schedule}
-        shown |= self._changed("weight_decay", "decayed", "momentum", "beta2", "eps", "warmup")
+        shown |= self.changed("weight_decay", "decayed", "momentum", "beta2", "eps", "warmup")
         if self.window > 1:
             shown["window"] = self.window
         if self.within is not None:
@@ -227,45 +202,6 @@ def rule_settings(
     return replace(start, **(general | given))
 
 
-def rule_options(rule: bpfree.Rule) -> dict[str, Any]:
-    """Return the options of a rule that are not at their defaults, as plain values."""
-    options = {
-        entry.name: plain(getattr(rule, entry.name))
-        for entry in fields(rule)
-        if entry.init and getattr(rule, entry.name) != default(entry)
-    }
-    # A limit says nothing about the numbers, and records of before it was there have none.
-    if isinstance(options.get("feedback"), dict):
-        options["feedback"].pop("max_bytes", None)
-    return options
-
-
-def default(entry: Field[Any]) -> Any:
-    """Return a field's default; MISSING if it has none."""
-    return entry.default_factory() if entry.default_factory is not MISSING else entry.default
-
-
-def plain(value: object) -> Any:
-    """Return ``value`` as JSON has it; dataclasses become dictionaries, other objects their names."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value) if entry.init}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    # Not repr: the address in it would make every process's settings differ.
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return import_path(named)
-
-
-def import_path(thing: Any) -> str:
-    """Return the path under which a class or function can be imported."""
-    public = getattr(bpfree, thing.__qualname__, None) is thing
-    return f"{'bpfree' if public else thing.__module__}.{thing.__qualname__}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """Everything that one run's numbers depend on, besides the data.
@@ -317,7 +253,7 @@ class RunSettings:
         for name in ("epochs", "batch_size", "accumulate", "threads"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1.")
-        self._check_step()
+        check_step(self)
         if self.steps is not None and (self.steps < 1 or self.steps % self.epochs):
             raise SettingsError(
                 f"--steps {self.steps} are not {self.epochs} equal parts, one before each evaluation. Name a multiple "
@@ -332,24 +268,6 @@ class RunSettings:
         # numpy, which Lightning seeds as well, takes no others.
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed {self.seed} must lie between 0 and {2**32 - 1}.")
-
-    def _check_step(self) -> None:
-        """Refuse ways to take a step that do not fit."""
-        if self.clip is not None and not 0 < self.clip < math.inf:
-            raise SettingsError(
-                f"--clip {self.clip} must be a positive number, the largest norm of the gradients. Leave it out to "
-                "clip nothing."
-            )
-        if self.batch_size % self.accumulate:
-            raise SettingsError(
-                f"--accumulate {self.accumulate}: a batch of {self.batch_size} cannot be cut into so many equal parts. "
-                "Take a divisor of --batch-size."
-            )
-        if self.precision == "bf16" and isinstance(self.rule.rule, bpfree.PEPITA):
-            raise SettingsError(
-                "--precision bf16: PEPITA's signals are differences of nearly equal activations, of which bfloat16 "
-                "leaves too little. Take float32."
-            )
 
     def describe_step(self) -> dict[str, Any]:
         """Return how a step is taken, as records and reports show it: what is not at its default."""

@@ -19,6 +19,7 @@ from torch import nn
 import bpfree
 from bpfree.lab import report, runs
 from bpfree.lab.checksums import sealed
+from bpfree.lab.command_line import command_line
 from bpfree.lab.commands import main, make_parser
 from bpfree.lab.compare import compare, plan_runs
 from bpfree.lab.data.text import NOT_COUNTED, Order, Sequences, Text
@@ -26,7 +27,7 @@ from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.generation import Sampling, continuation
 from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.models import CausalTransformer
-from bpfree.lab.options import CompareOptions, command_line
+from bpfree.lab.options import CompareOptions
 from bpfree.lab.parser import read_options, with_model
 from bpfree.lab.runs import Places, run
 from bpfree.lab.settings import RunSettings

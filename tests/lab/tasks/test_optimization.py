@@ -171,13 +171,14 @@ def test_gradients_of_micro_batches_are_those_of_the_batch(label: str, rows: int
 @pytest.mark.parametrize("label", ["BP", "DFA"])
 def test_so_they_are_in_a_language_model(label: str, tmp_path: Path) -> None:
     text = tiny_text.text(tmp_path)
+    eight = text.train.batch(torch.arange(8))
     model = ModelSettings("CausalTransformer", tiny_text.SMALL | {"dropout": 0.0}).describe()
     found, peaks = [], []
     for parts in (1, 2, 8):
         task = runs.learner(tiny_text.settings(label, model=model, accumulate=parts), text)
-        task.gradients((text.train.x[:8], text.train.y[:8]))
+        task.gradients(eight)
         found.append([weight.grad.clone() for weight in task.model.parameters()])
-        peaks.append(peak_bytes(partial(task.gradients, (text.train.x[:8], text.train.y[:8])), "cpu"))
+        peaks.append(peak_bytes(partial(task.gradients, eight), "cpu"))
     assert peaks[2] < peaks[1] < 0.75 * peaks[0]
     for cut in found[1:]:
         for one, other in zip(found[0], cut, strict=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfree.lab.data import load, text
-from bpfree.lab.settings import plain
+from bpfree.lab.plain_values import plain
 
 ANY_FOLDER = ("folder", "text")
 """Data sets that are whatever a folder holds: their name says nothing about it."""

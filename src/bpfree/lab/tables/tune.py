@@ -23,13 +23,13 @@ from bpfree.lab.checksums import checksum
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.files import write_text
 from bpfree.lab.leftovers import sweep
+from bpfree.lab.plain_values import plain
 from bpfree.lab.queue.ledger import Ledger
 from bpfree.lab.queue.storage import open_storage, patient, persistent
 from bpfree.lab.recipe import search
 from bpfree.lab.recipe.merging import merged
 from bpfree.lab.recipe.reading import content_of
 from bpfree.lab.recipe.schema import Recipe
-from bpfree.lab.settings import plain
 from bpfree.lab.tables.command_options import TuneOptions
 from bpfree.lab.tables.provenance import code, source
 from bpfree.lab.tables.result import cautions

@@ -23,9 +23,10 @@ from bpfree.lab.loggers import USUAL
 from bpfree.lab.model_settings import with_import_path
 from bpfree.lab.options import TrainOptions
 from bpfree.lab.parser import Parser, add_options, read_options
+from bpfree.lab.plain_values import default, import_path, plain
 from bpfree.lab.queue.work_protocol import Work
 from bpfree.lab.run_identity import own_code, own_codes, without_places
-from bpfree.lab.settings import PRESETS, RuleOverrides, RunSettings, default, import_path, plain
+from bpfree.lab.settings import PRESETS, RuleOverrides, RunSettings
 from bpfree.lab.tables import run_data
 from bpfree.lab.tasks import TASKS
 from bpfree.lab.terminal import Display

@@ -1,0 +1,48 @@
+"""Settings as plain values, for JSON, hashes and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any
+
+import bpfree
+
+
+def rule_options(rule: bpfree.Rule) -> dict[str, Any]:
+    """Return the options of a rule that are not at their defaults, as plain values."""
+    options = {
+        entry.name: plain(getattr(rule, entry.name))
+        for entry in fields(rule)
+        if entry.init and getattr(rule, entry.name) != default(entry)
+    }
+    # A limit says nothing about the numbers, and records of before it was there have none.
+    if isinstance(options.get("feedback"), dict):
+        options["feedback"].pop("max_bytes", None)
+    return options
+
+
+def default(entry: Field[Any]) -> Any:
+    """Return a field's default; MISSING if it has none."""
+    return entry.default_factory() if entry.default_factory is not MISSING else entry.default
+
+
+def plain(value: object) -> Any:
+    """Return ``value`` as JSON has it; dataclasses become dictionaries, other objects their names."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value) if entry.init}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    # Not repr: the address in it would make every process's settings differ.
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return import_path(named)
+
+
+def import_path(thing: Any) -> str:
+    """Return the path under which a class or function can be imported."""
+    public = getattr(bpfree, thing.__qualname__, None) is thing
+    return f"{'bpfree' if public else thing.__module__}.{thing.__qualname__}"
