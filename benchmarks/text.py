@@ -151,7 +151,7 @@ def line(row: results.Row) -> str:
     """One row of the printed table."""
     if "time" in row:
         share = row["time"]
-        rest = f" | | {share['median']:.2%} | {share['lower']:.2%} to {share['upper']:.2%}"
+        rest = f" | | {share['median']:.3%} | {share['lower']:.3%} to {share['upper']:.3%}"
     else:
         rest = f"{row['tokens_per_second']:,.0f} | {row['resident_growth'] / 2**20:,.0f} | |"
     return f"| {row['net']} | {row['subject']} | {rest} |"

@@ -114,6 +114,18 @@ def test_what_a_data_set_lacks_is_named(datasets: Any, tmp_path: Path) -> None:
     refused(r"empty, split train is empty", dataset=str(tmp_path / "empty"), measured_on="test")
 
 
+def test_a_folder_of_files_is_read_unless_one_of_them_is_in_two_splits(datasets: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name, n, seed in (("train", 300, 0), ("dev", 40, 1), ("test", 30, 2)):
+        (folder / f"{name}.txt").write_text("\n".join(tiny_text.lines(n, seed)), encoding="utf-8")
+    found = load("text", text=replace(HOW, dataset=str(folder)))
+    assert found.vocabulary.decode(found.evaluation.tokens[:]) == tiny_text.lines(40, 1)
+    (folder / "train_dev.txt").write_text("more of the training text\n")
+    with pytest.raises(DataError, match=r"train_dev\.txt into the splits train and validation, .*Rename the file"):
+        load("text", text=replace(HOW, dataset=str(folder)))
+
+
 def test_the_command_line_names_one(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "--data", "text", "--text.dataset", str(place), "--text.column", "line"]
     words += [

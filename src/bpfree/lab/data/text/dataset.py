@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,17 +77,16 @@ def dataset_name(place: str) -> str:
 def _load(place: str) -> Mapping[str, Any]:
     try:
         # Imported here: it is an extra, and takes seconds.
-        from datasets import DatasetDict, load_dataset, load_from_disk
+        from datasets import DatasetDict, load_dataset, load_dataset_builder, load_from_disk
     except ModuleNotFoundError as error:
         raise SettingsError(f"--text.dataset {place}: {missing(error) or error}") from error
-    folder = Path(place).expanduser()
+    folder, files = Path(place).expanduser(), None
     try:
         if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
             found = load_from_disk(str(folder))
-        elif folder.is_dir():
-            found = load_dataset(str(folder))
         else:
-            name, _, config = place.partition(":")
+            name, _, config = (str(folder), "", "") if folder.is_dir() else place.partition(":")
+            files = load_dataset_builder(name, config or None).config.data_files
             found = load_dataset(name, config or None)
     except Exception as error:  # of its own, of the network's, of the file formats'
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
@@ -95,7 +94,21 @@ def _load(place: str) -> Mapping[str, Any]:
             f"--text.dataset {place} cannot be loaded ({reason}). Check the name (NAME or NAME:CONFIG); what has not "
             "been downloaded before needs a network, or name a folder that holds the data set."
         ) from error
+    _check_files(files or {}, place)
     return found if isinstance(found, DatasetDict) else {str(found.split or "train"): found}
+
+
+def _check_files(files: Mapping[Any, Sequence[str]], place: str) -> None:
+    """Refuse a file that is in two splits: train_dev.txt, by its name, would be trained on and measured on."""
+    splits: dict[str, str] = {}
+    for split, names in files.items():
+        for name in names:
+            if name in splits:
+                raise DataError(
+                    f"--text.dataset {place}: the package datasets puts {name} into the splits {splits[name]} and "
+                    f"{split}, because its name holds both words. Rename the file."
+                )
+            splits[name] = str(split)
 
 
 def _part(splits: Mapping[str, Any], names: tuple[str, ...], column: str, place: str) -> Part:
