@@ -373,3 +373,12 @@ def test_states_that_do_not_fit():
 def test_rules_refuse_options_that_mean_nothing(make, says):
     with pytest.raises(errors.OptionError, match=says):
         make()
+
+
+@pytest.mark.parametrize("error_at", ["3", ""])
+def test_a_lone_tap_where_the_error_is_taken_is_named(error_at: str) -> None:
+    head = [nn.Identity(), nn.Linear(4, 3)] if error_at else []
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), bpfree.Tap(), *head)
+    attachment = bpfree.attach(model, bpfree.DFA(), taps=["2"], error_at=error_at)
+    with pytest.raises(errors.ErrorPlacementError, match="only tap that was reached, '2', stands where the error is"):
+        attachment.model(torch.randn(5, 4)).sum().backward()

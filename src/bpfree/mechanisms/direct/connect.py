@@ -45,6 +45,7 @@ def connect_error(
         ErrorPlacementError: No tap lies below it, or nothing that learns lies between the last tap and it.
     """
     tap = tapped.ends_in_tap(output)
+    at_error = None if tap is None else tapped.names[tap]
     if alone and tap is not None and tap == len(tapped.names) - 1:
         # The model ends in a tap (a final sigmoid, say): the error itself is that tap's exact gradient.
         output, tap = tapped.uncut(), None
@@ -57,7 +58,7 @@ def connect_error(
     if not below:
         if mechanism.plan.is_stage or not alone:
             return output
-        raise _no_tap_below(call, mechanism.plan)
+        raise _no_tap_below(call, mechanism.plan, at_error)
     if alone:
         _require_learning_behind(mechanism.plan, tapped, output)
     sender = mechanism.of_error(name, first=first)
@@ -100,7 +101,12 @@ def _below(call: PassState, tapped: TrainingPass, name: str, *, alone: bool) -> 
     return [number for number, place in enumerate(tapped.places) if place not in others]
 
 
-def _no_tap_below(call: PassState, plan: Plan) -> ErrorPlacementError:
+def _no_tap_below(call: PassState, plan: Plan, at_error: str | None) -> ErrorPlacementError:
+    if at_error is not None:
+        return ErrorPlacementError(
+            f"the only tap that was reached, {at_error!r}, stands where the error is taken, {plan.where}: nothing below "
+            "it would learn from feedback. Tap other modules (taps=...), or train it by bpfree.BP()."
+        )
     if call.survey is None or not call.survey.places:
         return ErrorPlacementError(
             f"no tap was reached before {plan.where}. Name taps that the forward pass runs through below it."
