@@ -182,7 +182,6 @@ def test_dropout_in_attention_drops_tokens(attention: str, drops: bool) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"placement": "local"}, "choose attention 'dense', 'random' or 'fixed'"),
         ({"attention": "fixed", "heads": 8}, "heads=4, not 8"),
         ({"heads": 3}, "multiple of heads, 3"),
         ({"heads": 0}, "at least 1"),

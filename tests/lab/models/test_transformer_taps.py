@@ -18,11 +18,7 @@ from support.plain_transformer import Plain
 SMALL = {"blocks": 3, "width": 16, "heads": 4, "hidden": 24}
 CONTEXT, CLASSES = 6, 23
 KINDS = ("standard", "dense", "random", "fixed")
-LOCAL = KINDS[1:]  # local refuses standard attention
-EVERY = [
-    *[(placement, kind) for placement in ("macro", "micro") for kind in KINDS],
-    *[("local", kind) for kind in LOCAL],
-]
+EVERY = [(placement, kind) for placement in ("macro", "micro", "local") for kind in KINDS]
 every_form = pytest.mark.parametrize(("placement", "attention"), EVERY)
 every_norm = pytest.mark.parametrize("norm", ["post", "pre"])
 
@@ -68,6 +64,7 @@ INSIDE = {
     ("local", "pre"): ["norm1_tap", "ATTENTION", "attention_tap", "norm2_tap", *_FEED],
 }
 IN_ATTENTION = {
+    "standard": ["attention.mixing_tap"],
     "dense": ["attention.scores.hidden_tap", "attention.mixing_tap"],
     "random": ["attention.value_tap", "attention.mixing_tap"],
     "fixed": ["attention.mixing_tap"],
@@ -222,7 +219,7 @@ def needing_other_weights(placement: str, attention: str, norm: str, rule: Any) 
 
 
 @every_norm
-@pytest.mark.parametrize("attention", LOCAL)
+@pytest.mark.parametrize("attention", KINDS)
 def test_under_local_no_weight_carries_a_signal(attention: str, norm: str) -> None:
     assert needing_other_weights("local", attention, norm, bpfree.DFA()) == set()
 

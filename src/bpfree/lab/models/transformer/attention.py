@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree.lab.models.transformer.fixed_patterns import FixedPatterns
-from bpfree.lab.models.transformer.placement import AttentionKind
+from bpfree.lab.models.transformer.placement import AttentionKind, tap_or_none, through
 from bpfree.lab.models.transformer.synthesizer import DenseScores, RandomScores, Synthesizer
 
 
@@ -42,7 +42,7 @@ def attention_module(
         SettingsError: Fixed patterns are asked for with another number of heads than theirs.
     """
     if kind == "standard":
-        return CausalAttention(width, heads, dropout)
+        return CausalAttention(width, heads, dropout, taps)
     if kind == "fixed":
         return FixedPatterns(width, heads, context, taps)
     scores = DenseScores(width, heads, context, taps) if kind == "dense" else RandomScores(heads, context)
@@ -52,10 +52,11 @@ def attention_module(
 class CausalAttention(nn.Module):
     """Self-attention in which no token sees a later one: ``(N, T, d)`` to ``(N, T, d)``."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, taps: Collection[str]) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.into = nn.Linear(width, 3 * width)
+        self.mixing_tap = tap_or_none("attention.mixing_tap", taps)
         self.out = nn.Linear(width, width)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -63,4 +64,4 @@ class CausalAttention(nn.Module):
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.into(h).chunk(3, dim=2))
         dropout = self.dropout if self.training else 0.0
         gathered = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        return self.out(gathered.transpose(1, 2).flatten(2))
+        return self.out(through(self.mixing_tap, gathered.transpose(1, 2).flatten(2)))

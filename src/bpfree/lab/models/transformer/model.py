@@ -65,8 +65,7 @@ class CausalTransformer(nn.Module):
             where this comes from copying a layer.
 
     Raises:
-        SettingsError: A choice is not known, the sizes do not fit each other, or ``local`` is asked for with standard
-            attention.
+        SettingsError: A choice is not known, or the sizes do not fit each other.
     """
 
     suggested_error_at: ClassVar[str] = "below_head"
@@ -96,7 +95,7 @@ class CausalTransformer(nn.Module):
             attention=attention,
             initialization=initialization,
         )
-        _check(shape, blocks, width, heads, placement, attention)
+        _check(shape, blocks, width, heads)
         (self.context,) = shape
         self.scale = math.sqrt(width) if initialization == "launay2020" else 1.0
         self.tokens = nn.Embedding(classes, width)
@@ -162,17 +161,10 @@ def _check_choices(**given: str) -> None:
             raise SettingsError(f"{argument}={value!r} is not known. {nearest(value, choices)}")
 
 
-def _check(
-    shape: Sequence[int], blocks: int, width: int, heads: int, placement: Placement, attention: AttentionKind
-) -> None:
+def _check(shape: Sequence[int], blocks: int, width: int, heads: int) -> None:
     if len(shape) != 1:
         raise SettingsError(f"CausalTransformer takes tokens of shape (context,), not {tuple(shape)}.")
     if blocks < 1 or heads < 1:
         raise SettingsError(f"blocks={blocks}, heads={heads}: both must be at least 1.")
     if width % heads or width % 2:
         raise SettingsError(f"width {width} must be even and a multiple of heads, {heads}.")
-    if placement == "local" and attention == "standard":
-        raise SettingsError(
-            "placement 'local' has no place inside attention 'standard', where queries, keys and values are one linear "
-            "map: choose attention 'dense', 'random' or 'fixed'."
-        )

@@ -7,7 +7,7 @@ macro   behind each block                                 all inside a block
 micro   behind each sub-layer, and behind the             those of attention and of norms, each inside its sub-layer
         feed-forward network's non-linearity
 local   behind every norm and every linear map, but       none
-        that of values which are mixed without weights
+        those that learn through activations alone
 ======  ================================================  ============================================================
 
 ``macro`` and ``micro`` are those of Launay et al. 2020, section 3.3; ``local`` goes beyond them. The embedding learns
@@ -56,8 +56,9 @@ def taps_of(placement: Placement, attention: AttentionKind, norm: Norm, *, last:
     if placement == "micro":
         return ("norm1_tap" if norm == "post" else "middle_tap", "feed_forward.hidden_tap", "tap")
     hidden = ("attention.scores.hidden_tap",) if attention == "dense" else ()
-    # Values may learn from a signal that has come back through fixed patterns, which hold no weights, or through a
-    # dense Synthesizer's coefficients, which are activations. A random one's are weights.
+    # Values may learn from a signal that has come back through fixed patterns, which hold no weights, or through
+    # coefficients, which are activations; so may queries and keys, through the values. A random Synthesizer's
+    # coefficients are weights.
     values = ("attention.value_tap",) if attention == "random" else ()
     attending = (*hidden, *values, "attention.mixing_tap", "attention_tap")
     feeding = ("feed_forward.hidden_tap", _LAST_BRANCH)
