@@ -104,8 +104,8 @@ def _below(call: PassState, tapped: TrainingPass, name: str, *, alone: bool) -> 
 def _no_tap_below(call: PassState, plan: Plan, at_error: str | None) -> ErrorPlacementError:
     if at_error is not None:
         return ErrorPlacementError(
-            f"the only tap that was reached, {at_error!r}, stands where the error is taken, {plan.where}: nothing below "
-            "it would learn from feedback. Tap other modules (taps=...), or train it by bpfree.BP()."
+            f"the only tap that was reached, {at_error!r}, stands where the error is taken, {plan.where}: nothing "
+            "below it would learn from feedback. Tap other modules (taps=...), or train it by bpfree.BP()."
         )
     if call.survey is None or not call.survey.places:
         return ErrorPlacementError(
