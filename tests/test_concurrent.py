@@ -2,8 +2,6 @@
 
 import copy
 import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -19,6 +17,7 @@ from bpfree import errors
 from bpfree.mechanisms.direct import threads as threads_module
 from bpfree.mechanisms.direct.threads import ThreadChoice
 from support.rule_contract import Subject, assert_equal, assert_rule_serves
+from support.scripts import Script
 
 N, C, DEPTH = 8, 4, 6
 
@@ -78,7 +77,7 @@ def test_segments_do_run_at_the_same_time():
     """Two segments wait for each other: on one thread they would wait for ever."""
     model, (x, y) = mlp(), batch()
     bpfree.attach(model, bpfree.DFA(), threads=2)
-    meeting = threading.Barrier(2, timeout=20)
+    meeting = threading.Barrier(2, timeout=300)
 
     def meet(_):
         meeting.wait()
@@ -227,7 +226,7 @@ def test_a_second_backward_pass_is_told():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_process_has_threads_of_its_own():
+def test_a_forked_process_has_threads_of_its_own(tmp_path):
     code = (
         "import os, torch, bpfree\n"
         "from torch import nn\n"
@@ -241,8 +240,10 @@ def test_a_forked_process_has_threads_of_its_own():
         "os._exit(7)\n"
     )
     # In a process of its own: a fork of the tests' would have their threads' locks.
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=120, check=False)
-    assert done.returncode == 7
+    (tmp_path / "forking.py").write_text(code)
+    script = Script(tmp_path / "forking.py", log=tmp_path / "log.txt")
+    printed = script.output(120)
+    assert script.returncode == 7, printed
 
 
 def test_the_contract():

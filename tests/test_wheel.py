@@ -108,10 +108,35 @@ def test_the_package_index_would_show_the_page(packages: Path) -> None:
     assert shown.count("PASSED") == 2
 
 
-def test_what_is_imported_is_the_wheel(installed: Installed) -> None:
-    shown = installed.python("-c", "import bpfree, sys; print(bpfree.__file__, *sys.path, sep='\\n')").splitlines()
-    assert Path(shown[0]).is_relative_to(installed.scripts.parent)
-    assert not [path for path in shown if path and Path(path).resolve() in (ROOT, ROOT / "src", ROOT / "tests")]
+COMMANDS = ["demo", "compare", "train", "table", "tune", "report"]
+ASKED = ["", *COMMANDS]
+SESSION = """
+import runpy, sys
+import bpfree
+print(bpfree.__file__, *sys.path, sep="\\n")
+for words in sys.argv[1:]:
+    print(END, flush=True)
+    sys.argv = ["bpfree", *words.split()]
+    try:
+        runpy.run_module("bpfree.lab.cli", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        assert not end.code, words
+"""
+"""Does what ``python -m bpfree.lab.cli WORDS`` does, for several words: importing takes longer than any of them."""
+END = "-- end --"
+
+
+@pytest.fixture(scope="module")
+def shown(installed: Installed) -> list[str]:
+    """What a session of the wheel prints: where it comes from, its recipes, and every help text."""
+    asked = ["table --list", *(f"{command} --help" for command in ASKED)]
+    return installed.python("-c", SESSION.replace("END", repr(END)), *asked).split(f"{END}\n")
+
+
+def test_what_is_imported_is_the_wheel(installed: Installed, shown: list[str]) -> None:
+    file, *places = shown[0].splitlines()
+    assert Path(file).is_relative_to(installed.scripts.parent)
+    assert not [path for path in places if path and Path(path).resolve() in (ROOT, ROOT / "src", ROOT / "tests")]
 
 
 def test_the_wheel_compares_rules_and_draws_the_page(installed: Installed) -> None:
@@ -121,30 +146,17 @@ def test_the_wheel_compares_rules_and_draws_the_page(installed: Installed) -> No
     assert (installed.folder / "there" / "report.html").stat().st_size > 5e5
 
 
-def test_the_wheel_knows_its_recipes(installed: Installed) -> None:
-    shown = installed.bpfree("table", "--list")
+def test_the_wheel_knows_its_recipes(shown: list[str]) -> None:
     names = [Path(name).stem for name in files(code=False) if name.startswith("bpfree/lab/recipes/")]
     assert len(names) >= 15
-    assert all(name in shown for name in names)
+    assert all(name in shown[1] for name in names)
 
 
-EVERY_HELP = """
-import runpy, sys
-for command in sys.argv[1:]:
-    sys.argv = ["bpfree", *command.split(), "--help"]
-    try:
-        runpy.run_module("bpfree.lab.cli", run_name="__main__", alter_sys=False)
-    except SystemExit as end:
-        assert not end.code, command
-"""
-
-
-def test_help_is_there_by_module_too(installed: Installed) -> None:
-    shown = installed.python("-m", "bpfree.lab.cli", "--help")
-    assert shown.startswith("usage: bpfree")
-    commands = ["demo", "compare", "train", "table", "tune", "report"]
-    texts = installed.python("-c", EVERY_HELP, *commands).split("usage: ")[1:]
-    assert len(texts) == len(commands)
-    for command, text in zip(commands, texts, strict=True):
+def test_help_is_there_by_module_too(shown: list[str]) -> None:
+    texts = shown[2:]
+    assert len(texts) == len(ASKED)
+    assert texts[0].startswith("usage: bpfree")
+    for command, text in zip(COMMANDS, texts[1:], strict=True):
+        assert text.startswith("usage: ")
         assert f" {command} " in text.partition("\n")[0]
         assert "--help" in text

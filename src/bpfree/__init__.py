@@ -14,8 +14,8 @@ from importlib.metadata import version as _version
 from bpfree.alignment import AlignmentReport as AlignmentReport
 from bpfree.alignment import TapAlignment as TapAlignment
 from bpfree.alignment import alignment as alignment
+from bpfree.attach import attach as attach
 from bpfree.attachment import Attachment as Attachment
-from bpfree.attachment import attach as attach
 from bpfree.axes.sites import Site as Site
 from bpfree.errors import BpfreeError as BpfreeError
 from bpfree.errors import BpfreeWarning as BpfreeWarning
@@ -27,8 +27,8 @@ from bpfree.mechanisms.direct.rule import DirectRule as DirectRule
 from bpfree.mechanisms.layerwise.rule import LayerwiseRule as LayerwiseRule
 from bpfree.mechanisms.learned.from_errors import ErrorLearnedRule as ErrorLearnedRule
 from bpfree.mechanisms.learned.from_forward import ForwardLearnedRule as ForwardLearnedRule
-from bpfree.mechanisms.learned.mechanism import LearnedRule as LearnedRule
-from bpfree.mechanisms.learned.mechanism import Size as Size
+from bpfree.mechanisms.learned.rule import LearnedRule as LearnedRule
+from bpfree.mechanisms.learned.rule import Size as Size
 from bpfree.registry import attachments as attachments
 from bpfree.registry import detach_all as detach_all
 from bpfree.rules import BP as BP

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bpfree.attachment import Attachment
@@ -17,13 +15,9 @@ from bpfree.axes.layout import batch_dims
 from bpfree.axes.sites import Site, product
 from bpfree.errors import TapSelectionError
 from bpfree.feedback.projection import Projection
-from bpfree.forward_mode.grad_mode import rules_are_silent
-from bpfree.forward_mode.own_pass import OwnPass
-from bpfree.jacobian import mean_jacobians
-from bpfree.mechanisms.base import Mechanism
 from bpfree.rerun.snapshot import preserved
 from bpfree.tabulate import tabulate
-from bpfree.tap_values import put, take
+from bpfree.watched_pass import WatchedPass, observe, sites_of
 
 _AFFORDABLE = 64
 """The numbers of error up to which the mean Jacobian is measured unasked."""
@@ -80,23 +74,6 @@ class AlignmentReport:
         return "\n".join(tabulate(header, rows))
 
 
-@dataclass
-class _Pass:
-    """The tensors that one forward and backward pass showed at the taps, and at other layers."""
-
-    names: list[str] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
-    gradients: list[Tensor] = field(default_factory=list)
-    error: Tensor | None = None
-    above: bool = False  # whether the pass has reached the error's place
-    jacobians: dict[str, Tensor] = field(default_factory=dict)
-
-    def at(self, taps: Container[str]) -> dict[str, Tensor]:
-        """Return the outputs of taps alone, by name."""
-        found = zip(self.names, self.outputs, strict=True)
-        return {name: output for name, output in found if name.partition("#")[0] in taps}
-
-
 def alignment(
     attachment: Attachment,
     closure: Callable[[], Tensor],
@@ -128,9 +105,9 @@ def alignment(
     """
     places = _places(attachment, layers)
     with preserved(attachment.model, attachment), attachment.fixed(), attachment.mechanism.stored():
-        rule = _observe(attachment, closure, places)
+        rule = observe(attachment, closure, places)
     with preserved(attachment.model, attachment), attachment.paused():
-        exact = _observe(attachment, closure, places, jacobian=_with_jacobian(attachment, rule, jacobian))
+        exact = observe(attachment, closure, places, jacobian=_with_jacobian(attachment, rule, jacobian))
     if not rule.names:
         raise TapSelectionError(
             "no tap got a signal, so there is nothing to compare: name taps that the pass reaches, attach(..., "
@@ -161,7 +138,7 @@ def _places(attachment: Attachment, layers: Sequence[str]) -> dict[str, nn.Modul
     return {name: modules[name] for name in layers} | taps
 
 
-def _dims(attachment: Attachment, seen: _Pass) -> int:
+def _dims(attachment: Attachment, seen: WatchedPass) -> int:
     """Return the number of the taps' leading dimensions that are rows."""
     if seen.error is None:
         return 1
@@ -169,17 +146,12 @@ def _dims(attachment: Attachment, seen: _Pass) -> int:
     return batch_dims(seen.error.shape, [tap.shape for tap in seen.at(plan.taps).values()], plan.batch_dims)
 
 
-def _sites(attachment: Attachment) -> dict[str, Site]:
-    """Return the sites of the last pass by name, of rules that have some."""
-    return {site.name: site for site in getattr(attachment.mechanism, "sites", ())}
-
-
-def _rows_each(attachment: Attachment, seen: _Pass) -> list[Callable[[Tensor], Tensor]]:
+def _rows_each(attachment: Attachment, seen: WatchedPass) -> list[Callable[[Tensor], Tensor]]:
     """Return for every output the function that turns it, and its gradients, into rows.
 
     A tap has the rows of its site; other layers may have the taps' rows in another number of dimensions.
     """
-    dims, taps, sites = _dims(attachment, seen), seen.at(attachment.mechanism.plan.taps), _sites(attachment)
+    dims, taps, sites = _dims(attachment, seen), seen.at(attachment.mechanism.plan.taps), sites_of(attachment)
     counts = {sites[name].rows if name in sites else product(tap.shape[:dims]) for name, tap in taps.items()}
     found: list[Callable[[Tensor], Tensor]] = []
     for name, output in zip(seen.names, seen.outputs, strict=True):
@@ -196,7 +168,7 @@ def _rows_each(attachment: Attachment, seen: _Pass) -> list[Callable[[Tensor], T
     return found
 
 
-def _with_jacobian(attachment: Attachment, seen: _Pass, asked: bool | None) -> bool:
+def _with_jacobian(attachment: Attachment, seen: WatchedPass, asked: bool | None) -> bool:
     if not isinstance(attachment.feedback, Projection) or seen.error is None or asked is False:
         return False
     return bool(asked) or product(seen.error.shape) // _error_rows(attachment) <= _AFFORDABLE
@@ -204,20 +176,10 @@ def _with_jacobian(attachment: Attachment, seen: _Pass, asked: bool | None) -> b
 
 def _error_rows(attachment: Attachment) -> int:
     """Return the number of rows of the last pass's error."""
-    return max(max((product(site.error.shape) for site in _sites(attachment).values()), default=1), 1)
+    return max(max((product(site.error.shape) for site in sites_of(attachment).values()), default=1), 1)
 
 
-def _comparable(attachment: Attachment, seen: _Pass) -> dict[str, Tensor]:
-    """Return the outputs of the taps that have all rows of the error, in the leading axes of both."""
-    sites, taps = _sites(attachment), seen.at(attachment.mechanism.plan.taps)
-
-    def leads(site: Site) -> bool:
-        return site.pairing is None and site.arrangement.leads and site.error.axes == site.axes
-
-    return {name: tap for name, tap in taps.items() if name in sites and leads(sites[name])}
-
-
-def _feedback_cosines(attachment: Attachment, exact: _Pass) -> dict[str, float]:
+def _feedback_cosines(attachment: Attachment, exact: WatchedPass) -> dict[str, float]:
     """Return cos(B_l, E[J_l]) by tap."""
     mechanism: Any = attachment.mechanism
     sites = {site.name: site for site in mechanism.sites} if exact.jacobians else {}
@@ -228,72 +190,6 @@ def _feedback_cosines(attachment: Attachment, exact: _Pass) -> dict[str, float]:
 def _cosine(B: Tensor, J: Tensor) -> float:
     B, J = B.detach().double().flatten(), J.double().flatten()
     return float(B @ J / (B.norm() * J.norm()))
-
-
-def _observe(
-    attachment: Attachment, closure: Callable[[], Tensor], places: Mapping[str, nn.Module], *, jacobian: bool = False
-) -> _Pass:
-    """Run the closure with every place watched, and send the loss back as far as these places alone."""
-    seen = _Pass()
-    with _watching(attachment, seen, places), torch.enable_grad():
-        loss = closure()
-    if jacobian and seen.error is not None:
-        taps = _comparable(attachment, seen)
-        if taps:
-            dims = len(_sites(attachment)[next(iter(taps))].batch)
-            found = mean_jacobians(seen.error, list(taps.values()), dims)
-            seen.jacobians = dict(zip(taps, found, strict=True))
-    if seen.outputs:
-        pairs = zip(_arriving(attachment, loss, seen.outputs), seen.outputs, strict=True)
-        seen.gradients = [torch.zeros_like(tap) if given is None else given for given, tap in pairs]
-    return seen
-
-
-def _arriving(attachment: Attachment, loss: Tensor, outputs: list[Tensor]) -> Sequence[Tensor | None]:
-    """Return the gradients that arrive at the outputs."""
-    mechanism: Any = attachment.mechanism
-    if mechanism.plan.window == 1 or not mechanism.active:
-        return torch.autograd.grad(loss, outputs, allow_unused=True)
-    # With a window, gradients arrive at parameters, not at the taps' outputs. Modules above the error have neither.
-    learners = [parameter for parameter in attachment.model.parameters() if parameter.requires_grad]
-    found: Sequence[Tensor | None] = torch.autograd.grad(loss, [*outputs, *learners], allow_unused=True)[: len(outputs)]
-    carried = [*mechanism.passes.carried, *[None] * (len(outputs) - len(mechanism.passes.carried))]
-    return [signal if signal is not None else given for signal, given in zip(carried, found, strict=True)]
-
-
-@contextmanager
-def _watching(attachment: Attachment, seen: _Pass, places: Mapping[str, nn.Module]) -> Generator[None]:
-    plan = attachment.mechanism.plan
-
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], Any]:
-        key = plan.tensor_keys.get(name)
-
-        def keep(module: nn.Module, args: Any, output: Any) -> Any:
-            # Neither in a second run, nor above the error, where there is nothing to compare.
-            if not torch.is_grad_enabled() or Mechanism.recomputing() or rules_are_silent() or seen.above:
-                return None
-            calls = sum(known.partition("#")[0] == name for known in seen.names)
-            seen.names.append(f"{name}#{calls + 1}" if calls else name)
-            tensor = take(output, key, name)
-            seen.outputs.append(tensor if tensor.requires_grad else tensor.detach().requires_grad_())
-            # A copy goes on, so that an in-place operation behind the tap changes neither h nor its place in the graph.
-            return put(output, key, seen.outputs[-1].clone())
-
-        return keep
-
-    def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
-        seen.above = False
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if not Mechanism.recomputing() and not rules_are_silent():
-            seen.error, seen.above = output if isinstance(output, Tensor) else None, True
-
-    with OwnPass(plan.model, plan.state, called=True) as own, ExitStack() as stack:
-        # Before the rule's own hooks, which hand on a detached tensor.
-        stack.enter_context(own.hooked({module: watch(name) for name, module in places.items()}, prepend=True))
-        stack.enter_context(own.hooked({plan.model: begin}, before=True))
-        stack.enter_context(own.hooked({plan.error_module: leave}, prepend=True))
-        yield
 
 
 def _site_rows(site: Site, tensor: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bpfree.attachment import Attachment, attach
+from bpfree.attach import attach
+from bpfree.attachment import Attachment
 from bpfree.errors import MissingPackageError, OptionError, nearest
 from bpfree.mechanisms.base import Rule
 

@@ -24,6 +24,7 @@ from fuzz.passes import (
     assert_outputs,
     learner,
     left,
+    note_attached,
     plainly,
     tensors,
     twin,
@@ -331,6 +332,7 @@ def _compare_copies(make_copy: Callable[[Any], Any], model: Model, variant: Vari
         if not _can_be_copied(make_copy, theirs):
             return
         subject, attachment = make_copy((ours.subject, ours.attachment))
+        note_attached(attachment)
         _compare(ours, Learner(subject, attachment, ours.numbered), number)
         theirs.step(number)
 

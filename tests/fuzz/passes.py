@@ -152,11 +152,16 @@ def learner(model: Model, variant: Variant, draw: int = 0, **options: Any) -> Le
         attachment = bpfree.attach(
             subject.net, variant.rule, seed=3, **{**subject.options, **variant.options, **options}
         )
-    _ATTACHED.append(ref(attachment))
+    note_attached(attachment)
     return Learner(subject, attachment)
 
 
 _ATTACHED: list[ref[bpfree.Attachment]] = []
+
+
+def note_attached(attachment: bpfree.Attachment) -> None:
+    """Let :func:`detach_learners` take this rule off too, as that of a copy."""
+    _ATTACHED.append(ref(attachment))
 
 
 def detach_learners() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 
@@ -11,6 +13,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from support import browser
+from support.two_ranks import once_per_run
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -28,6 +31,25 @@ def _revisions_read_once() -> Iterator[None]:
         patch.setattr(
             ScriptDirectory, "from_config", lambda config: of_folder(config.get_main_option("script_location"))
         )
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _scripts_of_pages_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each report holds the same scripts; to put them together takes seconds, once for all of pytest's workers."""
+    if importlib.util.find_spec("vl_convert") is None:
+        yield
+        return
+    vl_convert = importlib.import_module("vl_convert")
+    make = vl_convert.javascript_bundle
+
+    @functools.cache
+    def bundle(**options: str) -> str:
+        name = "-".join(("scripts", *options.values()))
+        return once_per_run(tmp_path_factory, name, lambda: make(**options))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vl_convert, "javascript_bundle", bundle)
         yield
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,16 +16,12 @@ from bpfree.lab.tables.command_options import TableOptions
 from bpfree.lab.tables.table import table
 from support import tiny_table
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from bpfree.lab.files import replacing
-from bpfree.lab.leftovers import temporary_folder
-with replacing(Path(sys.argv[1]) / "big.ckpt") as temporary, temporary_folder() as folder:
-    temporary.write_bytes(b"half of a checkpoint")
-    (folder / "log").write_text("of a short run")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
+
+def write_half_and_be_killed(place: Path) -> None:
+    with files.replacing(place / "big.ckpt") as temporary, leftovers.temporary_folder() as folder:
+        temporary.write_bytes(b"half of a checkpoint")
+        (folder / "log").write_text("of a short run")
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -35,9 +31,11 @@ def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     place = tmp_path / "runs" / "one"
-    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(place)], env=environment, check=False)
-    assert ended.returncode == -signal.SIGKILL
+    # A copy of this process: a new one would import all that this one has imported.
+    process = multiprocessing.get_context("fork").Process(target=write_half_and_be_killed, args=(place,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     return tmp_path
 
 
@@ -95,6 +93,25 @@ def test_a_file_that_a_sweep_has_taken_before_its_lock_is_made_again(
     with leftovers.temporary_file(tmp_path) as path:
         assert path.exists()
         assert path not in taken
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_a_sweep_has_taken_before_it_is_open_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = tempfile.mkdtemp, []
+
+    def late(**options: str) -> str:
+        made.append(make(**options))
+        if len(made) == 1:
+            leftovers.sweep(tmp_path)
+        return made[-1]
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "mkdtemp", late)
+    with leftovers.temporary_folder() as folder:
+        assert names(tmp_path) == [folder.name]
+    assert len(made) == 2
     assert names(tmp_path) == []
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import pytest
 from bpfree.lab.argument_errors import Mistake
 from bpfree.lab.cli import main
 from support.cli import compare_options
+from support.scripts import Script
 
 
 @pytest.fixture
@@ -36,15 +35,16 @@ def test_a_networks_name_means_ours(tmp_path: Path) -> None:
         assert found.init_args["hidden"] == [5]
 
 
-def test_a_network_on_graphs_is_found_in_a_new_process() -> None:
+def test_a_network_on_graphs_is_found_in_a_new_process(tmp_path: Path) -> None:
     pytest.importorskip("torch_geometric")
-    code = (
+    (tmp_path / "asked.py").write_text(
+        "import sys\n"
+        "assert not {'torch_geometric', 'bpfree.lab.models'} & set(sys.modules)\n"
         "from bpfree.lab.commands import make_parser; from bpfree.lab.parser import with_model\n"
         "words = with_model(['train', '--data', 'cora', '--model', 'GAT'])\n"
         "print(make_parser()[0].parse_args(words).train.model.class_path)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["bpfree.lab.models.GAT"]
+    assert Script(tmp_path / "asked.py", log=tmp_path / "log.txt").output(120).split() == ["bpfree.lab.models.GAT"]
 
 
 def test_arguments_go_to_the_network_of_the_data_that_a_file_names(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_killed_process_is_continued_bit_for_bit(tmp_path: Path) -> None:
     # A copy of this process: a new one would import everything again.
     process = multiprocessing.get_context("fork").Process(target=killed, args=(tmp_path / "killed",))
     process.start()
-    process.join(120)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     settings = tiny_lab.settings("DFA")
     assert not Places.of(settings, tiny_lab.splits(), tmp_path / "killed").record.exists()

@@ -8,8 +8,6 @@ import random
 import resource
 import signal
 import struct
-import subprocess
-import sys
 from collections import Counter, OrderedDict
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from torch import nn
 from bpfree.errors import BpfreeWarning, CheckpointError, StateError
 from bpfree.pipeline import load_checkpoint, save_checkpoint
 from pipeline import damage
+from support.scripts import Script
 from support.two_ranks import run_on_two_ranks
 
 NAME = damage.NAME
@@ -209,7 +208,6 @@ def test_hostile_files_with_a_right_checksum_are_refused_by_name(target):
 MEMORY = """
 import json, sys, torch
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
 from pipeline import damage
 from bpfree.pipeline import load_checkpoint
 target = damage.Target(Path(sys.argv[1]))
@@ -239,11 +237,11 @@ for content in hostile:
 
 def test_no_file_takes_more_memory_than_is_stated(tmp_path):
     """Beside 512 MiB not even four times its size, of files that ask for terabytes."""
-    run = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(tmp_path), str(Path(__file__).parents[1])], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split("\n")[:-1] == ["refused by name"] * 10
+    (tmp_path / "memory.py").write_text(MEMORY)
+    (tmp_path / "kept").mkdir()
+    run = Script(tmp_path / "memory.py", str(tmp_path / "kept"), log=tmp_path / "log.txt")
+    assert run.output(120).split("\n")[:-1] == ["refused by name"] * 10
+    assert run.returncode == 0
 
 
 # -- a full disk, a kill -----------------------------------------------------------------------------------------------

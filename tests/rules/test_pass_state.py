@@ -82,7 +82,7 @@ def in_a_thread(work):
 
     thread = threading.Thread(target=guarded)
     thread.start()
-    thread.join(30)
+    thread.join(300)
     assert not thread.is_alive()
     assert not failed, failed
 
@@ -148,7 +148,7 @@ def passes_in_threads(models, x, y):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     return found
 
 
@@ -163,7 +163,7 @@ def test_two_models_with_dual_numbers_in_two_threads():
     x, y = batch("mlp")
     # Each alone, and in a new thread too: torch.set_num_threads() does not hold there, and a GRU rounds otherwise.
     alone = [passes_in_threads([model], x, y)[0] for model in two()]
-    inside, models = threading.Barrier(2, timeout=30), two()
+    inside, models = threading.Barrier(2, timeout=300), two()
     for model in models:
         between(model).act = inside.wait  # both are in the middle of a pass at once
     for ours, theirs in zip(passes_in_threads(models, x, y), alone, strict=True):

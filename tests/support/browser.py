@@ -48,7 +48,7 @@ def find() -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
-def visit(binary: str, page: Path, profile: Path, *, seconds: float = 60) -> Page:
+def visit(binary: str, page: Path, profile: Path, *, seconds: float = 300) -> Page:
     """Open `page` with a fresh `profile` folder; the call and its processes last `seconds` at most."""
     command = [binary, *FLAGS, f"--user-data-dir={profile}", page.resolve().as_uri()]
     process = subprocess.Popen(

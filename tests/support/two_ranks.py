@@ -20,6 +20,9 @@ import torch.distributed as dist
 
 Made = TypeVar("Made")
 
+_PATIENCE = 600
+"""The most seconds that processes may take: far more than they need, for a machine that is busy."""
+
 
 def run_on_two_ranks(function: Callable[..., Any], *args: Any) -> list[Any]:
     """Run ``function(rank, *args)`` on two processes; return what each put out, by rank."""
@@ -42,7 +45,7 @@ def run_on_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[A
         found = dict(_next(results, processes) for _ in processes)
     finally:
         for process in processes:
-            process.join(timeout=20)
+            process.join(timeout=60)
             process.kill()
     for rank, (error, _) in sorted(found.items()):
         assert error is None, f"rank {rank}:\n{error}"
@@ -74,13 +77,13 @@ def once_per_run(tmp_path_factory: pytest.TempPathFactory, name: str, make: Call
 
 def _next(results: Any, processes: Sequence[BaseProcess]) -> Any:
     """Return what the next process puts out; an error as soon as one has died without a word."""
-    for _ in range(120):
+    for _ in range(_PATIENCE):
         died = [rank for rank, process in enumerate(processes) if process.exitcode not in (None, 0)]
         try:
             return results.get(timeout=1)
         except queue.Empty:
             assert not died, f"rank {died[0]} ended with exit code {processes[died[0]].exitcode}"
-    raise TimeoutError("the processes put out nothing for two minutes")
+    raise TimeoutError(f"the processes put out nothing for {_PATIENCE} seconds")
 
 
 def _rank(rank: int, count: int, port: int, results: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:

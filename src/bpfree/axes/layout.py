@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from bpfree.axes.place import Place
 from bpfree.axes.sites import ErrorRows, Site
 from bpfree.errors import TapShapeError
 from bpfree.plan import Plan
@@ -17,46 +18,6 @@ _SINGLE_NUMBER = (
     "the error is taken at a single number, which has no batch dimension. A model that returns its loss needs "
     "error_at=NAME: the module whose output the loss compares with the targets."
 )
-
-
-@dataclass(frozen=True)
-class Place:
-    """The error, or one call of a tap.
-
-    Attributes:
-        name: Its name, calls numbered.
-        module: The tap module's name; of the error, ``"error"``.
-        shape: The shape of its tensor.
-        channel: The axis of the channels as far as it is known (:mod:`bpfree.axes.channels`).
-        call: Which call of the module in this pass this is, from 0.
-        calls: The number of its calls in this pass.
-    """
-
-    name: str
-    module: str
-    shape: tuple[int, ...]
-    channel: int | None = None
-    call: int = 0
-    calls: int = 1
-
-    @property
-    def channels_at(self) -> int | None:
-        """The axis of the channels, counted from the first."""
-        return None if self.channel is None else self.channel % len(self.shape)
-
-    @property
-    def channels_last(self) -> bool:
-        """True if the channels are known to be the last axis."""
-        return self.channels_at == len(self.shape) - 1
-
-    def positions(self, rows: Sequence[int]) -> tuple[int, ...]:
-        """Return the axes that are neither these rows nor the channels: in doubt the last axis is the channels."""
-        channels = len(self.shape) - 1 if self.channels_at is None else self.channels_at
-        return tuple(axis for axis in range(len(self.shape)) if axis not in rows and axis != channels)
-
-    def sizes(self, axes: Sequence[int]) -> tuple[int, ...]:
-        """Return the sizes of these axes."""
-        return tuple(self.shape[axis] for axis in axes)
 
 
 def numbered(names: Sequence[str]) -> list[str]:

@@ -6,12 +6,12 @@ Index conventions: ``N`` rows (samples; for sequences and graphs also tokens and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bpfree.axes.memory_format import as_images, channels_last
 from bpfree.axes.sites import Pairing, Site
@@ -22,10 +22,6 @@ from bpfree.feedback.random import derived_seed
 from bpfree.feedback.signals import Signals
 from bpfree.feedback.size import require_room
 from bpfree.feedback.spatial import Form
-
-Projector: TypeAlias = Callable[[Tensor, Sequence[Site]], Sequence[Tensor | None]]
-"""Anything that maps an error ``(N, c)`` and the taps to one signal ``(N, n_l)`` a tap (None: no signal)."""
-
 
 Key: TypeAlias = tuple[str, Form, "Pairing | None"]
 """The key of taps that share a signal: the matrix, its form, and their rows of the error."""
@@ -261,62 +257,3 @@ class Projection(LazyBuffers):
         by_mode = form.modes and self.feedback.modes is not None
         size = f"{form.channels} x {form.modes} modes" if by_mode else str(form.size)
         return f"{c} x {size} {kind if self.feedback.stored else 'regenerated'}"
-
-
-class NoFeedback(nn.Module):
-    """No signal for any tap."""
-
-    def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
-        """Do nothing: there is nothing to draw."""
-
-    def forward(self, error: Tensor, sites: Sequence[Site]) -> list[None]:
-        """Return None for every tap: the layers below stay as they are."""
-        return [None] * len(sites)
-
-    def describe(self, site: Site) -> str:
-        """Return the entry of the attachment's table."""
-        return "none: these stay as they are"
-
-
-class CallableProjection(nn.Module):
-    """A user's own projector, made to look like a :class:`Projection`. An ``nn.Module`` is saved and moved along."""
-
-    def __init__(self, project: Projector) -> None:
-        super().__init__()
-        self.project = project
-
-    def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
-        """Do nothing: the projector has its own matrices."""
-
-    def forward(self, error: Tensor, sites: Sequence[Site]) -> Sequence[Tensor | None]:
-        """Return the projector's signals; it is called once for all taps that have the same rows of the error."""
-        if all(site.pairing is None for site in sites):
-            return list(self.project(error, sites))
-        signals: list[Tensor | None] = [None] * len(sites)
-        for pairing in dict.fromkeys(site.pairing for site in sites):
-            numbers = [number for number, site in enumerate(sites) if site.pairing == pairing]
-            rows = error if pairing is None else pairing.gather(error)
-            found = self.project(rows, [sites[number] for number in numbers])
-            for number, signal in zip(numbers, found, strict=True):
-                signals[number] = signal
-        return signals
-
-    def describe(self, site: Site) -> str:
-        """Return the projector's name."""
-        return getattr(self.project, "__name__", type(self.project).__name__)
-
-
-def projection(feedback: Feedback | Projector | None, seed: int) -> Projection | CallableProjection | NoFeedback:
-    """Make the projection of one attachment, which turns errors into signals.
-
-    Raises:
-        OptionError: ``feedback`` is no feedback.
-    """
-    if feedback is None:
-        return NoFeedback()
-    if isinstance(feedback, type) or not (isinstance(feedback, Feedback) or callable(feedback)):
-        raise OptionError(
-            f"feedback={feedback!r} is neither a bpfree.Feedback, a callable (error, sites) -> signals, nor None; of a "
-            "class pass an instance, for example bpfree.Feedback()."
-        )
-    return Projection(feedback, seed) if isinstance(feedback, Feedback) else CallableProjection(feedback)

@@ -66,8 +66,12 @@ def _delete_unless_held(path: Path) -> None:
 
 
 def _folder(place: Path) -> tuple[int | None, str]:
-    path = tempfile.mkdtemp(dir=place, prefix=_BEGINNING, suffix=_END)
-    return None if fcntl is None else os.open(path, os.O_RDONLY), path
+    while True:
+        path = tempfile.mkdtemp(dir=place, prefix=_BEGINNING, suffix=_END)
+        if fcntl is None:
+            return None, path
+        with suppress(FileNotFoundError):  # between making and opening a sweep may have taken it for a leftover
+            return os.open(path, os.O_RDONLY), path
 
 
 def _locked(make: Callable[[], tuple[int | None, str]]) -> tuple[int | None, Path]:

@@ -4,7 +4,7 @@ One step of a direct rule, hook by hook:
 
 1. ``model(x)`` begins. ``DirectMechanism._begin_pass`` looks at a new kind of pass first (``direct/first_look.py``: is
    the rule exact there?), then chooses how this pass keeps what its segments need (``direct/choose_pass.py``).
-2. At every tap ``_cut_at_tap`` takes the output h with the graph of its segment, and hands on ``h.detach()``.
+2. At every tap ``cut_at_tap`` takes the output h with the graph of its segment, and hands on ``h.detach()``.
 3. Where the error is taken, ``_take_errors`` gives the output a graph of its own (``direct/connect.py``): one function,
    whose inputs are the taps' outputs (``SignalsFromError`` in ``autograd.py``).
 4. ``model(x)`` ends in ``_end_pass``. Rules that learn from forward passes run the model once more with tangents

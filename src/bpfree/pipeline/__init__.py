@@ -4,8 +4,8 @@ from bpfree.pipeline.checkpoint import load_checkpoint as load_checkpoint
 from bpfree.pipeline.checkpoint import save_checkpoint as save_checkpoint
 from bpfree.pipeline.measure import measure_stage as measure_stage
 from bpfree.pipeline.schedule import DirectSchedule as DirectSchedule
-from bpfree.pipeline.schedule import ScheduleAsynchronous as ScheduleAsynchronous
-from bpfree.pipeline.schedule import ScheduleSynchronous as ScheduleSynchronous
+from bpfree.pipeline.schedules import ScheduleAsynchronous as ScheduleAsynchronous
+from bpfree.pipeline.schedules import ScheduleSynchronous as ScheduleSynchronous
 from bpfree.pipeline.simulate import Outcome as Outcome
 from bpfree.pipeline.simulate import StageTimes as StageTimes
 from bpfree.pipeline.simulate import Transfers as Transfers

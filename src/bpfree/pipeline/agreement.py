@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bpfree.axes.channels import channel_axis
-from bpfree.axes.layout import ERROR, Place, lay_out, numbered, tapped
+from bpfree.axes.layout import ERROR, lay_out, numbered, tapped
+from bpfree.axes.place import Place
 from bpfree.axes.sites import ErrorRows, product
 from bpfree.errors import ErrorPlacementError, StageError
 from bpfree.feedback.options import Feedback

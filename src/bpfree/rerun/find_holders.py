@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import pickle
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dis import get_instructions, opmap
-from enum import Enum
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset
 
 from bpfree.errors import UnsupportedLayerError
 from bpfree.feedback.lazy_buffers import LazyBuffers
@@ -27,12 +21,9 @@ from bpfree.rerun.holders import (
     MANY,
     Arguments,
     Attributes,
-    ClassScope,
-    Closure,
     Collection,
     Entries,
     Fixed,
-    Function,
     Holder,
     Items,
     Members,
@@ -40,34 +31,14 @@ from bpfree.rerun.holders import (
     Numbers,
     RuleBuffers,
     Slots,
-    Variables,
     array_holder,
 )
-from bpfree.taps import Tap
-
-_LEAVES = frozenset(
-    {type(None), bool, int, float, complex, str, bytes, type, range, slice, torch.dtype, torch.device, torch.Size}
-)
-_UNTOUCHED = (Optimizer, LRScheduler, DataLoader, Dataset, Enum, ModuleType, type)
-"""Objects that no forward pass changes, or that must not be changed without their owner knowing."""
-
-_FOREIGN = (
-    sys.stdlib_module_names | {"torch", "numpy", "lightning", "pytorch_lightning", "lightning_fabric", "builtins"}
-) - {"__main__", "types", "argparse", "collections"}
-"""Packages whose objects and functions keep nothing of a model's."""
-
-_STORE_GLOBAL = opmap["STORE_GLOBAL"]
-
-
-def is_ours(kind: type) -> bool:
-    """Return whether a class belongs to a learning rule: the state of a rule is never put back."""
-    bases = (base for base in kind.__mro__ if base.__module__.partition(".")[0] == "bpfree")
-    return any(base is not Tap and not base.__module__.startswith("bpfree.lab.") for base in bases)
+from bpfree.rerun.holders_of_code import LEAVES, UNTOUCHED, code_holders, function_holder, is_foreign, is_ours
 
 
 def is_leaf(value: Any) -> bool:
     """Return whether ``value`` cannot hold other objects. Tensors count as such values too."""
-    return type(value) in _LEAVES or isinstance(value, Tensor)
+    return type(value) in LEAVES or isinstance(value, Tensor)
 
 
 def objects_among(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Any, Any]:
@@ -106,7 +77,7 @@ def look_into(holder: Holder, known: Mapping[int, Holder]) -> None:
     found = [child for key, value in entries if (child := _place(holder, key, value, known)) is not None]
     if isinstance(holder, ModuleAttributes):
         found += _of_module(holder, known)
-    holder.children = [*found, *_of_code(holder, known)]
+    holder.children = [*found, *code_holders(holder, known)]
 
 
 def _is_large(holder: Holder) -> bool:
@@ -131,14 +102,14 @@ def _place(above: Holder, key: Any, value: Any, known: Mapping[int, Holder]) -> 
     if held is not None and held.held is value and not isinstance(held, Fixed):
         return held
     if isinstance(value, tuple):
-        return None if _LEAVES.issuperset(map(type, value)) else Fixed(above.name(key), value, above, key)
+        return None if LEAVES.issuperset(map(type, value)) else Fixed(above.name(key), value, above, key)
     return _made(above.name(key), value)
 
 
 def _made(label: str, value: Any) -> Holder | None:
     if isinstance(value, nn.Module):
         return None if is_ours(type(value)) else ModuleAttributes(label, value)
-    if isinstance(value, _UNTOUCHED):
+    if isinstance(value, UNTOUCHED):
         return None
     if isinstance(value, dict):
         return Entries(label, value)
@@ -147,7 +118,7 @@ def _made(label: str, value: Any) -> Holder | None:
     if isinstance(value, set | bytearray):
         return Members(label, value)
     if isinstance(value, FunctionType | MethodType | partial):
-        return _function(label, value)
+        return function_holder(label, value)
     return _numbers(label, value) or _object(label, value)
 
 
@@ -179,7 +150,7 @@ def _set_bits(bits: Any, kept: bytes) -> None:
 
 def _object(label: str, value: Any) -> Holder | None:
     kind = type(value)
-    if _is_foreign(kind.__module__) or is_ours(kind):
+    if is_foreign(kind.__module__) or is_ours(kind):
         return None
     if isinstance(getattr(value, "__dict__", None), dict):
         return Attributes(label, value)
@@ -190,10 +161,6 @@ def _object(label: str, value: Any) -> Holder | None:
 
 def _as_names(slots: Any) -> Sequence[str]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
-
-
-def _is_foreign(module: str | None) -> bool:
-    return module is None or module.partition(".")[0] in _FOREIGN
 
 
 # -- modules ---------------------------------------------------------------------------------------------------------
@@ -224,102 +191,3 @@ def _is_own_hook(hook: Any) -> bool:
     return (bound is not None and is_ours(type(bound))) or (
         module.partition(".")[0] == "bpfree" and not module.startswith("bpfree.lab.")
     )
-
-
-# -- functions and classes ---------------------------------------------------------------------------------------------
-
-
-def _function(label: str, value: Any) -> Holder | None:
-    if isinstance(value, partial):
-        return Function(label, value, [value.func, value.args, value.keywords])
-    if isinstance(value, MethodType):
-        return Function(label, value, [value.__self__, value.__func__])
-    if _is_foreign(value.__module__):
-        return None
-    return Function(label, value, [value.__defaults__, value.__kwdefaults__])
-
-
-def _of_code(holder: Holder, known: Mapping[int, Holder]) -> Iterator[Holder]:
-    """Yield the places that belong to the code: closures, class attributes, and global variables."""
-    held = holder.held
-    if isinstance(held, FunctionType):
-        yield from _of_closure(holder.label, held, known)
-        yield from _of_globals(holder.label, [held], known)
-    elif isinstance(holder, Attributes | Slots):
-        for base in type(held).__mro__:
-            if not _is_foreign(base.__module__) and not is_ours(base):
-                yield _known_or(known, base, _class)
-        yield from _of_globals(holder.label, list(_methods(type(held))), known)
-    elif isinstance(holder, Entries | Items | Members) and not _is_foreign(type(held).__module__):
-        own = getattr(held, "__dict__", None)  # of a subclass, whose objects have attributes besides
-        if isinstance(own, dict):
-            yield _known_or(known, own, partial(Entries, holder.label))
-
-
-def _known_or(known: Mapping[int, Holder], held: Any, make: Callable[[Any], Holder]) -> Holder:
-    there = known.get(id(held))
-    return there if there is not None and there.held is held else make(held)
-
-
-def _of_closure(label: str, function: FunctionType, known: Mapping[int, Holder]) -> Iterator[Holder]:
-    """Yield the place of the variables of a function's closure."""
-    names = [name for name in function.__code__.co_freevars if name != "__class__"]
-    if names:
-        yield _known_or(known, function.__closure__, lambda held: Variables(label, held, names, Closure(function)))
-
-
-def _class(held: type) -> Holder:
-    """Return the place of a class's own attributes, which all its objects share."""
-    names = [
-        name
-        for name, value in vars(held).items()
-        if not name.startswith("__") and not callable(value) and not hasattr(type(value), "__get__")
-    ]
-    return Variables(f"class {held.__qualname__}:", held, names, ClassScope(held))
-
-
-def _methods(kind: type) -> Iterator[FunctionType]:
-    """Yield the methods that a call of an object may run, found by the names in their code."""
-    names, seen = ["forward", "__call__"], {"forward", "__call__"}
-    while names:
-        method: Any = inspect.getattr_static(kind, names.pop(), None)
-        method = getattr(method, "__func__", getattr(method, "fget", method))
-        if not isinstance(method, FunctionType) or _is_foreign(method.__module__):
-            continue
-        yield method
-        named = [name for code in _nested(method.__code__) for name in code.co_names if name not in seen]
-        names += named
-        seen.update(named)
-
-
-def _of_globals(label: str, functions: Sequence[FunctionType], known: Mapping[int, Holder]) -> Iterator[Holder]:
-    """Yield the places of the global variables that functions write, and of those whose values can change."""
-    scopes: dict[int, list[FunctionType]] = {}
-    for function in functions:
-        scopes.setdefault(id(function.__globals__), []).append(function)
-    for sharing in scopes.values():
-        scope = sharing[0].__globals__
-        codes = [code for function in sharing for code in _nested(function.__code__)]
-        written = {name for code in codes for name in _written_globals(code)}
-        named = dict.fromkeys(name for code in codes for name in code.co_names if name in scope or name in written)
-        names = [name for name in named if name in written or _can_keep(scope[name])]
-        if names:
-            yield Variables(f"{label} global", sharing[0].__code__, names, scope)
-
-
-def _written_globals(code: CodeType) -> Iterator[str]:
-    if _STORE_GLOBAL in code.co_code[::2]:  # to take every function apart would take long
-        yield from (one.argval for one in get_instructions(code) if one.opcode == _STORE_GLOBAL)
-
-
-def _nested(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _nested(constant)
-
-
-def _can_keep(value: Any) -> bool:
-    if isinstance(value, FunctionType | MethodType):
-        return not _is_foreign(value.__module__)
-    return isinstance(value, Tensor) or not (type(value) in _LEAVES or isinstance(value, _UNTOUCHED))

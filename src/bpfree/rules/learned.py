@@ -14,7 +14,8 @@ from bpfree.forward_mode.estimate import Observation
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.learned.from_errors import ErrorLearnedRule
 from bpfree.mechanisms.learned.from_forward import ForwardLearnedMechanism, ForwardLearnedRule
-from bpfree.mechanisms.learned.mechanism import LearnedMechanism, Size, Stepper
+from bpfree.mechanisms.learned.mechanism import LearnedMechanism
+from bpfree.mechanisms.learned.rule import Size, Stepper
 from bpfree.plan import Plan
 
 GrAPEEstimate: TypeAlias = Literal["batch", "cumulative", "floor"]

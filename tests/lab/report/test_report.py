@@ -17,7 +17,9 @@ import pytest
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 
+import jsonschema
 import numpy as np
+from altair.vegalite.v6.schema import load_schema
 from PIL import Image
 
 from bpfree.errors import BpfreeError
@@ -87,6 +89,14 @@ def test_a_page_holds_everything_it_needs(page: str) -> None:
             assert value.startswith(("data:", "#")), (tag, name, value[:80])
     assert parsed.styles
     assert not re.search(r"@import|url\(|https?:", "".join(parsed.styles))
+
+
+def test_every_chart_keeps_to_the_schema(page: str) -> None:
+    schema = jsonschema.Draft7Validator(load_schema())
+    for spec in specs(page).values():
+        schema.validate(spec)
+    spec["layer"][0]["mark"] = "no such mark"
+    assert not schema.is_valid(spec)
 
 
 def test_every_picture_has_a_text(page: str) -> None:

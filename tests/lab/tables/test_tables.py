@@ -139,7 +139,7 @@ def complete(found: Counter[tuple[str, str]]) -> dict[tuple[str, str], int]:
 def test_two_commands_on_one_ledger_share_the_work() -> None:
     processes = [forked(table, options(out=f"results{number}")) for number in (0, 1)]
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0, 0]
     assert complete(attempts()) == ONCE
     # What both asked for at the same moment was withdrawn.
@@ -179,7 +179,7 @@ def states(found: Counter[tuple[str, str]]) -> set[str]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -455,7 +455,7 @@ def test_workers_give_their_runs_back_when_their_command_is_interrupted(monkeypa
     command = forked(own_group, options(workers=2))
     until(lambda: Path("runs/ledger.db").is_file() and sum(running(attempts())) == 2)
     os.killpg(command.pid, signal.SIGINT)
-    command.join(60)
+    command.join(300)
     if command.exitcode is None:
         os.killpg(command.pid, signal.SIGKILL)
     assert command.exitcode == 1

@@ -3,21 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bpfree.error_values import replace_errors
 from bpfree.errors import ErrorPlacementError, OptionError
+from bpfree.mechanisms.base import not_a_tensor, reached_twice
 from bpfree.mechanisms.direct.delivery import GivenSignals, NoSignals
+from bpfree.mechanisms.direct.final_activation import final_activation
 from bpfree.mechanisms.direct.forward_pass import StoredGraphPass, TrainingPass
 from bpfree.mechanisms.direct.pass_state import PassState
+from bpfree.mechanisms.direct.survey import error_key, errors_of
 from bpfree.module_tree import has_frozen_behind
 from bpfree.plan import Plan
 from bpfree.tabulate import name_some
 
 if TYPE_CHECKING:
     from bpfree.mechanisms.direct.mechanism import DirectMechanism
+
+
+def take_errors(mechanism: DirectMechanism, call: PassState, tapped: TrainingPass, place: str, output: Any) -> Any:
+    """Return ``output`` with every error in it connected to the taps below it.
+
+    Args:
+        mechanism: The rule on its model.
+        call: The model's present call.
+        tapped: The pass of this call.
+        place: The name of the module whose output it is.
+        output: A tensor, or what holds several.
+
+    Raises:
+        ErrorPlacementError: There is no error in it, or the module was reached before in this pass.
+        OptionError: It holds several errors, and an option allows one alone.
+    """
+    # Noted before anything raises: _end_pass runs all the same, and must not raise a second error.
+    twice = place in tapped.reached
+    tapped.reached.add(place)
+    if len(tapped.reached) == len(mechanism.plan.errors):
+        tapped.close()
+    found = errors_of(output, partial(_is_error, call, tapped, place))
+    if not found:
+        raise not_a_tensor(mechanism.plan, output)
+    if twice:
+        raise reached_twice(place)
+    alone = len(mechanism.plan.errors) == 1 and isinstance(output, Tensor)
+    if not alone:
+        _require_plain_pass(mechanism.plan)
+        tapped.several = True
+    connected: dict[str, Tensor] = {}
+    for path, tensor in found.items():
+        name, first = error_key(place, path), not connected and place == mechanism.plan.error_name
+        exit_ = mechanism.connect(call, tapped, name, tensor, first=first, alone=alone)
+        call.exits[name] = exit_
+        # Also a stage where nothing learns must send the error to the other stages.
+        stands_in = mechanism.plan.is_stage and not exit_.requires_grad
+        connected[path] = exit_.detach().requires_grad_() if stands_in else exit_
+    return connected[""] if alone else replace_errors(output, connected)
+
+
+def _is_error(call: PassState, tapped: TrainingPass, place: str, path: str, tensor: Tensor) -> bool:
+    """Return whether a tensor among several is an error although cuts have left it without a graph."""
+    if call.survey is None:
+        return tapped.ends_in_tap(tensor) is not None
+    return bool(call.survey.below.get(error_key(place, path)))
 
 
 def connect_error(
@@ -71,7 +122,7 @@ def connect_error(
     if call.signals is not None:
         given = GivenSignals([call.signals.pop(tapped.places[number], None) for number in below])
         return tapped.connect(output, given, below, just_in_time=False)
-    final = mechanism.final_activation(name, output)
+    final = final_activation(mechanism, name, output)
     kept = tapped.outputs
     outputs = [kept[i] for i in below] if kept else ()
     behind = None if final is None else (final, output.detach())
@@ -83,7 +134,7 @@ def connect_error(
     return tapped.connect(output, handler, below, just_in_time=layout.just_in_time)
 
 
-def require_plain_pass(plan: Plan) -> None:
+def _require_plain_pass(plan: Plan) -> None:
     """Raise OptionError if options that allow one error alone are used with several errors."""
     if plan.streaming or plan.window > 1:
         raise OptionError(
@@ -123,4 +174,13 @@ def _require_learning_behind(plan: Plan, tapped: TrainingPass, output: Tensor) -
         raise ErrorPlacementError(
             f"nothing that learns lies between the last tap, {tapped.names[-1]!r}, and {plan.where}: the tap "
             "would cut the output layer off from its exact gradient. Leave that tap out."
+        )
+
+
+def require_default_tap(plan: Plan, name: str) -> None:
+    """Raise ErrorPlacementError if a tap above the error was named; default taps there are left alone."""
+    if plan.explicit:
+        raise ErrorPlacementError(
+            f"tap {name!r} was reached after error_at={plan.error_name!r}. What lies above error_at is "
+            "trained exactly and cannot hold a tap: leave that tap out, or take the error further up."
         )

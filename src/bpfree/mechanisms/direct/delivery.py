@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bpfree.axes.sites import Arrangement, ErrorRows, Site
-from bpfree.feedback.projection import Projector
+from bpfree.feedback.projectors import Projector
 from bpfree.forward_mode.estimate import Observation
 
 

@@ -7,10 +7,13 @@ After a softmax or a sigmoid the error is stretched by 1/p. Before them it is so
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from bpfree.mechanisms.direct.mechanism import DirectMechanism
 
 Kind: TypeAlias = Literal["log_softmax", "softmax", "sigmoid", "log_sigmoid"]
 
@@ -70,3 +73,19 @@ class FinalActivation:
             return change
         slope = {"softmax": output, "sigmoid": output * (1 - output), "log_sigmoid": 1 - output.exp()}[self.kind]
         return torch.where(slope > 0, change / slope.clamp_min(torch.finfo(slope.dtype).tiny), 0.0)
+
+
+def final_activation(mechanism: DirectMechanism, name: str, output: Tensor) -> FinalActivation | None:
+    """Return the softmax or sigmoid before which this error is taken; None if the user has named the place."""
+    if mechanism.plan.placed:
+        return None
+    if not torch.compiler.is_compiling() and output.grad_fn is not None:
+        mechanism.finals[name] = FinalActivation.of(output)
+    final = mechanism.finals.get(name)
+    if final is not None and not torch.compiler.is_compiling():
+        mechanism.tell_once(
+            "final",
+            f"the model ends in a {final.kind}: {mechanism.rule} takes the error before it, as the rules' sources do. "
+            f'To take it behind the {final.kind} say error_at="".',
+        )
+    return final

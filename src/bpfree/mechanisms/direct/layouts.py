@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bpfree.axes.layout import ERROR, Place, lay_out, tapped
+from bpfree.axes.layout import ERROR, lay_out, tapped
+from bpfree.axes.place import Place
 from bpfree.axes.sites import Site, product
 from bpfree.feedback.projection import Projection
 from bpfree.mechanisms.direct.delivery import Layout

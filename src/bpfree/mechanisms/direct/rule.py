@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bpfree.errors import TapShapeError, shape_of
 from bpfree.feedback.options import Feedback
-from bpfree.feedback.projection import Projector
+from bpfree.feedback.projectors import Projector
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct.delivery import Delivery
 from bpfree.mechanisms.direct.mechanism import DirectMechanism

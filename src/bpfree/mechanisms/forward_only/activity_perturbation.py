@@ -5,7 +5,7 @@ from __future__ import annotations
 from bpfree.axes.sites import Site
 from bpfree.distributed import rank
 from bpfree.feedback.lazy_buffers import LazyBuffers
-from bpfree.feedback.projection import NoFeedback
+from bpfree.feedback.projectors import NoFeedback
 from bpfree.feedback.random import derived_seed
 from bpfree.forward_mode.estimate import Perturbations
 from bpfree.mechanisms.direct.pass_state import PassState

@@ -7,36 +7,24 @@ gradients. Both hooks are the innermost of their layer: changes that other hooks
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from bpfree.errors import (
-    BpfreeWarning,
-    OptionError,
-    StateError,
-    UnsupportedLayerError,
-    VerificationError,
-    shape_of,
-)
+from bpfree.errors import OptionError, StateError, UnsupportedLayerError, VerificationError, shape_of
 from bpfree.feedback.lazy_buffers import LazyBuffers, at_least_single, name_of
 from bpfree.feedback.random import derived_seed
 from bpfree.layers.first_argument import first_argument, with_first
 from bpfree.layers.function import Call, Service, circumstances_of, find_service, function_gradient
-from bpfree.layers.kinds import input_gradient, is_computed, is_linear
-from bpfree.mechanisms.base import Mechanism
+from bpfree.layers.kinds import input_gradient
+from bpfree.mechanisms.layerwise.calls import LayerCalls, ModelPass, end_outside
+from bpfree.mechanisms.layerwise.hooks import LayerwiseHooks
 from bpfree.mechanisms.layerwise.join import Join
 from bpfree.mechanisms.no_gradient_warnings import warn_of_input_gradients
-from bpfree.module_tree import ModuleTree, followed, newcomers
-from bpfree.passes import Passes
-from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
 from bpfree.rerun.checkpoints import Repetition, checkpoints_around, hooks_on_saving
 from bpfree.tabulate import others
@@ -45,47 +33,7 @@ if TYPE_CHECKING:
     from bpfree.mechanisms.layerwise.rule import LayerwiseRule
 
 
-@dataclass
-class _Pass:
-    """A forward pass of the model.
-
-    Attributes:
-        awaited: The places of errors that it has not reached yet; after the last one, layers learn exactly.
-    """
-
-    awaited: set[str]
-
-
-@dataclass
-class _Calls:
-    """The calls of layers in one thread.
-
-    Attributes:
-        current: The pass that the thread is in.
-        inputs: For every running layer, its input before it was detached, its call, and its service.
-        weights: The running layers' weights, as a parametrization has computed them for this call.
-        outside: The layers that were called without the model since a pass without the model began.
-        reached: The places of errors that such a pass has reached.
-        sent_back: True if an error has come back to such a pass: the next call of a layer begins another pass.
-        transporting: True while B is W, for a comparison with autograd.
-    """
-
-    current: _Pass | None = None
-    inputs: dict[str, tuple[Tensor, Call, Service]] = field(default_factory=dict)
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    outside: set[str] = field(default_factory=set)
-    reached: set[str] = field(default_factory=set)
-    sent_back: bool = False
-    transporting: bool = False
-
-    def begin_outside(self) -> None:
-        """Forget the layers called without the model: another such pass begins."""
-        self.outside.clear()
-        self.reached.clear()
-        self.sent_back = False
-
-
-class LayerwiseMechanism(Mechanism):
+class LayerwiseMechanism(LayerwiseHooks):
     """Hooks and backward weights of one layerwise rule on one model.
 
     ``feedback[name]`` is the tensor that the rule keeps for the layer ``name``; a layer whose input needs no gradient,
@@ -98,77 +46,16 @@ class LayerwiseMechanism(Mechanism):
 
     def __init__(self, rule: LayerwiseRule, plan: Plan) -> None:
         super().__init__(rule, plan)
-        self._layers = _served(plan.model)
-        if not self._layers:
-            raise UnsupportedLayerError(
-                f"{type(rule).__name__} gives backward weights to Linear and convolution layers, and the model has "
-                "none. Use a direct rule (bpfree.DFA) or backpropagation; bpfree.serve_layer() makes a linear layer of "
-                "your own known."
-            )
         self.feedback = LazyBuffers(seed=plan.seed, passes=0)
-        self._tree = ModuleTree(plan.model)
-        self._hooked: dict[str, list[RemovableHandle]] = {}
-        self._error_handles: dict[str, RemovableHandle] = {}
-        # The service of each layer, and the circumstances in which it was found.
-        self._services: dict[str, tuple[Any, Service]] = {}
         self._called: set[str] = set()
         # Layers above the error's place, which learn exactly, in the last training pass.
         self._exact: set[str] = set()
         self._in_checkpoints: Repetition[bool] = Repetition()
-        self._passes: Passes[_Pass] = Passes()
-        self._calls: PerThread[_Calls] = PerThread(_Calls)
-
-    # -- hooks ---------------------------------------------------------------------------------------------------
-
-    def install(self) -> None:
-        """Put a pair of hooks on every served layer, and hooks where a pass begins, takes its error and ends."""
-        add = self._handles.append
-        add(self.plan.model.register_forward_pre_hook(self._begin))
-        for name, layer in self._layers.items():
-            self._hook(name, layer)
-        for name, module in self.plan.errors.items():
-            self._error_handles[name] = module.register_forward_hook(partial(self._leave, name))
-        add(self.plan.model.register_forward_hook(self._end, always_call=True))
-
-    def remove(self) -> None:
-        """Take the hooks out."""
-        super().remove()
-        for name in list(self._hooked):
-            self._unhook(name)
-        for handle in self._error_handles.values():
-            handle.remove()
-        self._error_handles.clear()
-        calls = self._calls()
-        calls.inputs.clear()
-        calls.current = None
-        self._passes.clear()
-
-    def _hook(self, name: str, layer: nn.Module) -> None:
-        self._hooked[name] = [
-            layer.register_forward_pre_hook(partial(self._cut, name), with_kwargs=True),
-            layer.register_forward_hook(partial(self._join, name), prepend=True),
-        ]
-        if is_computed(layer):
-            computes: Any = layer.parametrizations["weight"]  # type: ignore[index]
-            self._hooked[name].append(computes.register_forward_hook(partial(self._computed, name)))
-
-    def _unhook(self, name: str) -> None:
-        for handle in self._hooked.pop(name):
-            handle.remove()
-
-    def _keep_innermost(self) -> None:
-        """Move the hooks back next to the layers' forward functions, if other hooks were added since."""
-        for name, layer in self._layers.items():
-            before, behind = self._hooked[name][0].id, self._hooked[name][1].id
-            if next(reversed(layer._forward_pre_hooks)) != before and layer is not self.plan.model:
-                layer._forward_pre_hooks.move_to_end(before)  # type: ignore[attr-defined]
-            if next(iter(layer._forward_hooks)) != behind:
-                layer._forward_hooks.move_to_end(behind, last=False)  # type: ignore[attr-defined]
 
     # -- passes --------------------------------------------------------------------------------------------------
 
     def _begin(self, module: nn.Module, args: Any) -> None:
-        current, calls = _Pass(set(self.plan.errors)), self._calls()
+        current, calls = ModelPass(set(self.plan.errors)), self._calls()
         self._passes.begin(current)
         calls.current = current
         calls.begin_outside()
@@ -194,7 +81,7 @@ class LayerwiseMechanism(Mechanism):
         self._passes.end()
         self._calls().current = self._passes.now()
 
-    def _is_exact(self, name: str, calls: _Calls) -> bool:
+    def _is_exact(self, name: str, calls: LayerCalls) -> bool:
         """Return whether a layer that is called lies above the error's place."""
         if calls.current is not None:
             above = not calls.current.awaited
@@ -206,7 +93,7 @@ class LayerwiseMechanism(Mechanism):
             self._exact.add(name)
         return above
 
-    def _is_above_outside(self, name: str, calls: _Calls) -> bool:
+    def _is_above_outside(self, name: str, calls: LayerCalls) -> bool:
         """Return the same if the model itself was not called, but a part of it, or another of its methods.
 
         Such a pass begins after the backward pass of the one before. It also begins when all errors have been reached,
@@ -232,39 +119,6 @@ class LayerwiseMechanism(Mechanism):
                 "pass again. After such a change call the model itself first, model(...)."
             )
 
-    def _follow_model(self) -> None:
-        """Serve layers that came into the model since the last training pass, and forget layers that went."""
-        if not self._tree.has_changed():
-            return
-        before, plan = self.plan, followed(self.plan)
-        self.plan = plan
-        layers = _served(plan.model)
-        new, gone = newcomers(self._layers, layers), newcomers(layers, self._layers)
-        for name in list(self._hooked):
-            if self._layers[name] is not plan.model:  # it is being called
-                self._unhook(name)
-        for name in gone:
-            del self.feedback[name]
-        self._services, self._layers, self._tree = {}, layers, ModuleTree(plan.model)
-        for name, layer in layers.items():
-            if name in new:
-                self._take_in(name, layer)
-            if name not in self._hooked:
-                self._hook(name, layer)
-        for name in newcomers(before.errors, plan.errors):
-            self._error_handles[name].remove()
-            self._error_handles[name] = plan.errors[name].register_forward_hook(partial(self._leave, name))
-        if new or gone:
-            warnings.warn(self._told_of(new, gone), BpfreeWarning, stacklevel=2)
-
-    def _take_in(self, name: str, layer: nn.Module) -> None:
-        """Prepare for a layer that has come into the model."""
-
-    def _told_of(self, new: list[str], gone: list[str]) -> str:
-        names, lost = ", ".join(map(repr, new)), ", ".join(map(repr, (name for name in gone if name not in new)))
-        came = f"layer {names} came into the model after attach: {self.rule} draws backward weights for it now. "
-        return (came if new else "") + (f"Layer {lost} is not in the model any more: its B is dropped." if lost else "")
-
     # -- one layer -----------------------------------------------------------------------------------------------
 
     def _cut(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -288,7 +142,7 @@ class LayerwiseMechanism(Mechanism):
         calls.inputs[name] = given, (args, kwargs), service
         return with_first((args, kwargs), key, given.detach())
 
-    def _is_served_in_checkpoint(self, name: str, calls: _Calls) -> bool:
+    def _is_served_in_checkpoint(self, name: str, calls: LayerCalls) -> bool:
         """Return whether this call of a layer uses B; the second run of a checkpointed part repeats its first run."""
         around = checkpoints_around()
         if around.second is None:
@@ -334,7 +188,7 @@ class LayerwiseMechanism(Mechanism):
         )
         B = (lambda: weight) if calls.transporting else self._backward_weight(name, layer, weight)
         if calls.current is None and not torch.compiler.is_compiling():
-            B = partial(_end_outside, calls, B)
+            B = partial(end_outside, calls, B)
         result: Tensor = Join.apply(output, delivered, B, gradient)  # type: ignore[no-untyped-call]
         return result
 
@@ -422,13 +276,3 @@ class LayerwiseMechanism(Mechanism):
         if name in self._called:
             return "none: its input needs no gradient"
         return "not called as a module: ordinary gradients" if self._called else "drawn in the first forward pass"
-
-
-def _end_outside(calls: _Calls, weight: Callable[[], Tensor]) -> Tensor:
-    """Return the weight for the backward pass of a call without the model, and note that this pass is over."""
-    calls.sent_back = True
-    return weight()
-
-
-def _served(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: module for name, module in model.named_modules() if is_linear(module)}

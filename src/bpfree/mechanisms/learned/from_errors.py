@@ -11,7 +11,8 @@ from bpfree.errors import TapOutputError
 from bpfree.mechanisms.direct.delivery import Layout, PassMemory
 from bpfree.mechanisms.direct.forward_pass import TrainingPass
 from bpfree.mechanisms.direct.pass_state import PassState
-from bpfree.mechanisms.learned.mechanism import LearnedMechanism, LearnedRule
+from bpfree.mechanisms.learned.mechanism import LearnedMechanism
+from bpfree.mechanisms.learned.rule import LearnedRule
 from bpfree.plan import Plan
 from bpfree.precision import in_own_precision
 

@@ -15,8 +15,9 @@ from bpfree.feedback.spatial import Form
 from bpfree.forward_mode.estimate import Observation, Perturbations
 from bpfree.mechanisms.direct.delivery import PassMemory
 from bpfree.mechanisms.direct.pass_state import PassState
-from bpfree.mechanisms.learned.mechanism import LearnedMechanism, LearnedRule
+from bpfree.mechanisms.learned.mechanism import LearnedMechanism
 from bpfree.mechanisms.learned.observing import ObservingMechanism
+from bpfree.mechanisms.learned.rule import LearnedRule
 from bpfree.plan import Plan
 from bpfree.precision import in_own_precision
 

@@ -14,6 +14,7 @@ from bpfree.compiled_code import outside_compiled_code
 from bpfree.feedback.spatial import Form
 from bpfree.forward_mode.estimate import Estimator, Observation, Perturbations, Response
 from bpfree.mechanisms.direct.delivery import PassMemory
+from bpfree.mechanisms.direct.final_activation import final_activation
 from bpfree.mechanisms.direct.mechanism import DirectMechanism
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.rule import DirectRule
@@ -114,7 +115,7 @@ class ObservingMechanism(DirectMechanism):
         for name, (memory, c) in state.memories.items():
             response, rows = responses[group_of[name]], memory.sites[0].error
             output = state.errors[name].detach()
-            tangent, final = self._tangent(response, name, output), self.final_activation(name, output)
+            tangent, final = self._tangent(response, name, output), final_activation(self, name, output)
             if final is not None:
                 tangent = final.change_before(tangent.view_as(output), output)
             observation = response.observation(rows.of(tangent.view_as(output), c), memory.sites)
