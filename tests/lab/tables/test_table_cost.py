@@ -194,7 +194,12 @@ base:
   steps: 40
   evaluations: 2
   alignment: never
-rows: {whole: {}, cut: {accumulate: 4}, aligned: {accumulate: 4, alignment: last}, rounded: {precision: bf16}}
+rows:
+  whole: {}
+  direct: {rule: DFA, model: {init_args: {blocks: 2}}}
+  cut: {accumulate: 4}
+  aligned: {accumulate: 4, alignment: last}
+  rounded: {precision: bf16}
 columns: {perplexity: {}}
 """
 TOKENS = 8 * 16
@@ -249,8 +254,12 @@ def test_a_gpu_is_faster_in_bfloat16(tmp_path: Path, files: Path, monkeypatch: p
 def test_large_models_are_measured_with_few_samples(
     tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measured_step, "_MEASURED_FLOPS", 2.5 * 16 * (3 * LAYERS + 3.5 * ATTENTION))
-    found = costs(tmp_path, files, "whole", "cut")
+    largest = 2.5 * 16 * (3 * LAYERS + 3.5 * ATTENTION)
+    monkeypatch.setattr(measured_step, "_MEASURED_FLOPS", largest)
+    found = costs(tmp_path, files, "whole", "direct", "cut")
+    # What an attachment verifies in its first pass does not count.
+    direct = found.pop("direct")
+    assert direct["measured_samples"] == largest // (direct["step_flops"] / 8)
     # One in each of four micro-batches, at least.
     assert {label: row["measured_samples"] for label, row in found.items()} == {"whole": 2, "cut": 4}
     monkeypatch.setattr(measured_step, "_MEASURED_FLOPS", 1e12)

@@ -57,8 +57,10 @@ def measured_samples(settings: RunSettings, splits: Data, task: Learner, feed: F
     if device() == "cuda":
         return settings.batch_size
     task.train()
+    one = feed.first(1)
+    task.batch_loss(one).backward()  # the first pass of an attachment is verified, by further passes
     with flops.counter() as counted:
-        task.batch_loss(feed.first(1)).backward()
+        task.batch_loss(one).backward()
     task.zero_grad()
     fast = min(_MEASURED_NUMBERS // math.prod(splits.shape), int(_MEASURED_FLOPS / max(1, counted.get_total_flops())))
     parts = settings.accumulate
