@@ -339,8 +339,8 @@ def test_recipes_take_it_and_know_the_files_wherever_they_lie(tmp_path: Path) ->
 
     assert key(first) == key(second)
     assert key(first, config={"resid_pdrop": 0.0}) != key(first)
-    write(second, GPT2 | {"resid_pdrop": 0.0})
-    assert key(second) != key(first)
+    third = write(tmp_path / "three" / "gpt2.json", GPT2 | {"resid_pdrop": 0.0})
+    assert key(third) != key(first)
 
 
 def test_the_command_that_a_comparison_writes_down_asks_for_the_same(config: Path) -> None:
