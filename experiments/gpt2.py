@@ -20,6 +20,7 @@ from bpfree.lab.files import read_json
 CONFIG = Path(__file__).with_name("gpt2-4-blocks.json")
 RULES = {"BP": [], "FDFA": ["--settings.FDFA.rule", "{class_path: FDFA, init_args: {beta: 0.05}}"]}
 ALL = ["--data", "text", "--text.context", "64", "--batch-size", "16", "--threads", "1", "--alignment", "last"]
+ALL += ["--lr", "2e-3"]
 WRITE = """
 import sys
 sys.modules["bpfree"] = None  # importing it would raise
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
     out = options.out
     split(options.shakespeare, out / "shakespeare")
     first, tuned = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
-    words = ["--data-dir", str(out / "shakespeare"), "--text.vocabulary", "1000", "--model", f"hf:{CONFIG}"]
+    words = ["--data-dir", str(out / "shakespeare"), "--text.vocabulary", "500", "--model", f"hf:{CONFIG}"]
     for rule in RULES:
         first[rule], model = train(rule, out / f"shakespeare-{rule}", options.steps, *words)
     report("Tiny Shakespeare", first)

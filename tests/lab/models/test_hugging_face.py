@@ -39,7 +39,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "mistral": LLAMA | {"model_type": "mistral", "sliding_window": 4},
     "qwen2": LLAMA | {"model_type": "qwen2"},
-    # No module with weights lies between the last block and the head.
     "olmo": LLAMA | {"model_type": "olmo"},
     "gpt_neox": LLAMA | {"model_type": "gpt_neox"},
     "opt": LLAMA | {"model_type": "opt", "ffn_dim": 24, "word_embed_proj_dim": 16},
@@ -76,15 +75,15 @@ def saved(folder: Path, values: dict[str, Any], **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_blocks_are_tapped_and_the_error_is_taken_below_the_head(kind: str, tmp_path: Path) -> None:
+def test_blocks_are_tapped_and_the_error_is_taken_at_the_last(kind: str, tmp_path: Path) -> None:
     """By autograd: what lies above the last tap has the gradient of backpropagation, and the blocks below have not."""
     settings = ModelSettings(f"hf:{write(tmp_path / 'config.json', CONFIGS[kind])}")
     taps, error_at = settings.suggestion("taps"), settings.suggestion("error_at")
     assert len(taps) == 3
+    assert error_at == taps[-1]
     gradients = []
     for rule in (bpfree.BP(), bpfree.DFA()):
         torch.manual_seed(0)
-        # A vocabulary smaller than the width: the head is found all the same.
         model = settings.build((8,), 12)
         model.eval()
         with bpfree.attach(model, rule, taps=taps, error_at=error_at, seed=0) as attachment:
@@ -100,6 +99,7 @@ def test_blocks_are_tapped_and_the_error_is_taken_below_the_head(kind: str, tmp_
     same = {name for name in exact if torch.allclose(exact[name], direct[name], atol=1e-6)}
     (of_head,) = [name for name, weight in model.named_parameters() if weight is head]
     assert (of_head in same) == (not tied), "a tied matrix has the embedding's part by feedback"
+    assert {name for name in exact if name.startswith(taps[-1])} <= same
     # Matrices: the bias of keys has no gradient, as it changes no weight of attention.
     assert not any(name.startswith(taps[0]) and exact[name].dim() > 1 for name in same)
     assert all(direct[name] is not None for name in exact)
@@ -319,7 +319,7 @@ def test_train_and_compare_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert main(["compare", *words, "--rules", "BP", "DFA", "--seeds", "1", "--out", "compared"]) == 0
     written = json.loads((tmp_path / "compared" / "comparison.json").read_text())
     assert written["settings"]["taps"] == ["model.transformer.h.0", "model.transformer.h.1"]
-    assert written["settings"]["error_at"] == "model.transformer.ln_f"
+    assert written["settings"]["error_at"] == "model.transformer.h.1"
     (tmp_path / "asked.yaml").write_text("model: {class_path: 'hf:gpt2.json', init_args: {config: {n_layer: 2}}}\n")
     monkeypatch.setattr("bpfree.lab.runs._train", None)  # the same runs again: nothing is trained
     again = ["compare", *text, *short, "--config", "asked.yaml", "--rules", "BP", "DFA", "--seeds", "1"]
@@ -339,8 +339,8 @@ def test_recipes_take_it_and_know_the_files_wherever_they_lie(tmp_path: Path) ->
 
     assert key(first) == key(second)
     assert key(first, config={"resid_pdrop": 0.0}) != key(first)
-    write(second, GPT2 | {"resid_pdrop": 0.0})
-    assert key(second) != key(first)
+    third = write(tmp_path / "three" / "gpt2.json", GPT2 | {"resid_pdrop": 0.0})
+    assert key(third) != key(first)
 
 
 def test_the_command_that_a_comparison_writes_down_asks_for_the_same(config: Path) -> None:

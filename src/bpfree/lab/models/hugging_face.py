@@ -104,7 +104,9 @@ class CausalLM(nn.Module):
 
     @staticmethod
     def suggested_error_at(path: str, config: dict[str, Any] | None = None, content: str | None = None) -> str:
-        """Return the name of the last module below the vocabulary head.
+        """Return the name of the last block: the final norm and the vocabulary head are above the error.
+
+        Behind the norm feedback would have to follow how it scales each token, and FDFA learns far less there.
 
         Raises:
             SettingsError: No head is found.
@@ -117,9 +119,6 @@ def _places(path: str, overrides: dict[str, Any] | None) -> tuple[tuple[str, ...
     from transformers import AutoModelForCausalLM
 
     config = read_config(Path(path).expanduser(), overrides)
-    # A vocabulary head is known by having more rows than columns, which that of a small vocabulary has not.
-    text = config.get_text_config()
-    text.vocab_size = max(text.vocab_size, text.hidden_size + 1)
     with without_remarks(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     unknown = f"{option(path)}: no {{}} found in {type(model).__name__}. Name {{}} yourself; print(model) shows names."
@@ -127,14 +126,12 @@ def _places(path: str, overrides: dict[str, Any] | None) -> tuple[tuple[str, ...
         suggestion = bpfree.suggest_taps(model)
     except TapSelectionError as error:
         raise SettingsError(unknown.format("repeated blocks are", "modules with --taps and --error-at")) from error
-    if suggestion.taps is None or suggestion.error_at is None:
+    if suggestion.taps is None:
         raise SettingsError(unknown.format("repeated blocks are", "modules with --taps and --error-at"))
-    head = model.get_output_embeddings()
-    if head is None:
+    if model.get_output_embeddings() is None:
         raise SettingsError(unknown.format("vocabulary head is", "the module below it with --error-at"))
-    # Where no module with weights lies between the last block and the head, the error is taken at the block.
-    below = suggestion.taps[-1] if model.get_submodule(suggestion.error_at) is head else suggestion.error_at
-    return tuple(f"model.{name}" for name in suggestion.taps), f"model.{below}"
+    taps = tuple(f"model.{name}" for name in suggestion.taps)
+    return taps, taps[-1]
 
 
 def _check_context(path: Path, config: Any, shape: Sequence[int]) -> None:
