@@ -207,6 +207,15 @@ REFUSED: dict[str, tuple[dict[str, Any] | None, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("values", [GPT2 | {"n_head": 3}, GPT2 | {"n_embd": 0}, LLAMA | {"num_key_value_heads": 0}])
+def test_values_that_do_not_fit_each_other_are_named_before_a_run_is_planned(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "config.json", values)
+    with pytest.raises(SettingsError, match=f"^--model hf:{path}: no model can be made of this config"):
+        CausalLM.suggested_taps(str(path))
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_trained_is_named(case: str, tmp_path: Path) -> None:
     values, arguments, said = REFUSED[case]

@@ -185,6 +185,11 @@ def test_dropout_in_attention_drops_tokens(attention: str, drops: bool) -> None:
         ({"placement": "local"}, "choose attention 'dense', 'random' or 'fixed'"),
         ({"attention": "fixed", "heads": 8}, "heads=4, not 8"),
         ({"heads": 3}, "multiple of heads, 3"),
+        *(
+            ({name: count}, f"{name} {count} must be at least 1")
+            for name in ("blocks", "width", "heads", "hidden")
+            for count in (0, -2)
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments: dict, message: str) -> None:

@@ -87,6 +87,7 @@ class CausalTransformer(nn.Module):
         identical_blocks: bool = False,
     ) -> None:
         super().__init__()
+        _check_counts(blocks=blocks, width=width, heads=heads, hidden=hidden)
         _check(shape, width, heads, placement, attention)
         (self.context,) = shape
         self.scale = math.sqrt(width) if initialization == "launay2020" else 1.0
@@ -135,6 +136,12 @@ class CausalTransformer(nn.Module):
         for block in self.blocks:
             h = block(h)
         return self.head(self.norm(self.below_head(h)))
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise SettingsError(f"{name} {count} must be at least 1.")
 
 
 def _check(shape: Sequence[int], width: int, heads: int, placement: Placement, attention: AttentionKind) -> None:

@@ -55,8 +55,8 @@ def taps_of(placement: Placement, attention: AttentionKind, norm: Norm, *, last:
     if placement == "micro":
         return ("norm1_tap" if norm == "post" else "middle_tap", "feed_forward.hidden_tap", "tap")
     hidden = ("attention.scores.hidden_tap",) if attention == "dense" else ()
-    # Values may learn from a signal that has come back through fixed patterns, which hold no weights, or through a dense
-    # Synthesizer's coefficients, which are activations. A random one's are weights.
+    # Values may learn from a signal that has come back through fixed patterns, which hold no weights, or through a
+    # dense Synthesizer's coefficients, which are activations. A random one's are weights.
     values = ("attention.value_tap",) if attention == "random" else ()
     attending = (*hidden, *values, "attention.mixing_tap", "attention_tap")
     feeding = ("feed_forward.hidden_tap", _LAST_BRANCH)
