@@ -264,6 +264,10 @@ def test_a_rule_of_the_library_needs_no_preset() -> None:
     ("arguments", "status", "message"),
     [
         (["compare", "--epoch", "3"], 2, "Did you mean '--epochs'?"),
+        (["compare", "--text.mesured_on", "test"], 2, "Did you mean '--text.measured_on'?"),
+        (["train", "--rule", "DFA", "--optimizer", "SGD"], 2, "--settings.LABEL.optimizer, such as --settings.DFA.o"),
+        (["compare", "--weight-decay", "0.1"], 2, "--settings.LABEL.weight_decay, such as --settings.DFA.weight_decay"),
+        (["table", "--optimizer", "SGD"], 2, "unrecognized arguments: --optimizer"),
         (["compare", "--settings.DFA.lrr", "1"], 2, "Did you mean 'lr'?"),
         (["compare", "--model.hiden", "[3]"], 2, "Did you mean 'hidden'?"),
         (["compare", "--config", "typo.yaml"], 2, "Did you mean 'batch_size'?"),

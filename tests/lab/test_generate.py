@@ -149,6 +149,16 @@ def test_an_interrupted_run_writes_text(tmp_path: Path, monkeypatch: pytest.Monk
     assert generate(GenerateOptions(name=str(tmp_path / "run"), tokens=4))
 
 
+@pytest.mark.parametrize(
+    "wrong", ["--model.heads 5", "--taps nothing", "--lr 1e30", "--text.order streams --batch-size 4000"]
+)
+def test_a_run_that_is_refused_before_it_is_trained_leaves_nothing(wrong: str, tmp_path: Path) -> None:
+    corpus = tiny_text.folder(tmp_path / "corpus")
+    words = ["train", *TEXT, *SHORT, "--data-dir", str(corpus), "--model", "CausalTransformer", *SMALL]
+    assert main([*words, *wrong.split(), "--out", str(tmp_path / "run")]) == 1
+    assert not list((tmp_path / "run").rglob("*"))
+
+
 @pytest.mark.parametrize("wrong", ["--temperature -1.0", "--top-k 0", "--tokens 0", "--seed -1"])
 def test_values_that_mean_nothing_are_named(wrong: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", str(trained), *wrong.split()]) == 1

@@ -63,6 +63,7 @@ def test_arguments_go_to_the_network_of_the_data_that_a_file_names(tmp_path: Pat
         ("--batch-size 1.5", "--batch-size: a whole number is needed, not 1.5."),
         ("--lr abc", "--lr: a number is needed, not abc."),
         ("--settings.DFA.lr x", "--settings: lr: a number is needed, not x."),
+        ("--text.measured_on dev", "--text.measured_on: dev is not known. Valid: 'validation', 'test'."),
         ("--schedule cosin", "--schedule: cosin is not known. Did you mean 'cosine'?"),
         ("--model MLP --model.hiden x", "--model: MLP has no argument 'hiden'. Did you mean 'hidden'?"),
         ("--model MLP --model.hidden x", "--model: hidden: a list in brackets is needed, not x."),

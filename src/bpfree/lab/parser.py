@@ -22,6 +22,7 @@ from bpfree.lab.argument_errors import mistake
 from bpfree.lab.model_settings import ModelSettings, with_import_path
 from bpfree.lab.options import Options
 from bpfree.lab.plain_values import default
+from bpfree.lab.settings import RuleOverrides
 from bpfree.lab.signatures import FROM_DATA
 from bpfree.lab.tasks import task_of
 from bpfree.lab.trust import FLAG, vouched
@@ -76,16 +77,25 @@ class Parser(ArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         program = parser.prog.replace(" [options]", "")
         found = mistake(message)
-        said = message if found is None else f"--{found.place[0].replace('_', '-')}: {found.within(found.place[0])}"
+        said = message if found is None else f"{_flag(found.place[0])}: {found.within(found.place[0])}"
         sys.stderr.write(f"{program}: error: {said}\n{hint(message, parser)}Options: {program} --help\n")
         self.exit(2)
+
+
+def _flag(place: str) -> str:
+    # Options of a group, such as --text.measured_on, are called as their fields are.
+    return f"--{place if '.' in place else place.replace('_', '-')}"
 
 
 def hint(message: str, parser: ArgumentParser) -> str:
     """Return the nearest valid word, on a line of its own, or nothing if the message is about something else."""
     options = [text for action in parser._actions for text in action.option_strings]
+    asked = re.search(r"unrecognized arguments: --([\w-]+)", message)
+    name = asked[1].replace("-", "_") if asked else ""
+    if "--settings" in options and name in {entry.name for entry in fields(RuleOverrides)}:
+        return f"It is a setting of a rule: --settings.LABEL.{name}, such as --settings.DFA.{name}.\n"
     for pattern, valid in (
-        (r"unrecognized arguments: (--[\w-]+)", options),
+        (r"unrecognized arguments: (--[\w.-]+)", options),
         (r"does not accept option '([\w.-]+)'", [action.dest for action in parser._actions]),
         (r"invalid choice: '([^']*)'", _quoted(message.partition("choose from")[2])),
     ):

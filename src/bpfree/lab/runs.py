@@ -7,7 +7,7 @@ import signal
 import statistics
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from bpfree.errors import BpfreeError
 from bpfree.lab import environment
 from bpfree.lab.checkpoints import TimedCheckpoints, WholeFiles, choose, previous
 from bpfree.lab.data.samples import Data
+from bpfree.lab.data.text import Text
 from bpfree.lab.environment import device
 from bpfree.lab.errors import DataError, RunError, WriteError
 from bpfree.lab.files import make_folder, read_json, write_json
 from bpfree.lab.glibc_heap import keep_freed_memory
+from bpfree.lab.kept_model import keep
 from bpfree.lab.loggers import USUAL, make_logger
 from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.plain_values import plain
@@ -88,7 +90,7 @@ def run(
         splits: The data.
         directory: Where result, checkpoint and logs lie. A checkpoint of an unfinished run there is continued.
         display: Shows progress.
-        keep_checkpoint: Keep the last checkpoint after the end.
+        keep_checkpoint: Keep the last checkpoint after the end, and of a run on text what its model is built of.
         logger: Another place for the numbers of every epoch, see :mod:`bpfree.lab.loggers`.
 
     Returns:
@@ -107,10 +109,12 @@ def run(
     torch.set_num_threads(settings.threads)
     try:
         with quiet():
-            record = _train(settings, splits, places, display or Display(None), logger)
+            record = _train(settings, splits, places, display or Display(None), logger, keep_checkpoint)
     except (DataError, WriteError):  # not this run's fault: the next one would meet the same
         raise
     except BpfreeError as error:
+        with suppress(OSError):  # a run that was refused has written nothing; others' logs stay
+            places.folder.rmdir()
         raise RunError(f"{settings.label}, seed {settings.seed}: {error}") from error
     write_json(places.record, record)
     # The record says it all; the weights and optimizer states of many runs would fill the disk.
@@ -119,7 +123,9 @@ def run(
     return record
 
 
-def _train(settings: RunSettings, splits: Data, places: Places, display: Display, logger: str) -> dict[str, Any]:
+def _train(
+    settings: RunSettings, splits: Data, places: Places, display: Display, logger: str, keep_model: bool
+) -> dict[str, Any]:
     keep_freed_memory()
     of_task = TASKS[settings.task]
     feed = of_task.learner_class().feed(settings, splits, of_task)
@@ -130,6 +136,8 @@ def _train(settings: RunSettings, splits: Data, places: Places, display: Display
     task = learner(settings, splits)
     if settings.visualize:
         find(task.model, settings.visualize)  # a wrong name is told now, and not after the training
+    if keep_model and isinstance(splits, Text):
+        keep(settings, splits, places.folder)
     trainer = _trainer(settings, places, [clock, records, ShowProgress(display)])
     trainer.logger = make_logger(logger, places.folder)
     _fit(trainer, task, (feed.train, feed.evaluation), places)

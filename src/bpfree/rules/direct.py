@@ -130,7 +130,8 @@ def _one_hot(targets: Tensor | None, error: Tensor) -> tuple[Tensor, Tensor]:
         if not torch.compiler.is_compiling() and not bool(((classes >= 0) & (classes < c)).all()):
             raise TargetsError(
                 f"targets hold the classes {int(classes.min())} to {int(classes.max())}; the output has {c} numbers, "
-                f"so classes lie in 0 to {c - 1}."
+                f"so classes lie in 0 to {c - 1}. DRTP takes the error at the logits: leave error_at out, or name what "
+                "gives them."
             )
         return F.one_hot(classes, c).to(error), ~ignored
     if targets.numel() == n * c:

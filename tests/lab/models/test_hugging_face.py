@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 
 import bpfree
+from bpfree.lab.command_line import command_line
 from bpfree.lab.commands import main
 from bpfree.lab.compare import plan_runs
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.model_settings import ModelSettings, with_import_path
 from bpfree.lab.models.hugging_face import CausalLM
-from bpfree.lab.options import CompareOptions, command_line
+from bpfree.lab.options import CompareOptions
 from bpfree.lab.run_identity import HUGGING_FACE
 from bpfree.lab.tables.work import works
 from bpfree.lab.trust import names_code, vouched
@@ -216,6 +217,15 @@ REFUSED: dict[str, tuple[dict[str, Any] | None, dict[str, Any], str]] = {
     ),
     "quantized": (GPT2 | {"quantization_config": {"quant_method": "awq"}}, {}, "quantized, which cannot be trained"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [GPT2 | {"n_head": 3}, GPT2 | {"n_embd": 0}, LLAMA | {"num_key_value_heads": 0}])
+def test_values_that_do_not_fit_each_other_are_named_before_a_run_is_planned(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "config.json", values)
+    with pytest.raises(SettingsError, match=f"^--model hf:{path}: no model can be made of this config"):
+        CausalLM.suggested_taps(str(path))
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -184,13 +184,16 @@ def test_dropout_in_attention_drops_tokens(attention: str, drops: bool) -> None:
     [
         ({"attention": "fixed", "heads": 8}, "heads=4, not 8"),
         ({"heads": 3}, "multiple of heads, 3"),
-        ({"heads": 0}, "at least 1"),
-        ({"blocks": 0}, "at least 1"),
         ({"norm": "prae"}, "norm='prae' is not known. Did you mean 'pre'"),
         ({"positions": "sinus"}, "positions='sinus' is not known"),
         ({"placement": "mikro"}, "Did you mean 'micro'"),
         ({"attention": "Random"}, "attention='Random' is not known. Did you mean 'random'"),
         ({"initialization": "launay"}, "Did you mean 'launay2020'"),
+        *(
+            ({name: count}, f"{name} {count} must be at least 1")
+            for name in ("blocks", "width", "heads", "hidden")
+            for count in (0, -2)
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments: dict, message: str) -> None:

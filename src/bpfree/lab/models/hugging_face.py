@@ -59,7 +59,7 @@ class CausalLM(nn.Module):
         _check_context(self.path, found, shape)
         weights = folder_with_weights(self.path)
         with without_remarks():
-            self.model: Any = _drawn(found, classes) if weights is None else _loaded(weights, found, classes)
+            self.model: Any = _drawn(found, classes, self.path) if weights is None else _loaded(weights, found, classes)
             _check_causal(self.model, self.path)
         self.classes = classes
         self.train()  # loaded models are in evaluation mode, without dropout
@@ -116,11 +116,9 @@ class CausalLM(nn.Module):
 
 def _places(path: str, overrides: dict[str, Any] | None) -> tuple[tuple[str, ...], str]:
     """Return the blocks' names and where the error is taken, as :class:`CausalLM` names them."""
-    from transformers import AutoModelForCausalLM
-
     config = read_config(Path(path).expanduser(), overrides)
     with without_remarks(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = _made(config, path)
     unknown = f"{option(path)}: no {{}} found in {type(model).__name__}. Name {{}} yourself; print(model) shows names."
     try:
         suggestion = bpfree.suggest_taps(model)
@@ -147,17 +145,29 @@ def _check_context(path: Path, config: Any, shape: Sequence[int]) -> None:
         )
 
 
-def _drawn(config: Any, classes: int) -> nn.Module:
-    """Return a model for this vocabulary, its weights drawn from torch's random state."""
+def _made(config: Any, path: Path | str) -> Any:
+    """Return a model of this config, its weights drawn.
+
+    Raises:
+        SettingsError: Its values do not fit each other, such as a width and a number of heads.
+    """
     from transformers import AutoModelForCausalLM
 
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except Exception as error:  # each model checks its config in its own way
+        raise SettingsError(f"{option(path)}: no model can be made of this config ({_first(error)}).") from error
+
+
+def _drawn(config: Any, classes: int, path: Path) -> nn.Module:
+    """Return a model for this vocabulary, its weights drawn from torch's random state."""
     text = config.get_text_config()
     text.vocab_size = classes
     for name in SPECIAL:
         token = getattr(text, name, None)
         if isinstance(token, int) and token >= classes:
             setattr(text, name, None)
-    model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: nn.Module = _made(config, path)
     return model
 
 

@@ -44,8 +44,8 @@ def read_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Any:
     except ModuleNotFoundError as error:
         raise SettingsError(f"{option(path)} needs transformers: pip install 'bpfree[transformers]'.") from error
     values = _values(path)
-    kind = str(values.get("model_type"))
-    if kind not in CONFIG_MAPPING:
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise SettingsError(
             f"{option(path)}: transformers has no model of the type {kind!r}, and code that comes with a model is "
             "never run. model_type in the config must be one of transformers.CONFIG_MAPPING, such as gpt2 or llama."

@@ -95,7 +95,8 @@ class CausalTransformer(nn.Module):
             attention=attention,
             initialization=initialization,
         )
-        _check(shape, blocks, width, heads)
+        _check_counts(blocks=blocks, width=width, heads=heads, hidden=hidden)
+        _check(shape, width, heads)
         (self.context,) = shape
         self.scale = math.sqrt(width) if initialization == "launay2020" else 1.0
         self.tokens = nn.Embedding(classes, width)
@@ -161,10 +162,14 @@ def _check_choices(**given: str) -> None:
             raise SettingsError(f"{argument}={value!r} is not known. {nearest(value, choices)}")
 
 
-def _check(shape: Sequence[int], blocks: int, width: int, heads: int) -> None:
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise SettingsError(f"{name} {count} must be at least 1.")
+
+
+def _check(shape: Sequence[int], width: int, heads: int) -> None:
     if len(shape) != 1:
         raise SettingsError(f"CausalTransformer takes tokens of shape (context,), not {tuple(shape)}.")
-    if blocks < 1 or heads < 1:
-        raise SettingsError(f"blocks={blocks}, heads={heads}: both must be at least 1.")
     if width % heads or width % 2:
         raise SettingsError(f"width {width} must be even and a multiple of heads, {heads}.")
