@@ -196,7 +196,7 @@ def test_rows_beyond_the_vocabulary_are_not_predicted(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any] | None, dict[str, Any], str]] = {
     "no file": (None, {}, "there is no such folder or file here. Nothing is downloaded"),
-    "no type": ({"n_layer": 2}, {}, "no model of the type 'None'.*model_type"),
+    "no type": ({"n_layer": 2}, {}, "no model of the type None.*model_type"),
     "code of its own": (
         {"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine"}}, {}, "code that comes with a model is never run"
     ),
