@@ -10,7 +10,7 @@ from rich.console import Console
 from bpfree.lab.data import load
 from bpfree.lab.data.text import Text
 from bpfree.lab.errors import RunError
-from bpfree.lab.kept_model import export
+from bpfree.lab.kept_model import export, keep
 from bpfree.lab.leftovers import sweep
 from bpfree.lab.loggers import check_logger
 from bpfree.lab.options import TrainOptions
@@ -46,6 +46,8 @@ def train(options: TrainOptions, console: Console | None = None) -> dict[str, An
     known = places.record.is_file()
     if not known:
         _check(places, directory, resume=options.resume)
+    elif isinstance(splits, Text):
+        keep(settings, splits, places.folder)  # anew: the files that its model is built of may have moved
     with Display(console, measured_on=splits.measured_on) as display:
         record = run(settings, splits, directory, display=display, keep_checkpoint=True, logger=options.logger)
         display.finish(settings, record, known=known)
