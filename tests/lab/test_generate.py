@@ -185,8 +185,17 @@ def letters_only() -> Tokenizer:
 def test_a_prompt_with_unknown_tokens_is_refused(tokenizer: object) -> None:
     vocabulary = Vocabulary(tokenizer())  # type: ignore[operator]
     assert len(prompt_tokens(vocabulary, "to to")) == 2
-    with pytest.raises(SettingsError, match=r"--prompt: .* does not know '[xyz]+', '🙂'\. Leave it out"):
+    with pytest.raises(SettingsError, match=r"--prompt: .* does not know '[xyz'\s,]+', '🙂'\. Leave it out"):
         prompt_tokens(vocabulary, "to xyz to 🙂")
+
+
+@pytest.mark.parametrize("words", [None, pre_tokenizers.Metaspace()])
+def test_letters_that_are_dropped_are_named_wherever_they_stand(words: pre_tokenizers.PreTokenizer | None) -> None:
+    made = Tokenizer(models.BPE({" ": 0, "▁": 1, "t": 2, "o": 3}, []))
+    if words is not None:
+        made.pre_tokenizer = words
+    assert Vocabulary(made).unknown("☃ to 日t🙂 o ☃") == ["☃", "日", "🙂"]
+    assert Vocabulary(made).unknown("to to") == []
 
 
 def test_an_empty_prompt_is_the_end_of_a_line_where_there_is_one() -> None:

@@ -144,6 +144,10 @@ class Vocabulary:
 
     def unknown(self, text: str) -> list[str]:
         """Return the parts of a text for which there are no tokens: they would be dropped, or become one for all."""
+        # Behind a letter that is dropped the places of tokens are shifted, so these are looked for one by one.
+        blank, letters = set(self._ids(" ")), dict.fromkeys("".join(text.split()))
+        if dropped := [letter for letter in letters if blank.issuperset(self._ids(letter))]:
+            return dropped
         model = json.loads(self.tokenizer.to_str())["model"]
         marks = {model.get("unk_id"), self.tokenizer.token_to_id(model.get("unk_token") or "")} - {None}
         found = self.tokenizer.encode(text, add_special_tokens=False)
