@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -15,9 +14,11 @@ from bpfree.lab.errors import WriteError
 from bpfree.lab.tables.command_options import TableOptions
 from bpfree.lab.tables.table import table
 from support import tiny_table
+from support.two_ranks import copies
 
 
-def write_half_and_be_killed(place: Path) -> None:
+def write_half_and_be_killed(place: Path, temporary_files: str) -> None:
+    tempfile.tempdir = temporary_files
     with files.replacing(place / "big.ckpt") as temporary, leftovers.temporary_folder() as folder:
         temporary.write_bytes(b"half of a checkpoint")
         (folder / "log").write_text("of a short run")
@@ -29,13 +30,13 @@ def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which a process was killed that wrote a file, with another for what it throws away."""
     (tmp_path / "runs" / "one").mkdir(parents=True)
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     place = tmp_path / "runs" / "one"
-    # A copy of this process: a new one would import all that this one has imported.
-    process = multiprocessing.get_context("fork").Process(target=write_half_and_be_killed, args=(place,))
+    # Not a copy of this process, which may have taken more address space than the system lets a second one have.
+    process = copies().Process(target=write_half_and_be_killed, args=(place, str(tmp_path / "tmp")))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     return tmp_path
 
 

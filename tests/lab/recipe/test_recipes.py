@@ -389,12 +389,14 @@ def test_the_command_of_a_file_elsewhere_finds_it(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_recipe_of_the_package_can_be_run(name: str) -> None:
+def test_every_recipe_of_the_package_can_be_run(name: str, tmp_path: Path) -> None:
+    for part in ("train", "valid"):
+        (tmp_path / f"{part}.txt").write_text("Some text.\n")
     recipe = read(find(name))
     assert {"full"} <= set(recipe.scales)
     assert recipe.source
     for scale in recipe.scales.values():
-        assert works(plan(recipe, scale))
+        assert works(plan(recipe, scale, data_dir=str(tmp_path)))
 
 
 def test_table_2_of_launay_2019_says_what_the_paper_and_its_code_do() -> None:
