@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,20 +13,14 @@ from torch import nn
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.models import CausalTransformer
 from support.plain_transformer import Plain, encoder_layers
+from support.small_transformer import CLASSES, SMALL, small_transformer
 
-SMALL = {"blocks": 3, "width": 16, "heads": 4, "hidden": 24}
-CONTEXT, CLASSES = 10, 23
+CONTEXT = 10
 ATTENTIONS = ("standard", "dense", "random", "fixed")
 NORMS = ("post", "pre")
 
 
-def model(**arguments: object) -> CausalTransformer:
-    """A small model whose biases and gains are not 0 and 1, in float64."""
-    torch.manual_seed(0)
-    made = CausalTransformer((CONTEXT,), CLASSES, **(SMALL | arguments)).double()
-    for weight in made.parameters():
-        weight.data += 0.3 * torch.randn_like(weight)
-    return made
+model = partial(small_transformer, CONTEXT)
 
 
 def tokens(count: int = CONTEXT) -> torch.Tensor:

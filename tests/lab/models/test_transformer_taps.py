@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ import bpfree
 from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.models import CausalTransformer
 from support.plain_transformer import Plain
+from support.small_transformer import CLASSES, SMALL, small_transformer
 
-SMALL = {"blocks": 3, "width": 16, "heads": 4, "hidden": 24}
-CONTEXT, CLASSES = 6, 23
+CONTEXT = 6
 KINDS = ("standard", "dense", "random", "fixed")
 EVERY = [(placement, kind) for placement in ("macro", "micro", "local") for kind in KINDS]
 every_form = pytest.mark.parametrize(("placement", "attention"), EVERY)
@@ -26,13 +27,7 @@ SEPARATE = bpfree.DFA(feedback=bpfree.Feedback(shared=False))
 TOKENS = torch.randint(0, CLASSES, (2, CONTEXT + 1), generator=torch.Generator().manual_seed(1))
 
 
-def model(**arguments: Any) -> CausalTransformer:
-    """A small model whose biases and gains are not 0 and 1, in float64."""
-    torch.manual_seed(0)
-    made = CausalTransformer((CONTEXT,), CLASSES, **(SMALL | arguments)).double()
-    for weight in made.parameters():
-        weight.data += 0.3 * torch.randn_like(weight)
-    return made
+model = partial(small_transformer, CONTEXT)
 
 
 def attach(made: CausalTransformer, rule: Any, arguments: dict[str, Any], **options: Any) -> bpfree.Attachment:
