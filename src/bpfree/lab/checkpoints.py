@@ -30,6 +30,8 @@ _DIGITS = 64
 _LENGTH = struct.Struct("<H")  # of the comment: the two bytes before it
 _CHUNK = 2**20
 _SECONDS = 600.0  # between checkpoints within an epoch
+LAST = "last.ckpt"
+"""The name of a run's checkpoint, in its folder."""
 
 
 class TimedCheckpoints(Callback):
@@ -102,6 +104,11 @@ _REMEDY = "Delete it: the run begins at the checkpoint before it, or anew."
 def previous(path: Path) -> Path:
     """Return where the checkpoint before the one at ``path`` is kept."""
     return path.with_name(f"{path.stem}-before{path.suffix}")
+
+
+def left_by_run(path: Path) -> list[Path]:
+    """Return the checkpoints that there are of a run whose own is ``path``, the latest first."""
+    return [place for place in (path, previous(path)) if place.is_file()]
 
 
 def choose(paths: Sequence[Path]) -> Path | None:

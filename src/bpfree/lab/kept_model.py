@@ -1,4 +1,4 @@
-"""What a run on text keeps beside its checkpoint, so that its model can be used without the text it was trained on."""
+"""Files beside the checkpoint of a run on text: with them its model can be used without the text it was trained on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from bpfree.lab.checkpoints import WholeFiles, choose, previous
+from bpfree.lab.checkpoints import LAST, WholeFiles, choose, left_by_run
 from bpfree.lab.data.text import Text, Vocabulary
 from bpfree.lab.errors import DamageError, RunError
 from bpfree.lab.files import read_json, replacing_folder, write_json
@@ -18,7 +18,6 @@ from bpfree.lab.settings import RunSettings
 from bpfree.lab.trust import vouched
 
 _SETTINGS = "model.json"
-_CHECKPOINT = "last.ckpt"
 EXPORTED = "model"
 """The folder in a run's folder with a model of transformers in its own format."""
 _WEIGHTS = "model."  # the beginning of the weights' names in a checkpoint: the learner's attribute
@@ -74,7 +73,7 @@ def load_kept(folder: Path, *, trust: bool = False) -> KeptModel:
 
 
 def _load_weights(model: nn.Module, folder: Path) -> None:
-    found = choose([path for path in _checkpoints(folder) if path.is_file()])
+    found = choose(left_by_run(folder / LAST))
     if found is None:
         raise RunError(f"{folder} holds no checkpoint: the run has not come to its first evaluation. Train it longer.")
     # A checkpoint comes from a folder that others may write to: only tensors and plain values are read.
@@ -89,11 +88,6 @@ def _load_weights(model: nn.Module, folder: Path) -> None:
     except RuntimeError as error:
         said = " ".join(str(error).split())
         raise DamageError(f"{found} does not hold the weights of the model in {_SETTINGS} ({said}).") from error
-
-
-def _checkpoints(folder: Path) -> tuple[Path, Path]:
-    last = folder / _CHECKPOINT
-    return last, previous(last)
 
 
 def export(folder: Path) -> Path | None:

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bpfree.errors import BpfreeError
 from bpfree.lab import environment
-from bpfree.lab.checkpoints import TimedCheckpoints, WholeFiles, choose, previous
+from bpfree.lab.checkpoints import LAST, TimedCheckpoints, WholeFiles, choose, left_by_run
 from bpfree.lab.data.samples import Data
 from bpfree.lab.data.text import Text
 from bpfree.lab.environment import device
@@ -67,11 +67,11 @@ class Places:
         """Return the places of this run in ``directory``. Other settings or other data have other places."""
         name = settings.name(splits.describe())
         folder = directory / name
-        return cls(directory / f"{name}.json", folder / "last.ckpt", folder)
+        return cls(directory / f"{name}.json", folder / LAST, folder)
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints that an interrupted run has left, the latest first."""
-        return [path for path in (self.checkpoint, previous(self.checkpoint)) if path.is_file()]
+        return left_by_run(self.checkpoint)
 
 
 def run(

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from bpfree.lab.checkpoints import LAST
 from bpfree.lab.data import load
 from bpfree.lab.data.text import Text
 from bpfree.lab.errors import RunError
@@ -67,7 +68,7 @@ def _check(places: Places, directory: Path, *, resume: bool) -> None:
             f"{places.folder} holds an interrupted run of these settings: add --resume, or name another --out."
         )
     if resume and not unfinished:
-        others = sorted(path.parent.name for path in directory.glob("*/last.ckpt"))
+        others = sorted(path.parent.name for path in directory.glob(f"*/{LAST}"))
         found = f"There are only others: {', '.join(others)}." if others else "There is none at all."
         raise RunError(
             f"--resume: {directory} holds no checkpoint of a run with these settings on these data. {found} Repeat the "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -173,18 +172,14 @@ class InOrder(Sampler[Tensor]):
 
 def batches(samples: Batched, sampler: Sampler[Tensor]) -> DataLoader[tuple[Tensor, Tensor]]:
     """Make a loader that yields ``(x, y)`` for each tensor of indices that ``sampler`` gives."""
-    return _loader(Batches(samples), sampler)
+    return ResumableLoader(Batches(samples), sampler)
 
 
 def augmented_batches(
     samples: Samples, order: Shuffled, augmentation: Augmentation, black: Tensor
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Make a loader that yields ``(x, y)``, ``x`` augmented, per batch of ``order``; see :class:`AugmentedBatches`."""
-    return _loader(AugmentedBatches(samples, augmentation, black, order.seed), Numbered(order))
-
-
-def _loader(dataset: Dataset[tuple[Tensor, Tensor]], sampler: Sampler[Any]) -> DataLoader[tuple[Tensor, Tensor]]:
-    return ResumableLoader(dataset, sampler)
+    return ResumableLoader(AugmentedBatches(samples, augmentation, black, order.seed), Numbered(order))
 
 
 def _generator(*words: object) -> torch.Generator:

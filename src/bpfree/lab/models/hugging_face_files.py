@@ -1,4 +1,4 @@
-"""What lies in a folder of a transformers model: config and weights, and the hash that identifies them."""
+"""The files of a transformers model: config and weights, and the hash that identifies them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 _IMPLEMENTATION = "_implementation"
 _CONFIG = "config.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-_CHUNK = 2**22
 
 
 def option(path: Path | str) -> str:
@@ -142,8 +141,7 @@ def _content(files: tuple[tuple[str, int, int], ...]) -> str:
         # A config file has any name; weights are told apart by theirs.
         found.update(f"{Path(name).name if number else _CONFIG} {size}\n".encode())
         with Path(name).open("rb") as file:
-            while piece := file.read(_CHUNK):
-                found.update(piece)
+            hashlib.file_digest(file, lambda: found)
     return found.hexdigest()
 
 
