@@ -1,4 +1,4 @@
-"""What turns errors into signals: matrices, a function of the user's, or nothing."""
+"""Projectors: they turn errors into signals by matrices, or by a function of the user's, or make none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the forward of an autograd function notes for a jvp that is made of its backward."""
+"""Notes that the forward of an autograd function leaves for a jvp that is made of its backward."""
 
 from __future__ import annotations
 

@@ -39,5 +39,5 @@ class GenerateOptions:
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are drawn."""
+        """The way in which tokens are drawn."""
         return Sampling(temperature=self.temperature, top_k=self.top_k, seed=self.seed)

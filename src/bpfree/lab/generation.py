@@ -18,7 +18,7 @@ _HALF = "\ufffd"  # what stands for bytes that are no letter, maybe not yet
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn.
+    """The way in which the next token is drawn.
 
     Args:
         temperature: Logits are divided by it; 0 takes the likeliest token.

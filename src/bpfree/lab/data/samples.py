@@ -43,7 +43,7 @@ class Samples:
 
 
 class Batched(Protocol):
-    """What batches are made of: samples in memory, or read when they are asked for."""
+    """Samples of which batches are made: they are in memory, or are read when they are asked for."""
 
     def __len__(self) -> int:
         """Return the number of samples."""

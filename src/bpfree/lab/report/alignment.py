@@ -1,4 +1,4 @@
-"""What a page shows of alignment: each tap, or of models with many taps each kind of tap and each layer."""
+"""Alignment on a page: of each tap, or in models with many taps of each kind of tap and each layer."""
 
 from __future__ import annotations
 

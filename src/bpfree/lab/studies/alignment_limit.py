@@ -1,4 +1,4 @@
-"""What one matrix for all rows can reach at a tap: whether alignment is lost in learning B, or in having only one B.
+"""The best alignment of one matrix for all rows at a tap: is it lost in learning B, or in having only one B?
 
 Direct feedback gives row t (a sample, a token) the signal e_t B, from its own error by one matrix. Backpropagation's
 gradient is e_t J_t with a Jacobian of the row's own, and under attention it holds other tokens' errors besides.

@@ -26,7 +26,7 @@ _CHOSEN_ELSEWHERE = {
     "nodes": _ROWS.format("metric best_validation_accuracy says how well the validation nodes did."),
     "edges": _ROWS.format("metric validation_auc says how well the validation edges did."),
 }
-"""How settings are chosen for data of which no image can be held out, and that has no validation file either."""
+"""Advice for data without images to hold out and without a validation file, by the kind of its samples."""
 
 
 @dataclass(frozen=True)

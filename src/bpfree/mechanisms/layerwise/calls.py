@@ -1,4 +1,4 @@
-"""What is known of the pass that runs, and of the layers that are called in it."""
+"""The state of the present pass, and of the calls of layers in it."""
 
 from __future__ import annotations
 

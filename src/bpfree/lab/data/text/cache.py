@@ -1,4 +1,4 @@
-"""What is made of a text once and kept: the vocabulary, and the tokens. Known by the content that it was made of."""
+"""The cache of vocabularies and tokens: each is made once, and known by the content that it was made of."""
 
 from __future__ import annotations
 
