@@ -68,3 +68,5 @@ def test_a_file_that_is_missing_damaged_or_no_comparison_is_named(path: Path) ->
         report(ReportOptions(name=str(path)))
     with pytest.raises(ReportError, match="not a comparison the report can read"):
         report(ReportOptions(name=str(write_json(path, {"format": "mine"}))))
+    with pytest.raises(ReportError, match="record of one run"):
+        report(ReportOptions(name=str(write_json(path, {"label": "BP", "seed": 0, "epochs": []}))))

@@ -34,6 +34,11 @@ Value = Callable[[Mapping[str, Any]], object]
 def check(comparison: Mapping[str, Any]) -> None:
     """Raise `ReportError` unless `comparison` says that it is of the format read here."""
     found = comparison.get("format")
+    if found is None and {"label", "epochs"} <= comparison.keys():
+        raise ReportError(
+            "This is the record of one run; a report shows a comparison. Compare runs of one rule or several by "
+            "`bpfree compare`, which writes the page itself."
+        )
     if found != FORMAT:
         raise ReportError(
             f"This is not a comparison the report can read: its format is {found!r}, expected {FORMAT!r}. "

@@ -196,7 +196,7 @@ def _sequences(tokens: TokenFile, context: int, part: Part) -> Sequences:
     n = (len(tokens) - 1) // context
     if n < 1:
         raise DataError(
-            f"{part} has {len(tokens)} tokens: too few for one sequence of --text.context {context}, which takes one "
-            "more. Name a smaller context, or give more text."
+            f"{part} has {len(tokens)} tokens: too few for one sequence of {context}, which takes one more. Name a "
+            "smaller context (--text.context, or context under text in a recipe), or give more text."
         )
     return Sequences(tokens, context, torch.arange(n))
