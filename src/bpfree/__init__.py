@@ -48,6 +48,7 @@ from bpfree.rules import SignSymmetry as SignSymmetry
 from bpfree.rules import WeightMirror as WeightMirror
 from bpfree.suggest import TapSuggestion as TapSuggestion
 from bpfree.suggest import suggest_taps as suggest_taps
+from bpfree.taps import Cut as Cut
 from bpfree.taps import Tap as Tap
 from bpfree.verification.verify import Verification as Verification
 from bpfree.verification.verify import verify as verify

@@ -64,7 +64,7 @@ def _added(signals: dict[str, list[str]]) -> list[str]:
 def _missed(owners: dict[nn.Parameter, str], signals: dict[str, list[str]]) -> list[str]:
     missed = _unique(name for parameter, name in owners.items() if parameter.requires_grad)
     missed = [layer for layer in missed if layer and layer not in signals]
-    return [f"No signal reaches {', '.join(missed)}: not used in this forward pass."] if missed else []
+    return [f"No signal reaches {', '.join(missed)}: not used in this forward pass, or below a cut."] if missed else []
 
 
 def _whole(layers: Sequence[str], holders: Mapping[str, int]) -> list[str]:

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from bpfree.blocks import pattern_text, patterns_for, warn_of_left_out_blocks
 from bpfree.errors import TapSelectionError, nearest
@@ -50,6 +50,26 @@ class Tap(nn.Module):
     def extra_repr(self) -> str:
         """Return the place of the tensor, if one was named."""
         return "" if self.output is None else f"output={self.output!r}"
+
+
+class Cut(nn.Module):
+    """An identity at which direct rules end the gradient and send no signal.
+
+    What lies below learns along other paths, or not at all: embeddings that also enter the output by a product of
+    their own, and get no signal from the network behind the cut. It is no tap. Backpropagation and layerwise rules
+    pass it, and so does a pass within ``attachment.paused()``. Put it below the taps: of a tap from which nothing but
+    a cut leads up, the error does not depend.
+
+    Example::
+
+        self.cut = bpfree.Cut()
+        ...
+        return pairs(embeddings) + self.network(self.cut(embeddings))
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``input`` as it is."""
+        return input
 
 
 def select_taps(model: nn.Module, taps: TapChoice, prefix: str = "") -> dict[str, nn.Module]:

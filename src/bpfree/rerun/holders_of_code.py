@@ -29,7 +29,7 @@ from bpfree.rerun.holders import (
     Slots,
     Variables,
 )
-from bpfree.taps import Tap
+from bpfree.taps import Cut, Tap
 
 LEAVES = frozenset(
     {type(None), bool, int, float, complex, str, bytes, type, range, slice, torch.dtype, torch.device, torch.Size}
@@ -48,7 +48,7 @@ _STORE_GLOBAL = opmap["STORE_GLOBAL"]
 def is_ours(kind: type) -> bool:
     """Return whether a class belongs to a learning rule: the state of a rule is never put back."""
     bases = (base for base in kind.__mro__ if base.__module__.partition(".")[0] == "bpfree")
-    return any(base is not Tap and not base.__module__.startswith("bpfree.lab.") for base in bases)
+    return any(base not in (Tap, Cut) and not base.__module__.startswith("bpfree.lab.") for base in bases)
 
 
 def is_foreign(module: str | None) -> bool:

@@ -7,13 +7,14 @@ from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bpfree.errors import BpfreeWarning
 from bpfree.mechanisms.base import Mechanism
 from bpfree.module_tree import ModuleTree, followed, newcomers
 from bpfree.plan import Plan
 from bpfree.tabulate import fold_names, name_some
+from bpfree.taps import Cut
 
 if TYPE_CHECKING:
     from bpfree.mechanisms.direct.rule import DirectRule
@@ -37,8 +38,13 @@ class DirectHooks(Mechanism):
         """Return the state for a copy or a pickle, without what passes have shown: a copy finds that again."""
         return {**self.__dict__, "_tree": None, "_known": {}}
 
+    @property
+    def cuts(self) -> dict[str, Cut]:
+        """The places by name at which the gradient ends and no signal enters."""
+        return {name: module for name, module in self.plan.model.named_modules() if isinstance(module, Cut)}
+
     def install(self) -> None:
-        """Put hooks on the model, on every tap and on the modules where errors are taken."""
+        """Put hooks on the model, on every cut, every tap and on the modules where errors are taken."""
         # Bound methods and partials of them: a deep copy of the model then has a deep copy of the rule.
         plan = self.plan
         add = self._handles.append
@@ -50,6 +56,8 @@ class DirectHooks(Mechanism):
                 handle = module.register_forward_hook(partial(self.cut_at_tap, name))
                 self._hooks_of_taps.append((module._forward_hooks, handle.id))  # type: ignore[arg-type]
                 add(handle)
+        for cut in self.cuts.values():
+            add(cut.register_forward_hook(self._end_gradient))
         for name, module in plan.errors.items():
             add(module.register_forward_hook(partial(self._take_errors, name)))
         add(plan.model.register_forward_hook(self._end_pass, with_kwargs=True, always_call=True))
@@ -101,6 +109,10 @@ class DirectHooks(Mechanism):
         for hooks, cut in self._hooks_of_taps:
             if next(reversed(hooks)) != cut:
                 hooks.move_to_end(cut)
+
+    def _end_gradient(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        """Called behind each cut. The first look, whose graph is whole but for cuts, must not see more than a pass."""
+        return None if self._switches().pauses else output.detach()
 
     def _note_arguments(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Called before a pass, with the model's arguments before any other hook changes them."""

@@ -55,7 +55,9 @@ class TapTable:
             return [], [], [f"taps: {names}", later]
         rows = [self._row(place, layers) for place, layers in segments.learners.items()]
         rows += [[name or "(output)", "", "exact gradient", layers] for name, layers in segments.exact.items()]
-        remarks = [*mechanism.passes.describe(), *mechanism.first_look.describe(), *segments.remarks]
+        cuts = list(mechanism.cuts)
+        no_signal = [f"No signal passes {', '.join(fold_names(cuts))}: cut there."] if cuts else []
+        remarks = [*no_signal, *mechanism.passes.describe(), *mechanism.first_look.describe(), *segments.remarks]
         return ["tap", "shape", "feedback", "learns from it"], rows, remarks
 
     def _row(self, place: str, layers: str) -> list[str]:
