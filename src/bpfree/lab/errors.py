@@ -13,6 +13,10 @@ class SettingsError(BpfreeError, ValueError):
     """A setting has a name or a value that means nothing."""
 
 
+class TableSizeError(SettingsError):
+    """A model's tables do not fit into memory; nothing of them has been allocated."""
+
+
 class RunError(BpfreeError, RuntimeError):
     """A run cannot be started or continued from what lies in its folder."""
 

@@ -106,9 +106,9 @@ class ModelSettings:
             model: nn.Module = parser.instantiate(parsed).model
         except (ValueError, TypeError, ArithmeticError) as error:
             # What a model says of its arguments comes wrapped in what jsonargparse has tried besides.
-            said = str(error.__cause__ or error)
-            named = said if said.startswith("--model ") else f"--model {self.class_path}: {said}"
-            raise SettingsError(named) from error
+            cause = error.__cause__ or error
+            said, kind = str(cause), type(cause) if isinstance(cause, SettingsError) else SettingsError
+            raise kind(said if said.startswith("--model ") else f"--model {self.class_path}: {said}") from error
         for name, parameter in model.named_parameters():
             if not is_lazy(parameter) and not parameter.numel():
                 shape = tuple(parameter.shape)

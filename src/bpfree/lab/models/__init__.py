@@ -7,6 +7,7 @@ from typing import Any
 
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.models.bottleneck import BottleneckMLP
+from bpfree.lab.models.clicks import AFN, FM, AutoInt, DeepCross, DeepFM
 from bpfree.lab.models.cnn import CNN
 from bpfree.lab.models.deep import VGG16, AlexNet
 from bpfree.lab.models.lenet import LeNet4
@@ -16,7 +17,8 @@ from bpfree.lab.models.transformer import CausalTransformer
 GRAPHS = ("ChebNet", "DNA", "GAT", "GCN", "GraphEncoder", "SplineNet")
 """Networks on graphs, which need the extra ``graphs``; loaded when they are asked for."""
 __all__ = [
-    "CNN", "MLP", "VGG16", "AlexNet", "BottleneckMLP", "CausalTransformer", "LeNet4", *GRAPHS,
+    "AFN", "CNN", "FM", "MLP", "VGG16", "AlexNet", "AutoInt", "BottleneckMLP", "CausalTransformer", "DeepCross",
+    "DeepFM", "LeNet4", *GRAPHS,
 ]  # fmt: skip
 
 
