@@ -8,11 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import get_loader
-
+from bpfree.lab import yaml_file
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.files import storable
-from bpfree.lab.recipe import yaml_keys
 from bpfree.lab.recipe.locate import find
 from bpfree.lab.recipe.merging import extended
 from bpfree.lab.recipe.schema import SETTINGS, Chart, Column, Expected, Recipe, Scale, known
@@ -51,7 +48,7 @@ def content_of(path: Path, *, trust: bool = True) -> Any:
 
 
 def _content(path: Path, below: tuple[Path, ...], trust: bool) -> Any:
-    own = _said(path)
+    own = yaml_file.read(path)
     vouched(path, own, trust=trust)
     if not isinstance(own, Mapping) or EXTENDS not in own:
         return own
@@ -70,31 +67,6 @@ def _other(name: Any, path: Path) -> Path:
         return find(name, path.parent)
     except SettingsError as error:
         raise SettingsError(f"{path.stem}: {EXTENDS}: {error}") from error
-
-
-_LARGEST = 2**18  # bytes of a recipe; the largest of the package has 10,000
-
-
-def _said(path: Path) -> Any:
-    """Return the content of a file; names of rows and the like become text, even if written as numbers."""
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError(f"it is larger than {_LARGEST:,} bytes")
-        text = path.read_text(encoding="utf-8")
-        yaml_keys.check_size(text)
-        content = _named(get_loader("yaml")(text))
-    except Exception as error:  # the loader's errors have no public base
-        raise SettingsError(f"{path} cannot be read as YAML ({error}).") from error
-    yaml_keys.check(text, path.stem)
-    return content
-
-
-def _named(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(_named(name)): _named(entry) for name, entry in value.items()}
-    if isinstance(value, str) and storable(value) != value:
-        raise ValueError(f"{storable(value)!r} holds half a letter (\\ud800 to \\udfff)")
-    return [_named(entry) for entry in value] if isinstance(value, list) else value
 
 
 class _Reader:
