@@ -91,8 +91,8 @@ _HINTS = {
 
 def _run(name: str, options: Any) -> None:
     # Imported here, so that --help and mistakes in the command line are answered at once.
+    from bpfree.lab.console import make_console
     from bpfree.lab.quiet import quiet
-    from bpfree.lab.terminal import make_console
 
     command = getattr(importlib.import_module(_MODULES[name]), name)
     with quiet():
