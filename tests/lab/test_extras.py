@@ -19,8 +19,10 @@ from bpfree.lab.tables import work
 
 @pytest.mark.parametrize(
     ("module", "extra"),
-    [("torch_geometric", "graphs"), ("torch_geometric.nn", "graphs"), ("lightning.pytorch", "lab"), ("yaml", "lab"),
-     ("PIL", "lab"), ("sklearn", "lab"), ("vl_convert", "lab"), ("docstring_parser", "lab"), ("optuna", "lab")],
+    [("torch_geometric", "graphs"), ("torch_geometric.nn", "graphs"), ("polars", "clicks"),
+     ("lightning.pytorch", "lab"),
+     ("yaml", "lab"), ("PIL", "lab"), ("sklearn", "lab"), ("vl_convert", "lab"), ("docstring_parser", "lab"),
+     ("optuna", "lab")],
 )  # fmt: skip
 def test_modules_are_named_with_their_extra(module: str, extra: str) -> None:
     said = missing(ModuleNotFoundError("", name=module))

@@ -13,6 +13,7 @@ from bpfree.lab.extras import named
 try:
     from bpfree.lab.data.cifar10 import load_cifar10
     from bpfree.lab.data.cifar100 import load_cifar100
+    from bpfree.lab.data.clicks import NAMED, ClickSettings, load_clicks
     from bpfree.lab.data.digits import load_digits
     from bpfree.lab.data.fashion_mnist import load_fashion_mnist
     from bpfree.lab.data.folder import load_folder
@@ -28,6 +29,7 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "DATA_SETS",
+    "ClickSettings",
     "Data",
     "GraphSettings",
     "ImageSettings",
@@ -47,6 +49,8 @@ DATA_SETS: dict[str, Callable[..., Any]] = {
     "folder": load_folder,
     "text": load_text,
     **PLANETOID,
+    "clicks": load_clicks,
+    **dict.fromkeys(NAMED, load_clicks),
 }
 """Name -> reader. A reader takes the folder given by the user (or None), maybe settings, and returns the data."""
 
@@ -59,6 +63,7 @@ def load(
     images: ImageSettings | None = None,
     text: TextSettings | None = None,
     graph: GraphSettings | None = None,
+    clicks: ClickSettings | None = None,
     seed: int = 0,
 ) -> Data:
     """Load a data set.
@@ -68,14 +73,18 @@ def load(
             ``"mnist"``, all 70,000, ``"fashion-mnist"``, as many pictures of clothes, ``"cifar10"`` and
             ``"cifar100"``, 60,000 photographs of ten and of a hundred classes, ``"folder"``, any pictures in the layout
             of ImageNet, ``"text"``, any folder with text files, or ``"cora"``, ``"citeseer"`` and ``"pubmed"``,
-            citation graphs whose nodes have classes; ``"cora-links"`` and so on, the same to predict edges.
+            citation graphs whose nodes have classes; ``"cora-links"`` and so on, the same to predict edges;
+            ``"clicks"``, any log of clicks with a schema, or ``"criteo"``, ``"criteo-10k"``, ``"avazu"`` and
+            ``"movielens"``, which have one.
         data_dir: Where the files lie; None takes the cache folder, after a download if needed, of those data sets that
             are published as files.
         validation: Hold out this many training images and measure on them in place of the test set, to choose
-            settings without looking at test data. 0 measures on the test set. Text has a file of its own for that.
+            settings without looking at test data. 0 measures on the test set. Text and logs have rows of their own for
+            that.
         images: The options for reading images.
         text: The options for reading text.
         graph: The options for reading a graph.
+        clicks: The options for reading a log of clicks.
         seed: Which training images are held out.
 
     Raises:
@@ -89,23 +98,34 @@ def load(
     folder = None if data_dir is None else Path(data_dir).expanduser()
     if folder is not None and not folder.is_dir():
         raise DataError(f"--data-dir {folder} is not a folder. Name the one that holds the files of {name}.")
-    kind = "graph" if name in PLANETOID else "text" if name == "text" else "images"
-    _check(name, kind, validation, {"images": images, "text": text, "graph": graph})
+    kind = _kind(name)
+    _check(name, kind, validation, {"images": images, "text": text, "graph": graph, "clicks": clicks})
     if name == "text":
         return load_text(folder, settings=text)
     if name in PLANETOID:
         return PLANETOID[name](folder, graph)
+    if kind == "clicks":
+        return load_clicks(folder, clicks, name)
     images = images or ImageSettings()
     splits = load_folder(folder, images) if name == "folder" else prepared(DATA_SETS[name](folder), images)
     return hold_out(splits, validation, seed) if validation else splits
 
 
-_DEFAULTS = {"images": ImageSettings(), "text": TextSettings(), "graph": GraphSettings()}
+def _kind(name: str) -> str:
+    """Return which of the options are those of a data set."""
+    if name in PLANETOID:
+        return "graph"
+    return name if name in ("text", "clicks") else "clicks" if name in NAMED else "images"
+
+
+_DEFAULTS = {"images": ImageSettings(), "text": TextSettings(), "graph": GraphSettings(), "clicks": ClickSettings()}
 _MEASURED_ANYWAY = {
     "text": "text is measured on its validation file anyway; leave --validation out. --text.measured_on test measures "
     "on its test file.",
     "graph": "a graph has nodes or edges for validation anyway, and a record says how well they did; leave "
     "--validation out.",
+    "clicks": "a log has rows for validation anyway; leave --validation out. --clicks.measured_on test measures on its "
+    "test rows.",
 }
 
 

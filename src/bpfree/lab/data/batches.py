@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class TrainingOrder(Sampler[Tensor]):
         passes = map(self.batches, itertools.count(first))
         yield from itertools.islice(itertools.chain.from_iterable(passes), skipped, skipped + self.steps)
 
-    def batches(self, number: int) -> tuple[Tensor, ...]:
+    def batches(self, number: int) -> Iterable[Tensor]:
         """Return the batches of one pass, int64 ``(N,)`` each; ``number`` counts passes from 0."""
         raise NotImplementedError
 
@@ -82,7 +82,7 @@ class Shuffled(TrainingOrder):
 
     def batches(self, number: int) -> tuple[Tensor, ...]:
         """Return the batches of one pass."""
-        return torch.randperm(self.n, generator=_generator(self.seed, number)).split(self.size)
+        return torch.randperm(self.n, generator=generator(self.seed, number)).split(self.size)
 
 
 class Streams(TrainingOrder):
@@ -151,7 +151,7 @@ class AugmentedBatches(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, numbered: tuple[int, Tensor]) -> tuple[Tensor, Tensor]:
         number, index = numbered
         x, y = self.plain[index]
-        return augmented(x, self.augmentation, self.black, _generator("augmentation", self.seed, number)), y
+        return augmented(x, self.augmentation, self.black, generator("augmentation", self.seed, number)), y
 
     def __len__(self) -> int:
         return len(self.plain)
@@ -182,7 +182,7 @@ def augmented_batches(
     return ResumableLoader(AugmentedBatches(samples, augmentation, black, order.seed), Numbered(order))
 
 
-def _generator(*words: object) -> torch.Generator:
+def generator(*words: object) -> torch.Generator:
     """Make a generator whose numbers these words determine."""
     # Hashed, because a CPU generator looks at the lower 32 bits of its seed alone: two numbers side by side in
     # 64 bits would leave one of them out.
