@@ -5,12 +5,9 @@ python benchmarks/text.py [--tokens 100000000] [--vocabulary 32000] [--net 6x512
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +23,7 @@ from bpfree.lab.settings import RunSettings, rule_settings
 from bpfree.lab.tasks.language import LanguageModel
 from bpfree.lab.time_and_memory import paired_ratio
 from common import results, script
+from common.watching import watched
 
 CONTEXT, BATCH = 128, 8
 _WORDS = 200_000
@@ -53,32 +51,6 @@ def write_text(folder: Path, vocabulary: Vocabulary, tokens: int) -> None:
     (folder / "valid.txt").write_text("".join(sample))
     with (folder / "train.txt").open("w") as stream:
         stream.writelines(itertools.islice(lines, count))
-
-
-def resident() -> int:
-    """The bytes of this process that are in memory now, mapped files included."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@contextlib.contextmanager
-def watched(row: results.Row) -> Iterator[None]:
-    """Put the seconds of a block into a row, and by how much the process grew at most in it (``resident_growth``)."""
-    before, most, done = resident(), [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            most[0] = max(most[0], resident() - before)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        row["seconds"] = time.perf_counter() - start
-        done.set()
-        thread.join()
-        row["resident_growth"] = max(most[0], resident() - before)
 
 
 def training_step(text: Text, batch: tuple[torch.Tensor, torch.Tensor], net: str) -> Callable[[], None]:
