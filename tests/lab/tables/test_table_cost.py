@@ -45,6 +45,17 @@ def test_operations_are_those_of_the_matrix_products() -> None:
     assert {row["evaluation_flops"] for row in found.values()} == {evaluations}
 
 
+def test_batch_normalization_is_measured_with_two_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    normalized = tiny_table.RECIPE.replace("dropout: 0.2", "dropout: 0.2, batch_norm: true")
+    tiny_table.write(tmp_path, normalized, "normalized")
+    assert rows(name="normalized.yaml")["BP"]["measured_samples"] == 32
+    monkeypatch.setattr(measured_step, "_MEASURED_FLOPS", 1.0)
+    found = rows(name="normalized.yaml")["BP"]
+    assert found["measured_samples"] == 2
+    carried = 2 * 32 * (16 * 16 + 16 * 4)
+    assert found["step_flops"] == pytest.approx(2 * FORWARD + carried)
+
+
 GRAPH = """
 title: A graph
 base: {data: cora, model: GCN, rule: BP, steps: 4, evaluations: 1, alignment: never}

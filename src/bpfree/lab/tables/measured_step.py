@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bpfree.lab.data.samples import Data
@@ -57,14 +59,26 @@ def measured_samples(settings: RunSettings, splits: Data, task: Learner, feed: F
     if device() == "cuda":
         return settings.batch_size
     task.train()
-    one = feed.first(1)
-    task.batch_loss(one).backward()  # the first pass of an attachment is verified, by further passes
+    fewest = _fewest(task)
+    few = feed.first(fewest)
+    task.batch_loss(few).backward()  # the first pass of an attachment is verified, by further passes
     with flops.counter() as counted:
-        task.batch_loss(one).backward()
+        task.batch_loss(few).backward()
     task.zero_grad()
-    fast = min(_MEASURED_NUMBERS // math.prod(splits.shape), int(_MEASURED_FLOPS / max(1, counted.get_total_flops())))
+    numbers = math.prod(few[0].shape[1:] if isinstance(few[0], Tensor) else splits.shape)
+    fast = min(_MEASURED_NUMBERS // numbers, int(fewest * _MEASURED_FLOPS / max(1, counted.get_total_flops())))
+    return _in_parts(min(settings.batch_size, fast), task, settings)
+
+
+def _in_parts(samples: int, task: Learner, settings: RunSettings) -> int:
+    """Return about so many samples: as many in each micro-batch, and no fewer in one than can be measured."""
     parts = settings.accumulate
-    return parts * max(1, min(settings.batch_size, fast) // parts)
+    return parts * max(min(_fewest(task), settings.batch_size // parts), samples // parts)
+
+
+def _fewest(task: Learner) -> int:
+    """Return the number of samples that the model needs in training: two for batch normalization."""
+    return 2 if any(isinstance(module, _BatchNorm) for module in task.model.modules()) else 1
 
 
 def step_lines(
@@ -76,8 +90,7 @@ def step_lines(
     the weights are, and with many where the activations are.
     """
     every = getattr(task.settings.rule, "every", 1)  # a rule whose steps differ has them in turns
-    parts = settings.accumulate
-    sizes = [parts * max(1, largest // parts // 4), largest]
+    sizes = [_in_parts(largest // 4, task, settings), largest]
     widest = min(4 * largest, settings.batch_size)
     wide = [largest, widest] if widest > largest else sizes
     found = {size: _measured(task, training_step(task, optimizer, feed.first(size)), every) for size in sizes}
