@@ -45,16 +45,38 @@ def _frame(draw: np.random.Generator, rows: int) -> pl.DataFrame:
     ranks = {f"C{number}": _ranks(draw, rows, size) for number, size in enumerate(SIZES, start=1)}
     for number in range(13):
         columns[f"I{number + 1}"] = draw.lognormal(1 + 0.4 * number, 2, rows).astype(np.int64)
-    for number, (name, rank) in enumerate(ranks.items()):
-        # Eight digits, as Criteo's have eight letters; a few values of a large column share theirs.
-        columns[name] = (10**7 + _mixed(rank * np.uint64(64) + np.uint64(number)) % np.uint64(9 * 10**7)).astype(
-            np.uint32
-        )
+    columns |= {name: _names(name, rank) for name, rank in ranks.items()}
     logit = _BIAS + _OF_SECOND * _interaction(ranks, SECOND) + _OF_THIRD * _interaction(ranks, THIRD)
     columns["label"] = (draw.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.uint8)
     frame = pl.DataFrame(columns)
     masks = {name: pl.Series(draw.random(rows) < share) for name, share in zip(frame.columns[1:], MISSING, strict=True)}
     return frame.with_columns([frame[name].set(mask, None) for name, mask in masks.items() if mask.any()])
+
+
+def _names(field: str, ranks: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    """Return the names of values: eight digits, as Criteo's have eight letters.
+
+    A few values of a large column share theirs.
+    """
+    return (10**7 + _mixed(ranks * np.uint64(64) + np.uint64(int(field[1:]) - 1)) % np.uint64(9 * 10**7)).astype(
+        np.uint32
+    )
+
+
+def planted(frame: pl.DataFrame, *interactions: tuple[str, ...]) -> NDArray[np.float64]:
+    """Return the part of the rows' logits that these interactions, of ``SECOND`` and ``THIRD``, make."""
+    found = np.full(len(frame), _BIAS)
+    for fields in interactions:
+        parts = [_signs_of(frame[field], field) for field in fields]
+        found += {SECOND: _OF_SECOND, THIRD: _OF_THIRD}[fields] * np.prod(parts, axis=0)
+    return found
+
+
+def _signs_of(values: pl.Series, field: str) -> NDArray[np.float64]:
+    known = signs(field)
+    names = _names(field, np.arange(len(known), dtype=np.uint64))
+    order = np.argsort(names)
+    return known[order[np.searchsorted(names[order], values.to_numpy())]]
 
 
 def _ranks(draw: np.random.Generator, rows: int, size: int) -> NDArray[np.uint64]:
