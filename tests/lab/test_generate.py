@@ -21,7 +21,7 @@ from bpfree.lab.errors import DamageError, RunError, SettingsError, TrustError
 from bpfree.lab.generate import generate, prompt_tokens
 from bpfree.lab.generate_options import GenerateOptions
 from bpfree.lab.generation import text_pieces
-from bpfree.lab.kept_model import find_run, load_kept
+from bpfree.lab.kept.text import find_text_run, load_text_run
 from bpfree.lab.models import CausalTransformer
 from support import tiny_text
 
@@ -90,7 +90,7 @@ def test_a_run_is_found_by_its_folder_record_or_checkpoint(place: str, trained: 
     (record,) = trained.glob("*.json")
     folder = trained / record.stem
     named = {"": trained, "folder": folder, "record": record, "checkpoint": folder / "last.ckpt"}[place]
-    assert find_run(named) == folder
+    assert find_text_run(named) == folder
 
 
 def test_what_is_no_run_is_named(copied: Path, tmp_path: Path) -> None:
@@ -115,15 +115,15 @@ def test_damaged_files_are_named(copied: Path) -> None:
     settings = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(settings | {"classes": 5}))
     with pytest.raises(DamageError, match=r"model\.json is damaged"):
-        load_kept(folder)
+        load_text_run(folder)
     settings["model"]["init_args"]["width"] = 32
     (folder / "model.json").write_text(json.dumps(sealed(settings)))
     with pytest.raises(DamageError, match=r"last\.ckpt does not hold the weights of the model"):
-        load_kept(folder)
+        load_text_run(folder)
     content = (folder / "last.ckpt").read_bytes()
     (folder / "last.ckpt").write_bytes(content[:-9])
     with pytest.raises(DamageError):
-        load_kept(folder)
+        load_text_run(folder)
 
 
 def test_a_run_that_names_code_is_not_trusted(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_a_run_that_names_code_is_not_trusted(copied: Path, monkeypatch: pytest.
     (folder / "model.json").write_text(json.dumps(sealed(settings)))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(copied))  # where no folder is marked
     with pytest.raises(TrustError, match=r"names code to run, os\.path\.Mine.*--trust"):
-        load_kept(folder)
+        load_text_run(folder)
 
 
 def test_an_interrupted_run_writes_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,18 @@ def test_a_seed_that_diverged_leaves_no_mean_of_the_others(diverged: float | Non
     assert (bp["perplexity_mean"], shallow["perplexity_mean"]) == (97.0, 91.0)
 
 
+def test_numbers_beside_the_metric_are_means_where_every_run_has_them() -> None:
+    runs = [{**entry, "perplexity": entry["accuracy"], "word_perplexity": 10 * entry["accuracy"]} for entry in RUNS]
+    del runs[4]["word_perplexity"]  # DFA, seed 1
+    bp, dfa, _ = summarize(runs, ["BP", "DFA", "Shallow"], LANGUAGE.metric, LANGUAGE.beside)
+    assert (bp["word_perplexity_mean"], bp["word_perplexity_std"]) == (970.0, pytest.approx(math.sqrt(200)))
+    assert "word_perplexity_mean" not in dfa
+    headings = [column[0] for column in cells([bp, dfa], "language")]
+    assert headings[1:4] == ["test\nperplexity", "word\nperplexity", "recovery"]
+    assert cells([bp, dfa], "language")[2][1:] == ["970.00 ± 14.14", "-"]
+    assert "word\nperplexity" not in [column[0] for column in cells([dfa], "language")]
+
+
 def shown(summary: list[dict], task: str) -> Table:
     """The table of these rules."""
     rest = {"recovery": None, "time_relative_to_bp": None, "seconds_per_epoch": 1.0}

@@ -19,6 +19,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
 
 from bpfree.errors import BpfreeWarning
+from bpfree.lab import replicas
 from bpfree.lab.data.resumable import ResumableLoader
 from bpfree.lab.errors import DamageError
 from bpfree.lab.files import replacing
@@ -30,6 +31,7 @@ _DIGITS = 64
 _LENGTH = struct.Struct("<H")  # of the comment: the two bytes before it
 _CHUNK = 2**20
 _SECONDS = 600.0  # between checkpoints within an epoch
+_ASKED = 100  # steps after which several processes agree whether it is time
 LAST = "last.ckpt"
 """The name of a run's checkpoint, in its folder."""
 
@@ -61,7 +63,9 @@ class TimedCheckpoints(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Write one if it is time. After the last step the evaluation comes first, and one is written behind it."""
-        if trainer.is_last_batch or time.monotonic() - self._written < _SECONDS:
+        if trainer.is_last_batch or (replicas.count() > 1 and trainer.global_step % _ASKED):
+            return
+        if not replicas.agreed(time.monotonic() - self._written >= _SECONDS):
             return
         trainer.save_checkpoint(self._path, weights_only=False)  # the optimizer and all else too
         self._written = time.monotonic()

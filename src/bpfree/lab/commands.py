@@ -13,6 +13,7 @@ from bpfree.errors import BpfreeError
 from bpfree.lab.generate_options import GenerateOptions
 from bpfree.lab.options import CompareOptions, DemoOptions, TrainOptions
 from bpfree.lab.parser import Parser, add_options, read_options, summary, with_model
+from bpfree.lab.predict_options import PredictOptions
 from bpfree.lab.tables.command_options import ReportOptions, TableOptions, TuneOptions
 from bpfree.lab.trust import FLAG, names_code, search_current_folder
 
@@ -22,6 +23,7 @@ Begin with:  bpfree demo               (5,000 digits, no network needed, a minut
 Then:        bpfree compare --data mnist --data-dir DIR --epochs 10
              bpfree train --rule DFA --model my_file.MyNet
              bpfree generate RUN --prompt "To be"   (text of a model that bpfree train has trained)
+             bpfree predict RUN FILE   (the probabilities of clicks)
              bpfree table --list       (published tables, beside the papers' numbers)
 """
 _INTERRUPTED = 130  # what a shell reports of a program ended by Ctrl-C
@@ -66,6 +68,7 @@ _COMMANDS: dict[str, type[Any]] = {
     "compare": CompareOptions,
     "train": TrainOptions,
     "generate": GenerateOptions,
+    "predict": PredictOptions,
     "table": TableOptions,
     "tune": TuneOptions,
     "report": ReportOptions,
@@ -75,6 +78,7 @@ _MODULES = {
     "compare": "bpfree.lab.compare",
     "train": "bpfree.lab.train",
     "generate": "bpfree.lab.generate",
+    "predict": "bpfree.lab.predict",
     "table": "bpfree.lab.tables.table",
     "tune": "bpfree.lab.tables.tune",
     "report": "bpfree.lab.tables.recipe_page",
@@ -85,15 +89,18 @@ _MODULES = {
 _HINTS = {
     "train": "Interrupted. Finished runs are kept; the same command continues with --resume.",
     "generate": "Interrupted.",
+    "predict": "Interrupted. Nothing was written.",
 }
 """Command -> what is said after Ctrl-C, where it is not what others say."""
 
 
 def _run(name: str, options: Any) -> None:
     # Imported here, so that --help and mistakes in the command line are answered at once.
+    from bpfree.lab import replicas
     from bpfree.lab.console import make_console
     from bpfree.lab.quiet import quiet
 
+    replicas.check(f"bpfree {name}", able=name == "train")
     command = getattr(importlib.import_module(_MODULES[name]), name)
     with quiet():
         command(options, make_console())

@@ -24,6 +24,8 @@ from bpfree.lab.plain_values import plain
 from bpfree.lab.runs import Places, run
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.summary import summarize
+from bpfree.lab.tasks import TAKEN
+from bpfree.lab.tasks.task import Task
 from bpfree.lab.terminal import Display
 from bpfree.lab.terminal_table import table
 
@@ -155,10 +157,17 @@ def assemble(
         },
         "environment": environment.describe(),
         "data": {key: value for key, value in data.items() if key not in ("measured_on", "normalization")},
-        "runs": [{key: record[key] for key in (*_OF_A_RUN, task.metric.name)} for record in records],
+        "runs": [_shown(record, task) for record in records],
         "failed": list(failed),
-        "summary": summarize(records, options.labels(), task.metric),
+        "summary": summarize(records, options.labels(), task.metric, task.beside),
     }  # fmt: skip
+
+
+def _shown(record: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """Return what a comparison keeps of a run's record."""
+    beside = (TAKEN, "calibration_curve", "roc", *(number.name for number in task.beside))
+    kept = {key: record[key] for key in (*_OF_A_RUN, task.metric.name)}
+    return kept | {key: record[key] for key in beside if key in record}
 
 
 def _data_settings(options: CompareOptions, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from bpfree.lab.environment import device
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.generate_options import GenerateOptions
 from bpfree.lab.generation import continuation, text_pieces
-from bpfree.lab.kept_model import find_run, load_kept
+from bpfree.lab.kept.text import find_text_run, load_text_run
 
 
 def generate(options: GenerateOptions, console: Console | None = None) -> str:
@@ -33,7 +33,7 @@ def generate(options: GenerateOptions, console: Console | None = None) -> str:
     """
     if options.name is None:
         raise RunError("Name the folder of a run: bpfree generate runs/NAME --prompt TEXT.")
-    kept = load_kept(find_run(Path(options.name).expanduser()), trust=options.trust)
+    kept = load_text_run(find_text_run(Path(options.name).expanduser()), trust=options.trust)
     prompt = prompt_tokens(kept.vocabulary, options.prompt)
     if console is not None and len(prompt) > kept.context:
         console.print(f"(the prompt has {len(prompt)} tokens; the model sees the last {kept.context})")

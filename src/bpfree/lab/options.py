@@ -9,14 +9,15 @@ from typing import Any
 import torch
 
 import bpfree
-from bpfree.lab.data import GraphSettings, ImageSettings, TextSettings
+from bpfree.lab import replicas
+from bpfree.lab.data import ClickSettings, GraphSettings, ImageSettings, TextSettings
 from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.files import file_name
 from bpfree.lab.loggers import USUAL
 from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.setting_checks import check_measured_on
-from bpfree.lab.settings import Precision, RuleOverrides, RunSettings, Schedule, Times, rule_settings
+from bpfree.lab.settings import Precision, Restored, RuleOverrides, RunSettings, Schedule, Times, rule_settings
 from bpfree.lab.tasks import task_of
 from bpfree.lab.tasks.task import Task
 
@@ -29,16 +30,19 @@ class Options:
         data: The data set: digits (5,000 real handwritten digits that come with an installed package, no network),
             mnist (all 70,000), fashion-mnist (as many pictures of clothes), cifar10, cifar100 (60,000 photographs, 3 x
             32 x 32), folder (any pictures in the layout of ImageNet), text (language modelling on any text), cora,
-            citeseer, pubmed (citation graphs, whose nodes are classified) or cora-links and so on (their edges are
-            predicted).
+            citeseer, pubmed (citation graphs, whose nodes are classified), cora-links and so on (their edges are
+            predicted), clicks (a log that --schema describes), or criteo, criteo-10k, avazu, movielens
+            (logs whose schemas the package has).
         data_dir: The folder with the original files of MNIST, Fashion-MNIST or CIFAR, which are downloaded once without
             it. For folder, that with train/CLASS/*.jpg and val/CLASS/*.jpg. For text, that with the files train, valid
             and test (.txt or .txt.gz), one sentence or paragraph a line. For a graph, that with Planetoid's files,
-            which are downloaded once without it.
+            which are downloaded once without it. For clicks, that with the files that the schema names.
         images: The options for reading images.
         augmentation: Random changes of training images, drawn anew each time; by default none.
         text: The options for reading text.
         graph: The options for reading a graph.
+        clicks: The options for reading a log of clicks.
+        schema: The file that says which columns a log of clicks has; the same as --clicks.schema.
         validation: Hold out this many training images and measure on them in place of the test set. Choose settings
             this way; then measure once on the test set.
         epochs: Passes over the training data, with an evaluation after each; by default 5 for images.
@@ -68,15 +72,19 @@ class Options:
         threads: Threads that torch computes with; by default its own choice.
         out: The folder for results; a name in runs/ by default.
         model: The network: MLP (by default for images), BottleneckMLP, CNN, LeNet4, AlexNet, VGG16, CausalTransformer
-            (by default for text), GCN (by default for nodes), ChebNet, SplineNet, GAT, DNA, GraphEncoder (by default
-            for edges), any torch.nn.Module by import path, or hf:PATH for a language model of transformers from a
-            config file or a folder with weights. Its arguments follow as --model.NAME; those called shape and classes
-            come from the data.
+            (by default for text), DeepFM (by default for clicks), FM, DeepCross, AFN, AutoInt, GCN (by default for
+            nodes), ChebNet, SplineNet, GAT, DNA, GraphEncoder (by default for edges), any torch.nn.Module by import
+            path, or hf:PATH for a language model of transformers from a config file or a folder with weights. Its
+            arguments follow as --model.NAME; those called shape and classes come from the data.
         taps: Names or glob patterns of the modules of the network after which feedback enters; by default what the
             network suggests (suggested_taps of its class), or every non-linearity.
         error_at: The name of the module at whose output the error is taken; by default what the network suggests
             (suggested_error_at of its class), or its output.
         alignment: After which evaluations alignment is measured: every one, the last, or never.
+        patience: For clicks: end the run where so many evaluations in a row have brought no better AUC on the
+            validation rows, and take the weights of the best. By default a run goes on to its end, and keeps its last.
+        restored: With patience, the weights that a run ends with: those of the best evaluation (best), or those only if
+            it has ended early and else the last (best-if-stopped), as in the code of Launay et al. 2020.
         logger: Another place for the numbers of every evaluation: csv, tensorboard, or the import path of a class of
             Lightning's kind, such as lightning.pytorch.loggers.WandbLogger. It changes no number of a run.
     """
@@ -88,6 +96,8 @@ class Options:
     augmentation: Augmentation = field(default_factory=Augmentation)
     text: TextSettings = field(default_factory=TextSettings)
     graph: GraphSettings = field(default_factory=GraphSettings)
+    clicks: ClickSettings = field(default_factory=ClickSettings)
+    schema: str | None = None
     epochs: int | None = None
     steps: int | None = None
     evaluations: int | None = None
@@ -105,6 +115,8 @@ class Options:
     taps: list[str] | None = None
     error_at: str | None = None
     alignment: Times = "every"
+    patience: int | None = None
+    restored: Restored = "best"
     logger: str = USUAL
 
     def __post_init__(self) -> None:
@@ -136,6 +148,8 @@ class Options:
             raise SettingsError(f"--augmentation: {self.data} has no images; leave it out.")
         if task.samples in ("nodes", "edges"):
             self._check_graph(task.samples, steps)
+        if self.patience is not None and task.chosen_by is None:
+            raise SettingsError(f"--patience: runs on {self.data} go on to their end; leave it out.")
         rule = rule_settings(label, self.settings, lr, self.window, self.schedule or task.schedule)
         check_measured_on(rule, self._measured_on(task))
         return RunSettings(
@@ -156,12 +170,17 @@ class Options:
             details=details,
             augmentation=self.augmentation,
             alignment=self.alignment,
+            patience=self.patience,
+            restored=self.restored,
+            processes=replicas.count(),
         )
 
     def _measured_on(self, task: Task) -> str:
         """Return the set that runs are evaluated on, before the data is read."""
         if task.samples == "tokens":
             return self.text.measured_on
+        if task.samples == "rows":
+            return self.clicks.measured_on
         return "validation" if self.validation else "test"
 
     def _check_graph(self, samples: str, steps: int | None) -> None:
@@ -212,7 +231,8 @@ class Options:
     @property
     def reading(self) -> dict[str, Any]:
         """Options for reading the data, for :func:`bpfree.lab.data.load`."""
-        return {name: getattr(self, name) for name in ("validation", "images", "text", "graph")}
+        found = {name: getattr(self, name) for name in ("validation", "images", "text", "graph", "clicks")}
+        return found if self.schema is None else found | {"clicks": replace(self.clicks, schema=self.schema)}
 
     def directory(self) -> Path:
         """Return the folder for results."""

@@ -30,6 +30,8 @@ from bpfree.lab.trust import FLAG, vouched
 _MODE = "bpfree"
 _WORDS = {"rules": "LABEL", "taps": "NAME", "cell": "ROW/COLUMN"}
 """Options that take several words, and what one of them is called."""
+_ARGUMENTS = ("name", "file")
+"""Those that are given without their names."""
 
 
 def _load(text: str) -> Any:
@@ -115,7 +117,7 @@ _TRUST = "Let a configuration file run the code that it names. Read it first: wh
 def add_options(parser: Parser, kind: type[Any]) -> None:
     """Add one option for each field of the dataclass ``kind``, with help texts from its docstring, and ``--config``.
 
-    A field that is called ``name`` is an argument without a name.
+    Fields that are called ``name`` or ``file`` are arguments without a name.
     """
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
     if FLAG not in {entry.name for entry in fields(kind)}:
@@ -128,8 +130,8 @@ def add_options(parser: Parser, kind: type[Any]) -> None:
                 nn.Module, "model", as_group=False, instantiate=False, required=False, skip=set(FROM_DATA),
                 help=text,
             )  # fmt: skip
-        elif entry.name == "name":
-            parser.add_argument("name", type=hints["name"], nargs="?", help=text)
+        elif entry.name in _ARGUMENTS:
+            parser.add_argument(entry.name, type=hints["name"], nargs="?", help=text)
         elif entry.name in _WORDS:
             parser.add_argument(
                 flag, type=str, nargs="+", default=default(entry), help=text, metavar=_WORDS[entry.name]

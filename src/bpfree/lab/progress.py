@@ -18,6 +18,9 @@ class ShowProgress(ProgressBar):
         self._display = display
         self._resumed = False
 
+    def disable(self) -> None:
+        """Show nothing, which Lightning asks of all processes but the first; their display has no console anyway."""
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when training begins, anew or from a checkpoint; after one within an epoch, no epoch start follows."""
         self._resumed = trainer.current_epoch > 0

@@ -33,6 +33,9 @@ LATER_SETTINGS: dict[str, Any] = {
     "clip": None,
     "accumulate": 1,
     "precision": "float32",
+    "patience": None,
+    "restored": "best",
+    "processes": 1,
 }
 """For each later setting of a run, the value that earlier runs had without it."""
 LATER_INSIDE: dict[tuple[str, ...], Any] = {

@@ -18,15 +18,14 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bpfree.errors import BpfreeError
-from bpfree.lab import environment
+from bpfree.lab import environment, replicas
 from bpfree.lab.checkpoints import LAST, TimedCheckpoints, WholeFiles, choose, left_by_run
 from bpfree.lab.data.samples import Data
-from bpfree.lab.data.text import Text
 from bpfree.lab.environment import device
 from bpfree.lab.errors import DataError, RunError, WriteError
 from bpfree.lab.files import make_folder, read_json, write_json
 from bpfree.lab.glibc_heap import keep_freed_memory
-from bpfree.lab.kept_model import keep
+from bpfree.lab.kept import keep
 from bpfree.lab.loggers import USUAL, make_logger
 from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.plain_values import plain
@@ -35,7 +34,8 @@ from bpfree.lab.quiet import quiet
 from bpfree.lab.setting_checks import check_measured_on
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.summary import mean_cosine
-from bpfree.lab.tasks import TASKS
+from bpfree.lab.tasks import TAKEN, TASKS
+from bpfree.lab.tasks.early_stopping import EarlyStopping
 from bpfree.lab.tasks.feed import Feed
 from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.records import EpochRecords, TrainingSeconds
@@ -116,6 +116,8 @@ def run(
         with suppress(OSError):  # a run that was refused has written nothing; others' logs stay
             places.folder.rmdir()
         raise RunError(f"{settings.label}, seed {settings.seed}: {error}") from error
+    if replicas.number():
+        return record
     write_json(places.record, record)
     # The record says it all; the weights and optimizer states of many runs would fill the disk.
     for path in places.checkpoints()[1 if keep_checkpoint else 0 :]:
@@ -136,16 +138,20 @@ def _train(
     task = learner(settings, splits)
     if settings.visualize:
         find(task.model, settings.visualize)  # a wrong name is told now, and not after the training
-    if keep_model and isinstance(splits, Text):
+    if keep_model and not replicas.number():
         keep(settings, splits, places.folder)
-    trainer = _trainer(settings, places, [clock, records, ShowProgress(display)])
+    stopping = None
+    if settings.patience is not None:
+        stopping = EarlyStopping(records, of_task, settings.patience, settings.restored, places.checkpoint)
+    trainer = _trainer(settings, places, [clock, records, *([stopping] if stopping else []), ShowProgress(display)])
     trainer.logger = make_logger(logger, places.folder)
     _fit(trainer, task, (feed.train, feed.evaluation), places)
+    taken = records.epochs[-1 if stopping is None else stopping.taken]
     return {
         "label": settings.label,
         "seed": settings.seed,
         "epochs": records.epochs,
-        of_task.metric.name: records.epochs[-1][f"eval_{of_task.metric.name}"],
+        of_task.metric.name: taken[f"eval_{of_task.metric.name}"],
         "duration": records.duration,
         "seconds_per_epoch": statistics.median(epoch["seconds"] for epoch in records.epochs),
         "alignment_mean": mean_cosine(records.epochs[-1]["alignment"]),
@@ -156,6 +162,7 @@ def _train(
         **(task.pictures(splits) if settings.details else {}),
         **(visualized(task.attachment, settings.visualize, splits.shape) if settings.visualize else {}),
         **task.numbers(feed),
+        **({} if stopping is None else {TAKEN: taken["epoch"]}),
         "settings": settings.rule.describe()
         | {"model": settings.model, "batch_size": settings.batch_size}
         | settings.describe_step()
@@ -201,7 +208,8 @@ def _trainer(settings: RunSettings, places: Places, callbacks: list[Callback]) -
     )  # fmt: skip
     return Trainer(
         accelerator=device(),
-        devices=1,
+        devices=replicas.count(),
+        strategy=replicas.strategy() if replicas.count() > 1 else "auto",
         max_epochs=settings.epochs,
         callbacks=[*callbacks, TimedCheckpoints(places.checkpoint), last],
         logger=False,

@@ -42,7 +42,11 @@ def check_measured_on(rule: RuleSettings, measured_on: str) -> None:
 
 
 def check_step(run: RunSettings) -> None:
-    """Refuse ways to take a step that do not fit."""
+    """Refuse ways to take steps, or to end them, that do not fit."""
+    if run.patience is not None and run.patience < 1:
+        raise SettingsError(f"--patience {run.patience} must be at least 1 evaluation. Leave it out to stop never.")
+    if run.restored != "best" and run.patience is None:
+        raise SettingsError(f"--restored {run.restored}: this run does not stop early; also give --patience.")
     if run.clip is not None and not 0 < run.clip < math.inf:
         raise SettingsError(
             f"--clip {run.clip} must be a positive number, the largest norm of the gradients. Leave it out to "
@@ -52,6 +56,10 @@ def check_step(run: RunSettings) -> None:
         raise SettingsError(
             f"--accumulate {run.accumulate}: a batch of {run.batch_size} cannot be cut into so many equal parts. "
             "Take a divisor of --batch-size."
+        )
+    if run.batch_size % run.processes:
+        raise SettingsError(
+            f"--batch-size {run.batch_size}: {run.processes} processes cannot share it in equal parts. Take a multiple."
         )
     if run.precision == "bf16" and isinstance(run.rule.rule, bpfree.PEPITA):
         raise SettingsError(

@@ -29,6 +29,8 @@ Schedule: TypeAlias = Literal[
 Precision: TypeAlias = Literal["float32", "bf16"]
 Times: TypeAlias = Literal["every", "last", "never"]
 """After which evaluations something is measured."""
+Restored: TypeAlias = Literal["best", "best-if-stopped"]
+"""Whose weights a run with early stopping ends with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +230,11 @@ class RunSettings:
         augmentation: The random changes of training images.
         alignment: The evaluations after which alignment is measured.
         visualize: The convolution whose filters are shown by the images that excite them most; None for none.
+        patience: The run ends where so many evaluations in a row have brought no better number on validation data; None
+            for never.
+        processes: The number of processes among which each batch is dealt out.
+        restored: With patience, the weights that a run ends with: those of the best evaluation, or those only if the
+            run has ended early and else the last ones.
     """
 
     label: str
@@ -248,6 +255,9 @@ class RunSettings:
     augmentation: Augmentation = field(default_factory=Augmentation)
     alignment: Times = "every"
     visualize: str | None = None
+    patience: int | None = None
+    restored: Restored = "best"
+    processes: int = 1
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "threads"):
@@ -270,8 +280,8 @@ class RunSettings:
             raise SettingsError(f"seed {self.seed} must lie between 0 and {2**32 - 1}.")
 
     def describe_step(self) -> dict[str, Any]:
-        """Return how a step is taken, as records and reports show it: what is not at its default."""
-        usual = {"clip": None, "accumulate": 1, "precision": "float32"}
+        """Return how steps are taken and end, as records and reports show it: what is not at its default."""
+        usual = {"clip": None, "accumulate": 1, "precision": "float32", "patience": None, "restored": "best"}
         return {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
 
     @property

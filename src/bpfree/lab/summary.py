@@ -15,7 +15,10 @@ REFERENCE, CONTROL = "BP", "Shallow"
 
 
 def summarize(
-    runs: Sequence[Mapping[str, Any]], labels: Sequence[str], metric: Metric = CLASSIFICATION.metric
+    runs: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+    metric: Metric = CLASSIFICATION.metric,
+    beside: Sequence[Metric] = (),
 ) -> list[dict[str, Any]]:
     """Return one entry per label, in the order of ``labels``; labels without runs are left out.
 
@@ -23,6 +26,7 @@ def summarize(
     number is not finite, because a mean of the others would hide that. ``recovery`` is
     (rule - control) / (BP - control), the rule's part of backpropagation's gain over the frozen control; for
     perplexity it is computed from the logarithm, which is the loss. Times and memory are medians over seeds;
+    Numbers ``beside`` the metric have a mean and a deviation too, where all runs of a label have them.
     ``time_relative_to_bp`` is the median of the ratios to BP of the same seed.
     Alignment is each tap's mean over seeds, after the last epoch.
     """
@@ -35,6 +39,7 @@ def summarize(
             "label": label,
             f"{metric.name}_mean": _mean(scores[label]),
             f"{metric.name}_std": deviation(scores[label]),
+            **{key: value for number in beside for key, value in _beside(group, number.name).items()},
             "recovery": recovery(linear[label], linear.get(REFERENCE), linear.get(CONTROL)),
             "alignment": _alignment(group),
             "time_relative_to_bp": _relative(group, bp_seconds),
@@ -46,6 +51,11 @@ def summarize(
         for label, group in groups.items()
         if group
     ]
+
+
+def _beside(group: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | None]:
+    values = _finite([run.get(name) for run in group])
+    return {f"{name}_mean": _mean(values), f"{name}_std": deviation(values)} if values else {}
 
 
 def mean_cosine(taps: Sequence[Mapping[str, Any]]) -> float | None:

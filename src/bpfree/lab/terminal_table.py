@@ -29,7 +29,9 @@ def table(comparison: Mapping[str, Any]) -> Table:
     )
     # On a narrow terminal labels fold, and cosines stand below each other, so that numbers stay whole.
     result.add_column("rule", overflow="fold")
-    for heading in (f"{settings['measured_on']}\n{metric.unit.strip() or metric.name}", "recovery"):
+    beside = [also for also in task.beside if any(f"{also.name}_mean" in entry for entry in comparison["summary"])]
+    headings = [also.name.replace("_", "\n") for also in beside]
+    for heading in (f"{settings['measured_on']}\n{metric.unit.strip() or metric.name}", *headings, "recovery"):
         result.add_column(heading, justify="right", no_wrap=True)
     cosine = f"cosine at {' '.join(shorten(taps))}" if taps else "cosine"
     result.add_column(cosine, justify="right", min_width=len("-0.00"))
@@ -37,19 +39,16 @@ def table(comparison: Mapping[str, Any]) -> Table:
         result.add_column(heading, justify="right", no_wrap=True)
     result.add_column("feedback MiB", justify="right")
     for entry in comparison["summary"]:
-        result.add_row(*_row(entry, metric, taps))
+        result.add_row(*_row(entry, [metric, *beside], taps))
     return result
 
 
-def _row(entry: Mapping[str, Any], metric: Metric, taps: Sequence[str]) -> list[str]:
-    digits = f"{{:.{metric.digits}f}}"
-    mean, deviation = number(entry[f"{metric.name}_mean"], digits), entry[f"{metric.name}_std"]
-    spread = "" if deviation is None else f" ± {digits.format(deviation)}"
+def _row(entry: Mapping[str, Any], metrics: Sequence[Metric], taps: Sequence[str]) -> list[str]:
     # By name: a rule may have fewer taps than another.
     cosines = {tap["name"]: tap["cosine_mean"] for tap in entry["alignment"]}
     return [
         entry["label"],
-        f"{mean}{spread}",
+        *(_mean(entry, metric) for metric in metrics),
         number(entry["recovery"], "{:.2f}"),
         " ".join(shorten([number(cosines.get(tap), "{:.2f}") for tap in taps])) if cosines else "-",
         f"{entry['seconds_per_epoch']:.2f}",
@@ -57,6 +56,13 @@ def _row(entry: Mapping[str, Any], metric: Metric, taps: Sequence[str]) -> list[
         f"{entry['peak_memory_bytes'] / 2**20:.1f}",
         f"{entry['feedback_bytes'] / 2**20:.2f}",
     ]
+
+
+def _mean(entry: Mapping[str, Any], metric: Metric) -> str:
+    digits = f"{{:.{metric.digits}f}}"
+    deviation = entry.get(f"{metric.name}_std")
+    spread = "" if deviation is None else f" ± {digits.format(deviation)}"
+    return f"{number(entry.get(f'{metric.name}_mean'), digits)}{spread}"
 
 
 def number(value: float | None, form: str) -> str:

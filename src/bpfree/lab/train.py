@@ -7,15 +7,18 @@ from typing import Any
 
 from rich.console import Console
 
+from bpfree.lab import replicas
 from bpfree.lab.checkpoints import LAST
 from bpfree.lab.data import load
 from bpfree.lab.data.text import Text
 from bpfree.lab.errors import RunError
-from bpfree.lab.kept_model import export, keep
+from bpfree.lab.kept import keep
+from bpfree.lab.kept.text import export
 from bpfree.lab.leftovers import sweep
 from bpfree.lab.loggers import check_logger
 from bpfree.lab.options import TrainOptions
 from bpfree.lab.runs import Places, run
+from bpfree.lab.tasks import CLICKS
 from bpfree.lab.terminal import Display
 
 
@@ -39,15 +42,19 @@ def train(options: TrainOptions, console: Console | None = None) -> dict[str, An
             trained on the model.
     """
     check_logger(options.logger)
+    replicas.check(f"bpfree train --data {options.data}", able=options.task() is CLICKS)
     settings = options.run(options.rule, options.seed, details=True)
-    splits = load(options.data, options.data_dir, **options.reading)
+    replicas.join()
+    console = None if replicas.number() else console
+    with replicas.first_alone():
+        splits = load(options.data, options.data_dir, **options.reading)
     directory = options.directory()
     sweep(directory, below=True)
     places = Places.of(settings, splits, directory)
     known = places.record.is_file()
     if not known:
         _check(places, directory, resume=options.resume)
-    elif isinstance(splits, Text):
+    elif not replicas.number():
         keep(settings, splits, places.folder)  # anew: the files that its model is built of may have moved
     with Display(console, measured_on=splits.measured_on) as display:
         record = run(settings, splits, directory, display=display, keep_checkpoint=True, logger=options.logger)

@@ -16,6 +16,7 @@ from bpfree.lab.files import write_text
 from bpfree.lab.report import alignment, charts, panels, series, tables
 from bpfree.lab.report.filters import filters
 from bpfree.lab.report.picture import vega_lite
+from bpfree.lab.report.predictions import predictions
 from bpfree.lab.report.style import Style, marks, on_screen
 from bpfree.lab.report.template import HERE, rendered
 from bpfree.lab.run_length import Length
@@ -46,6 +47,10 @@ def html(comparison: Mapping[str, Any]) -> str:
     learning = learning_charts(comparison, style)
     aligned = alignment_charts(comparison, style)
     hidden = embedding_charts(comparison, labels, style)
+    predicted = {
+        title: chart.properties(width="container", height=340)
+        for title, chart in predictions(comparison, style).items()
+    }
     return rendered(
         HERE / "page.html",
         found,
@@ -57,10 +62,15 @@ def html(comparison: Mapping[str, Any]) -> str:
         learning=figures("learning", learning),
         alignment=alignment,
         aligned=figures("alignment", aligned),
+        predicted=figures("predicted", predicted),
         samples={label: texts for label in labels if (texts := series.samples(comparison, label))},
         hidden=figures("hidden", hidden),
         pictures=filter_pictures(comparison, labels),
-        specs=embedded(specifications({"learning": learning, "alignment": aligned, "hidden": hidden}, style)),
+        specs=embedded(
+            specifications(
+                {"learning": learning, "predicted": predicted, "alignment": aligned, "hidden": hidden}, style
+            )
+        ),
         bundle=bundle(),
     )
 

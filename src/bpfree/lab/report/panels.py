@@ -71,7 +71,7 @@ def learning(comparison: Mapping[str, Any]) -> list[tuple[str, list[Row], Panel]
         if metric.name == "accuracy"
         else loss_panel(score, metric.name)
     )
-    title = f"{metric.name.capitalize()} on the {tables.measured_on(comparison)} set"
+    title = f"{metric.title} on the {tables.measured_on(comparison)} set"
     return [(title, score, place), ("Training loss", loss, loss_panel(loss))]
 
 

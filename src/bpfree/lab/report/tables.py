@@ -8,6 +8,7 @@ from typing import Any
 from bpfree.lab.report import series, text
 from bpfree.lab.run_length import Length
 from bpfree.lab.tasks import compared
+from bpfree.lab.tasks.task import Metric
 
 Comparison = Mapping[str, Any]
 
@@ -41,8 +42,12 @@ def abstract(comparison: Comparison) -> str:
     return (
         f"{_models(comparison)}, trained on {training}{data_name(comparison)} {labels}"
         f"{' (' + ', '.join(times) + ' each)' if times else ''}; {task.metric.name} is measured on "
-        f"{scored}{measured_on(comparison)} {task.samples} after the last {length.unit}."
+        f"{scored}{measured_on(comparison)} {task.samples} after the {_measured(comparison)} {length.unit}."
     )
+
+
+def _measured(comparison: Comparison) -> str:
+    return "best" if comparison["settings"].get("patience") else "last"
 
 
 def _models(comparison: Comparison) -> str:
@@ -56,6 +61,11 @@ def _models(comparison: Comparison) -> str:
 def known(comparison: Comparison, key: str) -> bool:
     """Return whether any row of the summary has this number."""
     return any(text.is_number(row.get(key)) for row in comparison["summary"])
+
+
+def beside(comparison: Comparison) -> list[Metric]:
+    """Return the numbers beside the metric that some row of the summary has."""
+    return [number for number in compared(comparison).beside if known(comparison, f"{number.name}_mean")]
 
 
 def closest(comparison: Comparison) -> str:

@@ -157,12 +157,12 @@ def compared(
                 first = first or work
     if first is None:
         return None
-    rows = all(label == cell.row for label, cell in cells.items())
+    rows, task = all(label == cell.row for label, cell in cells.items()), TASKS[first.settings.task]
     return {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
-        "task": first.settings.task,
+        "task": task.name,
         "compared": "row" if rows else "column",
         "settings": {
             "recipe": recipe.title,
@@ -175,7 +175,7 @@ def compared(
         "environment": runs[0]["environment"],
         "data": _shared([run["data"] for run in runs]),
         "runs": runs,
-        "summary": summarize(runs, list(cells), TASKS[first.settings.task].metric),
+        "summary": summarize(runs, list(cells), task.metric, task.beside),
     }
 
 

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bpfree.lab.data import load, text
+from bpfree.lab.data import clicks, load, text
 from bpfree.lab.plain_values import plain
 
-ANY_FOLDER = ("folder", "text")
+_LOGS = ("clicks", *clicks.NAMED)
+ANY_FOLDER = ("folder", "text", *_LOGS)
 """Data sets that are whatever a folder holds: their name says nothing about it."""
 
 _KEPT: dict[str, Any] = {}
@@ -51,6 +52,8 @@ def of_folder(name: str, data_dir: str | None, how: Mapping[str, Any]) -> dict[s
     asked = _asked(name, place, how)
     if asked not in _KNOWN and name == "text":
         _KNOWN[asked] = text.checksums(None if place is None else Path(place).expanduser(), how["text"])
+    elif asked not in _KNOWN and name in _LOGS:
+        _KNOWN[asked] = clicks.checksums(None if place is None else Path(place).expanduser(), how["clicks"], name)
     elif asked not in _KNOWN:
         _KNOWN[asked] = loaded(name, data_dir, how).describe()["checksums"]
     return _KNOWN[asked]
@@ -72,7 +75,7 @@ def at_hand(data: Iterable[tuple[str, Mapping[str, Any]]], data_dir: str | None)
 
 def _is_local(how: Mapping[str, Any]) -> bool:
     """Return whether the text is a data set in a folder, which its name says nothing about."""
-    dataset = how["text"].dataset
+    dataset = how["text"].dataset  # of other data this is None
     return dataset is not None and Path(dataset).expanduser().is_dir()
 
 

@@ -98,7 +98,7 @@ def tune(options: TuneOptions, console: Console | None = None) -> Path:
     path = Path(options.to or f"{recipe.name}-tuned.yaml")
     write_text(path, _written(recipe, found, best, tries, options))
     if console is not None:
-        _show(console, best, tries, path)
+        _show(console, found, best, tries, path)
     return path
 
 
@@ -217,9 +217,16 @@ def _best(subject: Subject, tries: Sequence[Try]) -> Try:
     return max(scored, key=lambda one: better * (one.score or 0.0))
 
 
-def _show(console: Console, best: Mapping[str, Try], tries: Mapping[str, Sequence[Try]], path: Path) -> None:
-    for name, one in best.items():
-        console.print(f"{name}: {one.chosen}, validation {one.score:.2f}")
+def _show(
+    console: Console,
+    found: Sequence[Subject],
+    best: Mapping[str, Try],
+    tries: Mapping[str, Sequence[Try]],
+    path: Path,
+) -> None:
+    for subject in found:
+        one = best[subject.name]
+        console.print(f"{subject.name}: {one.chosen}, validation {subject.metric.show(one.score)}")
     made = [one.made for each in tries.values() for one in each if one.made is not None]
     for line in cautions(made, source(), "another --ledger begins anew"):
         console.print(line, soft_wrap=True)
@@ -250,9 +257,9 @@ def _written(
 
 def _measured_on(found: Sequence[Subject], options: TuneOptions) -> str:
     """Return, in words, the data on which settings were chosen."""
-    kinds = {subject.has_validation_file: None for subject in found}
-    words = {False: f"{options.validation} held-out training images", True: "the validation file"}
-    return " and ".join(words[kind] for kind in kinds)
+    words = {"tokens": "the validation file", "rows": "the validation rows"}
+    images = f"{options.validation} held-out training images"
+    return " and ".join(dict.fromkeys(words.get(subject.samples, images) for subject in found))
 
 
 def _counts(found: Sequence[Subject], tries: Mapping[str, Sequence[Try]]) -> str:

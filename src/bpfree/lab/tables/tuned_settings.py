@@ -20,6 +20,7 @@ from bpfree.lab.tables.command_options import TuneOptions
 from bpfree.lab.tables.work import Training, imported
 from bpfree.lab.tables.work import works as of_settings
 from bpfree.lab.tasks import TASKS, task_of
+from bpfree.lab.tasks.task import Metric
 
 _ROWS = "Make the values rows of a table: {}"
 _CHOSEN_ELSEWHERE = {
@@ -27,6 +28,8 @@ _CHOSEN_ELSEWHERE = {
     "edges": _ROWS.format("metric validation_auc says how well the validation edges did."),
 }
 """Advice for data without images to hold out and without a validation file, by the kind of its samples."""
+_MEASURED_ON_VALIDATION: dict[str, dict[str, Any]] = {"tokens": {}, "rows": {"clicks": {"measured_on": "validation"}}}
+"""Data with a part for validation of its own: the settings that measure on it, by the kind of its samples."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Subject:
         name: Its name there.
         settings: Its settings before.
         search: The settings to choose, and their values: the part of the recipe's search that this row takes.
-        validation: Training images that are held out; text has a validation file of its own.
+        validation: Training images that are held out; text and logs of clicks have a part of their own.
         data_dir: The folder of the data.
     """
 
@@ -51,13 +54,13 @@ class Subject:
 
     def work(self, chosen: Mapping[str, Any]) -> Training:
         """Return a run with chosen values, measured on validation data."""
-        held_out = {} if self.has_validation_file else {"validation": self.validation}
+        held_out = _MEASURED_ON_VALIDATION.get(self.samples, {"validation": self.validation})
         return _training(self.name, merged(self.settings, search.settings(chosen), held_out), self.data_dir)
 
     @property
-    def has_validation_file(self) -> bool:
-        """True if the data is measured on validation data anyway."""
-        return _is_text(self.settings)
+    def samples(self) -> str:
+        """The noun for the samples of its data."""
+        return _samples(self.settings)
 
     @property
     def first(self) -> Training:
@@ -65,9 +68,14 @@ class Subject:
         return self.work(search.first(self.search))
 
     @property
+    def metric(self) -> Metric:
+        """The metric by which settings are chosen."""
+        return TASKS[self.first.settings.task].metric
+
+    @property
     def higher(self) -> bool:
         """True if a higher score is better."""
-        return TASKS[self.first.settings.task].metric.better == "higher"
+        return self.metric.better == "higher"
 
 
 def subjects(recipe: Recipe, options: TuneOptions) -> list[Subject]:
@@ -121,14 +129,14 @@ def _check_fit(recipe: Recipe, scale: Scale) -> None:
             raise SettingsError(f"{recipe.name}: search: {name} is an argument of no row's class. {hint}")
 
 
-def _is_text(settings: Mapping[str, Any]) -> bool:
-    return task_of(settings.get("data", TrainOptions.data)).samples == "tokens"
+def _samples(settings: Mapping[str, Any]) -> str:
+    return task_of(settings.get("data", TrainOptions.data)).samples
 
 
 def _check_data(recipe: Recipe, settings: Mapping[str, Any]) -> None:
     data = settings.get("data", TrainOptions.data)
-    samples = task_of(data).samples
-    if _is_text(settings) and (settings.get("text") or {}).get("measured_on") == "test":
+    samples = _samples(settings)
+    if samples == "tokens" and (settings.get("text") or {}).get("measured_on") == "test":
         raise SettingsError(
             f"{recipe.name}: text.measured_on: test would choose settings on the test file. Leave it out for tuning."
         )

@@ -67,7 +67,7 @@ class Training:
         run = self.settings
         return _hash(
             {
-                "data": {"name": self.options.data, **_differing(self.options, self.options.reading), **files},
+                "data": {"name": self.options.data, **_read(self.options), **files},
                 "model": _differing_model(without_places(run.model)),
                 "rule": _asked(run.rule),
                 "run": _differing(run, [entry.name for entry in fields(run) if entry.name not in _TOLD]),
@@ -253,6 +253,14 @@ def _parser() -> Parser:
     parser = Parser(exit_on_error=False)
     add_options(parser, TrainOptions)
     return parser
+
+
+def _read(options: TrainOptions) -> dict[str, Any]:
+    """Return how data are read where it differs from the defaults; a schema is known by its checksum."""
+    found = _differing(options, options.reading)
+    if "clicks" in found:
+        found["clicks"].pop("schema", None)
+    return found
 
 
 def _asked(value: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from bpfree.lab.data.clicks import NAMED as CLICK_LOGS
 from bpfree.lab.data.planetoid import PLANETOID
 from bpfree.lab.tasks.task import Metric, Task
 
@@ -16,6 +17,8 @@ PUBLISHED_COSINE = "cosine_published"
 """The name of a tap's number measured on images as in the code of Launay et al. 2019."""
 SEPARATION = ("silhouette", "tsne_silhouette")
 """Names of the numbers measured on graphs if runs keep details, see :mod:`bpfree.lab.tasks.pictures`."""
+TAKEN = "taken_epoch"
+"""The name of the evaluation's number, counted from 1, whose weights a run with early stopping ends with."""
 
 CLASSIFICATION = Task(
     name="classification",
@@ -50,6 +53,14 @@ LANGUAGE = Task(
     schedule="constant",
     evaluation_batch=32,
     alignment_samples=16,
+    beside=(
+        Metric(
+            name="word_perplexity",
+            unit="",
+            better="lower",
+            about="the exponential of the summed cross-entropy of all tokens, divided by the number of words",
+        ),
+    ),
     measures=("word_perplexity", "words"),
 )
 GRAPHS = Task(
@@ -92,9 +103,51 @@ LINKS = Task(
     schedule="constant",
     measures=("average_precision", "validation_auc", "validation_average_precision"),
 )
+CLICKS = Task(
+    name="clicks",
+    learner="bpfree.lab.tasks.clicks.ClickPrediction",
+    metric=Metric(
+        name="auc",
+        unit="",
+        better="higher",
+        about="the probability that a row with a click scores higher than one without (area under the ROC curve)",
+        digits=4,
+    ),
+    samples="rows",
+    model="DeepFM",
+    rules=("BP", "Shallow", "DFA"),
+    batch_size=2048,
+    epochs=5,
+    lr=3e-4,
+    schedule="constant",
+    evaluation_batch=8192,
+    alignment_samples=2048,
+    beside=(
+        Metric(
+            name="log_loss",
+            unit="",
+            better="lower",
+            about="the mean binary cross-entropy of a row, in nats",
+            digits=4,
+        ),
+        Metric(
+            name="calibration",
+            unit="",
+            better="higher",
+            about="the mean of the predicted probabilities over the share of clicks: 1 at best",
+            digits=3,
+        ),
+    ),
+    chosen_by="validation_auc",
+    measures=("validation_auc", "log_loss", "validation_log_loss", "calibration", "calibration_error", TAKEN),
+)
 
-TASKS = {task.name: task for task in (CLASSIFICATION, LANGUAGE, GRAPHS, LINKS)}
-_OF_DATA = {"text": LANGUAGE} | {name: LINKS if name.endswith("-links") else GRAPHS for name in PLANETOID}
+TASKS = {task.name: task for task in (CLASSIFICATION, LANGUAGE, GRAPHS, LINKS, CLICKS)}
+_OF_DATA = (
+    {"text": LANGUAGE}
+    | dict.fromkeys(("clicks", *CLICK_LOGS), CLICKS)
+    | {name: LINKS if name.endswith("-links") else GRAPHS for name in PLANETOID}
+)
 
 
 def task_of(data: str) -> Task:

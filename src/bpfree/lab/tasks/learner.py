@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 import bpfree
+from bpfree.lab import replicas
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.feed import Feed, sampled
@@ -168,10 +169,16 @@ class Learner(LightningModule):
             del output  # logits are large, and the backward pass may not need them
             if self._parts > 1:
                 mean.before(len(part[1]))
-            loss.backward()
+            self._backward(loss)
         mean.finish()
         if self._clip is not None:
             clip_gradients(self.attachment, self._clip)
+
+    def _backward(self, loss: Tensor) -> None:
+        if self._trainer is not None and replicas.count() > 1:
+            self.manual_backward(loss)  # tells DDP that gradients come
+        else:
+            loss.backward()
 
     def learned(self, loss: Tensor, output: Tensor, y: Any) -> None:
         """Measure what a training step has computed."""

@@ -31,6 +31,11 @@ class Metric:
     recovery: str = "(rule - Shallow) / (BP - Shallow)"
     digits: int = 2
 
+    @property
+    def title(self) -> str:
+        """Its name at the beginning of a line."""
+        return "AUC" if self.name == "auc" else self.name.replace("_", " ").capitalize()
+
     def show(self, value: float | None) -> str:
         """Return a value with its unit; None is what a file has in place of infinity."""
         return "not finite" if value is None else f"{value:.{self.digits}f}{self.unit}"
@@ -55,6 +60,9 @@ class Task:
         schedule: The schedule of the learning rate; None for that of each rule's preset.
         evaluation_batch: Samples evaluated at once, where there are several batches.
         alignment_samples: The number of first evaluation samples that alignment is measured on, likewise.
+        beside: Numbers of a run's record that are shown beside the metric.
+        chosen_by: The number of an evaluation, measured on validation data, by which early stopping chooses weights;
+            None where it cannot be.
         measures: Numbers of a run's record that only this task has, which a table may show.
     """
 
@@ -72,6 +80,8 @@ class Task:
     schedule: Literal["constant", "cosine"] | None = None
     evaluation_batch: int = 1
     alignment_samples: int = 1
+    beside: tuple[Metric, ...] = ()
+    chosen_by: str | None = None
     measures: tuple[str, ...] = ()
 
     def learner_class(self) -> Any:

@@ -207,7 +207,7 @@ def test_schemas_by_name(tmp_path: Path) -> None:
     assert own_schemas() == ["avazu", "criteo", "criteo-10k", "movielens"]
     with pytest.raises(SettingsError, match=r"no such file, and Did you mean 'criteo'"):
         read_schema("criteos")
-    with pytest.raises(SettingsError, match=r"--data clicks needs --clicks.schema FILE"):
+    with pytest.raises(SettingsError, match=r"--data clicks needs --schema FILE"):
         load_clicks(tmp_path)
     with pytest.raises(SettingsError, match=r"--data criteo has a schema of its own"):
         load_clicks(tmp_path, ClickSettings(schema="avazu"), "criteo")

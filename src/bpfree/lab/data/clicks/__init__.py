@@ -7,10 +7,20 @@ rows become the parts train, validation and test (``parts``), vocabularies are l
 ``caching``), from which training reads batches (``rows``).
 """
 
-from bpfree.lab.data.clicks.loading import NAMED, Clicks, load_clicks
+from bpfree.lab.data.clicks.loading import NAMED, Clicks, checksums, load_clicks
 from bpfree.lab.data.clicks.rows import Rows, ShuffledBlocks
 from bpfree.lab.data.clicks.schema import Schema
 from bpfree.lab.data.clicks.schema_file import read_schema
 from bpfree.lab.data.clicks.settings import ClickSettings
 
-__all__ = ["NAMED", "ClickSettings", "Clicks", "Rows", "Schema", "ShuffledBlocks", "load_clicks", "read_schema"]
+__all__ = [
+    "NAMED",
+    "ClickSettings",
+    "Clicks",
+    "Rows",
+    "Schema",
+    "ShuffledBlocks",
+    "checksums",
+    "load_clicks",
+    "read_schema",
+]

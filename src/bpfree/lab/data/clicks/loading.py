@@ -15,7 +15,7 @@ from bpfree.lab.data.clicks.rows import Rows
 from bpfree.lab.data.clicks.schema import Schema
 from bpfree.lab.data.clicks.schema_file import read_schema
 from bpfree.lab.data.clicks.settings import ClickSettings, MeasuredOn
-from bpfree.lab.data.clicks.sources import find_sources, joined_files
+from bpfree.lab.data.clicks.sources import Source, find_sources, joined_files
 from bpfree.lab.data.clicks.summary import summary
 from bpfree.lab.errors import DataError, SettingsError
 from bpfree.lab.extras import missing
@@ -31,6 +31,7 @@ class Clicks:
 
     Attributes:
         name: The name of the data set, or of the log's folder.
+        folder: The folder of its files.
         schema: Its schema.
         cache: Its cache, in which the vocabularies are.
         train: The rows for training.
@@ -42,6 +43,7 @@ class Clicks:
     """
 
     name: str
+    folder: Path
     schema: Schema
     cache: Cache
     train: Rows
@@ -117,10 +119,7 @@ def load_clicks(
     """
     settings = settings or ClickSettings()
     schema = _schema(name, settings)
-    if data_dir is None:
-        raise DataError(f"{name} needs --data-dir DIR, the folder with the files of the log.")
-    sources, joined = find_sources(data_dir, schema), joined_files(data_dir, schema)
-    checksums = source_checksums(sources, joined)
+    folder, sources, joined, checksums = _files(data_dir, schema, name)
     try:
         # Imported here: polars comes with an extra, and a log that is cached needs it for predictions alone.
         from bpfree.lab.data.clicks.caching import cached
@@ -133,7 +132,8 @@ def load_clicks(
     _check(cache, schema, settings)
     parts = Rows.of(cache)
     return Clicks(
-        name=name if name in NAMED else storable(data_dir.resolve().name),
+        name=name if name in NAMED else storable(folder.resolve().name),
+        folder=folder,
         schema=schema,
         cache=cache,
         train=parts["train"],
@@ -144,14 +144,33 @@ def load_clicks(
     )
 
 
+def checksums(data_dir: Path | None, settings: ClickSettings | None = None, name: str = "clicks") -> dict[str, str]:
+    """Return, by name, the SHA-256 of what :func:`load_clicks` reads, and that of the schema.
+
+    Raises:
+        SettingsError: As of :func:`load_clicks`.
+        DataError: A file is missing, or cannot be read.
+    """
+    schema = _schema(name, settings or ClickSettings())
+    return _files(data_dir, schema, name)[3] | {"schema": checksum(schema.describe())}
+
+
+def _files(data_dir: Path | None, schema: Schema, name: str) -> tuple[Path, list[Source], list[Path], dict[str, str]]:
+    """Return a log's folder, its files, those of the tables it is joined with, and the checksums of both."""
+    if data_dir is None:
+        raise DataError(f"{name} needs --data-dir DIR, the folder with the files of the log.")
+    sources, joined = find_sources(data_dir, schema), joined_files(data_dir, schema)
+    return data_dir, sources, joined, source_checksums(sources, joined)
+
+
 def _schema(name: str, settings: ClickSettings) -> Schema:
     if name == "clicks":
         if settings.schema is None:
-            raise SettingsError("--data clicks needs --clicks.schema FILE, which names the label and the columns.")
+            raise SettingsError("--data clicks needs --schema FILE, which names the label and the columns.")
         return read_schema(settings.schema)
     if settings.schema is not None:
         raise SettingsError(
-            f"--clicks.schema {settings.schema}: --data {name} has a schema of its own; take --data clicks for another."
+            f"--schema {settings.schema}: --data {name} has a schema of its own; take --data clicks for another."
         )
     return read_schema(name)
 

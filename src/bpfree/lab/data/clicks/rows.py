@@ -129,7 +129,8 @@ class Rows:
 class ShuffledBlocks(TrainingOrder):
     """All rows in blocks that are drawn in random order, of which several are mixed: memory holds only these.
 
-    The order depends on the seed and the pass alone. A pass's last batch holds what is left over. Where there are no
+    The order depends on the seed and the pass alone. A pass's last batch holds what is left over; a single row is left
+    out, in each pass another, because batch normalization cannot learn from it. Where there are no
     more rows than :data:`BLOCK` times :data:`MIXED`, every order of them is as likely as any other.
 
     Args:
@@ -151,7 +152,8 @@ class ShuffledBlocks(TrainingOrder):
         self._own = n // processes
         if not self._own:
             raise SettingsError(f"{n} rows cannot be dealt to {processes} processes: start fewer.")
-        super().__init__(-(-self._own // size), steps)
+        whole, left = divmod(self._own, size)
+        super().__init__(whole + (left > 1 or not whole), steps)
         self.n, self.size, self.seed, self.rank = n, size, seed, rank
 
     def batches(self, number: int) -> Iterator[Tensor]:
@@ -163,7 +165,7 @@ class ShuffledBlocks(TrainingOrder):
             if len(rest) == self.size:
                 yield rest
                 rest = rest[:0]
-        if len(rest):
+        if len(rest) > 1 or self._own == 1:
             yield rest
 
     def _mixed(self, number: int) -> Iterator[Tensor]:

@@ -33,7 +33,7 @@ def read_schema(name: str | Path) -> Schema:
     if str(name) in own_schemas():
         path = _OWN / f"{name}.yaml"
     elif not path.is_file():
-        raise SettingsError(f"--clicks.schema {name}: there is no such file, and {nearest(str(name), own_schemas())}")
+        raise SettingsError(f"--schema {name}: there is no such file, and {nearest(str(name), own_schemas())}")
     try:
         return schema_of(yaml_file.read(path))
     except SettingsError as error:

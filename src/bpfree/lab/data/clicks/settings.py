@@ -26,4 +26,4 @@ class ClickSettings:
 
     def __post_init__(self) -> None:
         if self.schema == "":
-            raise SettingsError("--clicks.schema: it names nothing; leave it out.")
+            raise SettingsError("--schema: it names nothing; leave it out.")

@@ -54,6 +54,8 @@ class DeepCross(nn.Module):
         self.perceptron = Perceptron(inputs, hidden, dropout)
         self.stack_tap = bpfree.Tap()
         self.out = nn.Linear(inputs + hidden[-1], 1)
+        # The one number of a row, w.x, that a cross layer's weights learn from: cosines there are 1 or -1.
+        self.aligned_layers = tuple(f"cross.layers.{number}.weight" for number in range(layers))
 
     @staticmethod
     def suggested_taps(layers: int = 6, **_: object) -> tuple[str, ...]:
