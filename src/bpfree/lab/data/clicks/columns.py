@@ -17,7 +17,7 @@ from bpfree.lab.data.clicks.schema import PARTS, Part
 from bpfree.lab.data.clicks.vocabulary import Vocabulary
 from bpfree.lab.files import replacing
 
-_LOOKED_UP = 2**20  # different values of pieces that are looked up at once
+_LOOKED_UP = 2**22  # different values of pieces that are looked up at once
 
 
 def learn(name: str, pieces: Sequence[PieceFile], parts: Parts, min_count: int) -> Vocabulary:
