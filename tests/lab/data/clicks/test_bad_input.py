@@ -132,6 +132,18 @@ def test_an_empty_log(content_: bytes, tmp_path: Path) -> None:
         loaded(tmp_path, schema)
 
 
+def test_patterns_that_are_none(folder: Path) -> None:
+    for pattern in ("/etc/*.csv", "**x"):
+        with pytest.raises(SettingsError, match=r"files in the schema: .* is no name or pattern"):
+            loaded(folder, SCHEMA | {"files": pattern})
+
+
+def test_nothing_to_train_on(folder: Path) -> None:
+    (folder / "train.csv").write_text("click,age,price,site,user\n")
+    with pytest.raises(DataError, match=r"there is no row to train on: see files and split"):
+        loaded(folder, SCHEMA)
+
+
 def test_damaged_files(folder: Path) -> None:
     packed = gzip.compress((folder / "train.csv").read_bytes())
     (folder / "train.csv").unlink()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import random
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +213,25 @@ def test_a_cache_that_cannot_be_made_is_named(folder: Path, cache: Path) -> None
     cache.write_text("a file in the folder's place")
     with pytest.raises(WriteError, match=r"(?s)cannot be made .*XDG_CACHE_HOME"):
         loaded(folder, SCHEMA)
+
+
+def test_one_process_makes_a_cache_and_the_others_wait(
+    folder: Path, cache: Path, made: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    place = loaded(folder, SCHEMA).cache.folder
+    shutil.rmtree(place)
+    made.clear()
+    with place.with_suffix(".lock").open("a") as lock, ThreadPoolExecutor() as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        others = [pool.submit(loaded, folder, SCHEMA) for _ in range(2)]
+        time.sleep(0.5)
+        assert not any(other.done() for other in others)
+        assert made == []
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert [everything(other.result()) for other in others] == [everything(loaded(folder, SCHEMA))] * 2
+    assert len(made) == 3
+    assert "another process reads this log; waiting for it" in capsys.readouterr().out
 
 
 def test_large_files_are_not_read_again(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

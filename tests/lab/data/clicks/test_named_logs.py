@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from bpfree.lab.data.clicks import Clicks, load_clicks
 from bpfree.lab.data.clicks.vocabulary import Vocabulary
 from bpfree.lab.errors import DataError
 from support import plain_log
-from support.small_log import content
+from support.small_log import content, loaded
 
 DATA = Path(__file__).parents[5] / "shared" / "data"
 
@@ -125,3 +126,19 @@ def test_a_table_to_join_that_is_missing(tmp_path: Path) -> None:
     (folder / "ml-100k.item").unlink()
     with pytest.raises(DataError, match=r"ml-100k\.item is missing"):
         load_clicks(folder, name="movielens")
+
+
+def test_tables_that_lie_among_the_files_of_a_log_are_no_log(tmp_path: Path) -> None:
+    rows = [{"click": str(n % 2), "user": f"u{n % 5}"} for n in range(50)]
+    (tmp_path / "log.csv").write_text(plain_log.as_text(rows))
+    users = [{"user": f"u{n}", "age": str(10 * n)} for n in range(4)]
+    (tmp_path / "users.csv.gz").write_bytes(gzip.compress(plain_log.as_text(users).encode()))
+    schema = {"label": "click", "numeric": ["age"], "categorical": ["user"], "min_count": 1}
+    found = loaded(tmp_path, schema | {"join": {"file": "users.csv", "key": "user"}})
+    ages = {row["user"]: row["age"] for row in users}
+    joined = [row | {"age": ages.get(row["user"], "")} for row in rows]
+    ages_of = {user: age for age, user in content(found.train)[0]}
+    assert len(ages_of) == 5  # one age a user
+    assert min(ages_of.values()) == 1  # and none for the last one
+    assert len(set(ages_of.values())) == len({plain_log.bin_of(row["age"]) for row in joined})
+    assert set(found.checksums) == {"log.csv", "users.csv.gz", "schema"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from bpfree.errors import nearest
-from bpfree.lab.bounded import contents
+from bpfree.lab.bounded import pieces
 from bpfree.lab.data.clicks import parquet
 from bpfree.lab.data.clicks.schema import Join, Schema
 from bpfree.lab.data.clicks.text_rows import find_rows, names_of
@@ -78,7 +78,7 @@ def _text_table(path: Path, schema: Schema) -> pl.DataFrame:
     names, begin = names_of(path, schema.separator, quoted=schema.quoted)
     if schema.format == "atomic":
         names = [name.partition(":")[0] for name in names]
-    rows = find_rows(contents(path)[begin:], schema.separator, quoted=schema.quoted)
+    rows = find_rows(b"".join(pieces(path))[begin:], schema.separator, quoted=schema.quoted)
     good = (rows.fields == len(names)) | rows.blank()
     if not good.all():
         row = int((~good).argmax())

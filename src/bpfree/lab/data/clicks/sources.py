@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpfree.lab.data.clicks.schema import ENDINGS, PARTS, Part, Schema
-from bpfree.lab.errors import DataError
+from bpfree.lab.errors import DataError, SettingsError
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ def find_sources(folder: Path, schema: Schema) -> list[Source]:
 
     Raises:
         DataError: There is none, or a file is in two parts, or one that is named is missing.
+        SettingsError: The schema has a pattern that is none.
     """
     if isinstance(schema.files, Mapping):
         found = [
@@ -45,7 +46,8 @@ def find_sources(folder: Path, schema: Schema) -> list[Source]:
     else:
         patterns = schema.files or tuple(f"**/*{ending}" for ending in ENDINGS[schema.format])
         paths = _matching(folder, patterns, needed=schema.files is not None)
-        found = [Source(path, _name(path, folder)) for path in paths]
+        joined = joined_files(folder, schema)  # which have the endings of the log's files
+        found = [Source(path, _name(path, folder)) for path in paths if path not in joined]
     if not found:
         endings = ", ".join(ENDINGS[schema.format])
         raise DataError(
@@ -74,7 +76,12 @@ def _matching(folder: Path, patterns: Sequence[str], *, needed: bool = True) -> 
     """Return the files that match, each once; a name that is no pattern may also be that of a packed file."""
     found: list[Path] = []
     for pattern in patterns:
-        paths = [path for path in sorted(folder.glob(pattern)) if path.is_file() and not _hidden(path, folder)]
+        try:
+            paths = [path for path in sorted(folder.glob(pattern)) if path.is_file() and not _hidden(path, folder)]
+        except (ValueError, NotImplementedError) as error:
+            raise SettingsError(
+                f"files in the schema: {pattern!r} is no name or pattern of files in --data-dir ({error})."
+            ) from error
         if not paths and (packed := folder / f"{pattern}.gz").is_file():
             paths = [packed]
         if not paths and needed:
