@@ -14,7 +14,7 @@ from typing import Any
 def main() -> None:
     from bpfree.lab.data.clicks import ClickSettings, columns, load_clicks, pieces, text_rows
 
-    text_rows.PIECE = 2000
+    text_rows.PIECE = int(os.environ["PIECE"])
     pause = float(os.environ.get("PAUSE", "0"))
     for module, name in ((pieces, "write_piece"), (columns, "write_numbers"), (os, "replace")):
         setattr(module, name, _slowly(getattr(module, name), pause))
@@ -29,9 +29,12 @@ def _slowly(call: Any, pause: float) -> Any:
     return slow
 
 
-def run(folder: Path, schema: str, cache: Path, seconds: float | None, pause: float = 0) -> bool:
-    """Cache a log in a process of its own, which is killed some seconds after it has begun; whether it ended before."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PAUSE": str(pause)}
+def run(folder: Path, schema: str, cache: Path, seconds: float | None, *, pause: float = 0, piece: int = 2000) -> bool:
+    """Cache a log in a process of its own, in pieces of so many bytes.
+
+    It is killed some seconds after it has begun. Return whether it ended before.
+    """
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PAUSE": str(pause), "PIECE": str(piece)}
     path = os.pathsep.join(sys.path)
     command = [sys.executable, "-m", "support.killed_caching", str(folder), schema]
     process = subprocess.Popen(command, env=environment | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL)
