@@ -46,10 +46,10 @@ ball = field(lambda p: p.norm(dim=1) < 1.0)
 
 def expected(length, background):
     opacity = 1 - math.exp(-SIGMA * length)
-    return opacity * COLOUR + (1 - opacity) * (background or 0.0), opacity
+    return opacity * COLOUR + (1 - opacity) * background, opacity
 
 
-@pytest.mark.parametrize("background", [None, 1.0, 0.5])
+@pytest.mark.parametrize("background", [0.0, 1.0, 0.5])
 @pytest.mark.parametrize("direction", [(0.0, 0.0, 1.0), (0.6, 0.0, 0.8), (0.0, 0.0, 2.5), (0.5, -0.5, 1.0)])
 def test_a_slab(direction, background):
     found = render(
@@ -92,7 +92,7 @@ def test_a_fine_pass_finds_a_thin_slab_that_few_coarse_points_meet(training):
     passes = Passes(samples=32, fine_samples=2000)  # a coarse point each 0.25
     given = rays([(0.0, 0.0, 0.0)] * 20, [(0.0, 0.0, 1.0)] * 20)
     coarse, fine = render(given, thin, thin, passes, training=training)
-    colours, _ = expected(0.4, None)
+    colours, _ = expected(0.4, 0.0)
     # Of drawn coarse places, some leave an edge of the slab to no fine place: so it is the median ray.
     assert (fine.colours - colours).abs().median() < 1e-3
     assert (coarse.colours - colours).abs().median() > 5e-3
@@ -178,7 +178,9 @@ def test_packed_rays_are_the_same_rays():
     assert all(torch.equal(one, other) for one, other in zip(given, Rays.unpack(given.pack()), strict=True))
 
 
-@pytest.mark.parametrize("wrong", [{"samples": 2}, {"fine_samples": -1}, {"noise": -1.0}, {"noise": math.nan}])
+@pytest.mark.parametrize(
+    "wrong", [{"samples": 2}, {"fine_samples": -1}, {"noise": -1.0}, {"noise": math.nan}, {"background": 2.0}]
+)
 def test_passes_that_mean_nothing(wrong):
     with pytest.raises(SettingsError, match=next(iter(wrong))):
         Passes(**wrong)

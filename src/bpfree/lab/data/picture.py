@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 
 from bpfree.lab.errors import DataError
 
-_FORMATS = ("JPEG", "PNG")  # others would run other readers, whatever the file's name says
+FORMATS = ("JPEG", "PNG")
+"""The formats that are read; others would run other readers, whatever the file's name says."""
 _LARGEST = 2**26  # pixels: 8,192 x 8,192
 _LARGE = 2**22  # pixels of which one picture at a time is read, be there many threads
 _PACKED = 1100  # bytes that a byte of a file may become: 1,032 in PNG, some hundreds in JPEG
@@ -28,7 +29,7 @@ def picture(path: Path, size: int) -> np.ndarray:
         DataError: It is neither JPEG nor PNG, damaged, or declares more than it can hold.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image, _turn(image, path):
+        with Image.open(path, formats=FORMATS) as image, turn(image, path):
             # Turned before it is cut: the middle is another one otherwise.
             return np.asarray(ImageOps.fit(_colours(_upright(image)), (size, size), Image.Resampling.BILINEAR))
     # Damaged pictures make decoders fail in many ways.
@@ -36,7 +37,7 @@ def picture(path: Path, size: int) -> np.ndarray:
         raise DataError(f"{path} cannot be decoded ({error}). Replace or delete it.") from error
 
 
-def _turn(image: Image.Image, path: Path) -> AbstractContextManager[object]:
+def turn(image: Image.Image, path: Path) -> AbstractContextManager[object]:
     """Find out whether a picture of this size can be in the file, and wait if it is a large one.
 
     Raises:

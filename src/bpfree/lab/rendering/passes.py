@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,21 +33,23 @@ class Passes:
         samples: Points on a ray in the coarse pass, or in the only one.
         fine_samples: Further points in the fine pass, which sees those of the coarse pass too; 0 for one pass alone.
         noise: The standard deviation of noise on raw densities in training.
-        background: The grey behind everything, 1 for white; None for black.
+        background: The grey behind everything, 0 for black and 1 for white.
     """
 
     samples: int = 64
     fine_samples: int = 128
     noise: float = 0.0
-    background: float | None = None
+    background: float = 0.0
 
     def __post_init__(self) -> None:
         if self.samples < 3:
             raise SettingsError(f"samples {self.samples} must be at least 3: the fine pass looks between them.")
         if self.fine_samples < 0:
             raise SettingsError(f"fine_samples {self.fine_samples} must not be negative.")
-        if not self.noise >= 0:
+        if not 0 <= self.noise < math.inf:
             raise SettingsError(f"noise {self.noise} must be 0 or a positive number.")
+        if not 0 <= self.background <= 1:
+            raise SettingsError(f"background {self.background} must lie between 0, black, and 1, white.")
 
 
 def render(

@@ -27,9 +27,7 @@ class Rendered(NamedTuple):
     depth: Tensor
 
 
-def composite(
-    raw: Tensor, t: Tensor, directions: Tensor, *, noise: float = 0.0, background: float | None = None
-) -> Rendered:
+def composite(raw: Tensor, t: Tensor, directions: Tensor, *, noise: float = 0.0, background: float = 0.0) -> Rendered:
     r"""Return the colours of rays, by the quadrature of Mildenhall et al. 2020, equation 3.
 
     $$C = \sum_i T_i (1 - e^{-\sigma_i \delta_i}) c_i, \quad T_i = e^{-\sum_{j < i} \sigma_j \delta_j}$$
@@ -42,7 +40,7 @@ def composite(
         directions: The rays' directions, whose lengths are the unit of t, ``(n, 3)``.
         noise: The standard deviation of normal noise that is added to sigma before its ReLU, drawn from the global
             random state.
-        background: The grey that is seen behind everything, 1 for white; None for nothing, which is black.
+        background: The grey that is seen behind everything, 0 for black and 1 for white.
     """
     density = raw[..., 3]
     if noise:
@@ -53,7 +51,5 @@ def composite(
     before = torch.cat([torch.zeros_like(passed[:, :1]), passed[:, :-1].cumsum(1)], dim=1)
     weights = (-before).exp() * -torch.expm1(-passed)
     opacity = weights.sum(1)
-    colours = (weights[..., None] * raw[..., :3].sigmoid()).sum(1)
-    if background is not None:
-        colours = colours + background * (1 - opacity)[:, None]
+    colours = (weights[..., None] * raw[..., :3].sigmoid()).sum(1) + background * (1 - opacity)[:, None]
     return Rendered(colours, weights, opacity, (weights * t).sum(1))

@@ -36,7 +36,7 @@ class NeRF(nn.Module):
         samples: Points on a ray in the coarse pass.
         fine_samples: Further points in the fine pass; 0 leaves out the fine net.
         noise: The standard deviation of noise on raw densities in training; 1 for scenes of LLFF.
-        background: The grey behind everything, 1 for white (scenes of Blender); None for black.
+        background: The grey behind everything: 1, white, for scenes of Blender, and 0, black, for photographs.
 
     Raises:
         SettingsError: Sizes do not fit, or the data are no rays.
@@ -54,7 +54,7 @@ class NeRF(nn.Module):
         samples: int = 64,
         fine_samples: int = 128,
         noise: float = 0.0,
-        background: float | None = 1.0,
+        background: float = 1.0,
     ) -> None:
         super().__init__()
         if tuple(shape) != (NUMBERS,):
@@ -121,7 +121,7 @@ class NeRFReleased(NeRF):
         samples: Points on a ray in the coarse pass.
         fine_samples: Further points in the fine pass; 0 leaves out the fine net.
         noise: The standard deviation of noise on raw densities in training.
-        background: The grey behind everything, 1 for white; None for black.
+        background: The grey behind everything, 0 for black and 1 for white.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class NeRFReleased(NeRF):
         samples: int = 64,
         fine_samples: int = 128,
         noise: float = 0.0,
-        background: float | None = 1.0,
+        background: float = 1.0,
     ) -> None:
         super().__init__(
             shape,
@@ -154,7 +154,7 @@ class NeRFTiny(NeRF):
         shape: ``(11,)``, the numbers of a packed ray.
         width: The width of the two hidden layers.
         samples: Points on a ray.
-        background: The grey behind everything, 1 for white; None for black.
+        background: The grey behind everything, 0 for black and 1 for white.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class NeRFTiny(NeRF):
         shape: Sequence[int] = (NUMBERS,),
         width: int = 128,
         samples: int = 32,
-        background: float | None = 1.0,
+        background: float = 1.0,
     ) -> None:
         super().__init__(
             shape,

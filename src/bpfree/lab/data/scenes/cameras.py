@@ -1,0 +1,85 @@
+"""Cameras: where they stand, where they look, and the rays of their pixels.
+
+A camera looks along its own -z, its x points right and its y up, as in OpenGL and Blender. A pose maps its coordinates
+to those of the scene. The middle of the first pixel, at the top left, lies half a pixel from the picture's corner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bpfree.lab.errors import DataError
+
+_TOLERANCE = 1e-4
+"""How far the inner products of a rotation's columns may lie from 0 and 1; float32 has 1e-6."""
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """The cameras of some views of one size.
+
+    Attributes:
+        poses: Rotation and position, float64 ``(n, 3, 4)``.
+        focal: The focal lengths in pixels, to the right and down, float64 ``(n, 2)``.
+        centre: The place in the picture where the camera looks, in pixels from its top left corner, ``(n, 2)``.
+        width: Pixels in a row.
+        height: Rows.
+    """
+
+    poses: Tensor
+    focal: Tensor
+    centre: Tensor
+    width: int
+    height: int
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+    def take(self, index: Tensor) -> Cameras:
+        """Return the cameras at ``index``, int64 ``(k,)``."""
+        return replace(self, poses=self.poses[index], focal=self.focal[index], centre=self.centre[index])
+
+    def rays(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where the rays of pixels begin and where they go.
+
+        Args:
+            index: The pixels' numbers, int64 ``(k,)``: row by row, view after view.
+
+        Returns:
+            Origins and directions, float64 ``(k, 3)`` each. A direction is as long as makes its part along the camera's
+            axis 1, so t is depth.
+        """
+        view, pixel = index // (self.width * self.height), index % (self.width * self.height)
+        place = torch.stack([pixel % self.width, pixel // self.width], dim=1) + 0.5
+        right, down = ((place - self.centre[view]) / self.focal[view]).unbind(1)
+        own = torch.stack([right, -down, -torch.ones_like(right)], dim=1)
+        pose = self.poses[view]
+        return pose[:, :, 3], (pose[:, :, :3] @ own[:, :, None])[:, :, 0]
+
+
+def require_pose(matrix: np.ndarray, where: str) -> None:
+    """Raise DataError unless ``matrix`` is a rotation beside a position, ``(3, 4)``, or ``(4, 4)`` above 0 0 0 1.
+
+    Args:
+        matrix: float64.
+        where: The file and the view, for the message.
+    """
+    if matrix.shape not in ((3, 4), (4, 4)):
+        raise DataError(f"{where}: a pose has 4 x 4 numbers, or 3 x 4; this has the shape {matrix.shape}.")
+    if not np.isfinite(matrix).all():
+        raise DataError(f"{where}: its pose holds numbers that are not finite.")
+    if matrix.shape == (4, 4) and not np.allclose(matrix[3], [0, 0, 0, 1], atol=_TOLERANCE):
+        raise DataError(f"{where}: the last row of a pose is 0 0 0 1; this is {' '.join(f'{x:g}' for x in matrix[3])}.")
+    rotation = matrix[:3, :3]
+    wrong = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
+    if wrong > _TOLERANCE:
+        raise DataError(
+            f"{where}: its pose is no rotation: the inner products of its columns are off by {wrong:.2g}. Export it "
+            "without scale or shear."
+        )
+    if np.linalg.det(rotation) < 0:
+        raise DataError(f"{where}: its pose is a reflection, no rotation: one axis points the wrong way.")

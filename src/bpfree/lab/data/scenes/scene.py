@@ -1,0 +1,135 @@
+"""A scene, ready for training: views to learn from, and views that are held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bpfree.lab.data.scenes.cameras import Cameras
+from bpfree.lab.data.scenes.settings import MeasuredOn
+from bpfree.lab.rendering.ndc import to_ndc
+from bpfree.lab.rendering.rays import NUMBERS, Rays
+
+
+@dataclass(frozen=True)
+class Views:
+    """Pictures and their cameras. Rays are made when they are asked for: all of them would take 15 times the memory.
+
+    Attributes:
+        pixels: uint8 ``(n, height, width, 3)``, or 4 with transparency.
+        cameras: The camera of each picture.
+        near: The smallest t of rays.
+        far: The largest.
+        background: The grey behind transparent pixels.
+        ndc: The scale of normalized device coordinates, see :func:`bpfree.lab.rendering.ndc.to_ndc`; None gives rays in
+            the scene's own.
+        names: The name of each view.
+    """
+
+    pixels: Tensor
+    cameras: Cameras
+    near: float
+    far: float
+    background: float = 0.0
+    ndc: tuple[float, float] | None = None
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of pixels, each of which is a sample."""
+        return len(self.pixels) * self.cameras.width * self.cameras.height
+
+    @property
+    def count(self) -> int:
+        """The number of views."""
+        return len(self.pixels)
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return packed rays ``(k, 11)`` and their colours ``(k, 3)``, of the pixels at ``index``, int64 ``(k,)``."""
+        return self.rays(index).pack(), self.colours(index)
+
+    def rays(self, index: Tensor) -> Rays:
+        """Return the rays of pixels, float32; pixels are numbered row by row, view after view."""
+        origins, directions = self.cameras.rays(index)
+        ones = torch.ones_like(origins[:, :1])
+        views = directions / directions.norm(dim=1, keepdim=True)
+        rays = Rays(origins, directions, views, self.near * ones, self.far * ones)
+        if self.ndc is not None:
+            rays = to_ndc(rays, self.ndc)
+        return Rays(*(part.float() for part in rays))
+
+    def colours(self, index: Tensor) -> Tensor:
+        """Return the colours of pixels, float32 ``(k, 3)`` from 0 to 1, the background behind what is transparent."""
+        found = self.pixels.flatten(0, 2).index_select(0, index).float() / 255
+        if found.shape[1] == 3:
+            return found
+        opacity = found[:, 3:]
+        return found[:, :3] * opacity + self.background * (1 - opacity)
+
+    def of_view(self, number: int) -> tuple[Rays, Tensor]:
+        """Return all rays of a view, row by row, and its picture ``(height, width, 3)``."""
+        size = self.cameras.width * self.cameras.height
+        index = torch.arange(number * size, (number + 1) * size)
+        return self.rays(index), self.colours(index).unflatten(0, (self.cameras.height, self.cameras.width))
+
+    def take(self, index: Tensor) -> Views:
+        """Return the views at ``index``, int64 ``(k,)``."""
+        names = tuple(self.names[number] for number in index.tolist()) if self.names else ()
+        return replace(self, pixels=self.pixels[index], cameras=self.cameras.take(index), names=names)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene, ready for training.
+
+    Attributes:
+        name: The name of its folder.
+        train: The views to learn from.
+        evaluation: Held-out views, for PSNR; never trained on.
+        measured_on: Which those are.
+        checksums: Name -> SHA-256 of what was read.
+    """
+
+    name: str
+    train: Views
+    evaluation: Views
+    measured_on: MeasuredOn
+    checksums: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one packed ray."""
+        return (NUMBERS,)
+
+    @property
+    def classes(self) -> int:
+        """The number of colours of a ray."""
+        return 3
+
+    def first(self, n: int) -> Scene:
+        """Return the same with the first ``n`` views to train on."""
+        return replace(self, train=self.train.take(torch.arange(min(n, self.train.count))))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the scene as a report shows it, without the pictures; ``n_train`` and ``n_eval`` count views."""
+        return {
+            "name": self.name,
+            "n_train": self.train.count,
+            "n_eval": self.evaluation.count,
+            "measured_on": self.measured_on,
+            "width": self.train.cameras.width,
+            "height": self.train.cameras.height,
+            "near": self.train.near,
+            "far": self.train.far,
+            "ndc": self.train.ndc is not None,
+            "background": self.train.background,
+            "checksums": self.checksums,
+        }
+
+
+def spread(count: int, most: int | None) -> Tensor:
+    """Return the numbers of at most ``most`` of ``count`` views, spread evenly, the first one included."""
+    n = count if most is None else min(most, count)
+    return torch.arange(n) * count // n
