@@ -41,12 +41,13 @@ def load_blender(data_dir: Path | None, settings: SceneSettings | None = None) -
         raise DataError(f"{train.path} lists no views to learn from.")
     numbers = spread(len(held_out.frames), settings.views).tolist()
     held_out = replace(held_out, frames=tuple(held_out.frames[number] for number in numbers))
-    parts = [make_views(one, one.frames, settings.channels, bounds, background) for one in (train, held_out)]
-    if parts[0].pixels.shape[1:3] != parts[1].pixels.shape[1:3]:
-        raise DataError(f"the views of {held_out.path} have another size than those of {train.path}.")
-    return Scene(
-        storable(data_dir.resolve().name), *parts, settings.measured_on, _checksums(train) | _checksums(held_out)
+    learned, measured = (
+        make_views(one, one.frames, settings.channels, bounds, background) for one in (train, held_out)
     )
+    if learned.pixels.shape[1:3] != measured.pixels.shape[1:3]:
+        raise DataError(f"the views of {held_out.path} have another size than those of {train.path}.")
+    checksums = _checksums(train) | _checksums(held_out)
+    return Scene(storable(data_dir.resolve().name), learned, measured, settings.measured_on, checksums)
 
 
 def read_held_out(data_dir: Path, settings: SceneSettings) -> Listed:

@@ -57,8 +57,9 @@ Split = tuple[tuple[Frame, ...], tuple[Frame, ...], MeasuredOn]
 
 def _split(listed: Listed, settings: SceneSettings) -> Split:
     """Return the views to learn from, those that are held out, and what the latter are called."""
-    found = _said(listed, settings) if any(key in listed.content for key in _PARTS.values()) else None
-    if found is None:
+    if any(key in listed.content for key in _PARTS.values()):
+        found = _said(listed, settings)
+    else:
         ordered = sorted(listed.frames, key=lambda frame: frame.name)
         held_out = tuple(ordered[:: settings.hold_out])
         found = tuple(frame for frame in ordered if frame not in held_out), held_out, "test"
