@@ -314,3 +314,79 @@ def test_every_pass_of_a_closure_is_measured():
     names = [tap.name for tap in once.taps]
     assert [tap.name for tap in twice.taps] == [*names, *(f"{name}#2" for name in names)]
     assert twice.taps[0].cosine_mean == pytest.approx(once.taps[0].cosine_mean)
+
+
+class Exits(nn.Module):
+    """Two exits: the tap between them lies above the first error and below the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.s, self.b, self.t = nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 7), nn.Tanh()
+        self.early, self.late = nn.Linear(8, 3), nn.Linear(7, 2)
+
+    def forward(self, x):
+        h = self.s(self.a(x))
+        return self.early(h), self.late(self.t(self.b(h)))
+
+
+class Apart(nn.Module):
+    """Two nets side by side, the second one reached behind the first one's error."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = (nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)) for _ in range(2))
+
+    def forward(self, x):
+        return self.one(x), self.other(x)
+
+
+def signals_by_hand(attachment, errors, name):
+    """The sum of e B over the errors above a tap, and each B by its error's name."""
+    mechanism = attachment.mechanism
+    known = dict(zip(errors, (mechanism, *mechanism.further.values()), strict=True))
+    found = {}
+    for error, sender in known.items():
+        site = next((site for site in sender.sites if site.name == name), None)
+        if site is not None:
+            found[error] = sender.feedback.matrix(site).clone()
+    return sum(errors[error] @ B for error, B in found.items()), found
+
+
+@pytest.mark.parametrize(
+    ("build", "names", "taps"),
+    [(Exits, ("early", "late"), ["s", "t"]), (Exits, ("late", "early"), ["s", "t"]),
+     (Apart, ("one", "other"), ["one.1", "other.1"])],
+)  # fmt: skip
+def test_taps_below_any_of_several_errors_are_compared(build, names, taps):
+    torch.manual_seed(0)
+    model, x = build().double(), torch.randn(9, 6, dtype=torch.float64)
+    attachment = bpfree.attach(model, bpfree.DFA(), error_at=names)
+
+    def closure():
+        return sum((k + 1) * output.square().sum() for k, output in enumerate(model(x)))
+
+    report = bpfree.alignment(attachment, closure, jacobian=True)
+    assert [tap.name for tap in report.taps] == taps
+    with attachment.paused():
+        kept = {}
+        hooks = [
+            model.get_submodule(name).register_forward_hook(lambda m, a, output, name=name: kept.update({name: output}))
+            for name in (*taps, *names)
+        ]
+        loss = closure()
+        for hook in hooks:
+            hook.remove()
+        exact = torch.autograd.grad(loss, [kept[tap] for tap in taps], retain_graph=True)
+        errors = dict(
+            zip(names, torch.autograd.grad(loss, [kept[name] for name in names], retain_graph=True), strict=True)
+        )
+        for tap, gradient, found in zip(taps, exact, report.taps, strict=True):
+            signal, B = signals_by_hand(attachment, errors, tap)
+            expected = F.cosine_similarity(signal, gradient, dim=1).mean()
+            assert found.cosine_mean == pytest.approx(float(expected), abs=1e-12)
+            J = {}
+            for error in B:
+                rows = [torch.autograd.grad(part.sum(), kept[tap], retain_graph=True)[0] for part in kept[error].T]
+                J[error] = torch.stack(rows).mean(1)
+            flat = [torch.cat([part[error].flatten() for error in B]) for part in (B, J)]
+            assert found.cosine_feedback == pytest.approx(float(F.cosine_similarity(*flat, dim=0)), abs=1e-12)

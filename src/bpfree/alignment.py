@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bpfree.attachment import Attachment
@@ -17,7 +18,7 @@ from bpfree.errors import TapSelectionError
 from bpfree.feedback.projection import Projection
 from bpfree.rerun.snapshot import preserved
 from bpfree.tabulate import tabulate
-from bpfree.watched_pass import WatchedPass, observe, sites_of
+from bpfree.watched_pass import WatchedPass, observe, senders, sites_of
 
 _AFFORDABLE = 64
 """The numbers of error up to which the mean Jacobian is measured unasked."""
@@ -134,7 +135,8 @@ def _places(attachment: Attachment, layers: Sequence[str]) -> dict[str, nn.Modul
         raise TapSelectionError("layers= names modules between taps, which several windows cross: leave it out here.")
     if unknown := [name for name in layers if name not in modules]:
         raise TapSelectionError(f"layers= names {', '.join(unknown)}, but the model has no such module.")
-    taps = {name: module for name, module in plan.taps.items() if module is not plan.error_module}
+    ends = set(plan.errors.values())
+    taps = {name: module for name, module in plan.taps.items() if module not in ends}
     return {name: modules[name] for name in layers} | taps
 
 
@@ -169,22 +171,28 @@ def _rows_each(attachment: Attachment, seen: WatchedPass) -> list[Callable[[Tens
 
 
 def _with_jacobian(attachment: Attachment, seen: WatchedPass, asked: bool | None) -> bool:
-    if not isinstance(attachment.feedback, Projection) or seen.error is None or asked is False:
+    errors = {name: error for name, error in seen.errors.items() if error is not None}
+    if not isinstance(attachment.feedback, Projection) or not errors or asked is False:
         return False
-    return bool(asked) or product(seen.error.shape) // _error_rows(attachment) <= _AFFORDABLE
+    found = senders(attachment)
+    numbers = sum(product(error.shape) // _error_rows(found.get(name)) for name, error in errors.items())
+    return bool(asked) or numbers <= _AFFORDABLE
 
 
-def _error_rows(attachment: Attachment) -> int:
-    """Return the number of rows of the last pass's error."""
-    return max(max((product(site.error.shape) for site in sites_of(attachment).values()), default=1), 1)
+def _error_rows(sender: Any) -> int:
+    """Return the number of rows of an error in the last pass."""
+    return max(max((product(site.error.shape) for site in getattr(sender, "sites", ())), default=1), 1)
 
 
 def _feedback_cosines(attachment: Attachment, exact: WatchedPass) -> dict[str, float]:
-    """Return cos(B_l, E[J_l]) by tap."""
-    mechanism: Any = attachment.mechanism
-    sites = {site.name: site for site in mechanism.sites} if exact.jacobians else {}
-    pairs = exact.jacobians.items()
-    return {name: _cosine(mechanism.feedback.matrix(sites[name]), J) for name, J in pairs if name in sites}
+    """Return cos(B_l, E[J_l]) by tap; of all errors above a tap together, whose signals add up."""
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for error, sender in senders(attachment).items():
+        found = exact.jacobians.get(error, {})
+        for site in sender.sites if found else ():
+            if site.name in found:
+                pairs.setdefault(site.name, []).append((sender.feedback.matrix(site), found[site.name]))
+    return {name: _cosine(*(torch.cat(parts) for parts in zip(*known, strict=True))) for name, known in pairs.items()}
 
 
 def _cosine(B: Tensor, J: Tensor) -> float:

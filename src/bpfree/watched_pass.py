@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bpfree.attachment import Attachment
 from bpfree.axes.sites import Site
+from bpfree.feedback.lazy_buffers import name_of
 from bpfree.forward_mode.grad_mode import rules_are_silent
 from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.jacobian import mean_jacobians
@@ -26,9 +27,14 @@ class WatchedPass:
     names: list[str] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
-    error: Tensor | None = None
-    above: bool = False  # whether the pass has reached the error's place
-    jacobians: dict[str, Tensor] = field(default_factory=dict)
+    errors: dict[str, Tensor | None] = field(default_factory=dict)  # by name; None at a place of several tensors
+    above: bool = False  # whether the pass has reached the places of all errors
+    jacobians: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # by error and tap
+
+    @property
+    def error(self) -> Tensor | None:
+        """The tensor at which the first error that was reached is taken."""
+        return next(iter(self.errors.values()), None)
 
     def at(self, taps: Container[str]) -> dict[str, Tensor]:
         """Return the outputs of taps alone, by name."""
@@ -36,9 +42,16 @@ class WatchedPass:
         return {name: output for name, output in found if name.partition("#")[0] in taps}
 
 
+def senders(attachment: Attachment) -> dict[str, Any]:
+    """Return the mechanisms that hold the feedback of each error, by the error's name."""
+    mechanism: Any = attachment.mechanism
+    further = {name_of(key): found for key, found in getattr(mechanism, "further", {}).items()}
+    return {getattr(mechanism, "first_error", mechanism.plan.error_name): mechanism, **further}
+
+
 def sites_of(attachment: Attachment) -> dict[str, Site]:
     """Return the sites of the last pass by name, of rules that have some."""
-    return {site.name: site for site in getattr(attachment.mechanism, "sites", ())}
+    return {site.name: site for sender in senders(attachment).values() for site in getattr(sender, "sites", ())}
 
 
 def observe(
@@ -48,21 +61,28 @@ def observe(
     seen = WatchedPass()
     with _watching(attachment, seen, places), torch.enable_grad():
         loss = closure()
-    if jacobian and seen.error is not None:
-        taps = _comparable(attachment, seen)
-        if taps:
-            dims = len(sites_of(attachment)[next(iter(taps))].batch)
-            found = mean_jacobians(seen.error, list(taps.values()), dims)
-            seen.jacobians = dict(zip(taps, found, strict=True))
+    if jacobian:
+        for name, sender in senders(attachment).items():
+            seen.jacobians[name] = _jacobians(attachment, seen, seen.errors.get(name), sender)
     if seen.outputs:
         pairs = zip(_arriving(attachment, loss, seen.outputs), seen.outputs, strict=True)
         seen.gradients = [torch.zeros_like(tap) if given is None else given for given, tap in pairs]
     return seen
 
 
-def _comparable(attachment: Attachment, seen: WatchedPass) -> dict[str, Tensor]:
-    """Return the outputs of the taps that have all rows of the error, in the leading axes of both."""
-    sites, taps = sites_of(attachment), seen.at(attachment.mechanism.plan.taps)
+def _jacobians(attachment: Attachment, seen: WatchedPass, error: Tensor | None, sender: Any) -> dict[str, Tensor]:
+    """Return the mean Jacobians of an error's place with respect to the taps below it."""
+    taps = _comparable(attachment, seen, sender)
+    if error is None or not taps:
+        return {}
+    dims = len(sites_of(attachment)[next(iter(taps))].batch)
+    return dict(zip(taps, mean_jacobians(error, list(taps.values()), dims), strict=True))
+
+
+def _comparable(attachment: Attachment, seen: WatchedPass, sender: Any) -> dict[str, Tensor]:
+    """Return the outputs of an error's taps that have all its rows, in the leading axes of both."""
+    sites = {site.name: site for site in getattr(sender, "sites", ())}
+    taps = seen.at(attachment.mechanism.plan.taps)
 
     def leads(site: Site) -> bool:
         return site.pairing is None and site.arrangement.leads and site.error.axes == site.axes
@@ -90,7 +110,7 @@ def _watching(attachment: Attachment, seen: WatchedPass, places: Mapping[str, nn
         key = plan.tensor_keys.get(name)
 
         def keep(module: nn.Module, args: Any, output: Any) -> Any:
-            # Neither in a second run, nor above the error, where there is nothing to compare.
+            # Neither in a second run, nor above all errors, where there is nothing to compare.
             if not torch.is_grad_enabled() or Mechanism.recomputing() or rules_are_silent() or seen.above:
                 return None
             calls = sum(known.partition("#")[0] == name for known in seen.names)
@@ -104,14 +124,19 @@ def _watching(attachment: Attachment, seen: WatchedPass, places: Mapping[str, nn
 
     def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
         seen.above = False
+        seen.errors.clear()
 
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if not Mechanism.recomputing() and not rules_are_silent():
-            seen.error, seen.above = output if isinstance(output, Tensor) else None, True
+    def leave(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            if not Mechanism.recomputing() and not rules_are_silent():
+                seen.errors[name] = output if isinstance(output, Tensor) else None
+                seen.above = len(seen.errors) == len(plan.errors)
+
+        return note
 
     with OwnPass(plan.model, plan.state, called=True) as own, ExitStack() as stack:
         # Before the rule's own hooks, which hand on a detached tensor.
         stack.enter_context(own.hooked({module: watch(name) for name, module in places.items()}, prepend=True))
         stack.enter_context(own.hooked({plan.model: begin}, before=True))
-        stack.enter_context(own.hooked({plan.error_module: leave}, prepend=True))
+        stack.enter_context(own.hooked({module: leave(name) for name, module in plan.errors.items()}, prepend=True))
         yield
