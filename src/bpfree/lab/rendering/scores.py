@@ -26,7 +26,7 @@ def psnr(picture: Tensor, truth: Tensor) -> float:
         picture: ``(height, width, 3)``, from 0 to 1.
         truth: The same.
     """
-    error = (picture.double() - truth.double()).square().mean()
+    error = (picture.detach().double() - truth.double()).square().mean()
     return float(-10 * error.log10())
 
 
@@ -44,7 +44,7 @@ def ssim(picture: Tensor, truth: Tensor) -> float | None:
     """
     if min(picture.shape[:2]) <= 2 * _BORDER:
         return None
-    x, y = (image.double().permute(2, 0, 1)[None] for image in (picture, truth))
+    x, y = (image.detach().double().permute(2, 0, 1)[None] for image in (picture, truth))
     _, full = structural_similarity_index_measure(x, y, data_range=1.0, return_full_image=True)
     return float(full[..., _BORDER:-_BORDER, _BORDER:-_BORDER].mean())
 

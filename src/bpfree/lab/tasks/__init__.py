@@ -8,6 +8,7 @@ from typing import Any
 
 from bpfree.lab.data.clicks import NAMED as CLICK_LOGS
 from bpfree.lab.data.planetoid import PLANETOID
+from bpfree.lab.data.scenes import SCENES
 from bpfree.lab.tasks.task import Metric, Task
 
 PUBLISHED_ALIGNMENT = ("published_alignment", "published_alignment_std", "published_alignment_zero")
@@ -142,12 +143,34 @@ CLICKS = Task(
     measures=("validation_auc", "log_loss", "validation_log_loss", "calibration", "calibration_error", TAKEN),
 )
 
-TASKS = {task.name: task for task in (CLASSIFICATION, LANGUAGE, GRAPHS, LINKS, CLICKS)}
-_OF_DATA = (
-    {"text": LANGUAGE}
-    | dict.fromkeys(("clicks", *CLICK_LOGS), CLICKS)
-    | {name: LINKS if name.endswith("-links") else GRAPHS for name in PLANETOID}
+VIEWS = Task(
+    name="views",
+    learner="bpfree.lab.tasks.views.ViewSynthesis",
+    metric=Metric(
+        name="psnr",
+        unit=" dB",
+        better="higher",
+        about="the peak signal-to-noise ratio of held-out views, the mean of the views' values",
+    ),
+    samples="views",
+    model="NeRFReleased",
+    rules=("BP", "Shallow", "DFA"),
+    batch_size=1024,  # rays
+    steps=5000,
+    evaluations=5,
+    lr=5e-4,
+    schedule="constant",
+    alignment_samples=256,  # rays
+    measures=("ssim",),
 )
+
+TASKS = {task.name: task for task in (CLASSIFICATION, LANGUAGE, GRAPHS, LINKS, CLICKS, VIEWS)}
+_OF_DATA = {
+    "text": LANGUAGE,
+    **{name: LINKS if name.endswith("-links") else GRAPHS for name in PLANETOID},
+    **dict.fromkeys(("clicks", *CLICK_LOGS), CLICKS),
+    **dict.fromkeys(SCENES, VIEWS),
+}
 
 
 def task_of(data: str) -> Task:

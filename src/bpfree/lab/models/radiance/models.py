@@ -19,9 +19,9 @@ from bpfree.mechanisms.base import Rule
 class NeRF(nn.Module):
     """The model of Mildenhall et al. 2020 as their code has it: packed rays ``(n, 11)`` to colours ``(n, nets, 3)``.
 
-    The coarse net's colours come first; the last are the picture. To a rule each net is a model of its own, see
-    :meth:`attach`. The places of the fine pass are drawn from the coarse one without a gradient, so under
-    backpropagation, too, no signal goes from one net to the other.
+    The coarse net's colours come first; the last are the picture. Each net has an error of its own, at its raw output:
+    ``bpfree.attach(model, rule, error_at=("coarse", "fine"))``. The places of the fine pass are drawn from the coarse
+    one without a gradient, so no signal goes from one net to the other, under backpropagation neither.
 
     "NeRF-XL" of Launay et al. 2020 has ``fine_width=512``, and their "NeRF-Dual" is ``render(rays, dual=True)``.
 
@@ -41,6 +41,11 @@ class NeRF(nn.Module):
     Raises:
         SettingsError: Sizes do not fit, or the data are no rays.
     """
+
+    @staticmethod
+    def suggested_error_at(fine_samples: int = 128, **_: object) -> tuple[str, ...]:
+        """Return the nets that a model with these arguments has; each one's error is taken at its raw output."""
+        return ("coarse", "fine") if fine_samples else ("coarse",)
 
     def __init__(
         self,
@@ -69,7 +74,10 @@ class NeRF(nn.Module):
         return {"coarse": self.coarse} if self.fine is None else {"coarse": self.coarse, "fine": self.fine}
 
     def attach(self, rule: Rule, *, seed: int = 0, **options: Any) -> dict[str, bpfree.Attachment]:
-        """Let every net learn by ``rule``; return the attachments by the nets' names.
+        """Attach ``rule`` to each net by itself; return the attachments by the nets' names.
+
+        What is learned is the same as with one attachment and ``error_at``. It serves options that are for one error
+        alone, such as ``streaming`` and ``window``, and runs no estimating pass through the rendering.
 
         Args:
             rule: The rule.
@@ -156,6 +164,11 @@ class NeRFTiny(NeRF):
         samples: Points on a ray.
         background: The grey behind everything, 0 for black and 1 for white.
     """
+
+    @staticmethod
+    def suggested_error_at(fine_samples: int = 0, **_: object) -> tuple[str, ...]:
+        """Return the only net, at whose raw output the error is taken."""
+        return NeRF.suggested_error_at(fine_samples)
 
     def __init__(
         self,
