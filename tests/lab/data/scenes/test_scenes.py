@@ -91,9 +91,9 @@ def test_a_scene_of_llff(tmp_path):
     assert scene.evaluation.names == ("view00.png", "view08.png")
     assert (scene.train.count, scene.measured_on) == (13, "test")
     assert scene.train.cameras.focal[0].tolist() == pytest.approx([FOCAL, FOCAL])
-    assert (scene.train.near, scene.train.far) == (0.0, 1.0)
+    assert (scene.train.cameras.near, scene.train.cameras.far) == (0.0, 1.0)
     plain = load_llff(tmp_path, SceneSettings(ndc=False))
-    assert (plain.train.near, plain.train.far) == pytest.approx((0.9 * 4 / 3, 7 / 3))
+    assert (plain.train.cameras.near, plain.train.cameras.far) == pytest.approx((0.9 * 4 / 3, 7 / 3))
 
 
 def test_one_folder_of_pictures_is_taken_and_several_are_named(tmp_path):

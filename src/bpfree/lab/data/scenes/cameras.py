@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bpfree.lab.errors import DataError
+from bpfree.lab.errors import DataError, SettingsError
+from bpfree.lab.rendering.ndc import to_ndc
+from bpfree.lab.rendering.rays import Rays
 
 _TOLERANCE = 1e-4
 """How far the inner products of a rotation's columns may lie from 0 and 1; float32 has 1e-6."""
@@ -28,6 +30,10 @@ class Cameras:
         centre: The place in the picture where the camera looks, in pixels from its top left corner, ``(n, 2)``.
         width: Pixels in a row.
         height: Rows.
+        near: The smallest t of rays.
+        far: The largest.
+        ndc: The scale of normalized device coordinates, see :func:`bpfree.lab.rendering.ndc.to_ndc`; None gives rays in
+            the scene's own.
     """
 
     poses: Tensor
@@ -35,6 +41,9 @@ class Cameras:
     centre: Tensor
     width: int
     height: int
+    near: float
+    far: float
+    ndc: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -43,22 +52,40 @@ class Cameras:
         """Return the cameras at ``index``, int64 ``(k,)``."""
         return replace(self, poses=self.poses[index], focal=self.focal[index], centre=self.centre[index])
 
-    def rays(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return where the rays of pixels begin and where they go.
+    @property
+    def pixels(self) -> int:
+        """The number of pixels of a view."""
+        return self.width * self.height
+
+    def resized(self, width: int) -> Cameras:
+        """Return the same cameras with another number of pixels in a row, and as many rows as show the same.
+
+        Raises:
+            SettingsError: There would be no pixels.
+        """
+        height = round(self.height * width / self.width)
+        if min(width, height) < 1:
+            raise SettingsError(f"a view {width} pixels wide would be {height} high: both must be at least 1.")
+        scale = torch.tensor([width / self.width, height / self.height], dtype=self.focal.dtype)
+        return replace(self, width=width, height=height, focal=self.focal * scale, centre=self.centre * scale)
+
+    def rays(self, index: Tensor) -> Rays:
+        """Return the rays of pixels, float32. A direction is as long as makes its part along the camera's axis 1.
 
         Args:
             index: The pixels' numbers, int64 ``(k,)``: row by row, view after view.
-
-        Returns:
-            Origins and directions, float64 ``(k, 3)`` each. A direction is as long as makes its part along the camera's
-            axis 1, so t is depth.
         """
-        view, pixel = index // (self.width * self.height), index % (self.width * self.height)
+        view, pixel = index // self.pixels, index % self.pixels
         place = torch.stack([pixel % self.width, pixel // self.width], dim=1) + 0.5
         right, down = ((place - self.centre[view]) / self.focal[view]).unbind(1)
         own = torch.stack([right, -down, -torch.ones_like(right)], dim=1)
-        pose = self.poses[view]
-        return pose[:, :, 3], (pose[:, :, :3] @ own[:, :, None])[:, :, 0]
+        pose, ones = self.poses[view], torch.ones_like(own[:, :1])
+        directions = (pose[:, :, :3] @ own[:, :, None])[:, :, 0]
+        views = directions / directions.norm(dim=1, keepdim=True)
+        rays = Rays(pose[:, :, 3], directions, views, self.near * ones, self.far * ones)
+        if self.ndc is not None:
+            rays = to_ndc(rays, self.ndc)
+        return Rays(*(part.float() for part in rays))
 
 
 def require_pose(matrix: np.ndarray, where: str) -> None:

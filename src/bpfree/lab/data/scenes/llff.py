@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bpfree.lab.bounded import contents
 from bpfree.lab.data.scenes.cameras import Cameras, require_pose
@@ -55,10 +56,10 @@ def load_llff(data_dir: Path | None, settings: SceneSettings | None = None) -> S
     poses = centred(_poses(rows, path, pictures))
     focal = torch.from_numpy(rows[:, 14] * width / rows[:, 9])[:, None].expand(-1, 2)
     centre = torch.tensor([[width / 2, height / 2]], dtype=torch.float64).expand(len(rows), 2)
-    cameras = Cameras(torch.from_numpy(poses), focal, centre, width, height)
-    (near, far), scale = _bounds(rows, path, settings, cameras)
-    names = tuple(picture.name for picture in pictures)
-    views = Views(pixels, cameras, near, far, settings.background or 0.0, scale, names)
+    near, far = _bounds(rows, path, settings)
+    scale = _scale(poses, path, focal[0], width, height) if settings.ndc else None
+    cameras = Cameras(torch.from_numpy(poses), focal, centre, width, height, near, far, scale)
+    views = Views(pixels, cameras, settings.background or 0.0, tuple(picture.name for picture in pictures))
     number = torch.arange(len(rows))
     held_out, train = number[:: settings.hold_out], number[number % settings.hold_out > 0]
     if not len(train):
@@ -156,25 +157,29 @@ def _unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-Pair = tuple[float, float]
-
-
-def _bounds(rows: np.ndarray, path: Path, settings: SceneSettings, cameras: Cameras) -> tuple[Pair, Pair | None]:
-    """Return where rays begin and end, and the scale of normalized device coordinates, if they are used."""
+def _bounds(rows: np.ndarray, path: Path, settings: SceneSettings) -> tuple[float, float]:
+    """Return where rays begin and end."""
     if not settings.ndc:
         unit = _NEAREST / rows[:, 15:].min()
-        return settings.bounds(_MARGIN * _NEAREST, float(unit * rows[:, 15:].max()), str(path)), None
+        return settings.bounds(_MARGIN * _NEAREST, float(unit * rows[:, 15:].max()), str(path))
     for name in ("near", "far"):
         if getattr(settings, name) is not None:
             raise SettingsError(
                 f"--scene.{name}: in normalized device coordinates rays go from 0 to 1. Leave it out, or name "
                 "--scene.ndc false."
             )
-    if float(cameras.poses[:, 2, 2].min()) <= 0:
+    return 0.0, 1.0
+
+
+def _scale(poses: np.ndarray, path: Path, focal: Tensor, width: int, height: int) -> tuple[float, float]:
+    """Return the scale of normalized device coordinates: one for all views, whatever the focal length of each.
+
+    Raises:
+        DataError: Some camera does not look forward.
+    """
+    if poses[:, 2, 2].min() <= 0:
         raise DataError(
             f"{path}: some cameras look back, and normalized device coordinates are for those that look forward. Name "
             "--scene.ndc false."
         )
-    size = torch.tensor([cameras.width, cameras.height])
-    sx, sy = (2 * cameras.focal[0] / size).tolist()
-    return (0.0, 1.0), (sx, sy)
+    return 2 * float(focal[0]) / width, 2 * float(focal[1]) / height

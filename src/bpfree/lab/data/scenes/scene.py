@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bpfree.lab.data.scenes.cameras import Cameras
 from bpfree.lab.data.scenes.settings import MeasuredOn
-from bpfree.lab.rendering.ndc import to_ndc
 from bpfree.lab.rendering.rays import NUMBERS, Rays
 
 
@@ -21,25 +20,18 @@ class Views:
     Attributes:
         pixels: uint8 ``(n, height, width, 3)``, or 4 with transparency.
         cameras: The camera of each picture.
-        near: The smallest t of rays.
-        far: The largest.
         background: The grey behind transparent pixels.
-        ndc: The scale of normalized device coordinates, see :func:`bpfree.lab.rendering.ndc.to_ndc`; None gives rays in
-            the scene's own.
         names: The name of each view.
     """
 
     pixels: Tensor
     cameras: Cameras
-    near: float
-    far: float
     background: float = 0.0
-    ndc: tuple[float, float] | None = None
     names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of pixels, each of which is a sample."""
-        return len(self.pixels) * self.cameras.width * self.cameras.height
+        return len(self.pixels) * self.cameras.pixels
 
     @property
     def count(self) -> int:
@@ -48,17 +40,7 @@ class Views:
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return packed rays ``(k, 11)`` and their colours ``(k, 3)``, of the pixels at ``index``, int64 ``(k,)``."""
-        return self.rays(index).pack(), self.colours(index)
-
-    def rays(self, index: Tensor) -> Rays:
-        """Return the rays of pixels, float32; pixels are numbered row by row, view after view."""
-        origins, directions = self.cameras.rays(index)
-        ones = torch.ones_like(origins[:, :1])
-        views = directions / directions.norm(dim=1, keepdim=True)
-        rays = Rays(origins, directions, views, self.near * ones, self.far * ones)
-        if self.ndc is not None:
-            rays = to_ndc(rays, self.ndc)
-        return Rays(*(part.float() for part in rays))
+        return self.cameras.rays(index).pack(), self.colours(index)
 
     def colours(self, index: Tensor) -> Tensor:
         """Return the colours of pixels, float32 ``(k, 3)`` from 0 to 1, the background behind what is transparent."""
@@ -70,9 +52,9 @@ class Views:
 
     def of_view(self, number: int) -> tuple[Rays, Tensor]:
         """Return all rays of a view, row by row, and its picture ``(height, width, 3)``."""
-        size = self.cameras.width * self.cameras.height
+        size = self.cameras.pixels
         index = torch.arange(number * size, (number + 1) * size)
-        return self.rays(index), self.colours(index).unflatten(0, (self.cameras.height, self.cameras.width))
+        return self.cameras.rays(index), self.colours(index).unflatten(0, (self.cameras.height, self.cameras.width))
 
     def take(self, index: Tensor) -> Views:
         """Return the views at ``index``, int64 ``(k,)``."""
@@ -121,9 +103,9 @@ class Scene:
             "measured_on": self.measured_on,
             "width": self.train.cameras.width,
             "height": self.train.cameras.height,
-            "near": self.train.near,
-            "far": self.train.far,
-            "ndc": self.train.ndc is not None,
+            "near": self.train.cameras.near,
+            "far": self.train.cameras.far,
+            "ndc": self.train.cameras.ndc is not None,
             "background": self.train.background,
             "checksums": self.checksums,
         }

@@ -112,9 +112,8 @@ def make_views(
     lenses = [_lens(listed.path, frame, width, height) for frame in frames]
     focal, centre = (torch.tensor([lens[part] for lens in lenses], dtype=torch.float64) for part in (0, 1))
     poses = torch.from_numpy(np.stack([frame.pose for frame in frames]))
-    cameras = Cameras(poses, focal, centre, width, height)
-    names = tuple(frame.name for frame in frames)
-    return Views(pixels, cameras, *bounds, background=background, names=names)
+    cameras = Cameras(poses, focal, centre, width, height, *bounds)
+    return Views(pixels, cameras, background, tuple(frame.name for frame in frames))
 
 
 Pair = tuple[float, float]
