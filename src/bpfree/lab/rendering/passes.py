@@ -97,4 +97,4 @@ def _ask(field: Field, rays: Rays, t: Tensor) -> Tensor:
     views = rays.views[:, None].expand(*t.shape, 3)
     # One row a point: the error of a rule is a row a point then, too.
     raw = field(rays.points(t).flatten(0, 1), views.flatten(0, 1))
-    return raw.unflatten(0, t.shape)
+    return raw.to(t.dtype).unflatten(0, t.shape)  # under autocast it comes in bfloat16, too coarse for sums along rays
