@@ -56,7 +56,7 @@ class NeRFNet(nn.Module):
         for number in range(depth):
             inputs = point if number == 0 else width + (point if number in self.skips else 0)
             self.layers.append(nn.Linear(inputs, width))
-            self.activations.append(bpfree.Tap() if released and number == 0 else nn.ReLU())
+            self.activations.append(bpfree.Tap() if released and number == 0 else nn.ReLU(inplace=True))
         self.view: View | None = View(width, direction_frequencies, released) if views else None
         self.out = nn.Linear(width, 1 if views else 4)
 
@@ -86,9 +86,9 @@ class View(nn.Module):
         super().__init__()
         self.encode = Waves(frequencies)
         self.features = nn.Linear(width, width)
-        self.features_activation = nn.ReLU() if released else None
+        self.features_activation = nn.ReLU(inplace=True) if released else None
         self.layer = nn.Linear(width + self.encode.size, width // 2)
-        self.activation = nn.ReLU()
+        self.activation = nn.ReLU(inplace=True)
         self.colour = nn.Linear(width // 2, 3)
 
     def forward(self, h: Tensor, directions: Tensor) -> Tensor:
