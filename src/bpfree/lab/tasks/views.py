@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from bpfree.lab.data.batches import InOrder, Shuffled, batches
 from bpfree.lab.data.scenes import Scene, Views
+from bpfree.lab.data.scenes.scene import spread
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.rendering.scores import psnr, ssim
 from bpfree.lab.settings import RunSettings
@@ -36,7 +37,7 @@ class WholeViews:
 
     def take(self, index: Tensor) -> WholeViews:
         """Return the views at ``index``."""
-        return WholeViews(self._views.take(index))
+        return WholeViews(self._views.choose(index))
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the packed rays of one view, ``(height * width, 11)``, and its picture ``(height, width, 3)``."""
@@ -70,13 +71,12 @@ class ViewSynthesis(Learner):
         """
         train, held_out = data.train, data.evaluation
         order = Shuffled(len(train), settings.batch_size, settings.seed, settings.length.steps)
-        measured = min(task.alignment_samples, len(held_out))
-        rays = torch.arange(measured) * len(held_out) // measured
+        measured = spread(len(held_out), task.alignment_samples)
         return Feed(
             batches(train, order),
             batches(WholeViews(held_out), InOrder(held_out.count, 1)),
             lambda samples: train.batch(torch.arange(min(samples, len(train)))),
-            lambda: held_out.batch(rays),
+            lambda: held_out.batch(measured),
         )
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:

@@ -132,6 +132,17 @@ def test_checksums_follow_every_file(tmp_path):
     assert {name for name in before if before[name] != after[name]} == {"pictures of transforms_train.json"}
 
 
+def test_which_views_are_held_out_is_part_of_the_data(tmp_path):
+    """A run on other views of the same files is another run."""
+    tiny_scene.nerfstudio(tmp_path)
+    facts = [
+        load_nerfstudio(tmp_path, SceneSettings(near=1, far=7, hold_out=every, views=1)).first(3).describe()
+        for every in (2, 3)
+    ]
+    assert facts[0]["n_train"] == facts[1]["n_train"]
+    assert facts[0]["checksums"] != facts[1]["checksums"]
+
+
 def scaled(content):
     matrix = np.array(content["frames"][1]["transform_matrix"])
     matrix[:3, :3] *= 1.01
@@ -168,6 +179,12 @@ LISTS = {
     "no angle": (entry("camera_angle_x", 4.0), r"field of view"),
     "focal": (entry("fl_x", -3.0), r"must be positive"),
     "words": (entry("fl_x", "wide"), r"fl_x is 'wide', no number"),
+    "large matrix": (lambda c: c["frames"][1]["transform_matrix"][0].__setitem__(3, 10**400), r"no transform_matrix"),
+    "large lens": (entry("fl_x", 10**400), r"fl_x is 1000.*, no number of a lens"),
+    "endless lens": (entry("cy", float("inf")), r"cy is inf, no number of a lens"),
+    "root": (of_frame("file_path", "/"), r"missing"),
+    "twice": (of_frame("file_path", "./train/r_0"), r"lists ./train/r_0 twice"),
+    "nothing": (of_frame("file_path", "\0"), r"missing"),
     "size": (entry("w", 800), r"w is 800, and .*r_0.png has 24 x 16 pixels"),
     "lens": (entry("k1", 0.1), r"bends lines \(k1\)"),
     "fisheye": (entry("camera_model", "OPENCV_FISHEYE"), r"camera_model OPENCV_FISHEYE"),
@@ -250,6 +267,9 @@ def test_no_held_out_views_in_a_scene_of_nerfstudio(tmp_path):
     change(tmp_path / "transforms.json", entry("val_filenames", ["images/nowhere.png"]))
     with pytest.raises(DataError, match=r"transforms.json: val_filenames names 'images/nowhere.png'"):
         load_nerfstudio(tmp_path, BOUNDS)
+    change(tmp_path / "transforms.json", entry("val_filenames", [{}]))
+    with pytest.raises(DataError, match=r"transforms.json: val_filenames names {}"):
+        load_nerfstudio(tmp_path, BOUNDS)
     change(tmp_path / "transforms.json", lambda c: [c.pop(key) for key in (*said, "val_filenames")])
     change(tmp_path / "transforms.json", lambda c: c.update(frames=c["frames"][:1]))
     with pytest.raises(DataError, match=r"transforms.json: no views to learn from, of 1 in all"):
@@ -309,6 +329,10 @@ def huge_header(path):
 FILES = {
     "missing": lambda path: path.unlink(),
     "text": lambda path: path.write_text("no numbers"),
+    "empty": lambda path: path.write_bytes(b""),
+    "zip": lambda path: path.write_bytes(b"PK\x03\x04 and nothing more"),
+    "archive": lambda path: np.savez(path.open("wb"), rows=np.zeros((15, 17))),
+    "words": lambda path: np.save(path, np.full((15, 17), "a")),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-8]),
     "header": huge_header,
     "shape": lambda path: np.save(path, np.zeros((15, 16))),

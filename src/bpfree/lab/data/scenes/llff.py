@@ -66,8 +66,8 @@ def load_llff(data_dir: Path | None, settings: SceneSettings | None = None) -> S
         raise DataError(f"{path}: of {len(rows)} views {len(held_out)} are held out, and none is left to learn from.")
     return Scene(
         name=storable(data_dir.resolve().name),
-        train=views.take(train),
-        evaluation=views.take(held_out[spread(len(held_out), settings.views)]),
+        train=views.choose(train),
+        evaluation=views.choose(held_out[spread(len(held_out), settings.views)]),
         measured_on="test",
         checksums={path.name: hashlib.sha256(contents(path)).hexdigest(), folder.name: checksum(pictures)},
     )
@@ -84,7 +84,8 @@ def _read(path: Path) -> np.ndarray:
     try:
         # Mapped, so that a header cannot declare more than the file has.
         rows = np.array(np.load(path, mmap_mode="r", allow_pickle=False), dtype=np.float64)
-    except (OSError, ValueError, TypeError) as error:
+    # Anything may lie there under this name, and numpy fails in many ways.
+    except Exception as error:
         raise DataError(f"{path} is no file of numpy's ({error}). Fetch it again, or make it anew.") from error
     if rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):
         raise DataError(f"{path} has the shape {rows.shape}; it needs 17 numbers for each view.")

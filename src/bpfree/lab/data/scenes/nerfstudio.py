@@ -45,8 +45,8 @@ def load_nerfstudio(data_dir: Path | None, settings: SceneSettings | None = None
     pictures = checksum([frame.picture for frame in listed.frames])
     return Scene(
         storable(data_dir.resolve().name),
-        views.take(torch.arange(len(train))),
-        views.take(torch.arange(len(train), len(train) + len(held_out))),
+        views.choose(torch.arange(len(train))),
+        views.choose(torch.arange(len(train), len(train) + len(held_out))),
         measured_on,
         {path.name: listed.checksum, f"pictures of {path.name}": pictures},
     )
@@ -76,7 +76,8 @@ def _said(listed: Listed, settings: SceneSettings) -> Split:
     parts = {}
     for part in ("train_filenames", key):
         names: Any = listed.content.get(part, [])
-        unknown = [name for name in names if name not in known] if isinstance(names, list) else [names]
+        listed_names = names if isinstance(names, list) else [names]
+        unknown = [name for name in listed_names if not isinstance(name, str) or name not in known]
         if unknown:
             raise DataError(f"{listed.path}: {part} names {unknown[0]!r}, which is no view of the list.")
         parts[part] = tuple(known[name] for name in names)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bpfree.lab.bounded import contents
 from bpfree.lab.data.picture import FORMATS, turn
 from bpfree.lab.data.scenes.settings import Channels
 from bpfree.lab.errors import DataError
@@ -31,7 +32,7 @@ def find_picture(folder: Path, name: str, listed: Path) -> Path:
         DataError: There is no such file.
     """
     path = folder / name
-    for candidate in (path, *(path.with_name(path.name + ending) for ending in ENDINGS)):
+    for candidate in (path, *(Path(f"{path}{ending}") for ending in ENDINGS)):
         if candidate.is_file():
             return candidate
     tried = "" if path.suffix.lower() in ENDINGS else f" (or with {', '.join(ENDINGS)})"
@@ -67,7 +68,7 @@ def checksum(paths: Sequence[Path]) -> str:
     """Return the SHA-256 of the contents of pictures, one after another."""
     found = hashlib.sha256()
     for path in paths:
-        found.update(path.read_bytes())
+        found.update(contents(path))
     return found.hexdigest()
 
 

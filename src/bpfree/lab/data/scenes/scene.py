@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,7 +57,7 @@ class Views:
         index = torch.arange(number * size, (number + 1) * size)
         return self.cameras.rays(index), self.colours(index).unflatten(0, (self.cameras.height, self.cameras.width))
 
-    def take(self, index: Tensor) -> Views:
+    def choose(self, index: Tensor) -> Views:
         """Return the views at ``index``, int64 ``(k,)``."""
         names = tuple(self.names[number] for number in index.tolist()) if self.names else ()
         return replace(self, pixels=self.pixels[index], cameras=self.cameras.take(index), names=names)
@@ -92,7 +93,7 @@ class Scene:
 
     def first(self, n: int) -> Scene:
         """Return the same with the first ``n`` views to train on."""
-        return replace(self, train=self.train.take(torch.arange(min(n, self.train.count))))
+        return replace(self, train=self.train.choose(torch.arange(min(n, self.train.count))))
 
     def describe(self) -> dict[str, Any]:
         """Return the scene as a report shows it, without the pictures; ``n_train`` and ``n_eval`` count views."""
@@ -107,11 +108,15 @@ class Scene:
             "far": self.train.cameras.far,
             "ndc": self.train.cameras.ndc is not None,
             "background": self.train.background,
-            "checksums": self.checksums,
+            "checksums": self.checksums | {"views": self._checksum_of_names()},
         }
+
+    def _checksum_of_names(self) -> str:
+        """Return the SHA-256 of which views are learned from, and which are measured on."""
+        return hashlib.sha256(repr((self.train.names, self.evaluation.names)).encode("utf-8", "replace")).hexdigest()
 
 
 def spread(count: int, most: int | None) -> Tensor:
-    """Return the numbers of at most ``most`` of ``count`` views, spread evenly, the first one included."""
+    """Return the numbers of at most ``most`` of ``count`` things, spread evenly, the first one included."""
     n = count if most is None else min(most, count)
     return torch.arange(n) * count // n

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from bpfree.lab.data.scenes.settings import Channels
 from bpfree.lab.errors import DataError
 
 _LENS = ("k1", "k2", "k3", "k4", "p1", "p2")
+_LARGEST = 1e9
 _MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
 
 
@@ -72,6 +73,7 @@ def read_list(path: Path) -> Listed:
     if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
         raise DataError(f"{path} has no list frames of the scene's views. Export the scene again.")
     found = tuple(_frame(path, content, number, frame) for number, frame in enumerate(frames))
+    _require_different(path, found)
     return Listed(path, found, content, hashlib.sha256(raw).hexdigest())
 
 
@@ -82,10 +84,19 @@ def _frame(path: Path, content: Mapping[str, Any], number: int, frame: Mapping[s
     where = f"{path}: frames[{number}], {name}"
     try:
         pose = np.array(frame["transform_matrix"], dtype=np.float64)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{where}: it has no transform_matrix of 4 x 4 numbers.") from error
     require_pose(pose, where)
     return Frame(name, find_picture(path.parent, name, path), pose[:3], {**content, **frame})
+
+
+def _require_different(path: Path, frames: Iterable[Frame]) -> None:
+    """Raise DataError if two views have one picture: a short list could take any amount of memory otherwise."""
+    known: set[Path] = set()
+    for frame in frames:
+        if frame.picture in known:
+            raise DataError(f"{path} lists {frame.name} twice. Leave one of the two out.")
+        known.add(frame.picture)
 
 
 def make_views(
@@ -153,8 +164,8 @@ def _number(lens: Mapping[str, Any], key: str, where: str) -> float | None:
     value = lens.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{where}: {key} is {value!r}, no number.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
+        raise DataError(f"{where}: {key} is {value!r}, no number of a lens.")
     return float(value)
 
 
