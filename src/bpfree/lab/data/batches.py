@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bpfree.lab.data.augmentation import Augmentation, augmented
 from bpfree.lab.data.resumable import ResumableLoader
-from bpfree.lab.data.samples import Batched, Samples
+from bpfree.lab.data.samples import Batchable, Samples
 from bpfree.lab.errors import SettingsError
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
     """A data set whose items are batches: indexed with an int64 tensor of shape ``(N,)``."""
 
-    def __init__(self, samples: Batched) -> None:
+    def __init__(self, samples: Batchable) -> None:
         self.samples = samples
 
     def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +170,7 @@ class InOrder(Sampler[Tensor]):
         return -(-self.n // self.size)
 
 
-def batches(samples: Batched, sampler: Sampler[Tensor]) -> DataLoader[tuple[Tensor, Tensor]]:
+def batches(samples: Batchable, sampler: Sampler[Tensor]) -> DataLoader[tuple[Tensor, Tensor]]:
     """Make a loader that yields ``(x, y)`` for each tensor of indices that ``sampler`` gives."""
     return ResumableLoader(Batches(samples), sampler)
 

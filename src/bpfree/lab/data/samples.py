@@ -42,17 +42,21 @@ class Samples:
         return self.x.index_select(0, index), self.y.index_select(0, index)
 
 
-class Batched(Protocol):
-    """Samples of which batches are made: they are in memory, or are read when they are asked for."""
+class Batchable(Protocol):
+    """What batches are made of: it is in memory, or is read when it is asked for."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
 
-    def take(self: Some, index: Tensor) -> Some:
-        """Return the samples at ``index``, int64 of shape ``(k,)``."""
-
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the inputs and the targets of the samples at ``index``, int64 of shape ``(k,)``."""
+
+
+class Batched(Batchable, Protocol):
+    """Samples of which batches are made, and some of which may be chosen."""
+
+    def take(self: Some, index: Tensor) -> Some:
+        """Return the samples at ``index``, int64 of shape ``(k,)``."""
 
 
 class Data(Protocol):

@@ -35,10 +35,6 @@ class WholeViews:
     def __len__(self) -> int:
         return self._views.count
 
-    def take(self, index: Tensor) -> WholeViews:
-        """Return the views at ``index``."""
-        return WholeViews(self._views.choose(index))
-
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the packed rays of one view, ``(height * width, 11)``, and its picture ``(height, width, 3)``."""
         rays, picture = self._views.of_view(int(index))
