@@ -154,11 +154,8 @@ def test_the_error_of_each_point_reaches_every_tap_by_one_matrix(name):
 
 
 def small(**changes):
-    given = {"depth": 3, "width": 8, "skips": (1,), "samples": 6, "fine_samples": 5}
-    model = NeRF(**(given | changes))
-    for net in model.nets.values():  # with no density anywhere there is nothing to see, and no gradient
-        net.out.bias.data.fill_(0.5)
-    return model
+    given = {"depth": 3, "width": 8, "skips": (1,), "samples": 6, "fine_samples": 5, "density_bias": 0.5}
+    return NeRF(**(given | changes))
 
 
 def loss_of(model, rays, truth):
@@ -243,6 +240,23 @@ def test_two_rules_on_two_nets():
     bpfree.attach(model.fine, bpfree.DFA())
     loss_of(model, rays, truth).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("build", [NeRFReleased, NeRFTiny, lambda **bias: NeRF(fine_samples=0, **bias)])
+def test_models_begin_with_something_to_see(build):
+    """With PyTorch's biases some of them show nothing, and have no gradient."""
+
+    def seen(**bias):
+        points, directions = 2 * torch.rand(200, 3) - 1, torch.randn(200, 3)
+        shares = []
+        for seed in range(10):
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                shares.append(float((build(**bias).coarse(points, directions)[:, 3] > 0).double().mean()))
+        return min(shares)
+
+    assert seen() > 0.5
+    assert seen(density_bias=None) < 0.05
 
 
 @pytest.mark.parametrize("dual", [False, True])

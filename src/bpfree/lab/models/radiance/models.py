@@ -37,6 +37,7 @@ class NeRF(nn.Module):
         fine_samples: Further points in the fine pass; 0 leaves out the fine net.
         noise: The standard deviation of noise on raw densities in training; 1 for scenes of LLFF.
         background: The grey behind everything: 1, white, for scenes of Blender, and 0, black, for photographs.
+        density_bias: The bias of raw density at the beginning, see :class:`NeRFNet`; None for PyTorch's own.
 
     Raises:
         SettingsError: Sizes do not fit, or the data are no rays.
@@ -60,13 +61,14 @@ class NeRF(nn.Module):
         fine_samples: int = 128,
         noise: float = 0.0,
         background: float = 1.0,
+        density_bias: float | None = 0.1,
     ) -> None:
         super().__init__()
         if tuple(shape) != (NUMBERS,):
             raise SettingsError(f"{type(self).__name__} takes rays of shape ({NUMBERS},), not {tuple(shape)}.")
         self.passes = Passes(samples=samples, fine_samples=fine_samples, noise=noise, background=background)
-        self.coarse = NeRFNet(depth, width, skips, views, released)
-        self.fine = NeRFNet(depth, fine_width or width, skips, views, released) if fine_samples else None
+        self.coarse = NeRFNet(depth, width, skips, views, released, density_bias)
+        self.fine = NeRFNet(depth, fine_width or width, skips, views, released, density_bias) if fine_samples else None
 
     @property
     def nets(self) -> dict[str, NeRFNet]:
@@ -130,6 +132,7 @@ class NeRFReleased(NeRF):
         fine_samples: Further points in the fine pass; 0 leaves out the fine net.
         noise: The standard deviation of noise on raw densities in training.
         background: The grey behind everything, 0 for black and 1 for white.
+        density_bias: The bias of raw density at the beginning, see :class:`NeRFNet`; None for PyTorch's own.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class NeRFReleased(NeRF):
         fine_samples: int = 128,
         noise: float = 0.0,
         background: float = 1.0,
+        density_bias: float | None = 0.1,
     ) -> None:
         super().__init__(
             shape,
@@ -152,6 +156,7 @@ class NeRFReleased(NeRF):
             fine_samples=fine_samples,
             noise=noise,
             background=background,
+            density_bias=density_bias,
         )
 
 
@@ -163,6 +168,7 @@ class NeRFTiny(NeRF):
         width: The width of the two hidden layers.
         samples: Points on a ray.
         background: The grey behind everything, 0 for black and 1 for white.
+        density_bias: The bias of raw density at the beginning, see :class:`NeRFNet`; None for PyTorch's own.
     """
 
     @staticmethod
@@ -176,6 +182,7 @@ class NeRFTiny(NeRF):
         width: int = 128,
         samples: int = 32,
         background: float = 1.0,
+        density_bias: float | None = 0.1,
     ) -> None:
         super().__init__(
             shape,
@@ -186,4 +193,5 @@ class NeRFTiny(NeRF):
             samples=samples,
             fine_samples=0,
             background=background,
+            density_bias=density_bias,
         )

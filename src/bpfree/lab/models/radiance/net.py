@@ -28,6 +28,9 @@ class NeRFNet(nn.Module):
             and one of half the width that also gets the encoded direction. False has colour and density leave together.
         released: As in the code released with Launay et al. 2020, which is that of krrish94/nerf-pytorch: no ReLU
             behind the first layer (feedback enters there all the same), and one behind the features.
+        density_bias: The bias of raw density at the beginning; None for PyTorch's own, as in the papers' code. Raw
+            density differs little between points at first, and where all of it is negative nothing is seen, nothing has
+            a gradient, and no rule learns: with PyTorch's biases 9 of 20 such nets of 8 layers of 256 begin so.
         position_frequencies: The frequencies of the encoding of points, see
             :class:`bpfree.lab.models.radiance.Waves`.
         direction_frequencies: Those of directions.
@@ -43,6 +46,7 @@ class NeRFNet(nn.Module):
         skips: Sequence[int] = (5,),
         views: bool = True,
         released: bool = False,
+        density_bias: float | None = 0.1,
         position_frequencies: int = 10,
         direction_frequencies: int = 4,
     ) -> None:
@@ -59,6 +63,8 @@ class NeRFNet(nn.Module):
             self.activations.append(bpfree.Tap() if released and number == 0 else nn.ReLU(inplace=True))
         self.view: View | None = View(width, direction_frequencies, released) if views else None
         self.out = nn.Linear(width, 1 if views else 4)
+        if density_bias is not None:
+            nn.init.constant_(self.out.bias[-1:], density_bias)
 
     def forward(self, points: Tensor, directions: Tensor) -> Tensor:
         """Return raw colour and density, ``(points, 4)``."""
