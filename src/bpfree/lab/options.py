@@ -10,7 +10,7 @@ import torch
 
 import bpfree
 from bpfree.lab import replicas
-from bpfree.lab.data import ClickSettings, GraphSettings, ImageSettings, TextSettings
+from bpfree.lab.data import ClickSettings, GraphSettings, ImageSettings, SceneSettings, TextSettings
 from bpfree.lab.data.augmentation import Augmentation
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.files import file_name
@@ -31,18 +31,20 @@ class Options:
             mnist (all 70,000), fashion-mnist (as many pictures of clothes), cifar10, cifar100 (60,000 photographs, 3 x
             32 x 32), folder (any pictures in the layout of ImageNet), text (language modelling on any text), cora,
             citeseer, pubmed (citation graphs, whose nodes are classified), cora-links and so on (their edges are
-            predicted), clicks (a log that --schema describes), or criteo, criteo-10k, avazu, movielens
-            (logs whose schemas the package has).
+            predicted), clicks (a log that --schema describes), criteo, criteo-10k, avazu, movielens
+            (logs whose schemas the package has), or blender, llff, nerfstudio (views of a scene in these formats).
         data_dir: The folder with the original files of MNIST, Fashion-MNIST or CIFAR, which are downloaded once without
             it. For folder, that with train/CLASS/*.jpg and val/CLASS/*.jpg. For text, that with the files train, valid
             and test (.txt or .txt.gz), one sentence or paragraph a line. For a graph, that with Planetoid's files,
-            which are downloaded once without it. For clicks, that with the files that the schema names.
+            which are downloaded once without it. For clicks, that with the files that the schema names. For a scene,
+            that with its pictures and cameras.
         images: The options for reading images.
         augmentation: Random changes of training images, drawn anew each time; by default none.
         text: The options for reading text.
         graph: The options for reading a graph.
         clicks: The options for reading a log of clicks.
         schema: The file that says which columns a log of clicks has; the same as --clicks.schema.
+        scene: The options for reading the views of a scene.
         validation: Hold out this many training images and measure on them in place of the test set. Choose settings
             this way; then measure once on the test set.
         epochs: Passes over the training data, with an evaluation after each; by default 5 for images.
@@ -73,9 +75,10 @@ class Options:
         out: The folder for results; a name in runs/ by default.
         model: The network: MLP (by default for images), BottleneckMLP, CNN, LeNet4, AlexNet, VGG16, CausalTransformer
             (by default for text), DeepFM (by default for clicks), FM, DeepCross, AFN, AutoInt, GCN (by default for
-            nodes), ChebNet, SplineNet, GAT, DNA, GraphEncoder (by default for edges), any torch.nn.Module by import
-            path, or hf:PATH for a language model of transformers from a config file or a folder with weights. Its
-            arguments follow as --model.NAME; those called shape and classes come from the data.
+            nodes), ChebNet, SplineNet, GAT, DNA, GraphEncoder (by default for edges), NeRFReleased (by default for
+            scenes), NeRF, NeRFTiny, any torch.nn.Module by import path, or hf:PATH for a language model of transformers
+            from a config file or a folder with weights. Its arguments follow as --model.NAME; those called shape and
+            classes come from the data.
         taps: Names or glob patterns of the modules of the network after which feedback enters; by default what the
             network suggests (suggested_taps of its class), or every non-linearity.
         error_at: The name of the module at whose output the error is taken; by default what the network suggests
@@ -98,6 +101,7 @@ class Options:
     graph: GraphSettings = field(default_factory=GraphSettings)
     clicks: ClickSettings = field(default_factory=ClickSettings)
     schema: str | None = None
+    scene: SceneSettings = field(default_factory=SceneSettings)
     epochs: int | None = None
     steps: int | None = None
     evaluations: int | None = None
@@ -181,6 +185,8 @@ class Options:
             return self.text.measured_on
         if task.samples == "rows":
             return self.clicks.measured_on
+        if task.samples == "views":
+            return self.scene.measured_on
         return "validation" if self.validation else "test"
 
     def _check_graph(self, samples: str, steps: int | None) -> None:
@@ -231,7 +237,7 @@ class Options:
     @property
     def reading(self) -> dict[str, Any]:
         """Options for reading the data, for :func:`bpfree.lab.data.load`."""
-        found = {name: getattr(self, name) for name in ("validation", "images", "text", "graph", "clicks")}
+        found = {name: getattr(self, name) for name in ("validation", "images", "text", "graph", "clicks", "scene")}
         return found if self.schema is None else found | {"clicks": replace(self.clicks, schema=self.schema)}
 
     def directory(self) -> Path:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bpfree.lab.data import clicks, load, text
+from bpfree.lab.data.scenes import SCENES
 from bpfree.lab.plain_values import plain
 
 _LOGS = ("clicks", *clicks.NAMED)
-ANY_FOLDER = ("folder", "text", *_LOGS)
+ANY_FOLDER = ("folder", "text", *_LOGS, *SCENES)
 """Data sets that are whatever a folder holds: their name says nothing about it."""
 
 _KEPT: dict[str, Any] = {}

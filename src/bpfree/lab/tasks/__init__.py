@@ -161,6 +161,15 @@ VIEWS = Task(
     lr=5e-4,
     schedule="constant",
     alignment_samples=256,  # rays
+    beside=(
+        Metric(
+            name="ssim",
+            unit="",
+            better="higher",
+            about="the structural similarity of held-out views (Wang et al. 2004), the mean of the views' values",
+            digits=3,
+        ),
+    ),
     measures=("ssim",),
 )
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+_INITIALS = ("auc", "psnr", "ssim")
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -34,7 +36,7 @@ class Metric:
     @property
     def title(self) -> str:
         """Its name at the beginning of a line."""
-        return "AUC" if self.name == "auc" else self.name.replace("_", " ").capitalize()
+        return self.name.upper() if self.name in _INITIALS else self.name.replace("_", " ").capitalize()
 
     def show(self, value: float | None) -> str:
         """Return a value with its unit; None is what a file has in place of infinity."""
