@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+_BEGINS = "caching begins"
+
 
 def main() -> None:
     from bpfree.lab.data.clicks import ClickSettings, columns, load_clicks, pieces, text_rows
@@ -18,6 +20,7 @@ def main() -> None:
     pause = float(os.environ.get("PAUSE", "0"))
     for module, name in ((pieces, "write_piece"), (columns, "write_numbers"), (os, "replace")):
         setattr(module, name, _slowly(getattr(module, name), pause))
+    print(_BEGINS, flush=True)  # importing takes seconds, in which nothing is written
     load_clicks(Path(sys.argv[1]), ClickSettings(schema=sys.argv[2]))
 
 
@@ -35,18 +38,16 @@ def run(folder: Path, schema: str, cache: Path, seconds: float | None, *, pause:
     It is killed some seconds after it has begun. Return whether it ended before.
     """
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PAUSE": str(pause), "PIECE": str(piece)}
-    path = os.pathsep.join(sys.path)
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     command = [sys.executable, "-m", "support.killed_caching", str(folder), schema]
-    process = subprocess.Popen(command, env=environment | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL)
-    begun = cache / "bpfree" / "clicks"
-    while not begun.is_dir() and process.poll() is None:  # importing takes seconds, in which nothing is written
-        time.sleep(0.01)
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        return False
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{_BEGINS}\n"
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            return False
     assert process.returncode == 0
     return True
 
