@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("polars", reason="needs the extra [clicks] (polars)")
+if importlib.util.find_spec("polars") is None:  # the extra [clicks]
+    collect_ignore_glob = ["test_*.py"]
 
 
 @pytest.fixture(autouse=True)

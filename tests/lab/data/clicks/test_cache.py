@@ -161,9 +161,9 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_with(folder: Path, tm
     """Killed twice; ``python benchmarks/clicks.py --kills 20`` does it more often."""
     schema = schema_file(folder, SCHEMA)
     assert killed_caching.run(folder, schema, tmp_path / "whole", None)
-    draw, ends = random.Random(0), 0
+    draw = random.Random(0)
     for _ in range(2):
-        ends += killed_caching.run(folder, schema, tmp_path / "killed", 0.1 + 0.5 * draw.random(), pause=0.05)
+        killed_caching.run(folder, schema, tmp_path / "killed", 0.1 + 0.5 * draw.random(), pause=0.05)
     killed_caching.run(folder, schema, tmp_path / "killed", None)
     assert killed_caching.files(tmp_path / "killed") == killed_caching.files(tmp_path / "whole")
 
@@ -219,17 +219,18 @@ def test_one_process_makes_a_cache_and_the_others_wait(
     folder: Path, cache: Path, made: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fcntl = pytest.importorskip("fcntl")
-    place = loaded(folder, SCHEMA).cache.folder
+    settings = ClickSettings(schema=schema_file(folder, SCHEMA))
+    place = load_clicks(folder, settings).cache.folder
     shutil.rmtree(place)
     made.clear()
-    with place.with_suffix(".lock").open("a") as lock, ThreadPoolExecutor() as pool:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        others = [pool.submit(loaded, folder, SCHEMA) for _ in range(2)]
-        time.sleep(0.5)
-        assert not any(other.done() for other in others)
-        assert made == []
-        fcntl.flock(lock, fcntl.LOCK_UN)
-        assert [everything(other.result()) for other in others] == [everything(loaded(folder, SCHEMA))] * 2
+    with ThreadPoolExecutor() as pool:
+        with place.with_suffix(".lock").open("a") as lock:  # released before the pool waits for its threads
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            others = [pool.submit(load_clicks, folder, settings) for _ in range(2)]
+            time.sleep(0.5)
+            assert not any(other.done() for other in others)
+            assert made == []
+        assert [everything(other.result()) for other in others] == [everything(load_clicks(folder, settings))] * 2
     assert len(made) == 3
     assert "another process reads this log; waiting for it" in capsys.readouterr().out
 
