@@ -22,7 +22,7 @@ def seen(label: str, width: int) -> str:
     )
     display = Display(console, runs=12)
     with display:
-        display.begin(replace(tiny_lab.settings(), label=label), 468)
+        display.begin(replace(tiny_lab.settings(), label=label), 468, "test")
         display.epoch_begins(2, resumed=False)
         for _ in range(7):
             display.step()
@@ -48,7 +48,7 @@ def drawn(steps: list[int], clock: list[float], task: str = "language") -> str:
     times = iter(clock)
     display = Display(None)
     settings = tiny_lab.settings(task=task, epochs=3, steps=300)
-    display.begin(settings, 100)
+    display.begin(settings, 100, "test")
     display._pace = Pace(lambda: next(times))
     display.epoch_begins(1, resumed=True, steps=40)
     for samples in steps:
@@ -94,6 +94,14 @@ def test_nothing_of_it_is_written_where_there_is_no_terminal(tmp_path: Path) -> 
     (line,) = console.file.getvalue().splitlines()
     assert line.startswith("DFA, seed 0, epoch 1/1: test accuracy")
     assert "left" not in line
+
+
+def test_a_run_says_what_it_is_evaluated_on(tmp_path: Path) -> None:
+    """A table's runs have displays that do not know their data."""
+    console = Console(file=io.StringIO(), width=160)
+    with Display(console) as display:
+        run(tiny_text.settings(epochs=1, steps=2), tiny_text.text(tmp_path / "text"), tmp_path, display=display)
+    assert "step 2/2: validation perplexity" in console.file.getvalue()
 
 
 def test_images_and_tokens_are_counted(tmp_path: Path) -> None:

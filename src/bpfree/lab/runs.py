@@ -131,7 +131,7 @@ def _train(
     keep_freed_memory()
     of_task = TASKS[settings.task]
     feed = of_task.learner_class().feed(settings, splits, of_task)
-    display.begin(settings, len(feed.train))
+    display.begin(settings, len(feed.train), splits.measured_on)
     clock = TrainingSeconds()
     records = EpochRecords(feed.aligned, clock, display.epoch, settings.alignment)
     peak = _step_memory(settings, splits, feed)

@@ -31,7 +31,7 @@ class Display:
     Args:
         console: Where to; None shows nothing.
         runs: The number of runs to come.
-        measured_on: The data that models are evaluated on, ``"test"`` or ``"validation"``.
+        measured_on: The data that models are evaluated on, ``"test"`` or ``"validation"``, until a run says which.
     """
 
     def __init__(self, console: Console | None, runs: int = 1, measured_on: str = "test") -> None:
@@ -67,8 +67,9 @@ class Display:
     ) -> None:
         self._live.__exit__(kind, error, trace)
 
-    def begin(self, settings: RunSettings, steps: int) -> None:
-        """Show that a run begins; each of its parts has this many steps."""
+    def begin(self, settings: RunSettings, steps: int, measured_on: str) -> None:
+        """Show that a run begins; each of its parts has this many steps, and it is evaluated on this data."""
+        self._measured_on = measured_on
         self._label, self._title = settings.label, f"{settings.label}, seed {settings.seed}"
         task = TASKS[settings.task]
         self._metric, self._length, self._steps = task.metric, settings.length, steps
