@@ -358,7 +358,7 @@ def test_compare_nodes_and_edges_from_end_to_end(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(pictures, "TSNE", lambda **settings: TSNE_(max_iter=250))
     tiny_graph.write(tmp_path / "files")
     monkeypatch.chdir(tmp_path)
-    for name, metric in (("cora", "accuracy"), ("cora-links", "auc")):
+    for name, metric, title in (("cora", "accuracy", "Accuracy"), ("cora-links", "auc", "AUC")):
         asked = CompareOptions(
             data=name, data_dir="files", steps=4, evaluations=2, seeds=1, rules=["BP", "DFA"], threads=1
         )
@@ -366,7 +366,7 @@ def test_compare_nodes_and_edges_from_end_to_end(tmp_path: Path, monkeypatch: py
         assert [entry["label"] for entry in written["summary"]] == ["BP", "DFA"]
         assert written["runs"][0][metric] == written["summary"][0][f"{metric}_mean"]
         page = (tmp_path / f"runs/compare-{name}/report.html").read_text(encoding="utf-8")
-        assert f"{metric.capitalize()} on the test set" in page
+        assert f"{title} on the test set" in page
         assert ("t&#8209;SNE" in page) == (name == "cora")
 
 
