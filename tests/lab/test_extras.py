@@ -20,7 +20,7 @@ from bpfree.lab.tables import work
 @pytest.mark.parametrize(
     ("module", "extra"),
     [("torch_geometric", "graphs"), ("torch_geometric.nn", "graphs"), ("polars", "clicks"),
-     ("lightning.pytorch", "lab"),
+     ("imageio_ffmpeg", "rendering"), ("lightning.pytorch", "lab"),
      ("yaml", "lab"), ("PIL", "lab"), ("sklearn", "lab"), ("vl_convert", "lab"), ("docstring_parser", "lab"),
      ("optuna", "lab")],
 )  # fmt: skip

@@ -14,6 +14,7 @@ from bpfree.lab.generate_options import GenerateOptions
 from bpfree.lab.options import CompareOptions, DemoOptions, TrainOptions
 from bpfree.lab.parser import Parser, add_options, read_options, summary, with_model
 from bpfree.lab.predict_options import PredictOptions
+from bpfree.lab.render_options import RenderOptions
 from bpfree.lab.tables.command_options import ReportOptions, TableOptions, TuneOptions
 from bpfree.lab.trust import FLAG, names_code, search_current_folder
 
@@ -24,6 +25,7 @@ Then:        bpfree compare --data mnist --data-dir DIR --epochs 10
              bpfree train --rule DFA --model my_file.MyNet
              bpfree generate RUN --prompt "To be"   (text of a model that bpfree train has trained)
              bpfree predict RUN FILE   (the probabilities of clicks)
+             bpfree render RUN --motion turntable   (pictures of a scene)
              bpfree table --list       (published tables, beside the papers' numbers)
 """
 _INTERRUPTED = 130  # what a shell reports of a program ended by Ctrl-C
@@ -69,6 +71,7 @@ _COMMANDS: dict[str, type[Any]] = {
     "train": TrainOptions,
     "generate": GenerateOptions,
     "predict": PredictOptions,
+    "render": RenderOptions,
     "table": TableOptions,
     "tune": TuneOptions,
     "report": ReportOptions,
@@ -79,6 +82,7 @@ _MODULES = {
     "train": "bpfree.lab.train",
     "generate": "bpfree.lab.generate",
     "predict": "bpfree.lab.predict",
+    "render": "bpfree.lab.render",
     "table": "bpfree.lab.tables.table",
     "tune": "bpfree.lab.tables.tune",
     "report": "bpfree.lab.tables.recipe_page",
@@ -90,6 +94,7 @@ _HINTS = {
     "train": "Interrupted. Finished runs are kept; the same command continues with --resume.",
     "generate": "Interrupted.",
     "predict": "Interrupted. Nothing was written.",
+    "render": "Interrupted. Nothing was written.",
 }
 """Command -> what is said after Ctrl-C, where it is not what others say."""
 

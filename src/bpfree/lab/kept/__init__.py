@@ -6,14 +6,16 @@ from pathlib import Path
 
 from bpfree.lab.data.clicks import Clicks
 from bpfree.lab.data.samples import Data
+from bpfree.lab.data.scenes import Scene
 from bpfree.lab.data.text import Text
 from bpfree.lab.kept.clicks import keep_clicks
+from bpfree.lab.kept.scenes import keep_scene
 from bpfree.lab.kept.text import keep_text
 from bpfree.lab.settings import RunSettings
 
 
 def keep(settings: RunSettings, data: Data, folder: Path) -> None:
-    """Write down, in a run's folder, what ``bpfree generate`` or ``bpfree predict`` needs; nothing for other data.
+    """Write down, in a run's folder, what ``bpfree generate``, ``predict`` or ``render`` needs; nothing for other data.
 
     Raises:
         WriteError: A file could not be written.
@@ -22,3 +24,5 @@ def keep(settings: RunSettings, data: Data, folder: Path) -> None:
         keep_text(settings, data, folder)
     elif isinstance(data, Clicks):
         keep_clicks(settings, data, folder)
+    elif isinstance(data, Scene):
+        keep_scene(settings, data, folder)

@@ -112,10 +112,12 @@ class NeRF(nn.Module):
             SettingsError: ``dual`` without a fine net.
         """
         shown: dict[str, list[Tensor]] = {"colours": [], "depth": [], "opacity": []}
+        device = self.coarse.out.weight.device
         for part in in_chunks(rays, self.passes, chunk):
-            last = render(part, self.coarse, self.fine, self.passes, training=False, dual=dual)[-1]
+            moved = Rays(*(numbers.to(device) for numbers in part))
+            last = render(moved, self.coarse, self.fine, self.passes, training=False, dual=dual)[-1]
             for name, values in shown.items():
-                values.append(getattr(last, name))
+                values.append(getattr(last, name).to(rays.origins.device))
         return {name: torch.cat(values) for name, values in shown.items()}
 
 

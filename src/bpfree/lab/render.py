@@ -1,0 +1,101 @@
+"""Pictures of a scene by a trained run: a still with its maps, or a moving picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from bpfree.lab.data.scenes import Cameras
+from bpfree.lab.environment import device
+from bpfree.lab.errors import RunError, SettingsError
+from bpfree.lab.kept.scenes import KeptScene, find_scene_run, load_scene_run
+from bpfree.lab.render_options import RenderOptions
+from bpfree.lab.rendering.paths import sway, turntable
+from bpfree.lab.rendering.pictures import bytes_of, write_moving, write_still
+from bpfree.lab.rendering.rays import Rays
+from bpfree.lab.rendering.view import Renders, render_view
+
+
+def render(options: RenderOptions, console: Console | None = None) -> list[Path]:
+    """Draw what a run has learned of its scene, without the scene's photographs.
+
+    Beside one picture, and the small ones of a GIF, memory does not grow with the resolution. Files are there whole or
+    not at all.
+
+    Args:
+        options: The run, what is drawn, how large, and where to.
+        console: Where progress and the files are shown; None shows nothing.
+
+    Returns:
+        The files.
+
+    Raises:
+        RunError: There is no such run, or no checkpoint in it, or its model renders nothing.
+        SettingsError: There is no such view; the motion does not suit the scene; the model has no two fields to
+            average; what writes MP4 is not installed.
+        DamageError: A file of the run is damaged, or its checkpoint is of another net.
+        TrustError: The run has a model of one's own, and nobody has vouched for it.
+        WriteError: A file could not be written.
+    """
+    if options.name is None:
+        raise RunError("Name the folder of a run: bpfree render runs/NAME.")
+    kept = load_scene_run(find_scene_run(Path(options.name).expanduser()), trust=options.trust)
+    if isinstance(kept.model, nn.Module):
+        kept.model.to(device())
+    cameras = _cameras(kept, options)
+    with Progress(console=console, transient=True, disable=console is None) as progress:
+        rays = progress.add_task("rays", total=len(cameras) * cameras.pixels)
+        model = _Counting(kept.model, lambda count: progress.advance(rays, count))
+        if options.motion:
+            write_moving(options.path, _frames(model, cameras, dual=options.dual))
+            written = [options.path]
+        else:
+            written = write_still(options.path, render_view(model, cameras, 0, dual=options.dual), cameras.far)
+    if console is not None:
+        for path in written:
+            console.print(f"picture: {path} ({cameras.width} x {cameras.height})", soft_wrap=True)
+    return written
+
+
+def _cameras(kept: KeptScene, options: RenderOptions) -> Cameras:
+    """Return the cameras of what is drawn, one a picture."""
+    cameras = kept.cameras if options.width is None else kept.cameras.resized(options.width)
+    if options.motion is None:
+        if options.view > len(cameras):
+            raise SettingsError(
+                f"--view {options.view}: the run has {len(cameras)} held-out views, 1 to {len(cameras)}."
+            )
+        number = options.view - 1
+        one = slice(number, number + 1)
+        return replace(cameras, poses=cameras.poses[one], focal=cameras.focal[one], centre=cameras.centre[one])
+    if options.motion == "sway":
+        return sway(cameras, options.frames)
+    if cameras.ndc is not None:
+        raise SettingsError(
+            "--motion turntable: this run's scene is seen from the front alone (normalized device coordinates). Name "
+            "--motion sway."
+        )
+    return turntable(cameras, options.frames)
+
+
+def _frames(model: Renders, cameras: Cameras, *, dual: bool) -> Iterator[np.ndarray]:
+    for number in range(len(cameras)):
+        yield bytes_of(render_view(model, cameras, number, dual=dual)["colours"])
+
+
+class _Counting:
+    """A model that tells how many rays it has rendered."""
+
+    def __init__(self, model: Renders, tell: Callable[[int], None]) -> None:
+        self._model, self._tell = model, tell
+
+    def render(self, rays: Rays, *, dual: bool = False) -> dict[str, Tensor]:
+        found = self._model.render(rays, dual=dual)
+        self._tell(len(rays.origins))
+        return found
