@@ -13,7 +13,7 @@ import yaml
 import bpfree
 from bpfree.lab import data
 from bpfree.lab.data import Images, Normalization, Splits
-from bpfree.lab.errors import SettingsError
+from bpfree.lab.errors import DataError, SettingsError
 from bpfree.lab.recipe.locate import find, names
 from bpfree.lab.recipe.merging import merged
 from bpfree.lab.recipe.reading import read
@@ -21,7 +21,8 @@ from bpfree.lab.recipe.schema import Chart, Column, Expected
 from bpfree.lab.runs import learner
 from bpfree.lab.tables.cells import plan, works
 from bpfree.lab.tables.metrics import value
-from support import tiny_lab, tiny_table
+from bpfree.lab.tables.work import works as of_settings
+from support import tiny_lab, tiny_scene, tiny_table
 
 
 @pytest.fixture(autouse=True)
@@ -388,8 +389,15 @@ def test_the_command_of_a_file_elsewhere_finds_it(tmp_path: Path, monkeypatch: p
     assert far.is_run_by(commands[0])
 
 
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_scene.archive(tmp_path_factory.mktemp("scenes"))
+
+
 @pytest.mark.parametrize("name", names())
-def test_every_recipe_of_the_package_can_be_run(name: str, tmp_path: Path) -> None:
+def test_every_recipe_of_the_package_can_be_run(name: str, tmp_path: Path, scenes: Path) -> None:
+    for folder in scenes.iterdir():
+        (tmp_path / folder.name).symlink_to(folder)
     # Any text and any log may be in the folder: runs are known by what is there, and nothing of it is parsed.
     for file in ("train.txt", "valid.txt", "test.txt", "ml-100k.inter", "ml-100k.user", "ml-100k.item"):
         (tmp_path / file).write_text(f"{file}\n")
@@ -448,6 +456,46 @@ def test_the_other_tables_say_what_the_papers_do() -> None:
     assert area == ((224 / 256) ** 2, (224 / 256) ** 2)
     sizes = [run.model["init_args"]["bottleneck"] for run in runs("launay2019-figure4").values()]
     assert len(sizes) == 14
+
+
+def test_tables_of_scenes_share_their_runs(scenes: Path) -> None:
+    """Keys tell scenes, rules and scales apart; table 1, table A.5 and figure A.3 show numbers of the same runs."""
+
+    def runs(name: str, scale: str) -> dict[str, Any]:
+        recipe = read(find(name))
+        return {work.label: work for work in works(plan(recipe, recipe.scale(scale), seeds=1, data_dir=str(scenes)))}
+
+    names = {"launay2020-table1": 8, "launay2020-tableA5": 32, "launay2020-figureA3": 16, "launay2020-figureA1": 7}
+    of_scale = {}
+    for scale in ("full", "reduced"):
+        one, five, three, tiny = (runs(name, scale) for name in names)
+        for found, count in zip((one, five, three, tiny), names.values(), strict=True):
+            assert len({work.key for work in found.values()}) == len(found) == count
+        shared = ["Lego, DFA", "Fern, DFA"]
+        assert (
+            [one[row].key for row in shared] == [five[row].key for row in shared] == [three[row].key for row in shared]
+        )
+        assert (one["Lego, BP"].key == five["Lego, BP"].key) == (scale == "reduced")  # at full scale of other sizes
+        of_scale[scale] = {work.key for found in (one, five, three, tiny) for work in found.values()}
+    assert not of_scale["full"] & of_scale["reduced"]
+    tiny = runs("launay2020-figureA1", "reduced")
+    assert {work.settings.rule.window for work in tiny.values()} == {1, 2}
+    assert {(work.settings.batch_size, work.settings.steps, work.settings.threads, work.options.scene.views)
+            for work in tiny.values()} == {(1024, 5000, 1, 20)}  # fmt: skip
+    assert {work.settings.model["init_args"]["samples"] for work in tiny.values()} == {64}
+
+
+def test_a_key_knows_a_scene_by_its_files(scenes: Path, tmp_path: Path) -> None:
+    """Wherever its folder lies."""
+    settings = {"data": "blender", "scene": {"folder": "nerf_synthetic/lego"}, "model": "NeRFTiny", "rule": "BP"}
+    (tmp_path / "moved").symlink_to(scenes / "nerf_synthetic" / "lego")
+    elsewhere = settings | {"scene": {"folder": "moved"}}
+    (one,), (other,) = of_settings("a", settings, 1, str(scenes)), of_settings("a", elsewhere, 1, str(tmp_path))
+    (alone,) = of_settings("a", settings | {"scene": {}}, 1, str(tmp_path / "moved"))
+    (mic,) = of_settings("a", settings | {"scene": {"folder": "nerf_synthetic/mic"}}, 1, str(scenes))
+    assert one.key == other.key == alone.key != mic.key
+    with pytest.raises(DataError, match=r"--scene.folder away: there is no folder .*away"):
+        of_settings("a", settings | {"scene": {"folder": "away"}}, 1, str(scenes))
 
 
 def test_every_layer_of_grapes_first_table_learns() -> None:

@@ -46,6 +46,18 @@ def test_ssim_needs_room_for_its_window():
     assert scores.ssim(torch.zeros(11, 11, 3), torch.zeros(11, 11, 3)) is not None
 
 
+def test_noise_is_what_changes_from_pixel_to_pixel():
+    """White noise of variance v keeps 8 ninths of it around its mean over 9 pixels; a slope keeps nothing."""
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.full((200, 200, 3), 0.5)
+    rough = flat + 0.05 * torch.randn(flat.shape, generator=generator)
+    assert scores.noise(rough, flat) == pytest.approx(0.05**2 * 8 / 9 * 1e4, rel=0.02)
+    slope = flat + torch.linspace(-0.4, 0.4, 200)[:, None]
+    assert scores.noise(slope, flat) == pytest.approx(0, abs=1e-8)
+    assert scores.psnr(slope, flat) < scores.psnr(rough, flat)
+    assert scores.noise(flat[:2], flat[:2]) is None
+
+
 def test_lpips_only_where_it_is_installed(pair, monkeypatch):
     scores._lpips.cache_clear()
     monkeypatch.setitem(sys.modules, "lpips", None)

@@ -132,6 +132,24 @@ def test_the_alignments_of_launay_2020() -> None:
     assert expected(read(find("launay2020-tableA2"))) == numbers
 
 
+def test_the_scenes_of_launay_2020() -> None:
+    """Numbers of others, which are quoted, stand in a sentence."""
+    found = lines_of(text("papers", "launay-2020-dfa-scales.txt"), "Table A.5: ")
+    recipe = read(find("launay2020-tableA5"))
+    scenes = list(dict.fromkeys(row.partition(", ")[0] for row in recipe.rows))
+    numbers, quoted = {}, []
+    for scene in scenes:
+        *others, bp, dfa = (cell for cell in found[scene] if cell)
+        numbers |= {(f"{scene}, BP", "PSNR"): (float(bp), None), (f"{scene}, DFA", "PSNR"): (float(dfa), None)}
+        quoted.append(f"{scene} {', '.join(others)}")
+    assert len(scenes) == 16
+    assert expected(recipe) == numbers
+    assert [part in " ".join(recipe.remarks) for part in quoted] == [True] * 16
+    assert expected(read(find("launay2020-table1"))) == {
+        (row, column): value for (row, column), value in numbers.items() if row in ("Lego, DFA", "Fern, DFA")
+    }
+
+
 def test_the_14_points_of_figure_4_of_launay_2019() -> None:
     recipe = read(find("launay2019-figure4"))
     page = text("reference", "settings.md")

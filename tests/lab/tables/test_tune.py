@@ -119,6 +119,22 @@ def test_settings_for_text_are_chosen_on_its_validation_file(monkeypatch: pytest
     assert "at scale full on the validation file, one seed" in tuned.remarks[0]
 
 
+def test_settings_for_scenes_are_chosen_on_their_views_for_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+
+    def perform(self: Training, *_: Any) -> dict[str, Any]:
+        ran.append((self.settings.rule.lr, self.options.validation, self.options.scene.measured_on))
+        return {"label": self.label, "seed": self.seed, "psnr": 100 * self.settings.rule.lr}
+
+    monkeypatch.setattr(Training, "perform", perform)
+    base = {"data": "blender", "scene": {"measured_on": "test"}, "steps": 8, "evaluations": 1}
+    changed(base=base, rows={"BP": {"rule": "BP"}}, columns={"psnr": {}}, expected={}, scales={"full": {}})
+    tuned = read(tune(options(scale="full")))
+    assert sorted(ran) == [(lr, 0, "validation") for lr in (0.05, 0.2)]
+    assert tuned.rows["BP"]["lr"] == 0.2
+    assert "at scale full on the validation views, one seed" in tuned.remarks[0]
+
+
 def test_a_row_that_takes_nothing_of_the_search_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = scored(monkeypatch)
     changed(search={"rule.reduction": ["mean", "sum"]})
@@ -145,6 +161,7 @@ def test_a_row_that_takes_nothing_of_the_search_is_not_tried(monkeypatch: pytest
             {"base": {"data": "text", "text": {"measured_on": "test"}}, "rows": {"BP": {"rule": "BP"}}},
             "measured_on: test would choose settings on the test file",
         ),
+        ({"base": {"data": "llff"}, "rows": {"BP": {"rule": "BP"}}}, "scenes of llff have views for the test alone"),
     ],
 )
 def test_what_could_not_be_tuned_is_told_before_any_try(

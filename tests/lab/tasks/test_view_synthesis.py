@@ -62,6 +62,29 @@ def test_psnr_is_the_mean_of_the_views(scene, tmp_path):
     assert abs(expected[0] - expected[1]) > 1e-3
 
 
+def test_dual_and_noise_are_means_of_the_views(scene, tmp_path):
+    record = run(settings(epochs=1), scene, tmp_path)
+    task = learner(settings(epochs=1), scene).eval()
+    checkpoint = run(settings(epochs=1), scene, tmp_path / "kept", keep_checkpoint=True)
+    assert checkpoint["dual_psnr"] == record["dual_psnr"]
+    (place,) = (tmp_path / "kept").glob("*/last.ckpt")
+    state = torch.load(place, weights_only=True)["state_dict"]
+    task.model.load_state_dict({name[6:]: value for name, value in state.items() if name.startswith("model.")})
+    for dual, psnr_name, noise_name in ((False, "psnr", "noise"), (True, "dual_psnr", "dual_noise")):
+        errors, rough = [], []
+        for number in range(2):
+            rays, truth = scene.evaluation.of_view(number)
+            residual = (task.model.render(rays, dual=dual)["colours"].view_as(truth) - truth).double()
+            errors.append(-10 * math.log10(residual.square().mean()))
+            around = residual.unfold(0, 3, 1).unfold(1, 3, 1).mean((-1, -2))
+            rough.append(1e4 * float((residual[1:-1, 1:-1] - around).square().mean()))
+        assert record[psnr_name] == pytest.approx(sum(errors) / 2, abs=1e-4)
+        assert record[noise_name] == pytest.approx(sum(rough) / 2, rel=1e-4)
+    tiny = run(settings("BP", "NeRFTiny", {"width": 16, "samples": 8}, epochs=1), scene, tmp_path)
+    assert tiny["noise"] > 0
+    assert (tiny["dual_psnr"], tiny["dual_ssim"], tiny["dual_noise"]) == (None, None, None)
+
+
 def test_rays_of_all_views_are_drawn_by_the_seed_alone(scene):
     chosen = settings(batch_size=500)
     feed = ViewSynthesis.feed(chosen, scene, TASKS["views"])

@@ -114,10 +114,19 @@ def load(
     if kind == "clicks":
         return load_clicks(folder, clicks, name)
     if name in SCENES:
-        return SCENES[name](folder, scene)
+        return SCENES[name](_folder_of_scene(folder, scene), scene)
     images = images or ImageSettings()
     splits = load_folder(folder, images) if name == "folder" else prepared(DATA_SETS[name](folder), images)
     return hold_out(splits, validation, seed) if validation else splits
+
+
+def _folder_of_scene(folder: Path | None, scene: SceneSettings | None) -> Path | None:
+    if folder is None or scene is None or scene.folder is None:
+        return folder
+    found = folder / scene.folder
+    if not found.is_dir():
+        raise DataError(f"--scene.folder {scene.folder}: there is no folder {found}.")
+    return found
 
 
 _KINDS = {

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 _BORDER = 5
@@ -47,6 +48,27 @@ def ssim(picture: Tensor, truth: Tensor) -> float | None:
     x, y = (image.detach().double().permute(2, 0, 1)[None] for image in (picture, truth))
     _, full = structural_similarity_index_measure(x, y, data_range=1.0, return_full_image=True)
     return float(full[..., _BORDER:-_BORDER, _BORDER:-_BORDER].mean())
+
+
+def noise(picture: Tensor, truth: Tensor) -> float | None:
+    """Return the part of the mean squared error that changes from pixel to pixel, in units of 1e-4.
+
+    That is the variance of the residual around its mean over the 3 x 3 pixels of which it is the middle. Launay et al.
+    2020, appendix E, see in views by DFA "individual pixels taking values very distant from their neighborhood"; a
+    blurred view has a large error and little of this.
+
+    Args:
+        picture: ``(height, width, 3)``, from 0 to 1.
+        truth: The same.
+
+    Returns:
+        None if the picture has no room for 3 x 3 pixels.
+    """
+    if min(picture.shape[:2]) < 3:
+        return None
+    residual = (picture.detach().double() - truth.double()).permute(2, 0, 1)
+    around = avg_pool2d(residual, 3, stride=1)
+    return float((residual[:, 1:-1, 1:-1] - around).square().mean()) * 1e4
 
 
 def lpips(picture: Tensor, truth: Tensor) -> float | None:

@@ -257,7 +257,7 @@ def _written(
 
 def _measured_on(found: Sequence[Subject], options: TuneOptions) -> str:
     """Return, in words, the data on which settings were chosen."""
-    words = {"tokens": "the validation file", "rows": "the validation rows"}
+    words = {"tokens": "the validation file", "rows": "the validation rows", "views": "the validation views"}
     images = f"{options.validation} held-out training images"
     return " and ".join(dict.fromkeys(words.get(subject.samples, images) for subject in found))
 

@@ -28,7 +28,11 @@ _CHOSEN_ELSEWHERE = {
     "edges": _ROWS.format("metric validation_auc says how well the validation edges did."),
 }
 """Advice for data without images to hold out and without a validation file, by the kind of its samples."""
-_MEASURED_ON_VALIDATION: dict[str, dict[str, Any]] = {"tokens": {}, "rows": {"clicks": {"measured_on": "validation"}}}
+_MEASURED_ON_VALIDATION: dict[str, dict[str, Any]] = {
+    "tokens": {},
+    "rows": {"clicks": {"measured_on": "validation"}},
+    "views": {"scene": {"measured_on": "validation"}},
+}
 """Data with a part for validation of its own: the settings that measure on it, by the kind of its samples."""
 
 
@@ -41,7 +45,7 @@ class Subject:
         name: Its name there.
         settings: Its settings before.
         search: The settings to choose, and their values: the part of the recipe's search that this row takes.
-        validation: Training images that are held out; text and logs of clicks have a part of their own.
+        validation: Training images that are held out; text, logs of clicks and scenes have a part of their own.
         data_dir: The folder of the data.
     """
 
@@ -139,6 +143,11 @@ def _check_data(recipe: Recipe, settings: Mapping[str, Any]) -> None:
     if samples == "tokens" and (settings.get("text") or {}).get("measured_on") == "test":
         raise SettingsError(
             f"{recipe.name}: text.measured_on: test would choose settings on the test file. Leave it out for tuning."
+        )
+    if samples == "views" and data != "blender":
+        raise SettingsError(
+            f"{recipe.name}: settings are chosen on views for validation, and scenes of {data} have views for the test "
+            "alone. Tune on a scene of blender: --cell chooses rows."
         )
     if samples in _CHOSEN_ELSEWHERE:
         raise SettingsError(

@@ -256,8 +256,11 @@ def _parser() -> Parser:
 
 
 def _read(options: TrainOptions) -> dict[str, Any]:
-    """Return how data are read where it differs from the defaults; a schema is known by its checksum."""
-    found = _differing(options, options.reading)
+    """Return how data are read where it differs from the defaults.
+
+    A schema and a scene are known by their checksums, wherever they lie.
+    """
+    found = _differing(replace(options, scene=replace(options.scene, folder=None)), options.reading)
     if "clicks" in found:
         found["clicks"].pop("schema", None)
     return found

@@ -170,7 +170,7 @@ VIEWS = Task(
             digits=3,
         ),
     ),
-    measures=("ssim",),
+    measures=("ssim", "noise", "dual_psnr", "dual_ssim", "dual_noise"),
 )
 
 TASKS = {task.name: task for task in (CLASSIFICATION, LANGUAGE, GRAPHS, LINKS, CLICKS, VIEWS)}

@@ -12,7 +12,8 @@ from bpfree.lab.data.batches import InOrder, Shuffled, batches
 from bpfree.lab.data.scenes import Scene, Views
 from bpfree.lab.data.scenes.scene import spread
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.rendering.scores import psnr, ssim
+from bpfree.lab.rendering.rays import Rays
+from bpfree.lab.rendering.scores import noise, psnr, ssim
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.feed import Feed
 from bpfree.lab.tasks.learner import Learner
@@ -20,6 +21,7 @@ from bpfree.lab.tasks.task import Task
 
 _RAYS = 2**10
 """Rays rendered at once in evaluation."""
+_OF_VIEWS = ("noise", "dual_psnr", "dual_ssim", "dual_noise")
 
 
 class WholeViews:
@@ -117,8 +119,28 @@ class ViewSynthesis(Learner):
         return found | {"eval_ssim": self._ssim}
 
     def numbers(self, feed: Feed) -> dict[str, float | None]:
-        """Return the structural similarity of the last evaluation."""
-        return {"ssim": self._ssim}
+        """Return the structural similarity of the last evaluation, and how noisy the held-out views are.
+
+        For a model with a coarse and a fine net the same scores follow of views by the mean of both (NeRF-Dual), under
+        names that begin with ``dual``.
+        """
+        found: dict[str, float | None] = {"ssim": self._ssim, **dict.fromkeys(_OF_VIEWS)}
+        if not callable(getattr(self.model, "render", None)):
+            return found
+        found |= {"noise": self._mean_scores(feed, dual=False)["noise"]}
+        if getattr(self.model, "fine", None) is not None:
+            found |= {f"dual_{name}": value for name, value in self._mean_scores(feed, dual=True).items()}
+        return found
+
+    def _mean_scores(self, feed: Feed, *, dual: bool) -> dict[str, float | None]:
+        """Return the means over held-out views of their scores, None where a view has no room for one."""
+        model: Any = self.model
+        values: dict[str, list[float | None]] = {"psnr": [], "ssim": [], "noise": []}
+        for rays, truth in feed.evaluation or ():
+            shown = model.render(Rays.unpack(rays), dual=dual)["colours"].unflatten(0, truth.shape[:2])
+            for name, score in (("psnr", psnr), ("ssim", ssim), ("noise", noise)):
+                values[name].append(score(shown, truth))
+        return {name: _mean(each) for name, each in values.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the structural similarity: a run that was interrupted behind its last evaluation makes no other."""
@@ -129,6 +151,11 @@ class ViewSynthesis(Learner):
         """Take it from a checkpoint."""
         super().on_load_checkpoint(checkpoint)
         self._ssim = checkpoint.get("ssim")
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _require_background(model: nn.Module, scene: Scene) -> None:

@@ -19,6 +19,7 @@ class SceneSettings:
     Args:
         measured_on: Which held-out views are rendered and scored, where a scene has both. Choose settings on
             validation, then measure once on test.
+        folder: The scene's folder below --data-dir, such as nerf_synthetic/lego; by default --data-dir itself.
         views: Measure on no more than so many held-out views, spread evenly over all; None takes all.
         hold_out: Of a scene without held-out views (LLFF, Nerfstudio) every so manieth is held out, the first included.
         near: The distance at which rays begin; by default 2 in a scene of Blender, and by the file's bounds in LLFF.
@@ -31,6 +32,7 @@ class SceneSettings:
     """
 
     measured_on: MeasuredOn = "validation"
+    folder: str | None = None
     views: int | None = None
     hold_out: int = 8
     near: float | None = None
