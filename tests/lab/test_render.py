@@ -90,6 +90,7 @@ def test_dual_is_another_picture(trained: Path, tmp_path: Path, capsys: pytest.C
     assert main([*words, str(tmp_path / "both.png"), "--dual"]) == 0
     assert (pixels(tmp_path / "one.png") != pixels(tmp_path / "both.png")).any()
     shown = " ".join(capsys.readouterr().out.split())
+    assert "view: ./val/r_1" in shown
     assert f"picture: {tmp_path / 'one-depth.png'} ({WIDTH} x {HEIGHT})" in shown
 
 

@@ -165,7 +165,7 @@ def assemble(
 
 def _shown(record: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """Return what a comparison keeps of a run's record."""
-    beside = (TAKEN, "calibration_curve", "roc", *(number.name for number in task.beside))
+    beside = (TAKEN, "calibration_curve", "roc", "views", *(number.name for number in task.beside))
     kept = {key: record[key] for key in (*_OF_A_RUN, task.metric.name)}
     return kept | {key: record[key] for key in beside if key in record}
 

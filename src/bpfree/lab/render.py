@@ -58,6 +58,8 @@ def render(options: RenderOptions, console: Console | None = None) -> list[Path]
         else:
             written = write_still(options.path, render_view(model, cameras, 0, dual=options.dual), cameras.far)
     if console is not None:
+        if options.motion is None:
+            console.print(f"view: {kept.names[options.view - 1]}", soft_wrap=True)
         for path in written:
             console.print(f"picture: {path} ({cameras.width} x {cameras.height})", soft_wrap=True)
     return written

@@ -64,6 +64,7 @@ def html(comparison: Mapping[str, Any]) -> str:
         aligned=figures("alignment", aligned),
         predicted=figures("predicted", predicted),
         samples={label: texts for label in labels if (texts := series.samples(comparison, label))},
+        views={label: shown for label in labels if (shown := series.first(comparison, label, "views"))},
         hidden=figures("hidden", hidden),
         pictures=filter_pictures(comparison, labels),
         specs=embedded(

@@ -93,7 +93,7 @@ class Training:
 
 
 _TOLD = {"label", "seed", "rule", "model"}  # of a run's settings: those that are told elsewhere in its key
-_PICTURES = {"filters", "filters_shape", "embedding"}  # too large for a record of which there are hundreds
+_PICTURES = {"filters", "filters_shape", "embedding", "views"}  # too large for a record of which there are hundreds
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.feed import Feed
 from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.task import Task
+from bpfree.lab.tasks.view_sheet import sheet
 
 _RAYS = 2**10
 """Rays rendered at once in evaluation."""
@@ -117,6 +118,11 @@ class ViewSynthesis(Learner):
             return found
         self._ssim = sum(similarities) / len(similarities)
         return found | {"eval_ssim": self._ssim}
+
+    def pictures(self, splits: Scene) -> dict[str, Any]:
+        """Return held-out views beside the truth, see :func:`bpfree.lab.tasks.view_sheet.sheet`."""
+        model: Any = self.model
+        return {"views": sheet(model, splits.evaluation)} if callable(getattr(model, "render", None)) else {}
 
     def numbers(self, feed: Feed) -> dict[str, float | None]:
         """Return the structural similarity of the last evaluation, and how noisy the held-out views are.

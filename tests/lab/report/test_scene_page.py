@@ -1,0 +1,108 @@
+"""The page of radiance fields: held-out views beside the truth."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("altair")
+pytest.importorskip("vl_convert")
+
+from bpfree.lab.commands import main
+from bpfree.lab.data import load
+from bpfree.lab.rendering.rays import Rays
+from bpfree.lab.tasks.view_sheet import sheet
+from support import tiny_scene
+from support.tiny_scene import HEIGHT, POSITIONS, WIDTH
+
+
+def quarters(shown: dict[str, Any]) -> list[np.ndarray]:
+    """Truth, picture, error and depth of all views, from 0 to 1."""
+    with Image.open(io.BytesIO(base64.b64decode(shown["png"]))) as picture:
+        assert picture.size == (shown["width"], shown["height"])
+        return np.split(np.asarray(picture) / 255, 4, axis=1)
+
+
+class Grey:
+    """A field that is seen half way between 2 and 6 to the left of the middle, and nowhere else."""
+
+    def render(self, rays: Rays, *, dual: bool = False) -> dict[str, torch.Tensor]:
+        seen = (torch.arange(len(rays.origins)) % WIDTH < WIDTH / 2).float()
+        return {"colours": torch.full((len(seen), 3), 0.4), "depth": 4 * seen, "opacity": seen}
+
+
+def truth(numbers: list[int]) -> np.ndarray:
+    poses = [tiny_scene.look_at(POSITIONS[number], (0, 0, 0)) for number in numbers]
+    return np.concatenate([np.asarray(tiny_scene.picture(pose, alpha=False)) for pose in poses]) / 255
+
+
+def test_a_sheet_has_truth_picture_error_and_depth(tmp_path: Path) -> None:
+    views = load("blender", tiny_scene.blender(tmp_path)).evaluation
+    found = sheet(Grey(), views)
+    seen, shown, error, depth = quarters(found)
+    assert seen.shape == (2 * HEIGHT, WIDTH, 3)
+    np.testing.assert_allclose(seen, truth([5, 6]), atol=1e-6)
+    np.testing.assert_allclose(shown, 0.4, atol=0.01)
+    expected = 1 - np.clip(abs(truth([5, 6]) - 0.4).mean(-1, keepdims=True) / 0.25, 0, 1)
+    np.testing.assert_allclose(error, np.broadcast_to(expected, error.shape), atol=0.01)
+    np.testing.assert_allclose(depth[:, : WIDTH // 2], 0.5, atol=0.01)
+    assert not depth[:, WIDTH // 2 :].any()
+    assert len(found["names"]) == 2
+
+
+def test_large_views_are_drawn_smaller(tmp_path: Path) -> None:
+    tiny_scene.blender(tmp_path)
+    for path in tmp_path.glob("*/*.png"):
+        with Image.open(path) as one:
+            one.resize((20 * WIDTH, 20 * HEIGHT), Image.Resampling.NEAREST).save(path)
+    found = sheet(Grey(), load("blender", tmp_path).evaluation)
+    assert (found["width"], found["height"]) == (4 * 128, 2 * round(128 * HEIGHT / WIDTH))
+
+
+def test_the_page_of_a_comparison_shows_the_first_seeds_views(tmp_path: Path) -> None:
+    tiny_scene.blender(tmp_path / "ball")
+    words = [
+        "compare",
+        "--data",
+        "blender",
+        "--data-dir",
+        str(tmp_path / "ball"),
+        "--rules",
+        "BP",
+        "DFA",
+        "--seeds",
+        "2",
+    ]
+    words += [
+        "--model",
+        "NeRFTiny",
+        "--model.width",
+        "16",
+        "--model.samples",
+        "8",
+        "--steps",
+        "2",
+        "--evaluations",
+        "1",
+    ]
+    assert main([*words, "--batch-size", "16", "--threads", "1", "--out", str(tmp_path / "out")]) == 0
+    (file,) = (tmp_path / "out").glob("**/comparison.json")
+    runs = json.loads(file.read_text())["runs"]
+    kept = {run["label"]: run["views"]["png"] for run in runs if run["seed"] == 0}
+    assert not any(run.get("views") for run in runs if run["seed"] == 1)
+    page = file.with_name("report.html").read_text(encoding="utf-8")
+    part = re.search(r'<section aria-labelledby="views">.*?</section>', page, re.DOTALL)
+    assert part is not None
+    assert re.findall(r'base64,([^"]+)"', part[0]) == [kept["BP"], kept["DFA"]]
+    assert re.findall(r'alt="Held-out views ([^:]+): the photograph, the view by (\w+)', part[0]) == [
+        ("r_0 and r_1", "BP"), ("r_0 and r_1", "DFA"),
+    ]  # fmt: skip
