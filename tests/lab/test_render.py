@@ -17,6 +17,8 @@ from PIL import Image
 from bpfree.lab.commands import main
 from bpfree.lab.errors import DamageError, RunError, SettingsError
 from bpfree.lab.files import read_json, write_json
+from bpfree.lab.kept.scenes import _renders, find_scene_run, load_scene_run
+from bpfree.lab.render import _cameras as drawn_by
 from bpfree.lab.render import render
 from bpfree.lab.render_options import RenderOptions
 from bpfree.lab.rendering.pictures import write_moving, write_still
@@ -120,6 +122,27 @@ def test_a_turntable_as_a_gif_goes_once_around(trained: Path, tmp_path: Path) ->
         assert middle[0] - middle[1] > corner[0] - corner[1] + 50
 
 
+def test_a_turntable_moves_around_what_the_training_views_see(trained: Path) -> None:
+    """Around the ball at the origin, in the training views' mean height above it along their mean upward axis."""
+    kept = load_scene_run(find_scene_run(trained))
+    poses = np.stack([tiny_scene.look_at(position, (0, 0, 0))[:3] for position in POSITIONS[:5]])
+    np.testing.assert_allclose(kept.around.poses.numpy(), poses, atol=1e-12)
+    held_out = np.stack([tiny_scene.look_at(position, (0, 0, 0))[:3] for position in POSITIONS[5:7]])
+    np.testing.assert_allclose(kept.cameras.poses.numpy(), held_out, atol=1e-12)
+    options = RenderOptions(name=str(trained), motion="turntable", frames=8)
+    moved = drawn_by(kept, options).poses.numpy()
+    up = poses[:, :, 1].mean(0) / np.linalg.norm(poses[:, :, 1].mean(0))
+    np.testing.assert_allclose(moved[:, :, 3] @ up, (poses[:, :, 3] @ up).mean(), atol=1e-9)
+    # Each looks along its own -z at the origin.
+    distance = np.linalg.norm(moved[:, :, 3], axis=1, keepdims=True)
+    np.testing.assert_allclose(moved[:, :, 3] - distance * moved[:, :, 2], 0, atol=1e-9)
+
+
+def test_a_model_that_renders_nothing_is_named() -> None:
+    with pytest.raises(RunError, match=r"Linear has no method render\(rays, \*, dual\)"):
+        _renders(torch.nn.Linear(11, 3))
+
+
 def frames(width: int, height: int, count: int) -> list[np.ndarray]:
     """Pictures of one colour each, ever lighter."""
     return [np.full((height, width, 3), (40 * number, 60, 200), np.uint8) for number in range(count)]
@@ -192,7 +215,7 @@ def test_a_checkpoint_of_another_net_is_named(trained: Path, forward: Path, tmp_
 
 @pytest.mark.parametrize(
     "change",
-    [{"views": []}, {"width": 0}, {"near": 7.0}, {"ndc": 3}, {"far": "x"},
+    [{"views": []}, {"trained_on": None}, {"width": 0}, {"near": 7.0}, {"ndc": 3}, {"far": "x"},
      {"views": [{"name": "a", "pose": [[2, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], "focal": [1, 1], "centre": [1, 1]}]}],
 )  # fmt: skip
 def test_cameras_that_are_none_are_named(change: dict[str, Any], trained: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def render(options: RenderOptions, console: Console | None = None) -> list[Path]
     if isinstance(kept.model, nn.Module):
         kept.model.to(device())
     cameras = _cameras(kept, options)
-    with Progress(console=console, transient=True, disable=console is None) as progress:
+    with Progress(console=console, transient=True, disable=console is None or not console.is_terminal) as progress:
         rays = progress.add_task("rays", total=len(cameras) * cameras.pixels)
         model = _Counting(kept.model, lambda count: progress.advance(rays, count))
         if options.motion:
@@ -67,7 +67,9 @@ def render(options: RenderOptions, console: Console | None = None) -> list[Path]
 
 def _cameras(kept: KeptScene, options: RenderOptions) -> Cameras:
     """Return the cameras of what is drawn, one a picture."""
-    cameras = kept.cameras if options.width is None else kept.cameras.resized(options.width)
+    cameras = kept.cameras if options.motion is None else kept.around
+    if options.width is not None:
+        cameras = cameras.resized(options.width)
     if options.motion is None:
         if options.view > len(cameras):
             raise SettingsError(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bpfree.lab.data.scenes import Cameras, Scene
+from bpfree.lab.data.scenes import Cameras, Scene, Views
 from bpfree.lab.data.scenes.cameras import require_pose
 from bpfree.lab.errors import DamageError, DataError, RunError
 from bpfree.lab.files import read_json, write_json
@@ -19,6 +19,7 @@ from bpfree.lab.rendering.view import Renders
 from bpfree.lab.settings import RunSettings
 
 _CAMERAS = "cameras.json"
+_HELD_OUT, _TRAINED_ON = "views", "trained_on"
 
 
 @dataclass(frozen=True)
@@ -29,30 +30,35 @@ class KeptScene:
         model: It renders rays, see :func:`bpfree.lab.rendering.view.render_view`.
         cameras: Those of the held-out views, where rays begin and end, and normalized device coordinates.
         names: The name of each held-out view.
+        around: The cameras of the views that were trained on: all that is known of where the scene can be seen from.
     """
 
     model: Renders
     cameras: Cameras
     names: tuple[str, ...]
+    around: Cameras
 
 
 def keep_scene(settings: RunSettings, scene: Scene, folder: Path) -> None:
-    """Write down, in a run's folder, what its model is built of, background included, and the held-out cameras.
+    """Write down, in a run's folder, what its model is built of, background included, and the cameras.
 
     Raises:
         WriteError: A file could not be written.
     """
     keep_model(settings, scene, folder)
     cameras = scene.evaluation.cameras
-    views = [
-        {"name": name, "pose": pose, "focal": focal, "centre": centre}
-        for name, pose, focal, centre in zip(
-            scene.evaluation.names, *(part.tolist() for part in (cameras.poses, cameras.focal, cameras.centre)),
-            strict=True,
-        )
-    ]  # fmt: skip
     size = {name: getattr(cameras, name) for name in ("width", "height", "near", "far", "ndc")}
-    write_json(folder / _CAMERAS, size | {"views": views})
+    views = {_HELD_OUT: _listed(scene.evaluation), _TRAINED_ON: _listed(scene.train)}
+    write_json(folder / _CAMERAS, size | views)
+
+
+def _listed(views: Views) -> list[dict[str, Any]]:
+    cameras = views.cameras
+    numbers = (part.tolist() for part in (cameras.poses, cameras.focal, cameras.centre))
+    return [
+        {"name": name, "pose": pose, "focal": focal, "centre": centre}
+        for name, pose, focal, centre in zip(views.names, *numbers, strict=True)
+    ]
 
 
 def load_scene_run(folder: Path, *, trust: bool = False) -> KeptScene:
@@ -70,25 +76,24 @@ def load_scene_run(folder: Path, *, trust: bool = False) -> KeptScene:
     """
     kept, path = read_json(folder / _CAMERAS), folder / _CAMERAS
     try:
-        cameras = _cameras(kept, path)
-        names = tuple(str(view["name"]) for view in kept["views"])
+        cameras, around = (_cameras(kept, part, path) for part in (_HELD_OUT, _TRAINED_ON))
+        names = tuple(str(view["name"]) for view in kept[_HELD_OUT])
     # A checksum can be made for anything, and a file of somebody else may hold anything.
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DamageError(
             f"{path} does not hold the cameras of a run's views ({error}). Train the run anew."
         ) from error
     model = load_model(folder, read_settings(folder, trust=trust))
-    return KeptScene(_renders(model), cameras, names)
+    return KeptScene(_renders(model), cameras, names, around)
 
 
-def _cameras(kept: Mapping[str, Any], path: Path) -> Cameras:
+def _cameras(kept: Mapping[str, Any], part: str, path: Path) -> Cameras:
     poses, focal, centre = (
-        torch.tensor([view[name] for view in kept["views"]], dtype=torch.float64)
-        for name in ("pose", "focal", "centre")
+        torch.tensor([view[name] for view in kept[part]], dtype=torch.float64) for name in ("pose", "focal", "centre")
     )
     if not len(poses) or focal.shape != (len(poses), 2) or centre.shape != focal.shape:
         raise DataError("each view needs a pose, two focal lengths and a centre")
-    for view, pose in zip(kept["views"], poses, strict=True):
+    for view, pose in zip(kept[part], poses, strict=True):
         require_pose(pose.numpy(), f"{path.name}: {view['name']}")
     width, height = int(kept["width"]), int(kept["height"])
     near, far = float(kept["near"]), float(kept["far"])
