@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bpfree.lab.checkpoints import WholeFiles
 from bpfree.lab.commands import main
 from bpfree.lab.errors import DamageError, RunError, SettingsError
 from bpfree.lab.files import read_json, write_json
@@ -141,6 +142,25 @@ def test_a_turntable_moves_around_what_the_training_views_see(trained: Path) -> 
 def test_a_model_that_renders_nothing_is_named() -> None:
     with pytest.raises(RunError, match=r"Linear has no method render\(rays, \*, dual\)"):
         _renders(torch.nn.Linear(11, 3))
+
+
+def test_runs_stand_side_by_side(trained: Path, forward: Path, tmp_path: Path) -> None:
+    """On the command line, as many as are named; a still's maps too."""
+    other = copied(trained, tmp_path)
+    state = torch.load(other / "last.ckpt", weights_only=True)
+    state["state_dict"]["model.fine.out.bias"] += 1  # denser everywhere
+    WholeFiles().save_checkpoint(state, other / "last.ckpt")
+    one = [pixels(path) for path in drawn(trained, tmp_path / "one.png")]
+    two = [pixels(path) for path in drawn(other, tmp_path / "two.png")]
+    assert (one[0] != two[0]).any()
+    words = ["render", str(trained), "--beside", str(other), str(trained), "--to", str(tmp_path / "all.png")]
+    assert main(words) == 0
+    for name, parts in zip(("all", "all-depth", "all-opacity"), zip(one, two, one, strict=True), strict=True):
+        np.testing.assert_array_equal(pixels(tmp_path / f"{name}.png"), np.concatenate(parts, axis=1))
+    drawn(trained, tmp_path / "all.gif", motion="turntable", frames=2, beside=[str(other)])
+    assert pixels(tmp_path / "all.gif").shape[:2] == (HEIGHT, 2 * WIDTH)
+    with pytest.raises(SettingsError, match=r"--beside .*run: this run was trained on other views than"):
+        drawn(trained, tmp_path / "no.png", beside=[str(forward)])
 
 
 def frames(width: int, height: int, count: int) -> list[np.ndarray]:

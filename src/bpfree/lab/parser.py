@@ -28,7 +28,7 @@ from bpfree.lab.tasks import task_of
 from bpfree.lab.trust import FLAG, vouched
 
 _MODE = "bpfree"
-_WORDS = {"rules": "LABEL", "taps": "NAME", "cell": "ROW/COLUMN"}
+_WORDS = {"rules": "LABEL", "taps": "NAME", "cell": "ROW/COLUMN", "beside": "RUN"}
 """Options that take several words, and what one of them is called."""
 _ARGUMENTS = ("name", "file")
 """Those that are given without their names."""

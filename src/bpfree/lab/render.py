@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -37,32 +37,47 @@ def render(options: RenderOptions, console: Console | None = None) -> list[Path]
 
     Raises:
         RunError: There is no such run, or no checkpoint in it, or its model renders nothing.
-        SettingsError: There is no such view; the motion does not suit the scene; the model has no two fields to
-            average; what writes MP4 is not installed.
+        SettingsError: There is no such view; the motion does not suit the scene; a run beside is on another scene; a
+            model has no two fields to average; what writes MP4 is not installed.
         DamageError: A file of the run is damaged, or its checkpoint is of another net.
         TrustError: The run has a model of one's own, and nobody has vouched for it.
         WriteError: A file could not be written.
     """
     if options.name is None:
         raise RunError("Name the folder of a run: bpfree render runs/NAME.")
-    kept = load_scene_run(find_scene_run(Path(options.name).expanduser()), trust=options.trust)
-    if isinstance(kept.model, nn.Module):
-        kept.model.to(device())
+    kept = _load(options.name, options)
+    others = [_beside(name, kept, options) for name in options.beside or ()]
     cameras = _cameras(kept, options)
     with Progress(console=console, transient=True, disable=console is None or not console.is_terminal) as progress:
-        rays = progress.add_task("rays", total=len(cameras) * cameras.pixels)
-        model = _Counting(kept.model, lambda count: progress.advance(rays, count))
+        rays = progress.add_task("rays", total=(1 + len(others)) * len(cameras) * cameras.pixels)
+        models = [_Counting(one.model, lambda count: progress.advance(rays, count)) for one in (kept, *others)]
+        shown = (_side_by_side(models, cameras, number, dual=options.dual) for number in range(len(cameras)))
         if options.motion:
-            write_moving(options.path, _frames(model, cameras, dual=options.dual))
+            write_moving(options.path, (bytes_of(one["colours"]) for one in shown))
             written = [options.path]
         else:
-            written = write_still(options.path, render_view(model, cameras, 0, dual=options.dual), cameras.far)
+            written = write_still(options.path, next(shown), cameras.far)
     if console is not None:
         if options.motion is None:
             console.print(f"view: {kept.names[options.view - 1]}", soft_wrap=True)
         for path in written:
-            console.print(f"picture: {path} ({cameras.width} x {cameras.height})", soft_wrap=True)
+            console.print(f"picture: {path} ({len(models) * cameras.width} x {cameras.height})", soft_wrap=True)
     return written
+
+
+def _load(name: str, options: RenderOptions) -> KeptScene:
+    kept = load_scene_run(find_scene_run(Path(name).expanduser()), trust=options.trust)
+    if isinstance(kept.model, nn.Module):
+        kept.model.to(device())
+    return kept
+
+
+def _beside(name: str, first: KeptScene, options: RenderOptions) -> KeptScene:
+    """Return another run on the same scene."""
+    kept = _load(name, options)
+    if not torch.equal(kept.around.poses, first.around.poses) or kept.around.ndc != first.around.ndc:
+        raise SettingsError(f"--beside {name}: this run was trained on other views than {options.name}.")
+    return kept
 
 
 def _cameras(kept: KeptScene, options: RenderOptions) -> Cameras:
@@ -88,9 +103,9 @@ def _cameras(kept: KeptScene, options: RenderOptions) -> Cameras:
     return turntable(cameras, options.frames)
 
 
-def _frames(model: Renders, cameras: Cameras, *, dual: bool) -> Iterator[np.ndarray]:
-    for number in range(len(cameras)):
-        yield bytes_of(render_view(model, cameras, number, dual=dual)["colours"])
+def _side_by_side(models: Sequence[Renders], cameras: Cameras, number: int, *, dual: bool) -> dict[str, Tensor]:
+    shown = [render_view(model, cameras, number, dual=dual) for model in models]
+    return {name: torch.cat([one[name] for one in shown], dim=1) for name in shown[0]}
 
 
 class _Counting:

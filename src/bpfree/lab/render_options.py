@@ -22,6 +22,7 @@ class RenderOptions:
         view: The number of a held-out view, counted from 1, that is drawn as a still.
         motion: Draw a moving picture in place of a still: turntable goes once around the scene, and sway once around an
             ellipse before a scene whose cameras all look forward.
+        beside: Other runs on the same scene: what they show stands to the right, in this order, by the same cameras.
         frames: The number of pictures in it; 20 are shown in a second.
         width: Pixels in a row, any number; by default as many as the photographs have.
         dual: Average the coarse and the fine field (NeRF-Dual of Launay et al. 2020).
@@ -34,6 +35,7 @@ class RenderOptions:
     name: str | None = None
     view: int = 1
     motion: Motion | None = None
+    beside: list[str] | None = None
     frames: int = 60
     width: int | None = None
     dual: bool = False
