@@ -181,12 +181,10 @@ class Options:
 
     def _measured_on(self, task: Task) -> str:
         """Return the set that runs are evaluated on, before the data is read."""
-        if task.samples == "tokens":
-            return self.text.measured_on
-        if task.samples == "rows":
-            return self.clicks.measured_on
-        if task.samples == "views":
-            return self.scene.measured_on
+        with_validation: dict[str, TextSettings | ClickSettings | SceneSettings]
+        with_validation = {"tokens": self.text, "rows": self.clicks, "views": self.scene}
+        if task.samples in with_validation:
+            return with_validation[task.samples].measured_on
         return "validation" if self.validation else "test"
 
     def _check_graph(self, samples: str, steps: int | None) -> None:

@@ -131,7 +131,7 @@ def add_options(parser: Parser, kind: type[Any]) -> None:
                 help=text,
             )  # fmt: skip
         elif entry.name in _ARGUMENTS:
-            parser.add_argument(entry.name, type=hints["name"], nargs="?", help=text)
+            parser.add_argument(entry.name, type=hints[entry.name], nargs="?", help=text)
         elif entry.name in _WORDS:
             parser.add_argument(
                 flag, type=str, nargs="+", default=default(entry), help=text, metavar=_WORDS[entry.name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -90,9 +89,7 @@ def _cameras(kept: KeptScene, options: RenderOptions) -> Cameras:
             raise SettingsError(
                 f"--view {options.view}: the run has {len(cameras)} held-out views, 1 to {len(cameras)}."
             )
-        number = options.view - 1
-        one = slice(number, number + 1)
-        return replace(cameras, poses=cameras.poses[one], focal=cameras.focal[one], centre=cameras.centre[one])
+        return cameras.take(torch.tensor([options.view - 1]))
     if options.motion == "sway":
         return sway(cameras, options.frames)
     if cameras.ndc is not None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bpfree.lab.tasks import CLASSIFICATION
-from bpfree.lab.tasks.task import Metric
+from bpfree.lab.tasks.task import Metric, Task
 
 REFERENCE, CONTROL = "BP", "Shallow"
 """The labels of backpropagation and of the frozen control."""
@@ -56,6 +56,11 @@ def summarize(
 def _beside(group: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | None]:
     values = _finite([run.get(name) for run in group])
     return {f"{name}_mean": _mean(values), f"{name}_std": deviation(values)} if values else {}
+
+
+def measured_beside(task: Task, summary: Sequence[Mapping[str, Any]]) -> list[Metric]:
+    """Return the numbers beside a task's metric that some entry of a summary has."""
+    return [number for number in task.beside if any(f"{number.name}_mean" in entry for entry in summary)]
 
 
 def mean_cosine(taps: Sequence[Mapping[str, Any]]) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from bpfree.lab.run_length import Length
+from bpfree.lab.summary import measured_beside
 from bpfree.lab.tasks import compared
 from bpfree.lab.tasks.task import Metric
 
@@ -29,7 +30,7 @@ def table(comparison: Mapping[str, Any]) -> Table:
     )
     # On a narrow terminal labels fold, and cosines stand below each other, so that numbers stay whole.
     result.add_column("rule", overflow="fold")
-    beside = [also for also in task.beside if any(f"{also.name}_mean" in entry for entry in comparison["summary"])]
+    beside = measured_beside(task, comparison["summary"])
     headings = [also.name.replace("_", "\n") for also in beside]
     for heading in (f"{settings['measured_on']}\n{metric.unit.strip() or metric.name}", *headings, "recovery"):
         result.add_column(heading, justify="right", no_wrap=True)

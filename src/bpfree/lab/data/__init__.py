@@ -13,7 +13,7 @@ from bpfree.lab.extras import named
 try:
     from bpfree.lab.data.cifar10 import load_cifar10
     from bpfree.lab.data.cifar100 import load_cifar100
-    from bpfree.lab.data.clicks import NAMED, ClickSettings, load_clicks
+    from bpfree.lab.data.clicks import LOGS, ClickSettings, load_clicks
     from bpfree.lab.data.digits import load_digits
     from bpfree.lab.data.fashion_mnist import load_fashion_mnist
     from bpfree.lab.data.folder import load_folder
@@ -51,8 +51,7 @@ DATA_SETS: dict[str, Callable[..., Any]] = {
     "folder": load_folder,
     "text": load_text,
     **PLANETOID,
-    "clicks": load_clicks,
-    **dict.fromkeys(NAMED, load_clicks),
+    **dict.fromkeys(LOGS, load_clicks),
     **SCENES,
 }
 """Name -> reader. A reader takes the folder given by the user (or None), maybe settings, and returns the data."""
@@ -131,8 +130,7 @@ def _folder_of_scene(folder: Path | None, scene: SceneSettings | None) -> Path |
 
 _KINDS = {
     "text": "text",
-    "clicks": "clicks",
-    **dict.fromkeys(NAMED, "clicks"),
+    **dict.fromkeys(LOGS, "clicks"),
     **dict.fromkeys(PLANETOID, "graph"),
     **dict.fromkeys(SCENES, "scene"),
 }

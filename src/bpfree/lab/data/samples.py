@@ -43,7 +43,7 @@ class Samples:
 
 
 class Batchable(Protocol):
-    """What batches are made of: it is in memory, or is read when it is asked for."""
+    """A source of batches: it is in memory, or is read when it is asked for."""
 
     def __len__(self) -> int:
         """Return the number of samples."""

@@ -1,4 +1,4 @@
-"""What ``bpfree train`` keeps beside a run's checkpoint, so that its model can be used without the data."""
+"""Files that ``bpfree train`` keeps beside a run's checkpoint: with them its model can be used without the data."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def keep_clicks(settings: RunSettings, data: Clicks, folder: Path) -> None:
     from bpfree.lab.data.clicks.encoder import Encoder  # needs polars, an extra
 
     keep_model(settings, data, folder)
-    Encoder.of(data, data.folder).save(folder / _ENCODER)
+    Encoder.of(data).save(folder / _ENCODER)
 
 
 def load_clicks_run(folder: Path, *, trust: bool = False) -> KeptClicks:

@@ -1,4 +1,4 @@
-"""What the model of a run is built of, beside the run's checkpoint, which has the weights."""
+"""The file that says what the model of a run is built of; the checkpoint beside it has the weights."""
 
 from __future__ import annotations
 

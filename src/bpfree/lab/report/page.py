@@ -20,6 +20,7 @@ from bpfree.lab.report.predictions import predictions
 from bpfree.lab.report.style import Style, marks, on_screen
 from bpfree.lab.report.template import HERE, rendered
 from bpfree.lab.run_length import Length
+from bpfree.lab.summary import measured_beside
 from bpfree.lab.tasks import compared
 
 
@@ -56,6 +57,7 @@ def html(comparison: Mapping[str, Any]) -> str:
         found,
         comparison=comparison,
         task=compared(comparison),
+        beside=measured_beside(compared(comparison), comparison["summary"]),
         length=Length.of(comparison["settings"]),
         tables=tables,
         series=series,

@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from bpfree.lab.report import series
-from bpfree.lab.report.charts import Chart, colour, dash, shown
+from bpfree.lab.report.charts import CHOSEN, Chart, colour, dash, shown
 from bpfree.lab.report.series import short
 from bpfree.lab.report.style import Style
 
@@ -49,4 +49,4 @@ def _lines(rows: list[dict[str, Any]], titles: list[str], style: Style, *, point
     ends = alt.InlineData(values=[{"x": place, "y": place} for place in (0.0, end)])
     diagonal = alt.Chart(ends).mark_line(aria=False, color=style.zero, strokeWidth=1, strokeDash=[2, 3]).encode(x, y)
     chart = alt.layer(diagonal, lines, data=alt.InlineData(values=rows))
-    return chart.add_params(alt.param(name="chosen", value=[]))
+    return chart.add_params(alt.param(name=CHOSEN, value=[]))

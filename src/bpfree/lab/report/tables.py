@@ -8,7 +8,6 @@ from typing import Any
 from bpfree.lab.report import series, text
 from bpfree.lab.run_length import Length
 from bpfree.lab.tasks import compared
-from bpfree.lab.tasks.task import Metric
 
 Comparison = Mapping[str, Any]
 
@@ -61,11 +60,6 @@ def _models(comparison: Comparison) -> str:
 def known(comparison: Comparison, key: str) -> bool:
     """Return whether any row of the summary has this number."""
     return any(text.is_number(row.get(key)) for row in comparison["summary"])
-
-
-def beside(comparison: Comparison) -> list[Metric]:
-    """Return the numbers beside the metric that some row of the summary has."""
-    return [number for number in compared(comparison).beside if known(comparison, f"{number.name}_mean")]
 
 
 def closest(comparison: Comparison) -> str:

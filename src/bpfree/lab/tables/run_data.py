@@ -11,8 +11,7 @@ from bpfree.lab.data import clicks, load, text
 from bpfree.lab.data.scenes import SCENES
 from bpfree.lab.plain_values import plain
 
-_LOGS = ("clicks", *clicks.NAMED)
-ANY_FOLDER = ("folder", "text", *_LOGS, *SCENES)
+ANY_FOLDER = ("folder", "text", *clicks.LOGS, *SCENES)
 """Data sets that are whatever a folder holds: their name says nothing about it."""
 
 _KEPT: dict[str, Any] = {}
@@ -53,7 +52,7 @@ def of_folder(name: str, data_dir: str | None, how: Mapping[str, Any]) -> dict[s
     asked = _asked(name, place, how)
     if asked not in _KNOWN and name == "text":
         _KNOWN[asked] = text.checksums(None if place is None else Path(place).expanduser(), how["text"])
-    elif asked not in _KNOWN and name in _LOGS:
+    elif asked not in _KNOWN and name in clicks.LOGS:
         _KNOWN[asked] = clicks.checksums(None if place is None else Path(place).expanduser(), how["clicks"], name)
     elif asked not in _KNOWN:
         _KNOWN[asked] = loaded(name, data_dir, how).describe()["checksums"]

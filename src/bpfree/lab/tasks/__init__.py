@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bpfree.lab.data.clicks import NAMED as CLICK_LOGS
+from bpfree.lab.data.clicks import LOGS
 from bpfree.lab.data.planetoid import PLANETOID
 from bpfree.lab.data.scenes import SCENES
 from bpfree.lab.tasks.task import Metric, Task
@@ -177,7 +177,7 @@ TASKS = {task.name: task for task in (CLASSIFICATION, LANGUAGE, GRAPHS, LINKS, C
 _OF_DATA = {
     "text": LANGUAGE,
     **{name: LINKS if name.endswith("-links") else GRAPHS for name in PLANETOID},
-    **dict.fromkeys(("clicks", *CLICK_LOGS), CLICKS),
+    **dict.fromkeys(LOGS, CLICKS),
     **dict.fromkeys(SCENES, VIEWS),
 }
 

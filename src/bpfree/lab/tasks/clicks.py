@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -16,12 +17,12 @@ from bpfree.lab.data.batches import InOrder, batches
 from bpfree.lab.data.clicks import Clicks, Rows, ShuffledBlocks
 from bpfree.lab.errors import DataError, RunError
 from bpfree.lab.settings import RunSettings
+from bpfree.lab.tasks import CLICKS
 from bpfree.lab.tasks.feed import Feed
 from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.prediction_curves import calibration_curve, roc_curve
 from bpfree.lab.tasks.task import Task
 
-_EVALUATED = 8192  # rows at once
 _BINS = 15  # of the calibration error: equal parts of the probabilities, as in Guo et al. 2017
 
 
@@ -79,13 +80,20 @@ class ClickPrediction(Learner):
         """Return the loss of training since the last call, and the scores of the rows that are never trained on."""
         found = {"train_loss": self.values(self.train_measures)["loss"]}
         self.train_measures.reset()
-        return found | {f"{part}_{name}": value for part, of in self._scores().items() for name, value in of.items()}
+        for part, predicted in self._predicted().items():
+            found |= {f"{part}_{name}": value for name, value in scores(*predicted).items()}
+        return found
 
-    def _scores(self) -> dict[str, dict[str, float]]:
-        """Return what the rows for validation and those that the run is measured on are judged by."""
-        found = {"validation": scores(*self.predictions(self._rows["validation"]))}
+    def _predicted(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the predictions of the rows for validation, and of those that the run is measured on."""
+        validation = self.predictions(self._rows["validation"])
         same = self._rows["eval"] is self._rows["validation"]
-        return found | {"eval": found["validation"] if same else scores(*self.predictions(self._rows["eval"]))}
+        return {"validation": validation, "eval": validation if same else self.predictions(self._rows["eval"])}
+
+    @functools.cached_property
+    def _at_the_end(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The predictions of the model that the run ends with."""
+        return self._predicted()
 
     def predictions(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the logits of rows in evaluation mode, and their clicks, float32 ``(n,)`` each, on the CPU.
@@ -96,7 +104,9 @@ class ClickPrediction(Learner):
         self.model.eval()
         logits, clicks = [torch.empty(0)], [torch.empty(0)]
         with torch.no_grad():
-            for index in itertools.islice(InOrder(len(rows), _EVALUATED), replicas.number(), None, replicas.count()):
+            for index in itertools.islice(
+                InOrder(len(rows), CLICKS.evaluation_batch), replicas.number(), None, replicas.count()
+            ):
                 x, y = rows.batch(index)
                 with self.autocast():
                     logits.append(self(x.to(self.device)).float().cpu())
@@ -106,7 +116,7 @@ class ClickPrediction(Learner):
 
     def pictures(self, splits: Clicks) -> dict[str, Any]:
         """Return the calibration and the ROC curve on the rows that the run is measured on."""
-        logits, clicks = self.predictions(self._rows["eval"])
+        logits, clicks = self._at_the_end["eval"]
         probabilities = logits.double().sigmoid()
         return {
             "calibration_curve": calibration_curve(probabilities, clicks),
@@ -115,13 +125,13 @@ class ClickPrediction(Learner):
 
     def numbers(self, feed: Feed) -> dict[str, float | None]:
         """Return the scores of the model that the run ends with."""
-        found = self._scores()
+        test, validation = (scores(*self._at_the_end[part]) for part in ("eval", "validation"))
         return {
-            "log_loss": found["eval"]["loss"],
-            "calibration": found["eval"]["calibration"],
-            "calibration_error": found["eval"]["calibration_error"],
-            "validation_auc": found["validation"]["auc"],
-            "validation_log_loss": found["validation"]["loss"],
+            "log_loss": test["loss"],
+            "calibration": test["calibration"],
+            "calibration_error": test["calibration_error"],
+            "validation_auc": validation["auc"],
+            "validation_log_loss": validation["loss"],
         }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bpfree.lab.data.scenes import Views
 from bpfree.lab.data.scenes.scene import spread
+from bpfree.lab.rendering.pictures import bytes_of
 from bpfree.lab.rendering.view import Renders, render_view
 
 _VIEWS = 2
@@ -43,7 +44,7 @@ def sheet(model: Renders, views: Views) -> dict[str, Any]:
         near = 1 - (depth - cameras.near) / (cameras.far - cameras.near)
         greys = (grey[..., None].expand(-1, -1, 3) for grey in (1 - error / _BLACK, near))
         lines.append(torch.cat([truth, shown["colours"], *greys], dim=1))
-    pixels = (torch.cat(lines).clamp(0, 1) * 255).round().byte().numpy()
+    pixels = bytes_of(torch.cat(lines))
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return {
@@ -58,6 +59,6 @@ def _resized(picture: Tensor, width: int, height: int) -> Tensor:
     """Return a picture ``(height, width, 3)`` at another size; each pixel is the mean of those it covers."""
     if picture.shape[:2] == (height, width):
         return picture
-    whole = Image.fromarray((picture * 255).round().byte().numpy())
+    whole = Image.fromarray(bytes_of(picture))
     smaller = whole.resize((width, height), Image.Resampling.BOX)
     return torch.from_numpy(np.asarray(smaller).copy()).float() / 255

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from bpfree.lab.tasks.view_sheet import sheet
 
 _RAYS = 2**10
 """Rays rendered at once in evaluation."""
+Score: TypeAlias = Callable[[Tensor, Tensor], float | None]
+"""A comparison of a view with the true one."""
 _OF_VIEWS = ("noise", "dual_psnr", "dual_ssim", "dual_noise")
 
 
@@ -133,18 +136,19 @@ class ViewSynthesis(Learner):
         found: dict[str, float | None] = {"ssim": self._ssim, **dict.fromkeys(_OF_VIEWS)}
         if not callable(getattr(self.model, "render", None)):
             return found
-        found |= {"noise": self._mean_scores(feed, dual=False)["noise"]}
+        found |= self._mean_scores(feed, {"noise": noise})
         if getattr(self.model, "fine", None) is not None:
-            found |= {f"dual_{name}": value for name, value in self._mean_scores(feed, dual=True).items()}
+            dual = self._mean_scores(feed, {"psnr": psnr, "ssim": ssim, "noise": noise}, dual=True)
+            found |= {f"dual_{name}": value for name, value in dual.items()}
         return found
 
-    def _mean_scores(self, feed: Feed, *, dual: bool) -> dict[str, float | None]:
-        """Return the means over held-out views of their scores, None where a view has no room for one."""
+    def _mean_scores(self, feed: Feed, scores: Mapping[str, Score], *, dual: bool = False) -> dict[str, float | None]:
+        """Return the means over held-out views of these scores, None where a view has no room for one."""
         model: Any = self.model
-        values: dict[str, list[float | None]] = {"psnr": [], "ssim": [], "noise": []}
+        values: dict[str, list[float | None]] = {name: [] for name in scores}
         for rays, truth in feed.evaluation or ():
             shown = model.render(Rays.unpack(rays), dual=dual)["colours"].unflatten(0, truth.shape[:2])
-            for name, score in (("psnr", psnr), ("ssim", ssim), ("noise", noise)):
+            for name, score in scores.items():
                 values[name].append(score(shown, truth))
         return {name: _mean(each) for name, each in values.items()}
 

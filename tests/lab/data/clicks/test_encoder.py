@@ -30,7 +30,7 @@ def encoder(made: dict[str, list[plain_log.Row]], tmp_path: Path, cache: Path) -
     """Saved and loaded again, without a cache."""
     folder = plain_log.write(tmp_path / "log", made)
     found = loaded(folder, IDENTIFIED)
-    Encoder.of(found, folder).save(tmp_path / "run")
+    Encoder.of(found).save(tmp_path / "run")
     assert Encoder.load(tmp_path / "run").sizes == found.sizes
     shutil.rmtree(cache)
     return Encoder.load(tmp_path / "run")
@@ -57,7 +57,7 @@ def test_a_file_without_names_may_lack_the_label(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text(plain_log.as_text(rows, "\t", header=False))
     schema = {name: value for name, value in SCHEMA.items() if name != "files"}
     found = loaded(tmp_path, schema | {"format": "tsv", "columns": list(rows[0])})
-    encoder = Encoder.of(found, tmp_path)
+    encoder = Encoder.of(found)
     without = [{name: value for name, value in row.items() if name != "click"} for row in rows]
     (tmp_path / "b.tsv").write_text(plain_log.as_text(without, "\t", header=False))
     ids = [torch.cat([ids for _, ids in encoder.rows(tmp_path / name)]).tolist() for name in ("a.tsv", "b.tsv")]
@@ -85,7 +85,7 @@ def test_bad_rows_of_a_file(encoder: Encoder, tmp_path: Path) -> None:
 def test_joined_tables_are_kept(tmp_path: Path) -> None:
     folder = movielens(tmp_path / "ml")
     found = load_clicks(folder, name="movielens")
-    Encoder.of(found, folder).save(tmp_path / "run")
+    Encoder.of(found).save(tmp_path / "run")
     shutil.move(folder / "ml-100k.inter", tmp_path / "new.inter")
     shutil.rmtree(folder)
     [(columns, ids)] = Encoder.load(tmp_path / "run").rows(tmp_path / "new.inter")

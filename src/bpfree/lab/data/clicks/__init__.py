@@ -7,13 +7,14 @@ rows become the parts train, validation and test (``parts``), vocabularies are l
 ``caching``), from which training reads batches (``rows``).
 """
 
-from bpfree.lab.data.clicks.loading import NAMED, Clicks, checksums, load_clicks
+from bpfree.lab.data.clicks.loading import LOGS, NAMED, Clicks, checksums, load_clicks
 from bpfree.lab.data.clicks.rows import Rows, ShuffledBlocks
 from bpfree.lab.data.clicks.schema import Schema
 from bpfree.lab.data.clicks.schema_file import read_schema
 from bpfree.lab.data.clicks.settings import ClickSettings
 
 __all__ = [
+    "LOGS",
     "NAMED",
     "ClickSettings",
     "Clicks",

@@ -21,7 +21,7 @@ from bpfree.lab.data.download import cache_folder
 from bpfree.lab.files import read_json
 
 FORMAT = "bpfree-clicks/1"
-"""Of the files, and of how a log becomes rows."""
+"""The version of the files, and of the way in which a log becomes rows."""
 MANIFEST = "manifest.json"
 LABELS = "labels.bin"
 

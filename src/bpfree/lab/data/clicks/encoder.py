@@ -41,11 +41,11 @@ class Encoder:
         self.schema, self.vocabularies, self.tables = schema, tuple(vocabularies), tuple(tables)
 
     @classmethod
-    def of(cls, clicks: Clicks, data_dir: Path) -> Encoder:
-        """Return that of a log that was loaded from a folder."""
+    def of(cls, clicks: Clicks) -> Encoder:
+        """Return that of a log that was loaded."""
         count, schema = len(clicks.names), clicks.schema
         vocabularies = [Vocabulary.load(clicks.cache.vocabulary_file(number)) for number in range(count)]
-        joined = zip(joined_files(data_dir, schema), schema.join, strict=True)
+        joined = zip(joined_files(clicks.folder, schema), schema.join, strict=True)
         return cls(schema, vocabularies, [read_side_table(path, join, schema) for path, join in joined])
 
     def save(self, folder: Path) -> None:

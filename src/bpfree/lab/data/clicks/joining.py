@@ -75,9 +75,7 @@ def _with_kinds(frame: pl.DataFrame, key: str, schema: Schema, path: Path) -> pl
 
 
 def _text_table(path: Path, schema: Schema) -> pl.DataFrame:
-    names, begin = names_of(path, schema.separator, quoted=schema.quoted)
-    if schema.format == "atomic":
-        names = [name.partition(":")[0] for name in names]
+    names, begin = names_of(path, schema)
     rows = find_rows(b"".join(pieces(path))[begin:], schema.separator, quoted=schema.quoted)
     good = (rows.fields == len(names)) | rows.blank()
     if not good.all():

@@ -23,6 +23,8 @@ from bpfree.lab.files import storable
 
 NAMED = ("criteo", "criteo-10k", "avazu", "movielens")
 """The data sets whose schemas the package has."""
+LOGS = ("clicks", *NAMED)
+"""These, and any log that a user's schema describes."""
 
 
 @dataclass(frozen=True)

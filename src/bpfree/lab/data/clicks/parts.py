@@ -1,4 +1,4 @@
-"""Which rows of a log are of which part: train, validation or test."""
+"""The parts of a log, train, validation and test: the rows of each."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _bounds(rows: float, split: Split) -> NDArray[np.int64]:
 
 
 class Parts:
-    """Which rows of each piece are of which part.
+    """The rows of each piece by part.
 
     Args:
         schema: The schema.

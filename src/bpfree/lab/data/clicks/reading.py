@@ -203,14 +203,12 @@ def _columns(path: Path, schema: Schema, *, labelled: bool) -> tuple[list[str], 
         return parquet.columns(path), 0
     if schema.columns is not None:
         columns = list(schema.columns)
-        if not labelled and len(names_of(path, schema.separator, quoted=schema.quoted)[0]) == len(columns) - 1:
+        if not labelled and len(names_of(path, schema)[0]) == len(columns) - 1:
             columns.remove(schema.label.column)
         return columns, len(BOM) if starts_with_mark(path) else 0
-    names, begin = names_of(path, schema.separator, quoted=schema.quoted)
+    names, begin = names_of(path, schema)
     if not begin:
         raise DataError(f"{path} is empty. Finish its copy, or delete it.")
-    if schema.format == "atomic":
-        names = [name.partition(":")[0] for name in names]
     for name in names:
         if names.count(name) > 1:
             raise DataError(f"{path}: the first line names column {name!r} twice. Rename one of the two.")

@@ -25,7 +25,7 @@ RANDOM, AS_WRITTEN = "random", "as written"
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """What counts as a click.
+    """The column that says which rows are clicks.
 
     Args:
         column: The column; it holds 0 and 1.
@@ -38,7 +38,7 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """How the rows become the parts train, validation and test, where the files do not say so.
+    """The division of the rows into the parts train, validation and test, where the files do not say so.
 
     Args:
         fractions: The fraction of each part.
@@ -149,17 +149,17 @@ class Schema:
 
     @property
     def quoted(self) -> bool:
-        """Whether ``"`` quotes fields."""
+        """True if ``"`` quotes fields."""
         return self.format == "csv" if self.quotes is None else self.quotes
 
     @property
     def separator(self) -> str:
-        """What stands between two fields of a text file."""
+        """The letter between two fields of a text file."""
         return "," if self.format == "csv" else "\t"
 
     @property
     def is_drawn(self) -> bool:
-        """Whether chance decides which rows are of which part."""
+        """True if chance decides the part of each row."""
         return self.split.order == RANDOM and not isinstance(self.files, Mapping)
 
     @property

@@ -1,4 +1,4 @@
-"""What people are told once of a log that was cached."""
+"""The summary of a log that was cached, which people are told once."""
 
 from __future__ import annotations
 

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from bpfree.lab.bounded import unreadable
 from bpfree.lab.data.clicks.quotes import NEWLINE, find_quotes, outside
+from bpfree.lab.data.clicks.schema import Schema
 from bpfree.lab.errors import DataError
 
 PIECE = 2**25
 """Bytes of a piece: some 150,000 rows of 40 columns."""
 BOM = b"\xef\xbb\xbf"
-"""What some programs write before a text in UTF-8."""
+"""The mark that some programs write before a text in UTF-8."""
 _LONGEST = 2**28  # bytes of a row
 _BLOCK = 2**18  # bytes looked through at once, which stay in the processor's cache
 
@@ -63,16 +64,18 @@ def starts_with_mark(path: Path) -> bool:
         return _read(stream, path, len(BOM)) == BOM
 
 
-def names_of(path: Path, separator: str, *, quoted: bool) -> tuple[list[str], int]:
-    """Return the names in the first line of a text file, and where the rows begin.
+def names_of(path: Path, schema: Schema) -> tuple[list[str], int]:
+    """Return the names in the first line of a text file, without their types, and where the rows begin.
 
     Raises:
         DataError: The file cannot be read, or the line is no text.
     """
     line, end = first_line(path)
-    if not quoted:
-        return line.split(separator) if line else [], end
-    return next(csv.reader([line], delimiter=separator), []), end
+    if schema.quoted:
+        names = next(csv.reader([line], delimiter=schema.separator), [])
+    else:
+        names = line.split(schema.separator) if line else []
+    return [name.partition(":")[0] for name in names] if schema.format == "atomic" else names, end
 
 
 def text_pieces(path: Path, begin: int, quoted: str | None) -> Iterator[Piece]:

@@ -17,7 +17,7 @@ from bpfree.lab.rendering.ndc import to_ndc
 from bpfree.lab.rendering.rays import Rays
 
 _TOLERANCE = 1e-4
-"""How far the inner products of a rotation's columns may lie from 0 and 1; float32 has 1e-6."""
+"""The largest distance of the inner products of a rotation's columns from 0 and 1; float32 has 1e-6."""
 
 
 @dataclass(frozen=True)
