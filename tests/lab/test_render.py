@@ -218,6 +218,24 @@ def test_a_scene_seen_from_the_front_sways(forward: Path, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["moving.gif"]
 
 
+def test_the_surface_is_the_balls(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("skimage", reason="needs the extra [rendering] (scikit-image)")
+    words = ["render", str(trained), "--mesh", "--cells", "24", "--to", str(tmp_path / "ball.ply")]
+    assert main(words) == 0
+    assert f"mesh: {tmp_path / 'ball.ply'} (" in capsys.readouterr().out
+    header, _, body = (tmp_path / "ball.ply").read_bytes().partition(b"end_header\n")
+    count = int(header.split(b"element vertex ")[1].split()[0])
+    corners = np.frombuffer(body[: 27 * count], [("place", "<f4", 3), ("normal", "<f4", 3), ("colour", "u1", 3)])
+    # The ball of radius 1 around the origin; a short training leaves mist behind it, which few of its corners are.
+    away = np.linalg.norm(corners["place"], axis=1)
+    assert 0.5 < np.median(away) < 1.5
+
+
+def test_a_scene_seen_from_the_front_has_no_mesh(forward: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--mesh: .*normalized device coordinates"):
+        drawn(forward, tmp_path / "mesh.ply", mesh=True)
+
+
 def copied(run: Path, folder: Path) -> Path:
     """The folder of a copy of a run."""
     shutil.copytree(run, folder / "run")
@@ -252,9 +270,19 @@ def test_mistakes_in_the_command_are_named(trained: Path, tmp_path: Path) -> Non
         drawn(trained, tmp_path / "shown.png", view=3)
     with pytest.raises(RunError, match="holds no run on a scene"):
         drawn(tmp_path, tmp_path / "shown.png")
-    for wrong in ({"to": "a.gif"}, {"to": "a.png", "motion": "sway"}, {"to": "a", "motion": "turntable"}):
+    for wrong in (
+        {"to": "a.gif"},
+        {"to": "a.png", "motion": "sway"},
+        {"to": "a", "motion": "turntable"},
+        {"to": "a.obj", "mesh": True},
+    ):
         with pytest.raises(SettingsError, match=r"--to a.*: a .* is a file that ends in \."):
             RenderOptions(**wrong)
-    for name in ("view", "frames", "width"):
+    for wrong in ({"motion": "sway"}, {"beside": ["b"]}, {"dual": True}, {"width": 10}):
+        with pytest.raises(SettingsError, match="--mesh: a mesh is of one run"):
+            RenderOptions(mesh=True, **wrong)
+    with pytest.raises(SettingsError, match="--density nan must be a number above 0"):
+        RenderOptions(mesh=True, density=math.nan)
+    for name in ("view", "frames", "width", "cells"):
         with pytest.raises(SettingsError, match=f"--{name} 0 must be at least 1"):
             RenderOptions(**{name: 0})

@@ -5,7 +5,13 @@ from __future__ import annotations
 from importlib.metadata import requires
 from re import match
 
-_EXTRAS = {"torch_geometric": "graphs", "datasets": "datasets", "polars": "clicks", "imageio_ffmpeg": "rendering"}
+_EXTRAS = {
+    "torch_geometric": "graphs",
+    "datasets": "datasets",
+    "polars": "clicks",
+    "imageio_ffmpeg": "rendering",
+    "skimage": "rendering",
+}
 """Module -> the extra that it comes with."""
 _INSIDE = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "docstring_parser": "docstring-parser"}
 """Module -> the package that it is in, where the two are not called alike."""

@@ -1,7 +1,8 @@
-"""Pictures of a scene by a trained run: a still with its maps, or a moving picture."""
+"""Pictures of a scene by a trained run: a still with its maps, a moving picture, or the surface as a mesh."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from bpfree.lab.environment import device
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.kept.scenes import KeptScene, find_scene_run, load_scene_run
 from bpfree.lab.render_options import RenderOptions
-from bpfree.lab.rendering.paths import sway, turntable
+from bpfree.lab.rendering.mesh import surface, write_ply
+from bpfree.lab.rendering.passes import Passes
+from bpfree.lab.rendering.paths import looked_at, sway, turntable
 from bpfree.lab.rendering.pictures import bytes_of, write_moving, write_still
 from bpfree.lab.rendering.rays import Rays
 from bpfree.lab.rendering.view import Renders, render_view
@@ -35,9 +38,9 @@ def render(options: RenderOptions, console: Console | None = None) -> list[Path]
         The files.
 
     Raises:
-        RunError: There is no such run, or no checkpoint in it, or its model renders nothing.
-        SettingsError: There is no such view; the motion does not suit the scene; a run beside is on another scene; a
-            model has no two fields to average; what writes MP4 is not installed.
+        RunError: There is no such run, or no checkpoint in it, or its model renders nothing, or it has no surface.
+        SettingsError: There is no such view; the motion or a mesh does not suit the scene; a run beside is on another
+            scene; a model has no two fields to average; what writes MP4 or finds surfaces is not installed.
         DamageError: A file of the run is damaged, or its checkpoint is of another net.
         TrustError: The run has a model of one's own, and nobody has vouched for it.
         WriteError: A file could not be written.
@@ -45,9 +48,11 @@ def render(options: RenderOptions, console: Console | None = None) -> list[Path]
     if options.name is None:
         raise RunError("Name the folder of a run: bpfree render runs/NAME.")
     kept = _load(options.name, options)
+    if options.mesh:
+        return [_write_mesh(kept, options, console)]
     others = [_beside(name, kept, options) for name in options.beside or ()]
     cameras = _cameras(kept, options)
-    with Progress(console=console, transient=True, disable=console is None or not console.is_terminal) as progress:
+    with _progress(console) as progress:
         rays = progress.add_task("rays", total=(1 + len(others)) * len(cameras) * cameras.pixels)
         models = [_Counting(one.model, lambda count: progress.advance(rays, count)) for one in (kept, *others)]
         shown = (_side_by_side(models, cameras, number, dual=options.dual) for number in range(len(cameras)))
@@ -62,6 +67,35 @@ def render(options: RenderOptions, console: Console | None = None) -> list[Path]
         for path in written:
             console.print(f"picture: {path} ({len(models) * cameras.width} x {cameras.height})", soft_wrap=True)
     return written
+
+
+def _progress(console: Console | None) -> Progress:
+    return Progress(console=console, transient=True, disable=console is None or not console.is_terminal)
+
+
+def _write_mesh(kept: KeptScene, options: RenderOptions, console: Console | None) -> Path:
+    """Write the surface in the cube around the ball in which rays begin and end."""
+    cameras, model = kept.around, kept.model
+    if cameras.ndc is not None:
+        raise SettingsError(
+            "--mesh: this run's scene is seen from the front alone, and its field lives in normalized device "
+            "coordinates. Draw a still or --motion sway."
+        )
+    field, passes = getattr(model, "field", None), getattr(model, "passes", Passes())
+    if field is None:
+        raise RunError(f"{type(model).__name__} has no attribute field, whose surface could be drawn.")
+    density = options.density or math.log(2) * passes.samples / (cameras.far - cameras.near)
+    with _progress(console) as progress:
+        places = progress.add_task("places", total=(options.cells + 1) ** 3)
+        mesh = surface(
+            field, looked_at(cameras.poses), (cameras.far - cameras.near) / 2, options.cells, density,
+            lambda count: progress.advance(places, count),
+        )  # fmt: skip
+    write_ply(options.path, mesh)
+    if console is not None:
+        size = f"{len(mesh.places):,} corners, {len(mesh.triangles):,} triangles, density {density:.3g}"
+        console.print(f"mesh: {options.path} ({size})", soft_wrap=True)
+    return options.path
 
 
 def _load(name: str, options: RenderOptions) -> KeptScene:

@@ -21,7 +21,7 @@ def turntable(cameras: Cameras, count: int) -> Cameras:
         count: The number of places on the circle, at even distances.
     """
     poses = cameras.poses
-    middle, up = _seen(poses), _unit(poses[:, :, 1].mean(0))
+    middle, up = looked_at(poses), _unit(poses[:, :, 1].mean(0))
     away = poses[:, :, 3] - middle
     height = (away @ up).mean()
     radius = (away - (away @ up)[:, None] * up).norm(dim=1).mean()
@@ -52,8 +52,12 @@ def sway(cameras: Cameras, count: int) -> Cameras:
     return _moved(cameras, torch.stack([torch.stack([right, up, back, place], dim=1) for place in places]))
 
 
-def _seen(poses: Tensor) -> Tensor:
-    """Return the point nearest to the lines along which all cameras look, by least squares."""
+def looked_at(poses: Tensor) -> Tensor:
+    """Return the point nearest to the lines along which all cameras look, by least squares, ``(3,)``.
+
+    Args:
+        poses: The cameras' poses, ``(n, 3, 4)``.
+    """
     along = poses[:, :, 2]
     across = torch.eye(3, dtype=poses.dtype) - along[:, :, None] * along[:, None, :]
     # Cameras that look in parallel meet nowhere: of many nearest points, the one nearest to the origin.

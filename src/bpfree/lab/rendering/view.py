@@ -15,7 +15,11 @@ _RAYS = 2**12
 
 
 class Renders(Protocol):
-    """A model that renders rays, as :class:`bpfree.lab.models.NeRF` does."""
+    """A model that renders rays, as :class:`bpfree.lab.models.NeRF` does.
+
+    One whose surface shall be drawn, too, has the attribute ``field``, see
+    :class:`bpfree.lab.rendering.passes.Field`.
+    """
 
     def render(self, rays: Rays, *, dual: bool = False) -> dict[str, Tensor]:
         """Return ``colours`` ``(n, 3)``, ``depth`` ``(n,)`` and ``opacity`` ``(n,)`` of rays."""

@@ -32,7 +32,7 @@ class NeRF(nn.Module):
         fine_width: Their width in the fine net; by default the same.
         skips: Layers, counted from 0, that get the encoded point again.
         views: The colour depends on the direction from which a point is seen.
-        released: Non-linearities as in the code released with Launay et al. 2020, see :class:`NeRFNet`.
+        released: A ReLU stands behind the features too, see :class:`NeRFNet`.
         samples: Points on a ray in the coarse pass.
         fine_samples: Further points in the fine pass; 0 leaves out the fine net.
         noise: The standard deviation of noise on raw densities in training; 1 for scenes of LLFF.
@@ -74,6 +74,11 @@ class NeRF(nn.Module):
     def nets(self) -> dict[str, NeRFNet]:
         """The nets by name."""
         return {"coarse": self.coarse} if self.fine is None else {"coarse": self.coarse, "fine": self.fine}
+
+    @property
+    def field(self) -> NeRFNet:
+        """The net whose colours are the picture."""
+        return self.coarse if self.fine is None else self.fine
 
     def attach(self, rule: Rule, *, seed: int = 0, **options: Any) -> dict[str, bpfree.Attachment]:
         """Attach ``rule`` to each net by itself; return the attachments by the nets' names.

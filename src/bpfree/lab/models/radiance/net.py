@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-import bpfree
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.models.radiance.encoding import Waves
 
@@ -26,8 +25,8 @@ class NeRFNet(nn.Module):
         skips: Layers, counted from 0, that get the encoded point beside the output of the layer before.
         views: The colour depends on the direction: density leaves behind the last layer, a layer of features follows,
             and one of half the width that also gets the encoded direction. False has colour and density leave together.
-        released: As in the code released with Launay et al. 2020, which is that of krrish94/nerf-pytorch: no ReLU
-            behind the first layer (feedback enters there all the same), and one behind the features.
+        released: A ReLU stands behind the features, as in the net for DFA of the code released with Launay et al. 2020.
+            Its net for backpropagation, that of krrish94/nerf-pytorch, has besides none behind the first layer.
         density_bias: The bias of raw density at the beginning; None for PyTorch's own, as in the papers' code. Raw
             density differs little between points at first, and where all of it is negative nothing is seen, nothing has
             a gradient, and no rule learns: with PyTorch's biases 9 of 20 such nets of 8 layers of 256 begin so.
@@ -60,7 +59,7 @@ class NeRFNet(nn.Module):
         for number in range(depth):
             inputs = point if number == 0 else width + (point if number in self.skips else 0)
             self.layers.append(nn.Linear(inputs, width))
-            self.activations.append(bpfree.Tap() if released and number == 0 else nn.ReLU(inplace=True))
+            self.activations.append(nn.ReLU(inplace=True))
         self.view: View | None = View(width, direction_frequencies, released) if views else None
         self.out = nn.Linear(width, 1 if views else 4)
         if density_bias is not None:
