@@ -48,6 +48,7 @@ TINY = {
         *("--blocks", "2", "--width", "8", "--heads", "2", "--hidden", "8", "--vocabulary", "20"),
         *("--tokens", "6", "--sequences", "2", "--pairs", "2", "--only", "DFA, m*", "DFA, local, fixed"),
     ],
+    "rendering": ["--rays", "64", "--pairs", "2", "--only", "DFA", "memory", "plain*"],
 }
 KEPT = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -114,6 +115,20 @@ def test_transformer(rows):
     work = {row["subject"]: row["flops_ratio"] for row in rows}
     # Signals that pass no weight save their products: more of them, the smaller the segments.
     assert 1 > work["DFA, macro, standard"] > work["DFA, micro, standard"] > work["DFA, local, fixed"]
+
+
+@pytest.mark.parametrize("rows", ["rendering"], indirect=True)
+def test_rendering(rows):
+    named = {(row["net"], row["subject"], row["reference"]): row for row in rows}
+    assert len(named) == 6
+    for net in ("8 x 256", "4 x 128"):
+        # No gradient passes through the 256 or 128 columns of a layer's weights.
+        assert 2 / 3 < named[net, "DFA", "BP"]["flops_ratio"] < 0.85
+    large = "XL: 8 x 256 and 8 x 512"
+    streamed, kept = (named[large, f"memory, {way}", "BP"] for way in ("streaming DFA", "DFA"))
+    assert streamed["activation_bytes"] < 0.5 * streamed["activation_bytes_reference"] < kept["activation_bytes"]
+    for rule in ("BP", "DFA"):
+        assert set(named["two of 4 x 128", "plain loop by BP", f"lab by {rule}"]["time"]) == TIME
 
 
 @pytest.mark.parametrize("rows", ["memory"], indirect=True)
