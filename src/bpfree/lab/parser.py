@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import itertools
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
@@ -122,24 +123,33 @@ def add_options(parser: Parser, kind: type[Any]) -> None:
     parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
     if FLAG not in {entry.name for entry in fields(kind)}:
         parser.add_argument(f"--{FLAG}", action="store_true", help=_TRUST)
-    hints, texts = get_type_hints(kind), _texts(kind)
     for entry in sorted(fields(kind), key=lambda entry: entry.name not in ("rules", "rule", "seeds", "seed")):
-        flag, text = f"--{entry.name.replace('_', '-')}", texts[entry.name]
-        if entry.name == "model":
-            parser.add_subclass_arguments(
-                nn.Module, "model", as_group=False, instantiate=False, required=False, skip=set(FROM_DATA),
-                help=text,
-            )  # fmt: skip
-        elif entry.name in _ARGUMENTS:
-            parser.add_argument(entry.name, type=hints[entry.name], nargs="?", help=text)
-        elif entry.name in _WORDS:
-            parser.add_argument(
-                flag, type=str, nargs="+", default=default(entry), help=text, metavar=_WORDS[entry.name]
-            )
-        elif hints[entry.name] is bool:
-            parser.add_argument(flag, action="store_true", help=text)
-        else:
-            parser.add_argument(flag, type=hints[entry.name], default=default(entry), help=text)
+        add_option(parser, kind, entry.name)
+
+
+def add_option(parser: Parser, kind: type[Any], name: str) -> None:
+    """Add the option for one field of the dataclass ``kind``, with the help text from its docstring."""
+    entry, hint, text = _described(kind)[name]
+    flag = f"--{name.replace('_', '-')}"
+    if name == "model":
+        parser.add_subclass_arguments(
+            nn.Module, "model", as_group=False, instantiate=False, required=False, skip=set(FROM_DATA), help=text
+        )
+    elif name in _ARGUMENTS:
+        parser.add_argument(name, type=hint, nargs="?", help=text)
+    elif name in _WORDS:
+        parser.add_argument(flag, type=str, nargs="+", default=default(entry), help=text, metavar=_WORDS[name])
+    elif hint is bool:
+        parser.add_argument(flag, action="store_true", help=text)
+    else:
+        parser.add_argument(flag, type=hint, default=default(entry), help=text)
+
+
+@functools.cache
+def _described(kind: type[Any]) -> dict[str, tuple[Field[Any], Any, str]]:
+    """Return the fields of a dataclass with their types and their help texts, by name."""
+    hints, texts = get_type_hints(kind), _texts(kind)
+    return {entry.name: (entry, hints[entry.name], texts[entry.name]) for entry in fields(kind)}
 
 
 def read_options(parser: Parser, parsed: Namespace, kind: type[Any]) -> Any:

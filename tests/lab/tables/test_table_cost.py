@@ -169,8 +169,9 @@ def test_what_a_part_of_a_table_takes_is_written_nowhere(part: dict[str, object]
     kept = Path("results/tiny-cost.json").read_text()
     rows(**part)
     assert Path("results/tiny-cost.json").read_text() == kept
+    Path("results/tiny-cost.json").unlink()
     rows(seeds=2)  # as many as the scale has
-    assert Path("results/tiny-cost.json").read_text() != kept
+    assert Path("results/tiny-cost.json").exists()
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"format": "mine"}', '{"scales": {}}'])

@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 
 import bpfree
 from bpfree.errors import nearest
@@ -22,7 +22,7 @@ from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.loggers import USUAL
 from bpfree.lab.model_settings import with_import_path
 from bpfree.lab.options import TrainOptions
-from bpfree.lab.parser import Parser, add_options, read_options
+from bpfree.lab.parser import Parser, add_option, add_options, read_options
 from bpfree.lab.plain_values import default, import_path, plain
 from bpfree.lab.queue.work_protocol import Work
 from bpfree.lab.run_identity import own_code, own_codes, without_places
@@ -220,20 +220,28 @@ def _train_options(label: str, settings: Mapping[str, Any]) -> TrainOptions:
     given["rule"] = rule
     if "model" in given:
         given["model"] = with_import_path(given["model"])
-    parser = _parser()
+    given["settings"] = {rule: own}
     try:
-        found = parser.parse_object(given)
-        found["settings"] = copy.deepcopy(_rule_settings(json.dumps({rule: own}, sort_keys=True)))
-        return read_options(parser, found, TrainOptions)
+        found = copy.deepcopy(_unchanged())
+        for name, value in given.items():
+            found[name] = copy.deepcopy(_option(name, json.dumps(value, sort_keys=True)))
+        return read_options(_parser(), found, TrainOptions)
     except ArgumentError as error:
         raise SettingsError(f"{label}: {in_one_line(str(error), 'settings')}") from error
 
 
 @functools.cache
-def _rule_settings(text: str) -> dict[str, Any]:
-    """Return a rule's settings, given as JSON, as the parser reads them: slowly, and few of a table's cells differ."""
-    found: dict[str, Any] = _parser().parse_object({"settings": json.loads(text)})["settings"]
-    return found
+def _unchanged() -> Namespace:
+    """Return all options as they are where nothing is given."""
+    return _parser().parse_object({})
+
+
+@functools.cache
+def _option(name: str, text: str) -> Any:
+    """Return an option's value, given as JSON, as the parser reads it: slowly, and few of a table's cells differ."""
+    parser = Parser(exit_on_error=False)
+    add_option(parser, TrainOptions, name)
+    return parser.parse_object({name: json.loads(text)})[name]
 
 
 def _rule(given: Any) -> tuple[str, dict[str, Any]]:
