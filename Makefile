@@ -3,16 +3,19 @@
 
 PYTHON ?= python3
 VENV := .venv
-RUN := OMP_WAIT_POLICY=PASSIVE $(VENV)/bin
+# Bytecode is kept, whatever the environment says: dozens of processes read the same files. It is made of what is
+# imported, and not of all 20,000 files when they are installed, which takes a minute and a half.
+RUN := OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(VENV)/bin
+PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --constraint constraints.txt
 
 demo: $(VENV)/lab
 	$(RUN)/bpfree demo
 
 # By file: what the tests of a file share is then made once. Three at a time: some wait for processes. (pytest 9.2 and xdist 3.8 take no notice of groups.)
-# Bytecode is kept, whatever the environment says: dozens of processes read the same files. Of pytest's plugins only the
-# one that is needed is loaded: the others' packages would be rewritten, assert by assert, in every process.
+# Of pytest's plugins only the one that is needed is loaded: the others' packages would be rewritten, assert by assert,
+# in every process.
 test: install
-	PYTHONDONTWRITEBYTECODE= PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=1 $(RUN)/python -m pytest -p xdist.plugin -n 3 --dist loadfile
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=1 $(RUN)/python -m pytest -p xdist.plugin -n 3 --dist loadfile
 
 check: install
 	$(RUN)/ruff format --check .
@@ -29,7 +32,7 @@ notebooks: install
 	mkdir -p build/notebooks
 	cd build/notebooks && for name in mnist optical; do \
 		../../$(VENV)/bin/jupytext --quiet --to ipynb --output $$name.ipynb ../../examples/$$name.py && \
-		OMP_WAIT_POLICY=PASSIVE ../../$(VENV)/bin/jupyter execute --inplace $$name.ipynb || exit 1; done
+		OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= ../../$(VENV)/bin/jupyter execute --inplace $$name.ipynb || exit 1; done
 
 support: install
 	PYTHONPATH=tests $(RUN)/python -m support.page
@@ -44,16 +47,16 @@ install: $(VENV)/dev
 $(VENV)/lab: pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python || $(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; name one: make demo PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[lab]"
+	$(PIP) torch
+	$(PIP) --editable ".[lab]"
 	touch $@
 
 $(VENV)/dev: $(VENV)/lab
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,examples]"
+	$(PIP) --editable ".[dev,examples]"
 	touch $@
 
 $(VENV)/docs: $(VENV)/lab
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(PIP) --editable ".[docs]"
 	touch $@
 
 clean:

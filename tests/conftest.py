@@ -8,6 +8,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
+import torch._dynamo  # early: it looks for the file of every module that is there, for a second if they are thousands
+
+# Messages about what a compiled function changes are for logs that nobody reads.
+torch._dynamo.config.side_effect_replay_policy = "silent"
 
 # torch.manual_seed keeps a trace of its caller for every kind of device that nothing has used yet, which costs it a
 # millisecond. There is nothing to keep for devices that are not there.

@@ -1,27 +1,25 @@
-"""``python -m support.killed_caching FOLDER SCHEMA``: cache a log, slowly, to be killed meanwhile."""
+"""Processes that cache a log, slowly, to be killed meanwhile."""
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-_BEGINS = "caching begins"
+from support.two_ranks import copies
 
 
-def main() -> None:
+def _cache(folder: Path, schema: str, cache: Path, pause: float, piece: int, begins: Connection) -> None:
     from bpfree.lab.data.clicks import ClickSettings, columns, load_clicks, pieces, text_rows
 
-    text_rows.PIECE = int(os.environ["PIECE"])
-    pause = float(os.environ.get("PAUSE", "0"))
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    text_rows.PIECE = piece
     for module, name in ((pieces, "write_piece"), (columns, "write_numbers"), (os, "replace")):
         setattr(module, name, _slowly(getattr(module, name), pause))
-    print(_BEGINS, flush=True)  # importing takes seconds, in which nothing is written
-    load_clicks(Path(sys.argv[1]), ClickSettings(schema=sys.argv[2]))
+    begins.send(True)  # importing takes seconds, in which nothing is written
+    load_clicks(folder, ClickSettings(schema=schema))
 
 
 def _slowly(call: Any, pause: float) -> Any:
@@ -37,18 +35,18 @@ def run(folder: Path, schema: str, cache: Path, seconds: float | None, *, pause:
 
     It is killed some seconds after it has begun. Return whether it ended before.
     """
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PAUSE": str(pause), "PIECE": str(piece)}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    command = [sys.executable, "-m", "support.killed_caching", str(folder), schema]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == f"{_BEGINS}\n"
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            return False
-    assert process.returncode == 0
+    context = copies()
+    begun, begins = context.Pipe(duplex=False)
+    process = context.Process(target=_cache, args=(folder, schema, cache, pause, piece, begins))
+    process.start()
+    begins.close()
+    assert begun.recv()
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return False
+    assert process.exitcode == 0
     return True
 
 
@@ -61,6 +59,3 @@ def files(cache: Path) -> dict[str, bytes]:
         if path.is_file() and path.suffix != ".lock" and "checksums" not in path.parts
     }
 
-
-if __name__ == "__main__":
-    main()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from bpfree.compiled_code import outside_compiled_code
 from bpfree.plan import Plan
 from bpfree.rerun.find_holders import objects_among
 from bpfree.rerun.input_versions import InputVersions
@@ -122,6 +123,7 @@ class RunSnapshot:
     parts: Sequence[nn.Module]
 
     @classmethod
+    @outside_compiled_code
     def now(cls, plan: Plan, arguments: Any) -> RunSnapshot:
         """Take a snapshot for the model of ``plan``, called with ``arguments``, (args, kwargs)."""
         random = RandomState.now(plan.model)
