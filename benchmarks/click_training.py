@@ -15,62 +15,35 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
-from torch import Tensor
 
 from bpfree.lab.data.batches import batches
 from bpfree.lab.data.clicks import Clicks, ClickSettings, ShuffledBlocks, load_clicks, read_schema
 from bpfree.lab.data.clicks.schema import AS_WRITTEN
 from bpfree.lab.model_settings import ModelSettings
-from bpfree.lab.options import TrainOptions
-from bpfree.lab.runs import learner, run
-from bpfree.lab.settings import RunSettings
-from bpfree.lab.tasks.clicks import ClickPrediction, scores
+from bpfree.lab.runs import run
+from bpfree.lab.tasks.clicks import scores
 from bpfree.lab.time_and_memory import paired_ratio
-from common import results, script
+from common import results, script, third_order_log, torchfm_loop
 from common.click_log import SECOND, THIRD, frames, planted, write_log
+from common.click_steps import BATCH, NETS, SMALL, SMALL_BATCH, SMALL_DECAY, alike, endless, settings, stepping
 from common.watching import watched
 
-NETS: dict[str, dict[str, Any]] = {
-    "DeepFM": {"dropout": 0.5},
-    "DeepCross": {},
+THIRD_NETS: dict[str, dict[str, Any]] = {
+    "FM": {},
+    "DeepFM": {"hidden": [128, 128]},
+    "DeepCross": {"layers": 3, "hidden": [128, 128]},
 }
-"""The nets of the published runs."""
-BATCH = {"DeepFM": 2048, "DeepCross": 512}
+"""Those that learn an interaction of three fields, in so many passes."""
+PASSES = 5
+WORKERS = 8  # of torchfm's example script
 QUICK = 20_000
-
-
-def settings(net: str, rule: str, threads: int, **changes: Any) -> RunSettings:
-    """A run of one of the nets, one pass."""
-    model = ModelSettings(net, NETS.get(net, {}))
-    options = {"data": "criteo", "rule": rule, "model": model, "epochs": 1, "lr": 1e-3, "alignment": "never"}
-    options |= {"batch_size": BATCH.get(net, 2048), "threads": threads, "clicks": ClickSettings(measured_on="test")}
-    return TrainOptions(**(options | changes)).run(rule, 0, details=False)
-
-
-def stepping(clicks: Clicks, run_settings: RunSettings) -> tuple[ClickPrediction, Callable[[Any], None]]:
-    """The lab's learner, and its training step on a batch."""
-    task: Any = learner(run_settings, clicks)
-    optimizer = task.optimizer()
-
-    def step(batch: Any) -> None:
-        optimizer.zero_grad()
-        task.gradients(batch)
-        optimizer.step()
-
-    return task, step
-
-
-def endless(clicks: Clicks, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Read batch after batch from the cache."""
-    loader = batches(clicks.train, ShuffledBlocks(len(clicks.train), size, seed=0))
-    return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
 def from_memory(clicks: Clicks, net: str, threads: int, pairs: int) -> results.Row:
@@ -94,48 +67,43 @@ def direct(clicks: Clicks, net: str, threads: int, pairs: int) -> results.Row:
     return _row(net, "DFA", "BP", ratio, asked.batch_size)
 
 
-def beside_torchfm(place: Path, net: str, rows: int, pairs: int, threads: int) -> results.Row | None:
-    """The lab's training by BP, reading included, beside torchfm's loop on its own cache; None without torchfm."""
+def beside_torchfm(place: Path, rows: int, pairs: int, threads: int, nets: dict[str, Any]) -> Iterator[results.Row]:
+    """Training steps, reading included, beside those of torchfm's loop on the same rows; nothing without torchfm."""
+    folder = place / "beside"
+    folder.mkdir()
+    write_log(folder / "train.txt", rows)
     try:
-        from torchfm.dataset.criteo import CriteoDataset
-        from torchfm.model.dcn import DeepCrossNetworkModel
-        from torchfm.model.dfm import DeepFactorizationMachineModel
+        data = torchfm_loop.data_set(folder / "train.txt", place / "lmdb")
     except ModuleNotFoundError as error:
         print(f"{error}: torchfm's loop is left out", file=sys.stderr)
-        return None
-    small = place / "torchfm.txt"
-    write_log(small, rows)
-    data = CriteoDataset(str(small), str(place / "lmdb"))
-    asked = settings(net, "BP", threads)
-    torch.manual_seed(0)
-    model: Any = (
-        DeepFactorizationMachineModel(data.field_dims, embed_dim=10, mlp_dims=(400, 400, 400), dropout=0.5)
-        if net == "DeepFM"
-        else DeepCrossNetworkModel(data.field_dims, embed_dim=16, num_layers=6, mlp_dims=(1024, 1024), dropout=0.0)
-    )
-    optimizer, criterion = torch.optim.Adam(model.parameters(), lr=1e-3), torch.nn.BCELoss()
-    # As its example does, but in this process: eight workers on two cores take longer.
-    loader = torch.utils.data.DataLoader(data, batch_size=asked.batch_size)
-    theirs = itertools.chain.from_iterable(itertools.repeat(loader))
+        return
+    clicks = load_clicks(folder, name="criteo")  # the same rows, as the lab reads them: tables of about the same size
+    for name, (net, arguments, size, decay) in nets.items():
+        torch.manual_seed(0)
+        theirs = torchfm_loop.stepping(torchfm_loop.model(net, data.field_dims, arguments), decay)
+        read = torchfm_loop.endless(torchfm_loop.batches(data, size, workers=0))
+        for rule in ("BP", "DFA"):
+            step = stepping(clicks, alike(net, arguments, rule, threads, size, decay))[1]
+            own = endless(clicks, size)
+            ratio = paired_ratio(lambda: theirs(next(read)), lambda: step(next(own)), repeats=pairs, warmup=2)  # noqa: B023
+            yield _row(name, "torchfm's loop", f"{rule}, from the cache", ratio, size)
+        if decay:  # a whole pass: its workers start anew in each
+            step = stepping(clicks, alike(net, arguments, "BP", threads, size, decay))[1]
+            loader = torchfm_loop.batches(data, size, WORKERS)
+            order = ShuffledBlocks(len(clicks.train), size, seed=0)
+            ratio = paired_ratio(
+                lambda: [theirs(batch) for batch in loader],  # noqa: B023
+                lambda: [step(batch) for batch in batches(clicks.train, order)],  # noqa: B023
+                repeats=3, warmup=1,
+            )  # fmt: skip
+            yield _row(name, f"torchfm's loop, a pass, {WORKERS} workers", "BP, a pass", ratio, size)
 
-    def loop() -> None:
-        fields, target = next(theirs)
-        loss = criterion(model(fields), target.float())
-        model.zero_grad()
-        loss.backward()
-        optimizer.step()
 
-    # The same rows, read as the lab reads them: tables of the same size.
-    folder = place / "small"
-    folder.mkdir(exist_ok=True)
-    small.rename(folder / "train.txt")
-    same = load_clicks(folder, name="criteo")
-    _, step = stepping(same, asked)
-    read = endless(same, asked.batch_size)
-    ratio = paired_ratio(loop, lambda: step(next(read)), repeats=pairs, warmup=2)
-    shutil.rmtree(place / "lmdb")
-    shutil.rmtree(folder)
-    return _row(net, "torchfm's loop", "BP, from the cache", ratio, asked.batch_size)
+def beside() -> dict[str, Any]:
+    """The nets that both train: name, arguments, batch, weight decay."""
+    found = {net: (net, arguments, BATCH[net], 0.0) for net, arguments in NETS.items()}
+    small = {f"{net} of torchfm's example": (net, SMALL[net], SMALL_BATCH, SMALL_DECAY) for net in SMALL}
+    return found | small
 
 
 def _row(net: str, subject: str, reference: str, ratio: Any, size: int) -> results.Row:
@@ -149,6 +117,24 @@ def epoch(clicks: Clicks, net: str, rule: str, threads: int, log: str) -> result
         record = run(settings(net, rule, threads, batch_size=2048), clicks, Path(place))
     rate = len(clicks.train) / record["epochs"][0]["seconds"]
     return row | {"rows_per_second": rate, "auc": record["auc"], "log_loss": record["log_loss"]}
+
+
+def third_order(place: Path, rows: int, threads: int) -> Iterator[results.Row]:
+    """What is learned of a product of three fields, of which two say nothing."""
+    folder, log = place / "third", f"{rows:,} rows, {PASSES} passes"
+    folder.mkdir()
+    third_order_log.write_log(folder / "log.csv", rows)
+    schema = place / "third.yaml"
+    schema.write_text(json.dumps(asdict(third_order_log.SCHEMA)))
+    clicks = load_clicks(folder, ClickSettings(schema=str(schema), measured_on="test"))
+    yield {"net": "the planted product", "subject": "third order", "reference": log, "auc": third_order_log.best_auc()}
+    for net, arguments in THIRD_NETS.items():
+        for rule in ("BP",) if net == "FM" else ("BP", "DFA"):
+            row: results.Row = {"net": net, "subject": f"third order by {rule}", "reference": log}
+            changes = {"model": ModelSettings(net, arguments), "batch_size": 256, "epochs": PASSES}
+            with tempfile.TemporaryDirectory() as runs, watched(row), contextlib.redirect_stdout(None):
+                record = run(settings(net, rule, threads, **changes), clicks, Path(runs))
+            yield row | {"auc": record["auc"], "log_loss": record["log_loss"]}
 
 
 def killed(place: Path, schema: Path, kills: int, log: str) -> results.Row:
@@ -205,7 +191,7 @@ def line(row: results.Row) -> str:
     return f"| {row['net']} | {row['subject']} | {row['reference']} | {shown} | {rate} | {auc} | {grown} |"
 
 
-def measured(place: Path, options: Any, rows: int, beside: int) -> Iterator[results.Row]:
+def measured(place: Path, options: Any, rows: int) -> Iterator[results.Row]:
     """Yield what was measured."""
     folder, log = place / "log", f"{rows:,} made-up rows"
     folder.mkdir()
@@ -218,10 +204,10 @@ def measured(place: Path, options: Any, rows: int, beside: int) -> Iterator[resu
             yield from_memory(clicks, net, options.threads, options.pairs)
         if script.chosen("DFA", options.only):
             yield direct(clicks, net, options.threads, options.pairs)
-        if script.chosen("torchfm's loop", options.only):
-            found = beside_torchfm(place, net, beside, min(options.pairs, 10), options.threads)
-            if found:
-                yield found
+    if script.chosen("torchfm's loop", options.only):
+        yield from beside_torchfm(place, options.beside, min(options.pairs, 10), options.threads, beside())
+    if script.chosen("third order", options.only):
+        yield from third_order(place, options.third, options.threads)
     passes = [("FM", "BP"), *((net, rule) for net in NETS for rule in ("BP", "DFA"))]
     for net, rule in passes:
         if script.chosen(f"a pass by {rule}", options.only):
@@ -238,18 +224,20 @@ def main() -> None:
     parser = script.parser(__doc__, "click_training.json")
     parser.add_argument("--rows", type=int, default=2_000_000, help="of the log (default: 2,000,000)")
     parser.add_argument("--beside", type=int, default=100_000, help="of the log for torchfm (default: 100,000)")
+    parser.add_argument("--third", type=int, default=250_000, help="of the log of third order (default: 250,000)")
     parser.add_argument("--pairs", type=int, default=30, help="pairs of steps (default: 30)")
     parser.add_argument("--kills", type=int, default=0, help="how often a run is killed (default: 0)")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK:,} rows in place of them all, and 3 pairs")
     options = parser.parse_args()
-    rows, beside = (QUICK, QUICK // 10) if options.quick else (options.rows, options.beside)
+    rows = QUICK if options.quick else options.rows
+    options.beside, options.third = (QUICK // 10, QUICK // 10) if options.quick else (options.beside, options.third)
     options.pairs = 3 if options.quick else options.pairs
     torch.set_num_threads(options.threads)
     started = script.run()
     print(HEADER)
     with tempfile.TemporaryDirectory() as place:
         os.environ["XDG_CACHE_HOME"] = place
-        for row in measured(Path(place), options, rows, beside):
+        for row in measured(Path(place), options, rows):
             print(line(row), flush=True)
             results.write(options.out, started, [row])
 

@@ -5,20 +5,25 @@ python benchmarks/clicks.py [--rows 20000000] [--beside 200000] [--kills 20] [--
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bpfree.lab.data.batches import batches
 from bpfree.lab.data.clicks import Clicks, ShuffledBlocks, load_clicks
+from bpfree.lab.time_and_memory import paired_ratio
 from common import results, script
 from common.click_log import write_log
+from common.click_steps import SMALL, SMALL_BATCH, SMALL_DECAY, alike, endless, stepping
 from common.watching import watched
 
 BATCHES = (512, 2048)  # those of the published runs
@@ -72,6 +77,21 @@ def reading(clicks: Clicks, log: str, only: list[str] | None) -> Iterator[result
             yield row | rates(rows, row)
 
 
+def training(clicks: Clicks, log: str, threads: int, pairs: int) -> Iterator[results.Row]:
+    """A pass of a small net, the fastest that a reader has to feed: its step beside one from memory, and memory."""
+    asked = alike("DeepFM", SMALL["DeepFM"], "BP", threads, SMALL_BATCH, SMALL_DECAY)
+    _, step = stepping(clicks, asked)
+    read = endless(clicks, asked.batch_size)
+    kept = itertools.cycle(list(itertools.islice(read, 8)))
+    ratio = paired_ratio(lambda: step(next(read)), lambda: step(next(kept)), repeats=pairs)
+    yield {"net": log, "subject": "training from the cache", "reference": "from memory", "time": asdict(ratio)}
+    row: results.Row = {"net": log, "subject": "training, a pass", "reference": ""}
+    with watched(row):
+        for batch in batches(clicks.train, ShuffledBlocks(len(clicks.train), asked.batch_size, seed=0)):
+            step(batch)
+    yield row | rates(len(clicks.train), row)
+
+
 def killed(folder: Path, place: Path, kills: int, log: str, seconds: float) -> results.Row:
     """Kill caching so many times by SIGKILL, each time within ``seconds``, and compare with an undisturbed cache."""
     sys.path.insert(0, str(script.ROOT.parent / "tests"))
@@ -107,14 +127,16 @@ def line(row: results.Row) -> str:
     """One row of the printed table."""
     if row["subject"] == "kills":
         return f"| {row['net']} | killed {row['kills']} times: {'equal' if row['equal'] else 'NOT EQUAL'} | | | |"
+    if ratio := row.get("time"):
+        shown = f"time {ratio['median']:.3f} [{ratio['lower']:.3f}, {ratio['upper']:.3f}]"
+        return f"| {row['net']} | {row['subject']} beside that {row['reference']}: {shown} | | | |"
     rates_ = f"{row['rows_per_second']:,.0f} | {row['rows_per_cpu_second']:,.0f}"
     return f"| {row['net']} | {row['subject']} | {rates_} | {row['resident_growth'] / 2**20:,.0f} |"
 
 
-def measured(
-    folder: Path, place: Path, rows: int, beside: int, kills: int, only: list[str] | None
-) -> Iterator[results.Row]:
+def measured(folder: Path, place: Path, rows: int, beside: int, options: Any) -> Iterator[results.Row]:
     """Yield what was measured."""
+    kills, only = options.kills, options.only
     log = log_name(rows)
     write_log(folder / "train.txt", rows)
     clicks, row = caching(folder, log)
@@ -122,6 +144,8 @@ def measured(
         yield row
         yield caching_again(folder, log)
     yield from reading(clicks, log, only)
+    if script.chosen("training", only):
+        yield from training(clicks, log, options.threads, 3 if options.quick else 30)
     if script.chosen("caching, torchfm", only) and (row_ := caching_by_torchfm(place, beside)):
         yield row_
     if kills:
@@ -146,7 +170,7 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = str(place)
         folder = place / "log"
         folder.mkdir()
-        for row in measured(folder, place, rows, beside, options.kills, options.only):
+        for row in measured(folder, place, rows, beside, options):
             print(line(row), flush=True)
             results.write(options.out, run, [row])
 

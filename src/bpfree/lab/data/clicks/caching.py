@@ -1,8 +1,9 @@
 """Making the cache of a log: each piece of the log becomes a file, then each column of all pieces one.
 
-The log is read once. polars parses a piece and numbers the different values of each column in it; counts and
-identifiers are then found from the pieces' different values: two or three a row of Criteo's, and not 40. To read the
-log a second time, with the vocabularies known, would be to parse it again and to look up every value.
+The log is read once. In a piece the different values of each column are numbered: by hash tables where all fields of
+the column are short (``short_fields``), else behind polars' parser. Counts and identifiers are then found from the
+pieces' different values: two or three a row of Criteo's, and not 40. To read the log a second time, with the
+vocabularies known, would be to parse it again and to look up every value.
 
 What a killed process leaves is taken up by the next one: pieces and columns that are done are not made again. An
 undisturbed caching makes the same cache, byte for byte.

@@ -14,18 +14,18 @@ from bpfree.lab.data.clicks.encoding import Encoded, dtype_for
 from bpfree.lab.data.clicks.parts import Parts
 from bpfree.lab.data.clicks.piece_file import PieceFile
 from bpfree.lab.data.clicks.schema import PARTS, Part
+from bpfree.lab.data.clicks.short_text import text_of
 from bpfree.lab.data.clicks.vocabulary import Vocabulary
 from bpfree.lab.files import replacing
 
-_LOOKED_UP = 2**22  # different values of pieces that are looked up at once
+_LOOKED_UP = 2**22  # different values of pieces that are looked up at once, or as many as have an identifier
 
 
 def learn(name: str, pieces: Sequence[PieceFile], parts: Parts, min_count: int) -> Vocabulary:
     """Learn the vocabulary of a column from the training rows."""
 
     def counted() -> Iterator[tuple[pl.Series, NDArray[np.int64]]]:
-        for number, piece in enumerate(pieces):
-            column = piece.encoded(name)
+        for number, column in enumerate(_columns(name, pieces)):
             rows = parts.rows(number).get("train")
             counts = np.zeros(len(column.values), np.int64) if rows is None else column.counts(rows)
             yield column.values, counts
@@ -48,22 +48,32 @@ def write_ids(
     """
     rows = (
         (number, ids[column.codes])
-        for numbers, columns, values in _together(name, pieces)
+        for numbers, columns, values in _together(name, pieces, max(_LOOKED_UP, vocabulary.size))
         for number, column, ids in zip(numbers, columns, _split(vocabulary.ids(values), columns), strict=True)
     )
     write_numbers(path, dtype_for(vocabulary.size), rows, parts.rows, counts)
 
 
-def _together(name: str, pieces: Sequence[PieceFile]) -> Iterator[tuple[list[int], list[Encoded], pl.Series]]:
+def _together(
+    name: str, pieces: Sequence[PieceFile], most: int
+) -> Iterator[tuple[list[int], list[Encoded], pl.Series]]:
     """Yield several pieces' numbers, columns and values: to look values up one piece at a time would take longer."""
     numbers, columns, size = list[int](), list[Encoded](), 0
-    for number, piece in enumerate(pieces):
+    for number, column in enumerate(_columns(name, pieces)):
         numbers.append(number)
-        columns.append(piece.encoded(name))
+        columns.append(column)
         size += len(columns[-1].values)
-        if size > _LOOKED_UP or number == len(pieces) - 1:
+        if size > most or number == len(pieces) - 1:
             yield numbers, columns, pl.concat([column.values for column in columns])
             numbers, columns, size = [], [], 0
+
+
+def _columns(name: str, pieces: Sequence[PieceFile]) -> Iterator[Encoded]:
+    """Yield a column of each piece: all as short text, or none."""
+    short = all(piece.is_short(name) for piece in pieces)
+    for piece in pieces:
+        column = piece.encoded(name)
+        yield column if short else Encoded(column.codes, text_of(column.values))
 
 
 def _split(ids: NDArray[np.uint32], columns: Sequence[Encoded]) -> Iterator[NDArray[np.uint32]]:

@@ -23,11 +23,16 @@ class Encoded:
 
     Attributes:
         codes: For each row the place of its value among ``values``.
-        values: Different values, String or Int64, and null for a missing one; some need not occur.
+        values: Different values, some of which need not occur: Int64 (bins) or String, with null for a missing one; or
+            UInt64, short text, see :mod:`~bpfree.lab.data.clicks.short_text`.
     """
 
     codes: NDArray[Any]
     values: pl.Series
+
+    def at(self, rows: NDArray[Any]) -> Encoded:
+        """Return the column that has these rows of this one, ``(k,)``."""
+        return Encoded(self.codes[rows], self.values)
 
     def counts(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int64]:
         """Return how often each value occurs in these rows."""
@@ -61,7 +66,7 @@ def _text(series: pl.Series) -> Encoded:
     begins = first == np.arange(len(first), dtype=first.dtype)
     places = np.cumsum(begins, dtype=np.uint32)[first] - np.uint32(1) if len(first) else first
     values = series.filter(pl.Series(begins))
-    return Encoded(_narrow(places, len(values)), values)
+    return Encoded(narrow(places, len(values)), values)
 
 
 def _numbers(series: pl.Series) -> Encoded:
@@ -77,10 +82,11 @@ def _numbers(series: pl.Series) -> Encoded:
         values = np.unique(found[~missing]).astype(np.int64)
         found = np.searchsorted(values, found).astype(np.float64)
     np.copyto(found, len(values), where=missing)
-    return Encoded(_narrow(found, len(values) + 1), pl.Series([*values.tolist(), None], dtype=pl.Int64))
+    return Encoded(narrow(found, len(values) + 1), pl.Series([*values.tolist(), None], dtype=pl.Int64))
 
 
-def _narrow(codes: NDArray[Any], count: int) -> NDArray[Any]:
+def narrow(codes: NDArray[Any], count: int) -> NDArray[Any]:
+    """Return codes as the smallest kind of number that holds ``count`` different ones."""
     return codes.astype(dtype_for(count), copy=False)
 
 

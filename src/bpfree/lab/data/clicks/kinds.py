@@ -57,6 +57,13 @@ def typed(
     return found if kept.all() else found.filter(pl.Series(kept))
 
 
+def as_numbers(text: pl.Series) -> pl.Series | None:
+    """Return a column of text as numbers (Float64), null where a value is missing; None if one is no finite number."""
+    wrong = list[str]()
+    found = _numbers(text, lambda which, why: wrong.append(why) if which.fill_null(False).any() else None)
+    return None if wrong else found
+
+
 def _labels(series: pl.Series, threshold: float | None, refuse: _Refuse) -> pl.Series:
     value = _numbers(series, refuse)
     refuse(value.is_null(), "is no label")

@@ -18,7 +18,7 @@ from bpfree.lab.checksums import is_whole, sealed, unsealed
 from bpfree.lab.data.clicks.encoding import Encoded
 from bpfree.lab.errors import WriteError
 
-_MARK = b"bpfree-clicks-piece/1\n"
+_MARK = b"bpfree-clicks-piece/2\n"
 
 
 class PieceFile:
@@ -67,12 +67,16 @@ class PieceFile:
 
     def values(self, name: str) -> pl.Series:
         """Return the different values of a column."""
-        data = self._read(self.facts["columns"][name]["values"]).tobytes()
-        return pl.read_ipc_stream(io.BytesIO(data)).to_series()
+        data = self._read(self.facts["columns"][name]["values"])
+        return pl.Series(data) if self.is_short(name) else pl.read_ipc_stream(io.BytesIO(data.tobytes())).to_series()
 
     def n_values(self, name: str) -> int:
         """Return their number."""
         return int(self.facts["columns"][name]["count"])
+
+    def is_short(self, name: str) -> bool:
+        """Return whether they are short text, see :mod:`~bpfree.lab.data.clicks.short_text`."""
+        return bool(self.facts["columns"][name]["short"])
 
     def _read(self, place: Sequence[Any]) -> NDArray[Any]:
         offset, dtype, count = place
@@ -104,10 +108,9 @@ def write_piece(
     for name, array in plain.items():
         entries[name] = {"codes": put(array)}
     for name, column in columns.items():
-        stream = io.BytesIO()
-        pl.DataFrame({"v": column.values}).write_ipc_stream(stream)
-        values = put(np.frombuffer(stream.getbuffer(), np.uint8))
-        entries[name] = {"codes": put(column.codes), "values": values, "count": len(column.values)}
+        short = column.values.dtype == pl.UInt64
+        values = put(column.values.to_numpy() if short else _as_bytes(column.values))
+        entries[name] = {"codes": put(column.codes), "values": values, "count": len(column.values), "short": short}
     crc = 0
     for blob in blobs:
         crc = zlib.crc32(blob, crc)
@@ -122,3 +125,9 @@ def write_piece(
         temporary.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise WriteError(f"{path} could not be written ({reason}).") from error
+
+
+def _as_bytes(values: pl.Series) -> NDArray[np.uint8]:
+    stream = io.BytesIO()
+    pl.DataFrame({"v": values}).write_ipc_stream(stream)
+    return np.frombuffer(stream.getbuffer(), np.uint8)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfree.lab.data.clicks.bad_rows import LISTED, BadLines
-from bpfree.lab.data.clicks.encoding import Encoded, encoded
+from bpfree.lab.data.clicks.encoding import encoded
 from bpfree.lab.data.clicks.kinds import LABEL, ORDER
 from bpfree.lab.data.clicks.parts import drawn_order
 from bpfree.lab.data.clicks.piece_file import PieceFile, write_piece
@@ -109,11 +109,11 @@ def _make(path: Path, number: int, source: int, reader: Reader, piece: Piece) ->
     bad = sorted(table.bad.items())
     facts |= {"lines": table.lines, "n_bad": len(bad), "bad": bad[:LISTED]}
     plain = {name: table.frame[name].to_numpy() for name in (LABEL, ORDER) if name in table.frame.columns}
-    columns = {name: encoded(table.frame[name]) for name in schema.fields}
+    columns = {name: table.encoded.get(name) or encoded(table.frame[name]) for name in schema.fields}
     if schema.is_drawn:
         order = drawn_order(table.frame.height, schema.split, number)
         plain = {name: values[order] for name, values in plain.items()}
-        columns = {name: Encoded(column.codes[order], column.values) for name, column in columns.items()}
+        columns = {name: column.at(order) for name, column in columns.items()}
     write_piece(path, facts, plain, columns)
     found = PieceFile.open(path)
     assert found is not None  # it was written just now, by this thread

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from bpfree.errors import nearest
 from bpfree.lab.data.clicks import parquet
 from bpfree.lab.data.clicks.bad_rows import BadRows
+from bpfree.lab.data.clicks.encoding import Encoded
 from bpfree.lab.data.clicks.joining import SideTable
 from bpfree.lab.data.clicks.kinds import typed
 from bpfree.lab.data.clicks.schema import Schema
+from bpfree.lab.data.clicks.short_columns import short_columns
 from bpfree.lab.data.clicks.text_rows import (
     BOM,
     Piece,
@@ -40,11 +42,13 @@ class Table:
         frame: The columns, see :func:`~bpfree.lab.data.clicks.kinds.typed`.
         bad: Line (of text) or row (of Parquet), counted from 0 in the piece -> what is wrong with it.
         lines: The number of lines, or rows, of the piece.
+        encoded: Fields that are not among the columns, but encoded.
     """
 
     frame: pl.DataFrame
     bad: dict[int, str]
     lines: int
+    encoded: Mapping[str, Encoded] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,10 @@ class Reader:
         Raises:
             DataError: The file is damaged.
         """
+        # What is predicted is no log of millions of rows, and columns to join by have to be names.
+        plain = self.schema.format != "parquet" and self.labelled and not self.tables
+        if plain and (short := self._of_short_fields(piece.content)):
+            return short
         bad = BadRows()
         if self.schema.format == "parquet":
             number = piece.end - piece.begin
@@ -132,6 +140,19 @@ class Reader:
         for table in self.tables:
             found = table.joined(found)
         return Table(found, {read.line(row): reason for row, reason in bad.reasons.items()}, read.lines)
+
+    def _of_short_fields(self, content: bytes) -> Table | None:
+        """Read a piece of text, without a parser where fields are short; None if a row may be bad."""
+        found = short_columns(content, self.columns, self.needed, self.schema)
+        if found is None:
+            return None
+        others, bad = [name for name in self.needed if name not in found.fields | found.of_rows], BadRows()
+        try:
+            parsed = self._parsed(content, found.height, numbers=True, only=others)
+        except pl.exceptions.PolarsError:
+            return None
+        frame = typed(pl.DataFrame(found.of_rows | parsed.to_dict()), self.schema, bad, None)
+        return None if bad.reasons else Table(frame, {}, found.height, found.fields)
 
     def _of_text(self, content: bytes, bad: BadRows) -> _Read:
         width, schema = len(self.columns), self.schema
@@ -171,25 +192,25 @@ class Reader:
             for half in np.array_split(numbers, 2):
                 yield from self._searched(rows, half, bad)
 
-    def _parsed(self, content: bytes, height: int, *, numbers: bool) -> pl.DataFrame:
-        """Parse whole rows; columns of numbers become numbers, or stay text.
+    def _parsed(self, content: bytes, height: int, *, numbers: bool, only: Sequence[str] | None = None) -> pl.DataFrame:
+        """Parse the needed columns of whole rows, or some; columns of numbers become numbers, or stay text.
 
         Raises:
             PolarsError: A row is none, or a number is none.
         """
-        schema = self.schema
+        schema, names = self.schema, self.needed if only is None else only
         of_rows = (schema.label.column, schema.order_column) if self.labelled else ()
         of_numbers = {*of_rows, *schema.numeric} - {*schema.categorical}
         kinds = {name: pl.Float64 if numbers and name in of_numbers else pl.String for name in self.columns}
-        if not height:
-            return pl.DataFrame(schema={name: kinds[name] for name in self.needed})
+        if not height or not names:
+            return pl.DataFrame(schema={name: kinds[name] for name in names})
         found = pl.read_csv(
             content,
             has_header=False,
             separator=schema.separator,
             quote_char='"' if schema.quoted else None,
             schema=kinds,
-            columns=[self.columns.index(name) for name in self.needed],
+            columns=[self.columns.index(name) for name in names],
             null_values=list(schema.missing) or None,
         )
         if found.height != height:

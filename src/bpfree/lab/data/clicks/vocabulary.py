@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from bpfree.lab.data.clicks.short_text import numbered, text_of
 from bpfree.lab.files import replacing
 
 UNSEEN, MISSING, FIRST = 0, 1, 2
@@ -20,7 +21,8 @@ class Vocabulary:
     """The values of a column that have an identifier of their own, by count and then by value.
 
     Args:
-        values: These values, String or Int64; the first one has the identifier :data:`FIRST`.
+        values: These values, String, Int64, or short text as UInt64
+            (:mod:`~bpfree.lab.data.clicks.short_text`); the first one has the identifier :data:`FIRST`.
     """
 
     def __init__(self, values: pl.Series) -> None:
@@ -41,7 +43,9 @@ class Vocabulary:
             min_count: Rarer values are left out.
         """
         found = pl.concat(list(_summed(pieces)))
-        found = found.filter((pl.col("n") >= min_count) & (pl.col("v").cast(pl.String) != ""))
+        value, kind = pl.col("v"), found["v"].dtype
+        present = value.is_not_null() if kind == pl.Int64 else value != (0 if kind == pl.UInt64 else "")
+        found = found.filter(present & (pl.col("n") >= min_count))
         return cls(found.sort("n", "v", descending=[True, False])["v"])
 
     @property
@@ -50,19 +54,28 @@ class Vocabulary:
         return FIRST + len(self.values)
 
     def ids(self, values: pl.Series) -> NDArray[np.uint32]:
-        """Return the identifier of each value, ``(n,)``; that of a null is :data:`MISSING`."""
+        """Return the identifier of each value, ``(n,)``; that of none is :data:`MISSING`."""
+        if values.dtype == pl.UInt64:
+            return self._ids_of_short(values.to_numpy())
         found = pl.DataFrame({"v": values}).join(self._table, on="v", how="left", maintain_order="left")
         ids = found["id"].fill_null(UNSEEN).to_numpy()
         return np.where(values.is_null().to_numpy(), MISSING, ids).astype(np.uint32) if values.null_count() else ids
 
+    def _ids_of_short(self, texts: NDArray[np.uint64]) -> NDArray[np.uint32]:
+        known = np.concatenate([np.zeros(1, np.uint64), self.values.to_numpy()])
+        places, different = numbered(np.concatenate([known, texts]))
+        ids = np.full(len(different), UNSEEN, np.uint32)
+        ids[places[: len(known)]] = np.arange(MISSING, MISSING + len(known))
+        return ids[places[len(known) :]]
+
     def save(self, path: Path) -> None:
-        """Write it to a file.
+        """Write it to a file: bins as numbers, and text as text.
 
         Raises:
             WriteError: It could not be written.
         """
         with replacing(path) as temporary:
-            pl.DataFrame({"v": self.values}).write_ipc(temporary, compression="zstd")
+            pl.DataFrame({"v": text_of(self.values)}).write_ipc(temporary, compression="zstd")
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
@@ -83,6 +96,11 @@ def _summed(pieces: Iterable[tuple[pl.Series, NDArray[np.int64]]]) -> Iterator[p
 
 
 def _added(tables: list[pl.DataFrame]) -> pl.DataFrame:
+    rows = pl.concat(tables)
+    if rows["v"].dtype == pl.UInt64:
+        places, values = numbered(rows["v"].to_numpy())
+        # Sums of floating-point numbers that are whole, exact below 2^53.
+        counts = np.bincount(places, rows["n"].to_numpy(), len(values)).astype(np.int64)
+        return pl.DataFrame({"v": values, "n": counts})
     # The streaming engine takes half the time of the other one, and a third of its memory.
-    rows = pl.concat([table.lazy() for table in tables])
-    return rows.group_by("v").agg(pl.col("n").sum()).collect(engine="streaming")
+    return rows.lazy().group_by("v").agg(pl.col("n").sum()).collect(engine="streaming")
