@@ -202,11 +202,13 @@ class Attachment(nn.Module):
 
     def _fingerprint(self) -> str:
         inner = "" if self.within is None else f" with {_fingerprint(self.within.rule)} within"
-        return _fingerprint(self.rule) + inner
+        period = self.mechanism.plan.alternate
+        return _fingerprint(self.rule) + inner + (f" with alternate={period}" if period > 1 else "")
 
     def __repr__(self) -> str:
         plan = self.mechanism.plan
         title = f"{self.rule!s} on {type(self.model).__name__}" + (f", window {plan.window}" if plan.window > 1 else "")
+        title += f", alternate {plan.alternate}" if plan.alternate > 1 else ""
         title += ", streaming" if plan.streaming else ""
         lines = [title if self._attached else f"{title}, detached"]
         for part in reversed(self.parts()):

@@ -27,6 +27,10 @@ Key: TypeAlias = tuple[str, Form, "Pairing | None"]
 """The key of taps that share a signal: the matrix, its form, and their rows of the error."""
 
 
+_LAYOUTS = 64
+"""The largest number of lists of sites whose keys are kept."""
+
+
 class Matrix(Protocol):
     """A matrix ``(N, N)``, dense or sparse: whatever can be multiplied with a tensor."""
 
@@ -47,7 +51,7 @@ class Projection(LazyBuffers):
         self.feedback = feedback
         self._sizes: tuple[int, int] | None = None  # c and the coefficients of the widest tap
         self._place: tuple[torch.dtype, torch.device] | None = None  # where and in which precision signals are made
-        self._known: tuple[Sequence[Site], list[Key]] = ((), [])
+        self._known: dict[int, tuple[Sequence[Site], list[Key]]] = {}
         self._prepared: tuple[Any, ...] = ()
         self.adjacency: Matrix | None = None
 
@@ -165,9 +169,12 @@ class Projection(LazyBuffers):
             return self._found_keys(sites)
         # Passes of one layout have the very same sites: in nets of many small layers the keys would take longer than
         # the product.
-        if sites is not self._known[0]:
-            self._known = (sites, self._found_keys(sites))
-        return self._known[1]
+        known = self._known.get(id(sites))
+        if known is None or known[0] is not sites:
+            if len(self._known) >= _LAYOUTS:
+                self._known.clear()
+            known = self._known[id(sites)] = (sites, self._found_keys(sites))
+        return known[1]
 
     def _found_keys(self, sites: Sequence[Site]) -> list[Key]:
         return [(self.name(site), self.feedback.form(site), site.pairing) for site in sites]

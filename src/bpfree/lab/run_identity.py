@@ -43,6 +43,8 @@ LATER_INSIDE: dict[tuple[str, ...], Any] = {
     ("rule", "beta2"): 0.999,
     ("rule", "eps"): 1e-8,
     ("rule", "warmup"): 0,
+    ("rule", "alternate"): 1,
+    ("rule", "alternate_order"): "cyclic",
     ("rule", "rule", "feedback", "spread"): 0,
     ("rule", "rule", "feedback", "max_bytes"): 4 * 2**30,
 }

@@ -50,7 +50,7 @@ class ErrorsFeedback(DirectHooks):
         key = key_of(name)
         if key not in self.further:
             seed = derived_seed(self.plan.seed, "error", name)
-            plan = replace(self.plan, errors={name: self.plan.error_module}, seed=seed)
+            plan = replace(self.plan, errors={name: self.plan.error_module}, seed=seed, alternate=1)
             self.further[key] = self.rule.mechanism(plan)
         found: Any = self.further[key]
         assert type(found) is type(self)

@@ -228,6 +228,7 @@ class LearnedMechanism(DirectMechanism):
             found.setdefault(self.feedback.name(site), []).append(given)
         return {name: torch.stack(parts).mean(0) if len(parts) > 1 else parts[0] for name, parts in found.items()}
 
+    @outside_compiled_code  # a counter in compiled code is a constant: each pass would be compiled anew
     def _on_begin(self, state: PassState, call: Any) -> None:
         super()._on_begin(state, call)
         state.learning = state.counts and not self._fixed and self.averages.numbers["passes"] % self.rule.every == 0

@@ -85,6 +85,7 @@ class ObservingMechanism(DirectMechanism):
         super().remove()
         self._estimator.tape.drop()
 
+    @outside_compiled_code
     def _on_begin(self, state: PassState, call: Any) -> None:
         super()._on_begin(state, call)
         state.observed = state.counts and self._is_wanted(state)
