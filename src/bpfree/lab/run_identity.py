@@ -45,6 +45,7 @@ LATER_INSIDE: dict[tuple[str, ...], Any] = {
     ("rule", "warmup"): 0,
     ("rule", "alternate"): 1,
     ("rule", "alternate_order"): "cyclic",
+    ("rule", "rule", "rows"): 1.0,
     ("rule", "rule", "feedback", "spread"): 0,
     ("rule", "rule", "feedback", "max_bytes"): 4 * 2**30,
 }

@@ -47,6 +47,7 @@ class PassMemory:
         learning: True if the feedback learns from this pass.
         parts: The evidence for the feedback so far, tap by tap.
         evidence: The evidence for the feedback, by matrix.
+        rows: The number of rows behind it; None for all rows of the error.
     """
 
     sites: Sequence[Site]
@@ -55,6 +56,7 @@ class PassMemory:
     learning: bool = False
     parts: list[Tensor] = field(default_factory=list)
     evidence: dict[str, Tensor] = field(default_factory=dict)
+    rows: int | None = None
 
 
 class Receivers(NamedTuple):

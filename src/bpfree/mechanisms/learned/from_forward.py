@@ -13,6 +13,7 @@ from bpfree.errors import choice
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
 from bpfree.forward_mode.estimate import Observation, Perturbations
+from bpfree.forward_mode.sample_part import Rows, check_rows
 from bpfree.mechanisms.direct.delivery import PassMemory
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.learned.mechanism import LearnedMechanism
@@ -29,13 +30,20 @@ class ForwardLearnedRule(LearnedRule):
     Args:
         perturbations: The distribution of v: random signs (``"rademacher"``), several times cheaper to draw on a CPU
             and a little less noisy, or ``"normal"``, as in the papers.
+        rows: The samples of an estimating pass, drawn anew for each: their fraction of the batch (a float), or their
+            number (an int). 1.0 takes all. An estimate from fewer samples costs less and is noisier: take a smaller
+            step of the feedback. A sample is a row of the batch with all of its tokens or positions. Models whose
+            samples see each other (nodes of one graph) are refused; batch normalization takes the statistics of the
+            part in training, and dropout draws masks of its own.
     """
 
     perturbations: Perturbations = field(default="rademacher", kw_only=True)
+    rows: Rows = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("perturbations", self.perturbations, ("normal", "rademacher"))
+        check_rows(self.rows)
 
     def mechanism(self, plan: Plan) -> LearnedMechanism:
         """Make the mechanism that runs an estimating pass after the forward pass."""
@@ -55,7 +63,7 @@ class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
     rule: ForwardLearnedRule
 
     def __init__(self, rule: ForwardLearnedRule, plan: Plan) -> None:
-        super().__init__(rule, plan, rule.perturbations)
+        super().__init__(rule, plan, rule.perturbations, rule.rows)
 
     def _form(self, site: Site) -> Form:
         # Perturbations stay within what B can express, for less noise.
@@ -74,3 +82,4 @@ class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
         with in_own_precision(observation.change):
             evidence = self.rule.evidence(observation, self.matrices(observation.sites))
         memory.evidence = self._gathered(observation.sites, evidence)
+        memory.rows = len(observation.change)

@@ -131,7 +131,7 @@ class LearnedMechanism(DirectMechanism):
             return
         # The processes of a pipeline hold other taps, and have nothing to average.
         alone = self.plan.is_stage
-        rows = len(error) * (1 if alone else ranks())
+        rows = (memory.rows or len(error)) * (1 if alone else ranks())
         width = sum(self.feedback[name].shape[1] for name in evidence)
         steps: list[_Step] = []
         with torch.no_grad(), in_own_precision(error):
