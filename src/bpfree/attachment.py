@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bpfree.errors import OptionError, StateError, TargetsError
 from bpfree.feedback.lazy_buffers import name_of
+from bpfree.feedback.options import is_unused
 from bpfree.feedback.projection import Matrix, Projection
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.layerwise.weight_mirror import WeightMirrorMechanism
@@ -221,6 +222,6 @@ class Attachment(nn.Module):
 
 def _fingerprint(rule: Rule) -> str:
     """Return the rule and its options, without the addresses that the text of a callable would hold."""
-    options = {option.name: getattr(rule, option.name) for option in fields(rule)}
+    options = {option.name: getattr(rule, option.name) for option in fields(rule) if not is_unused(option, rule)}
     plain = {name: value for name, value in options.items() if not callable(value)}
     return f"{type(rule).__name__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bpfree.axes.sites import Site
 from bpfree.errors import OptionError, choice
+from bpfree.feedback.options import LATER
 from bpfree.feedback.signals import Signals
 from bpfree.forward_mode.estimate import Perturbations
 from bpfree.forward_mode.sample_part import Rows, check_rows
@@ -54,7 +55,7 @@ class ForwardGradient(DirectRule):
     of: Of = "activations"
     perturbations: Perturbations = "normal"
     per: Per = "sample"
-    rows: Rows = field(default=1.0, kw_only=True)
+    rows: Rows = field(default=1.0, kw_only=True, metadata=LATER)
     feedback: None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:

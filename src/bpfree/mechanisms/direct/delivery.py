@@ -48,6 +48,7 @@ class PassMemory:
         parts: The evidence for the feedback so far, tap by tap.
         evidence: The evidence for the feedback, by matrix.
         rows: The number of rows behind it; None for all rows of the error.
+        reduced: The error as matrices of a rank take it, while evidence is being made.
     """
 
     sites: Sequence[Site]
@@ -57,6 +58,7 @@ class PassMemory:
     parts: list[Tensor] = field(default_factory=list)
     evidence: dict[str, Tensor] = field(default_factory=dict)
     rows: int | None = None
+    reduced: Tensor | None = None
 
 
 class Receivers(NamedTuple):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from bpfree.axes.sites import Site
 from bpfree.distributed import rank
 from bpfree.errors import choice
+from bpfree.feedback.options import LATER
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
 from bpfree.forward_mode.estimate import Observation, Perturbations
@@ -38,7 +39,7 @@ class ForwardLearnedRule(LearnedRule):
     """
 
     perturbations: Perturbations = field(default="rademacher", kw_only=True)
-    rows: Rows = field(default=1.0, kw_only=True)
+    rows: Rows = field(default=1.0, kw_only=True, metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,6 +81,7 @@ class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
             return
         # The evidence is far smaller than the perturbations, which need not wait for the error.
         with in_own_precision(observation.change):
+            observation = replace(observation, change=self.feedback.reduced(observation.change))
             evidence = self.rule.evidence(observation, self.matrices(observation.sites))
         memory.evidence = self._gathered(observation.sites, evidence)
         memory.rows = len(observation.change)

@@ -37,7 +37,7 @@ _PATIENCE = 5
 
 
 class LearnedProjection(Projection):
-    """Matrices B_l that learn: ``projection[name]`` is B_l itself, scaled, of shape ``(c, m_l)``."""
+    """Matrices B_l that learn: ``projection[name]`` is B_l itself, scaled, of shape ``(c, m_l)``; A_l with a rank."""
 
     def __init__(self, rule: LearnedRule, plan: Plan) -> None:
         super().__init__(rule.feedback, plan.seed)
@@ -59,7 +59,7 @@ class LearnedProjection(Projection):
         if self._rule.begins_at_zero:
             return matrix.zero_()
         # The scale is part of what learns.
-        c, widest = self._sizes or matrix.shape
+        c, widest = self._sizes or matrix.shape  # with a rank too, for signals of the same size
         return super()._drawn(name, matrix) * self.feedback.scale(matrix.shape[1], widest, c)
 
     def _scale(self, form: Form) -> float:
