@@ -32,7 +32,13 @@ RULES = [
     bpfree.ForwardGradient("activations"),
     bpfree.ForwardGradient("weights"),
 ]
-WAYS = [{"streaming": True}, {"threads": 2}, {"window": 2}, {"within": bpfree.KolenPollack(), "verify": False}]
+WAYS = [
+    {"streaming": True},
+    {"threads": 2},
+    {"window": 2},
+    {"alternate": 2},
+    {"within": bpfree.KolenPollack(), "verify": False},
+]
 EACH = [(rule, {}) for rule in RULES] + [(bpfree.DFA(), way) for way in WAYS]
 each = pytest.mark.parametrize(("rule", "options"), EACH, ids=str)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from bpfree.axes.layout import batch_dims
 from bpfree.axes.sites import Site, product
 from bpfree.errors import TapSelectionError
 from bpfree.feedback.projection import Projection
+from bpfree.mechanisms.direct.alternation import Phase
 from bpfree.rerun.snapshot import preserved
 from bpfree.tabulate import tabulate
 from bpfree.watched_pass import WatchedPass, observe, senders, sites_of
@@ -86,12 +88,13 @@ def alignment(
 
     Both come from the same weights, mode, batch and dropout mask; weights, buffers, gradients and random state are
     left as they were, and no second copy of the model is made. The measure of Launay et al. 2019, section 2.2, with
-    rows where a signal is zero counted apart.
+    rows where a signal is zero counted apart. With ``alternate=p`` every row counts p times, once for each choice of
+    taps that a step may cut: d_l is what arrives at the tap then, which carries on down where the tap is not cut.
 
     Args:
         attachment: The rule on its model.
-        closure: Runs the model on a batch and returns the loss, one number. It is called twice, and must not call
-            ``backward()``. Leave other random sources than torch's alone in it.
+        closure: Runs the model on a batch and returns the loss, one number. It is called twice (p + 1 times with
+            ``alternate=p``), and must not call ``backward()``. Leave other random sources than torch's alone in it.
         jacobian: Also compare B_l with E[do/dh_l], which takes a backward pass for each number of the error; None
             does so for errors of at most 64 numbers.
         layers: Names of modules between taps whose outputs, tensors with the taps' rows before their features, are
@@ -105,8 +108,8 @@ def alignment(
             reached, or its output has other rows; or windows cross the layers, so that several signals pass them.
     """
     places = _places(attachment, layers)
-    with preserved(attachment.model, attachment), attachment.fixed(), attachment.mechanism.stored():
-        rule = observe(attachment, closure, places)
+    passes = [_observe_phase(attachment, closure, places, phase) for phase in _phases(attachment)]
+    rule = passes[-1]
     with preserved(attachment.model, attachment), attachment.paused():
         exact = observe(attachment, closure, places, jacobian=_with_jacobian(attachment, rule, jacobian))
     if not rule.names:
@@ -119,13 +122,36 @@ def alignment(
             f"layers= names {', '.join(sorted(unreached))}, which the forward pass does not reach below the error."
         )
     of_feedback = _feedback_cosines(attachment, exact)
-    columns = zip(rule.names, _rows_each(attachment, rule), rule.outputs, rule.gradients, exact.gradients, strict=True)
+    signals = zip(*(seen.gradients for seen in passes), strict=True)
+    columns = zip(rule.names, _rows_each(attachment, rule), rule.outputs, signals, exact.gradients, strict=True)
     return AlignmentReport(
         tuple(
-            _compare(name, rows(h), rows(signal), rows(gradient), of_feedback.get(name, math.nan))
-            for name, rows, h, signal, gradient in columns
+            _compare(
+                name,
+                rows(h),
+                torch.cat([rows(signal) for signal in of_phases]),
+                torch.cat([rows(gradient)] * len(of_phases)),
+                of_feedback.get(name, math.nan),
+            )
+            for name, rows, h, of_phases, gradient in columns
         )
     )
+
+
+def _phases(attachment: Attachment) -> Sequence[Phase | None]:
+    """Return the phases of alternating cuts; None alone where there are none."""
+    alternation = getattr(attachment.mechanism, "alternation", None)
+    return [None] if alternation is None else alternation.phases
+
+
+def _observe_phase(
+    attachment: Attachment, closure: Callable[[], Tensor], places: Mapping[str, nn.Module], phase: Phase | None
+) -> WatchedPass:
+    """Observe the rule's signals in a pass that cuts the taps of ``phase``; None where all passes cut the same."""
+    mechanism: Any = attachment.mechanism
+    held = nullcontext() if phase is None else mechanism.alternation.held(phase)
+    with preserved(attachment.model, attachment), attachment.fixed(), mechanism.stored(), held:
+        return observe(attachment, closure, places)
 
 
 def _places(attachment: Attachment, layers: Sequence[str]) -> dict[str, nn.Module]:

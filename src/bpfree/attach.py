@@ -9,8 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.attachment import Attachment
-from bpfree.checks import check_attachable, check_options, check_sample_axes, check_within, error_modules
+from bpfree.checks import (
+    check_alternate,
+    check_attachable,
+    check_options,
+    check_sample_axes,
+    check_within,
+    error_modules,
+)
 from bpfree.mechanisms.base import Rule
+from bpfree.mechanisms.direct.alternation import AlternateOrder
 from bpfree.mechanisms.layerwise.rule import LayerwiseRule
 from bpfree.plan import Plan, SampleAxes
 from bpfree.registry import make_room
@@ -28,6 +36,8 @@ def attach(
     batch_dims: int | None = None,
     sample_axes: SampleAxes = None,
     window: int = 1,
+    alternate: int = 1,
+    alternate_order: AlternateOrder = "cyclic",
     within: LayerwiseRule | None = None,
     streaming: bool = False,
     threads: int | None = 1,
@@ -69,6 +79,15 @@ def attach(
             that enters ``window`` - 1 taps further up and is carried down through the segments between. 1 is the plain
             rule; a window as deep as the network is backpropagation. Each further step costs one pass of input
             gradients.
+        alternate: For direct rules: how many taps deep the segments are. With p = ``alternate``, step t cuts only those
+            taps whose index i, in forward order, has (i + t) mod p = 0, and sends them their signals. The layers below
+            the other taps learn through these, from the next tap above that is cut, or from the error. Feedback learns
+            at every tap, as before. 1 is the plain rule; with p above the number of taps some steps are
+            backpropagation. The work of a step lies below backpropagation's. A step is what ends where an optimizer has
+            stepped: its micro-batches cut the same taps. Weights that are changed by hand are seen by their version,
+            but in compiled code. A model that torch compiles has p graphs.
+        alternate_order: The order of these steps: ``"cyclic"``, t = 0, 1, 2, ..., or ``"random"``, t drawn anew for
+            each step, where cyclic steps could fall in with an order of the data.
         within: For direct rules: a layerwise rule that carries signals down inside a segment and a window, in place of
             backpropagation's transposed weights. With ``bpfree.KolenPollack()`` no weight below ``error_at`` is
             transported.
@@ -92,8 +111,8 @@ def attach(
         The attachment, an ``nn.Module`` with the rule's state and a context manager that detaches.
 
     Raises:
-        OptionError: ``rule`` or its feedback, ``seed``, ``batch_dims``, ``sample_axes``, ``window``, ``within``,
-            ``streaming`` or ``threads`` means nothing.
+        OptionError: ``rule`` or its feedback, ``seed``, ``batch_dims``, ``sample_axes``, ``window``, ``alternate``,
+            ``within``, ``streaming`` or ``threads`` means nothing, or two of them do not go together.
         TapSelectionError: ``taps`` matches nothing, or is None and the model has no non-linearity module.
         ErrorPlacementError: There is no module ``error_at``. In a forward pass: it is not reached, reached twice,
             before every tap, or before one that ``taps`` names; its output is not one floating point tensor, or not
@@ -113,6 +132,7 @@ def attach(
         AlreadyShardedError: ``fully_shard`` has it already; attach first.
     """
     check_options(rule, window, streaming, threads)
+    check_alternate(rule, alternate, alternate_order, window)
     check_attachable(model, seed, batch_dims)
     if taps == "blocks":
         suggestion = suggested_blocks(model)
@@ -128,6 +148,8 @@ def attach(
         seed=seed,
         batch_dims=batch_dims,
         window=window,
+        alternate=alternate,
+        alternate_order=alternate_order,
         streaming=streaming,
         threads=threads,
         placed=error_at is not None,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bpfree.errors import OptionError, StateError, TargetsError
 from bpfree.feedback.lazy_buffers import name_of
+from bpfree.feedback.options import is_unused
 from bpfree.feedback.projection import Matrix, Projection
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.layerwise.weight_mirror import WeightMirrorMechanism
@@ -202,11 +203,13 @@ class Attachment(nn.Module):
 
     def _fingerprint(self) -> str:
         inner = "" if self.within is None else f" with {_fingerprint(self.within.rule)} within"
-        return _fingerprint(self.rule) + inner
+        period = self.mechanism.plan.alternate
+        return _fingerprint(self.rule) + inner + (f" with alternate={period}" if period > 1 else "")
 
     def __repr__(self) -> str:
         plan = self.mechanism.plan
         title = f"{self.rule!s} on {type(self.model).__name__}" + (f", window {plan.window}" if plan.window > 1 else "")
+        title += f", alternate {plan.alternate}" if plan.alternate > 1 else ""
         title += ", streaming" if plan.streaming else ""
         lines = [title if self._attached else f"{title}, detached"]
         for part in reversed(self.parts()):
@@ -219,6 +222,6 @@ class Attachment(nn.Module):
 
 def _fingerprint(rule: Rule) -> str:
     """Return the rule and its options, without the addresses that the text of a callable would hold."""
-    options = {option.name: getattr(rule, option.name) for option in fields(rule)}
+    options = {option.name: getattr(rule, option.name) for option in fields(rule) if not is_unused(option, rule)}
     plain = {name: value for name, value in options.items() if not callable(value)}
     return f"{type(rule).__name__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"

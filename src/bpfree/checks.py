@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from bpfree.distributed import is_sharded
-from bpfree.errors import AlreadyShardedError, ErrorPlacementError, OptionError, nearest
+from bpfree.errors import AlreadyShardedError, ErrorPlacementError, OptionError, choice, nearest
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct.mechanism import DirectMechanism
 from bpfree.mechanisms.direct.rule import DirectRule
@@ -31,6 +31,27 @@ def _check_window(rule: Rule, window: int) -> None:
     if not isinstance(window, int) or window < 1 or (window > 1 and not direct):  # callers are not type-checked
         raise OptionError(
             f"window={window!r}: a whole number, at least 1, and more than 1 for direct rules only; the rule is {rule}."
+        )
+
+
+def check_alternate(rule: Rule, alternate: int, order: str, window: int) -> None:
+    """Raise OptionError for alternating cuts that mean nothing, or that the rule or a window leaves no room for."""
+    choice("alternate_order", order, ("cyclic", "random"))
+    if not isinstance(alternate, int) or alternate < 1:  # callers are not type-checked
+        raise OptionError(f"alternate={alternate!r}: a whole number, at least 1; 1 cuts every tap in every step.")
+    if alternate == 1:
+        return
+    if not isinstance(rule, DirectRule):
+        raise OptionError(f"alternate={alternate} is for direct rules such as bpfree.FDFA(); the rule is {rule}.")
+    if not rule.sends_signals:
+        raise OptionError(
+            f"alternate={alternate}: {rule} sends no signal to the taps that are cut, so that layers would stop "
+            "learning in turns. Leave it out; to train only the upper layers, name only their taps."
+        )
+    if window > 1:
+        raise OptionError(
+            f"alternate={alternate} and window={window} both make the backward pass deeper than one segment: leave one "
+            "of them out."
         )
 
 

@@ -31,6 +31,8 @@ class Plan:
         seed: The seed of everything the rule draws.
         batch_dims: The number of leading dimensions that are not features; None finds out.
         window: The number of segments that a signal is carried through; 1 for the plain rule.
+        alternate: One tap in so many is cut in a pass; 1 cuts every tap.
+        alternate_order: The order of the passes that cut different taps, ``"cyclic"`` or ``"random"``.
         threads: The number of threads on which segments run in the backward pass; None finds out the faster choice.
         streaming: True if the model runs again, segment by segment, in place of storing its graph.
         is_stage: True if the model is a stage of a pipeline: other taps, or the error's place, are in other processes.
@@ -47,6 +49,8 @@ class Plan:
     seed: int
     batch_dims: int | None
     window: int = 1
+    alternate: int = 1
+    alternate_order: str = "cyclic"
     streaming: bool = False
     threads: int | None = 1
     is_stage: bool = False

@@ -73,6 +73,8 @@ EXACT = {
         Variant("B = J, streaming", bpfree.DFA(), {"streaming": True}, transported=True),
         Variant("B = J, 2 threads", bpfree.DFA(), {"threads": 2}, transported=True),
         Variant("B = J, B = W within", bpfree.DFA(), {"within": Exact()}, transported=True),
+        Variant("B = J, alternate 2", bpfree.DFA(), {"alternate": 2}, transported=True),
+        Variant("B = J, alternate 2, streaming", bpfree.DFA(), {"alternate": 2, "streaming": True}, transported=True),
         Variant("B = J, window 2", bpfree.DFA(), {"window": 2}, transported=True),
     )
 }

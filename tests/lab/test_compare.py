@@ -196,6 +196,28 @@ def test_windows_that_mean_nothing(label: str, window: int) -> None:
         rule_settings(label, {label: RuleOverrides(window=window)})
 
 
+def test_alternating_cuts_are_for_direct_rules_and_differ_by_label() -> None:
+    asked = ["--rules", "BP", "Shallow", "FA", "DFA", "DFA3", "DFA1", "--seeds", "1", "--alternate", "2"]
+    asked += ["--settings.DFA3.rule", "DFA", "--settings.DFA3.alternate", "3"]
+    asked += ["--settings.DFA3.alternate_order", "random", "--settings.DFA1.rule", "DFA"]
+    asked += ["--settings.DFA1.alternate", "1", "--settings.DFA1.window", "2"]
+    parsed = ask(["compare", *asked])
+    found = {entry.label: entry.rule.alternate for entry in plan_runs(parsed)}
+    assert found == {"BP": 1, "Shallow": 1, "FA": 1, "DFA": 2, "DFA3": 3, "DFA1": 1}
+    described = {entry.label: entry.rule.describe() for entry in plan_runs(parsed)}
+    assert (described["DFA3"]["alternate"], described["DFA3"]["alternate_order"]) == (3, "random")
+    assert "alternate" not in described["DFA1"]
+    assert plan_runs(ask(shlex.split(command_line("compare", parsed))[1:])) == plan_runs(parsed)
+
+
+@pytest.mark.parametrize(
+    ("label", "given"), [("DFA", {"alternate": 0}), ("FA", {"alternate": 2}), ("DFA", {"alternate": 2, "window": 3})]
+)
+def test_alternating_cuts_that_mean_nothing(label: str, given: dict[str, int]) -> None:
+    with pytest.raises(SettingsError, match=f"alternate {given['alternate']}"):
+        rule_settings(label, {label: RuleOverrides(**given)})
+
+
 def ask(arguments: list[str]) -> CompareOptions:
     import sys
 

@@ -104,7 +104,7 @@ def test_layerwise_rules_of_the_same_arguments_have_names_of_their_own() -> None
 
 
 def test_what_is_left_out_is_the_default() -> None:
-    described = plain(tiny_lab.settings())
+    described = plain(tiny_lab.settings(rule=rule_settings("FDFA")))
     assert {name: described[name] for name in LATER_SETTINGS} == LATER_SETTINGS
     for path, value in LATER_INSIDE.items():
         inside: Any = described

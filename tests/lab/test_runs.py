@@ -113,6 +113,7 @@ def test_every_setting_and_the_data_are_in_the_name() -> None:
         replace(settings, rule=replace(settings.rule, optimizer="SGD")),
         replace(settings, rule=replace(settings.rule, schedule="constant")),
         replace(settings, rule=replace(settings.rule, window=2)),
+        replace(settings, rule=replace(settings.rule, alternate=2)),
         replace(settings, rule=RuleSettings(rule=bpfree.DFA(error="sign"), lr=settings.rule.lr)),
         replace(settings, rule=RuleSettings(rule=bpfree.DRTP(), lr=settings.rule.lr)),
         replace(
@@ -191,6 +192,12 @@ def test_a_window_reaches_the_rule() -> None:
         torch.nn.functional.cross_entropy(task(x), y).backward()
     for gradient, weight in zip(found, task.model.parameters(), strict=True):
         torch.testing.assert_close(gradient, weight.grad)
+
+
+def test_alternating_cuts_reach_the_rule() -> None:
+    rule = replace(rule_settings("DFA"), alternate=4, alternate_order="random")
+    plan = runs.learner(tiny_lab.settings(rule=rule), tiny_lab.splits()).attachment.mechanism.plan
+    assert (plan.alternate, plan.alternate_order) == (4, "random")
 
 
 class Weighted(bpfree.BP):

@@ -6,9 +6,9 @@ Index conventions: ``c`` numbers of error, ``n_l`` features of tap l. A feedback
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,6 +29,15 @@ _SCALES: dict[str, Callable[[int, int, int], float]] = {
 }
 BLOCK = 4096
 """Columns drawn at a time: bounds the memory of a regenerated matrix and makes any prefix of U the same."""
+
+
+LATER: Mapping[str, bool] = {"later": True}
+"""Marks an option that came later: at its default it is in no text by which saved states are told apart."""
+
+
+def is_unused(option: Field[Any], of: object) -> bool:
+    """Return whether an option of a dataclass came later and is at its default."""
+    return bool(option.metadata.get("later")) and getattr(of, option.name) == option.default
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,10 @@ class Feedback:
             channels first or last): None gives every position of an image numbers of its own (c x C x H x W) and all
             positions of a sequence the same ones (c x C), 1 one number a channel (c x C, for nets that end in a global
             pool), k the k lowest cosine modes (c x C x k, low rank in space). n_l above is then C k.
+        rank: For wide errors (vocabularies, thousands of classes): B_l = R A_l. R, of shape ``(c, rank)``, is one fixed
+            matrix for all taps, normal with variance 1/``rank``, so that the error is reduced once; A_l, of shape
+            ``(rank, n_l)``, has the normalization of B_l and is what learns. An error of at most ``rank`` numbers, and
+            None, have B_l itself. The signals are those of full matrices on average, and noisier the smaller the rank.
         spread: For the nodes of a graph: the number of steps k by which the error is spread over the edges before it is
             projected, d_l = (S^k e) B_l, so that nodes without a target of their own get a signal too (DFA-GNN, Zhao et
             al. 2024). S is given to ``attachment.adjacency(S)``. 0 projects the error as it is.
@@ -66,8 +79,13 @@ class Feedback:
     density: float = 1.0
     stored: bool = True
     modes: int | None = None
+    rank: int | None = field(default=None, metadata=LATER)
     spread: int = 0
     max_bytes: int | None = field(default=4 * 2**30, repr=False)
+
+    def __repr__(self) -> str:
+        shown = [option for option in fields(self) if option.repr and not is_unused(option, self)]
+        return f"{type(self).__name__}({', '.join(f'{one.name}={getattr(self, one.name)!r}' for one in shown)})"
 
     def __post_init__(self) -> None:
         choice("normalization", self.normalization, _SCALES)
@@ -78,6 +96,8 @@ class Feedback:
         # Callers are not type-checked.
         if self.modes is not None and (not isinstance(self.modes, int) or self.modes < 1):
             raise OptionError(f"modes={self.modes!r}: a whole number, at least 1; None takes every position.")
+        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
+            raise OptionError(f"rank={self.rank!r}: a whole number, at least 1; None keeps whole matrices.")
         if not isinstance(self.spread, int) or self.spread < 0:
             raise OptionError(f"spread={self.spread!r}: a number of steps over the edges of a graph, 0 for none.")
         if self.max_bytes is not None and (not isinstance(self.max_bytes, int) or self.max_bytes < 1):

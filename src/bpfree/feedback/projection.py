@@ -19,12 +19,17 @@ from bpfree.errors import OptionError, StateError, TapShapeError, shape_of
 from bpfree.feedback.lazy_buffers import LazyBuffers
 from bpfree.feedback.options import BLOCK, Feedback
 from bpfree.feedback.random import derived_seed
+from bpfree.feedback.reduction import Reduction
 from bpfree.feedback.signals import Signals
 from bpfree.feedback.size import require_room
 from bpfree.feedback.spatial import Form
 
 Key: TypeAlias = tuple[str, Form, "Pairing | None"]
 """The key of taps that share a signal: the matrix, its form, and their rows of the error."""
+
+
+_LAYOUTS = 64
+"""The largest number of lists of sites whose keys are kept."""
 
 
 class Matrix(Protocol):
@@ -39,7 +44,8 @@ class Projection(LazyBuffers):
 
     ``projection["shared"]``, or with one matrix a tap ``projection["TAP:WIDTH"]`` (``"TAP:CHANNELSxMODES"`` with
     modes), is U: unscaled, of shape ``(c, m)`` with the coefficients of :class:`bpfree.feedback.spatial.Form`,
-    by default the features; writing into it changes the feedback. ``projection.matrix(site)`` is B_l.
+    by default the features; writing into it changes the feedback. ``projection.matrix(site)`` is B_l. With
+    ``Feedback(rank=r)`` U and ``(c, m)`` above are A and ``(r, m)``; ``projection.reduction["R"]`` is R.
     """
 
     def __init__(self, feedback: Feedback, seed: int) -> None:
@@ -47,9 +53,10 @@ class Projection(LazyBuffers):
         self.feedback = feedback
         self._sizes: tuple[int, int] | None = None  # c and the coefficients of the widest tap
         self._place: tuple[torch.dtype, torch.device] | None = None  # where and in which precision signals are made
-        self._known: tuple[Sequence[Site], list[Key]] = ((), [])
+        self._known: dict[int, tuple[Sequence[Site], list[Key]]] = {}
         self._prepared: tuple[Any, ...] = ()
         self.adjacency: Matrix | None = None
+        self.reduction = None if feedback.rank is None else Reduction(feedback.rank, seed)
 
     def expect(self, widest: int, c: int) -> None:
         """Fix the coefficients of the widest tap, where another process has it, and the numbers of an error."""
@@ -76,13 +83,23 @@ class Projection(LazyBuffers):
                 "batch dimensions: attach again for a model of another shape. Where passes take different ways, give "
                 "every tap a matrix of its own: bpfree.Feedback(shared=False)."
             )
+        if self.reduction is not None:
+            self.reduction.prepare(c, like)
         if self.feedback.stored:
-            owners = self._owners(sites)
-            self._require_room(owners, c, like)
+            owners, size = self._owners(sites), self._length(c)
+            self._require_room(owners, size, like)
             for name, site, width in owners:
-                self._provide(name, site, c, width, like)
+                self._provide(name, site, size, width, like)
         if not torch.compiler.is_compiling():
             self._prepared = sites, c, place, self.changes
+
+    def _length(self, c: int) -> int:
+        """Return the number of rows that matrices have for an error of ``c`` numbers."""
+        return c if self.reduction is None else self.reduction.size(c)
+
+    def reduced(self, rows: Tensor) -> Tensor:
+        """Return rows ``(N, c)`` of an error as the taps' matrices take them: ``(N, r)`` with a rank."""
+        return rows if self.reduction is None else self.reduction(rows)
 
     def _is_prepared(self, sites: Sequence[Site], c: int, place: tuple[torch.dtype, torch.device]) -> bool:
         """Return whether the last pass had the very same sites, and nothing has changed since."""
@@ -145,11 +162,13 @@ class Projection(LazyBuffers):
             raise TapShapeError("feedback exists after the first forward pass, or with attach(..., example_inputs=).")
         form, name = self.feedback.form(site), self.name(site)
         if self.feedback.stored:
-            return form.expand(self[name][:, : form.size] * self._scale(form))
-        # A device draws numbers of its own.
-        dtype, device = self._place or (None, None)
-        out = torch.empty(self._sizes[0], form.size, dtype=dtype, device=device)
-        return form.expand(self._drawn(name, out) * self._scale(form))
+            matrix = self[name][:, : form.size]
+        else:  # a device draws numbers of its own
+            dtype, device = self._place or (None, None)
+            out = torch.empty(self._length(self._sizes[0]), form.size, dtype=dtype, device=device)
+            matrix = self._drawn(name, out)
+        matrix = form.expand(matrix * self._scale(form))
+        return matrix if self.reduction is None else self.reduction.widened(matrix)
 
     def _scale(self, form: Form) -> float:
         assert self._sizes is not None
@@ -165,9 +184,12 @@ class Projection(LazyBuffers):
             return self._found_keys(sites)
         # Passes of one layout have the very same sites: in nets of many small layers the keys would take longer than
         # the product.
-        if sites is not self._known[0]:
-            self._known = (sites, self._found_keys(sites))
-        return self._known[1]
+        known = self._known.get(id(sites))
+        if known is None or known[0] is not sites:
+            if len(self._known) >= _LAYOUTS:
+                self._known.clear()
+            known = self._known[id(sites)] = (sites, self._found_keys(sites))
+        return known[1]
 
     def _found_keys(self, sites: Sequence[Site]) -> list[Key]:
         return [(self.name(site), self.feedback.form(site), site.pairing) for site in sites]
@@ -188,7 +210,7 @@ class Projection(LazyBuffers):
                 f"the rule's vector has {error.shape[1]} numbers a row, and is projected by feedback for the error's "
                 f"{self._sizes[0]}."
             )
-        error = self._spread(error)
+        error = self.reduced(self._spread(error))
         return Signals(partial(self._product, error), self._keys(sites), partial(self._images, error))
 
     def _spread(self, error: Tensor) -> Tensor:
@@ -256,4 +278,5 @@ class Projection(LazyBuffers):
         kind = "shared" if self.feedback.shared else "own"
         by_mode = form.modes and self.feedback.modes is not None
         size = f"{form.channels} x {form.modes} modes" if by_mode else str(form.size)
-        return f"{c} x {size} {kind if self.feedback.stored else 'regenerated'}"
+        rank = "" if self.reduction is None or c == "?" else f" of rank {self._length(int(c))}"
+        return f"{c} x {size} {kind if self.feedback.stored else 'regenerated'}{rank}"

@@ -22,6 +22,7 @@ from bpfree.compiled_code import outside_compiled_code
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
 from bpfree.forward_mode.own_pass import OwnPass
+from bpfree.forward_mode.sample_part import SamplePart
 from bpfree.forward_mode.tangents import Call, DualPass, Tangents, join, split
 from bpfree.forward_mode.tape import Tape
 from bpfree.plan import Plan
@@ -40,11 +41,13 @@ class Observation:
         perturbations: One per tap, in forward order, shape ``(N, m_l)``: the coefficients of v_l (for feedback that has
             a number for every feature, v_l itself). After a streaming pass each is drawn again when it is asked for.
         sites: The taps.
+        part: The samples that were observed, N above being the number of their rows; None for the whole batch.
     """
 
     change: Tensor
     perturbations: Sequence[Tensor]
     sites: Sequence[Site]
+    part: SamplePart | None = None
 
     def correlations(self, rows: Tensor) -> list[Tensor]:
         """Return for every tap the mean of rows (x) v_l over its rows of the error ``(N, c)``, shape ``(c, m_l)``."""
@@ -67,19 +70,23 @@ class Response:
             reach it.
         perturbations: One per tap, as in an observation.
         sites: The taps.
+        values: The values of these outputs.
+        part: The samples of the pass; None for the whole batch.
     """
 
     tangents: Sequence[Tangents]
     perturbations: Sequence[Tensor]
     sites: Sequence[Site]
+    values: Sequence[Tangents]
+    part: SamplePart | None = None
 
     def observation(self, change: Tensor, taps: Sequence[Site]) -> Observation:
         """Return the observation of the error with this ``change``, ``(N, c)``, and of the ``taps`` below it."""
         numbers = {site.name: number for number, site in enumerate(self.sites)}
         if list(numbers) == [site.name for site in taps]:
-            return Observation(change, self.perturbations, self.sites)
+            return Observation(change, self.perturbations, self.sites, self.part)
         below = [numbers[site.name] for site in taps if site.name in numbers]
-        return Observation(change, [self.perturbations[i] for i in below], [self.sites[i] for i in below])
+        return Observation(change, [self.perturbations[i] for i in below], [self.sites[i] for i in below], self.part)
 
 
 def perturbation(shape: tuple[int, int], kind: Perturbations, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -169,34 +176,47 @@ class Estimator:
         self.tape.drop()
 
     @outside_compiled_code
-    def begin(self, call: Call, *, keep: bool) -> None:
+    def begin(self, call: Call, *, keep: bool, whole: bool = True) -> None:
         """Note that a forward pass begins that :meth:`observe` will be called for.
 
         Args:
             call: The model's arguments.
             keep: True if outputs and perturbations may be kept, which spares work and costs memory.
+            whole: True if the whole batch will be observed: outputs of another batch are of no use.
         """
         self._start, self._keep = RunSnapshot.now(self.plan, call), keep
-        if keep:
+        if keep and whole:
             self.tape.record()
 
     @outside_compiled_code
-    def observe(self, call: Call, groups: Sequence[Sequence[Site]], seed: int) -> list[Response]:
+    def observe(
+        self, call: Call, groups: Sequence[Sequence[Site]], seed: int, part: SamplePart | None = None
+    ) -> list[Response]:
         """Run the pass that began once more for every group of taps, with perturbations drawn from ``seed``.
+
+        Args:
+            call: The model's arguments.
+            groups: The taps.
+            seed: The seed.
+            part: The samples that it runs on; None for all.
 
         Raises:
             ForwardDerivativeError: A layer has no forward-mode derivative, or no perturbation reaches the error.
         """
         assert self._start is not None
         start, self._start = self._start, None
-        return [self.run(call, start, sites, seed) for sites in groups]
+        return [self.run(call, start, sites, seed, part) for sites in groups]
 
-    def run(self, call: Call, start: RunSnapshot, sites: Sequence[Site], seed: int) -> Response:
+    def run(
+        self, call: Call, start: RunSnapshot, sites: Sequence[Site], seed: int, part: SamplePart | None = None
+    ) -> Response:
         """Run a pass that began from ``start`` once more, with perturbations drawn from ``seed`` at these taps.
 
         Raises:
             ForwardDerivativeError: A layer has no forward-mode derivative, or no perturbation reaches the error.
         """
+        if part is not None:
+            call, sites = part.of_call(call), part.of_sites(sites)
         draws: dict[str, Draw] = {}
         made: dict[str, Tensor] = {}
 
@@ -205,10 +225,10 @@ class Estimator:
             with self.tape.replayed(own), self._perturbed(own, sites, seed, draws, made):
                 yield
 
-        tangents = self.dual_pass(call, prepare, start)
+        tangents, values = self.dual_pass(call, prepare, start)
         reached = [site for site in sites if site.name in draws]
         kept = [made[site.name] for site in reached] if self._keep else Draws([draws[site.name] for site in reached])
-        return Response(tangents, kept, reached)
+        return Response(tangents, kept, reached, values, part)
 
     def draw(self, site: Site, like: Tensor, seed: int) -> Draw:
         """Return the recipe of a tap's perturbation, for an output ``like`` this and a pass with this seed."""

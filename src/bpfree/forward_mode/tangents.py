@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.autograd.forward_ad as dual
@@ -39,6 +39,18 @@ Prepare: TypeAlias = Callable[[OwnPass], AbstractContextManager[Any]]
 
 Tangents: TypeAlias = Mapping[Path, Tensor]
 """The tangents of the floating point tensors in one module's output, by path (:mod:`bpfree.error_values`)."""
+
+
+class DualOutputs(NamedTuple):
+    """What a pass with tangents gives where errors are taken: a mapping for each of these modules.
+
+    Attributes:
+        tangents: The tangents; zeros where no perturbation arrives. Empty for a module that the pass did not reach.
+        values: The values.
+    """
+
+    tangents: Sequence[Tangents]
+    values: Sequence[Tangents]
 
 
 def split(number: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -145,8 +157,8 @@ class DualPass:
         self._freeze = freeze
         self.mode = ForwardMode()
 
-    def __call__(self, call: Call, prepare: Prepare, start: RunSnapshot) -> Sequence[Tangents]:
-        """Return the tangents of the errors, one mapping for each of their modules; empty for one that is not reached.
+    def __call__(self, call: Call, prepare: Prepare, start: RunSnapshot) -> DualOutputs:
+        """Return the tangents and the values of the errors.
 
         Args:
             call: The model's arguments.
@@ -164,7 +176,7 @@ class DualPass:
                     if not self.mode.learn_from(error):
                         raise self._unserved(call, prepare, start) from error
 
-    def _run(self, call: Call, prepare: Prepare, start: RunSnapshot) -> Sequence[Tangents]:
+    def _run(self, call: Call, prepare: Prepare, start: RunSnapshot) -> DualOutputs:
         plan = self._plan
         kind, errors = kind_of(plan, call), list(plan.errors.values())
         with ExitStack() as stack:
@@ -176,13 +188,16 @@ class DualPass:
             pairs = [{path: split(output) for path, output in found.items()} for found in outputs]
         if any(pairs) and all(tangent is None for found in pairs for _, tangent in found.values()):
             raise nothing_arrives(f"perturbation of the taps arrives at {plan.where}")
-        return [
+        tangents = [
             {
                 path: torch.zeros_like(primal) if tangent is None else tangent.detach()
                 for path, (primal, tangent) in found.items()
             }
             for found in pairs
         ]
+        return DualOutputs(
+            tangents, [{path: primal.detach() for path, (primal, _) in found.items()} for found in pairs]
+        )
 
     def _unserved(self, call: Call, prepare: Prepare, start: RunSnapshot) -> ForwardDerivativeError:
         """Run again with every module watched, to find the one that has no derivative."""

@@ -69,6 +69,8 @@ class Options:
             feedback stay in float32.
         window: Layers learn from the signal window - 1 taps further up, carried down to them by ordinary
             backpropagation; 1 is the plain rule. For every direct rule but Shallow that has none in --settings.
+        alternate: Each step cuts one tap in so many, and the next step cuts others: segments are that many taps deep;
+            1 is the plain rule. For the same rules.
         settings: Differences from a rule's preset, by label. For example --settings.DFA.lr 1e-4,
             --settings.DFA.optimizer SGD, --settings.DFA.window 2, --settings.Mine.rule my_file.MyRule.
         threads: Threads that torch computes with; by default its own choice.
@@ -112,6 +114,7 @@ class Options:
     accumulate: int = 1
     precision: Precision = "float32"
     window: int = 1
+    alternate: int = 1
     settings: dict[str, RuleOverrides] = field(default_factory=dict)
     threads: int | None = None
     out: str | None = None
@@ -154,7 +157,7 @@ class Options:
             self._check_graph(task.samples, steps)
         if self.patience is not None and task.chosen_by is None:
             raise SettingsError(f"--patience: runs on {self.data} go on to their end; leave it out.")
-        rule = rule_settings(label, self.settings, lr, self.window, self.schedule or task.schedule)
+        rule = rule_settings(label, self.settings, lr, self.window, self.schedule or task.schedule, self.alternate)
         check_measured_on(rule, self._measured_on(task))
         return RunSettings(
             label=label,

@@ -43,7 +43,11 @@ LATER_INSIDE: dict[tuple[str, ...], Any] = {
     ("rule", "beta2"): 0.999,
     ("rule", "eps"): 1e-8,
     ("rule", "warmup"): 0,
+    ("rule", "alternate"): 1,
+    ("rule", "alternate_order"): "cyclic",
+    ("rule", "rule", "rows"): 1.0,
     ("rule", "rule", "feedback", "spread"): 0,
+    ("rule", "rule", "feedback", "rank"): None,
     ("rule", "rule", "feedback", "max_bytes"): 4 * 2**30,
 }
 """The same for settings inside others, by the path to them."""

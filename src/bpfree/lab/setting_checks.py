@@ -27,6 +27,16 @@ def check_optimizer(rule: RuleSettings) -> None:
         raise SettingsError(f"warmup {rule.warmup}: schedule {rule.schedule} has none. Leave it out, or take noam.")
 
 
+def check_alternate(rule: RuleSettings) -> None:
+    """Refuse alternating cuts that mean nothing, or that the rule or a window leaves no room for."""
+    if rule.alternate < 1:
+        raise SettingsError(f"alternate {rule.alternate} must be at least 1.")
+    if rule.alternate > 1 and not isinstance(rule.rule, bpfree.DirectRule):
+        raise SettingsError(f"alternate {rule.alternate} is for direct rules such as DFA, not for {rule.rule}.")
+    if rule.alternate > 1 and rule.window > 1:
+        raise SettingsError(f"alternate {rule.alternate} and window {rule.window}: leave one of them out.")
+
+
 def check_measured_on(rule: RuleSettings, measured_on: str) -> None:
     """Refuse to choose learning rates by a test set.
 

@@ -20,8 +20,9 @@ from bpfree.lab.files import file_name
 from bpfree.lab.plain_values import default, import_path, plain, rule_options
 from bpfree.lab.run_identity import identity, own_codes, versions
 from bpfree.lab.run_length import Length
-from bpfree.lab.setting_checks import check_optimizer, check_step
+from bpfree.lab.setting_checks import check_alternate, check_optimizer, check_step
 
+AlternateOrder: TypeAlias = Literal["cyclic", "random"]
 Optimizer: TypeAlias = Literal["Adam", "AdamW", "RAdam", "SGD"]
 Schedule: TypeAlias = Literal[
     "constant", "cosine", "exponential", "multistep", "noam", "plateau", "validation-plateau"
@@ -55,6 +56,9 @@ class RuleSettings:
         warmup: The steps of noam in which the learning rate rises.
         window: Layers learn from the signal ``window`` - 1 taps further up, carried down to them by ordinary
             backpropagation, see :func:`bpfree.attach`. More than 1 for direct rules only.
+        alternate: Each step cuts one tap in so many, and the next step cuts others, see :func:`bpfree.attach`. More
+            than 1 for direct rules only, and not beside a window.
+        alternate_order: The order of these steps.
         within: The layerwise rule that carries signals down inside segments and windows in place of backpropagation.
     """
 
@@ -69,6 +73,8 @@ class RuleSettings:
     schedule: Schedule = "cosine"
     warmup: int = 0
     window: int = 1
+    alternate: int = 1
+    alternate_order: AlternateOrder = "cyclic"
     within: bpfree.LayerwiseRule | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +86,7 @@ class RuleSettings:
             raise SettingsError(f"--window {self.window} must be at least 1.")
         if self.window > 1 and not isinstance(self.rule, bpfree.DirectRule):
             raise SettingsError(f"window {self.window}: windows are for direct rules such as DFA, not for {self.rule}.")
+        check_alternate(self)
 
     def changed(self, *names: str) -> dict[str, Any]:
         """Return the settings among these names that are not at their defaults."""
@@ -91,8 +98,7 @@ class RuleSettings:
         shown: dict[str, Any] = {"rule": type(self.rule).__name__, "options": rule_options(self.rule)}
         shown |= {"optimizer": self.optimizer, "lr": self.lr, "schedule": self.schedule}
         shown |= self.changed("weight_decay", "decayed", "momentum", "beta2", "eps", "warmup")
-        if self.window > 1:
-            shown["window"] = self.window
+        shown |= self.changed("window", "alternate", "alternate_order")
         if self.within is not None:
             shown["within"] = str(self.within)
         return shown
@@ -116,6 +122,8 @@ class RuleOverrides:
             validation-plateau.
         warmup: The steps in which the learning rate rises to lr under noam.
         window: For direct rules: layers learn from the signal window - 1 taps further up.
+        alternate: For direct rules: each step cuts one tap in so many, and the next step cuts others.
+        alternate_order: The order of these steps: cyclic, or random.
         within: For direct rules: the layerwise rule that carries signals down inside segments and windows.
     """
 
@@ -130,6 +138,8 @@ class RuleOverrides:
     schedule: Schedule | None = None
     warmup: int | None = None
     window: int | None = None
+    alternate: int | None = None
+    alternate_order: AlternateOrder | None = None
     within: bpfree.LayerwiseRule | None = None
 
     def given(self) -> dict[str, Any]:
@@ -169,11 +179,12 @@ def rule_settings(
     lr: float | None = None,
     window: int = 1,
     schedule: Schedule | None = None,
+    alternate: int = 1,
 ) -> RuleSettings:
     """Return the complete settings of one label.
 
-    Its preset (or, for another rule of bpfree, that rule as it comes), changed by ``lr``, ``window`` and ``schedule``,
-    changed by ``overrides``.
+    Its preset (or, for another rule of bpfree, that rule as it comes), changed by ``lr``, ``window``, ``alternate``
+    and ``schedule``, changed by ``overrides``.
 
     Args:
         label: A preset's name, a rule's class name, or a new label whose override names a rule.
@@ -181,9 +192,10 @@ def rule_settings(
         lr: A learning rate for every label that has none of its own in ``overrides``.
         window: The same of windows; for direct rules alone, and not for the frozen control, which would begin to learn.
         schedule: The same for the learning rate's schedule.
+        alternate: The same of alternating cuts, for the rules that windows are for.
 
     Raises:
-        SettingsError: An unknown label, or a window that the rule cannot have.
+        SettingsError: An unknown label, or a window or alternating cuts that the rule cannot have.
     """
     given = (overrides or {}).get(label, RuleOverrides()).given()
     if label in PRESETS:
@@ -200,7 +212,7 @@ def rule_settings(
     general: dict[str, Any] = {name: value for name, value in (("lr", lr), ("schedule", schedule)) if value is not None}
     rule = given.get("rule", start.rule)
     if isinstance(rule, bpfree.DirectRule) and not isinstance(rule, bpfree.Shallow):
-        general["window"] = window
+        general |= {"window": window, "alternate": alternate}
     return replace(start, **(general | given))
 
 

@@ -57,7 +57,7 @@ class Switches:
     fixed: int = 0
 
 
-def _being_exported() -> bool:
+def being_exported() -> bool:
     """Return whether a model is being exported or traced: the file gets the model, without the rule."""
     return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
 
@@ -96,7 +96,7 @@ class Mechanism(nn.Module):
     @property
     def active(self) -> bool:
         """True if a forward pass that starts now would train by the rule."""
-        if not torch.is_grad_enabled() or self._switches().pauses or _being_exported():
+        if not torch.is_grad_enabled() or self._switches().pauses or being_exported():
             return False
         return torch.compiler.is_compiling() or not rules_are_silent()
 

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from bpfree.axes.sites import Site
 from bpfree.errors import OptionError, choice
+from bpfree.feedback.options import LATER
 from bpfree.feedback.signals import Signals
 from bpfree.forward_mode.estimate import Perturbations
+from bpfree.forward_mode.sample_part import Rows, check_rows
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct.delivery import Delivery
 from bpfree.mechanisms.direct.rule import DirectRule
@@ -45,22 +47,30 @@ class ForwardGradient(DirectRule):
             (tokens that see each other). ``"row"``: each row by itself, for rows that are independent (points); less
             noise, but biased where rows see each other. ``"batch"``: all rows (nodes of one graph, batch
             normalization).
+        rows: For activations: the samples of an estimating pass, drawn anew for each, as a fraction of the batch (a
+            float) or as their number (an int). The others get no signal, and these N/k times theirs, which is the
+            gradient on average. Refused where samples see each other, and with dropout.
     """
 
     of: Of = "activations"
     perturbations: Perturbations = "normal"
     per: Per = "sample"
+    rows: Rows = field(default=1.0, kw_only=True, metadata=LATER)
     feedback: None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         choice("of", self.of, ("activations", "weights"))
         choice("perturbations", self.perturbations, ("normal", "rademacher"))
         choice("per", self.per, ("sample", "row", "batch"))
+        check_rows(self.rows)
+        if self.of == "weights" and self.rows != 1.0:
+            raise OptionError(f"rows={self.rows}: forward gradients of weights have no estimating pass. Leave it out.")
 
     def mechanism(self, plan: Plan) -> Mechanism:
         """Return the mechanism: an estimating pass after the forward pass, or a forward pass with dual numbers."""
-        kind = ActivationsMechanism if self.of == "activations" else WeightsMechanism
-        return kind(self, plan, self.perturbations)
+        if self.of == "weights":
+            return WeightsMechanism(self, plan, self.perturbations)
+        return ActivationsMechanism(self, plan, self.perturbations, self.rows)
 
     def signals(self, delivery: Delivery) -> Sequence[Tensor | None]:
         r"""Return the signal of every tap, shape ``(N, n_l)``.
@@ -69,14 +79,16 @@ class ForwardGradient(DirectRule):
         """
         seen = delivery.observation
         assert seen is not None
-        slopes = (delivery.error.to(seen.change) * seen.change).sum(1)
+        error, part = delivery.error.to(seen.change), seen.part
+        slopes = ((error if part is None else part.of_rows(error)) * seen.change).sum(1)
         places = {site.name: place for place, site in enumerate(seen.sites)}
 
         def along(name: str) -> Tensor | None:
             if name not in places:
                 return None
             v, site = seen.perturbations[places[name]], seen.sites[places[name]]
-            return v * self._of_rows(slopes, site)[:, None].to(v)
+            signal = v * self._of_rows(slopes, site)[:, None].to(v)
+            return signal if part is None else part.spread(signal * (part.of / len(part.numbers)))
 
         return Signals(along, [(site.name,) for site in delivery.sites])
 

@@ -13,8 +13,8 @@ class Finding:
     """One law that does not hold for this model under this rule.
 
     Attributes:
-        check: The check that failed: ``"outputs"``, ``"second run"``, ``"adjoint"``, ``"layers"``, ``"taught"`` or
-            ``"rows"``.
+        check: The check that failed: ``"outputs"``, ``"second run"``, ``"adjoint"``, ``"layers"``, ``"taught"``,
+            ``"rows"`` or ``"part of the batch"``.
         where: The name of the tap, layer, parameter or attribute concerned.
         found: The measured value, and its bound.
         remedy: The advice to the user.

@@ -170,7 +170,7 @@ class _SegmentTest:
             self.arrivals.clear()
             return at_taps(self.estimator.plan, own, self.sites, self._replace_tangent)
 
-        tangents = self.estimator.dual_pass(call, prepare, start)
+        tangents = self.estimator.dual_pass(call, prepare, start).tangents
         for number, at_place in enumerate(tangents):
             for path, tangent in at_place.items():
                 key = number, path

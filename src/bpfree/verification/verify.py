@@ -49,6 +49,7 @@ def verify(attachment: Attachment, *args: Any, **kwargs: Any) -> Verification:
 
     - ``"taught"``: with backpropagation's signals at its taps, every parameter gets backpropagation's gradient.
     - ``"rows"``: no sample is in another sample's signal.
+    - ``"part of the batch"``: the model computes some samples as it computes them in the whole batch.
     - ``"second run"``: the model gives the same numbers twice, and leaves what it keeps. Where a way of learning runs
       it once, this is tried only to explain another finding.
     - ``"adjoint"``: tangents of the estimating pass and gradients belong together, <u, J v> = <J^T u, v>.
@@ -62,7 +63,9 @@ def verify(attachment: Attachment, *args: Any, **kwargs: Any) -> Verification:
     plan, mechanism = attachment.mechanism.plan, attachment.mechanism
     checks, findings = [], []
     if isinstance(mechanism, DirectMechanism):
-        checks += ["taught", "rows", *(["adjoint"] if isinstance(mechanism, ObservingMechanism) else [])]
+        checks += ["taught", "rows"]
+        if isinstance(mechanism, ObservingMechanism):
+            checks += ["adjoint"] if mechanism.takes_all_rows else ["adjoint", "part of the batch"]
         try:
             findings += Inspection(mechanism, (args, kwargs), thorough=True).findings
         except VerificationError as error:

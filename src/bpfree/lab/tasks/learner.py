@@ -69,6 +69,8 @@ class Learner(LightningModule):
             # Where the settings say, also behind a final softmax: what is published may do just that.
             error_at="" if run.error_at is None else run.error_at,
             window=run.rule.window,
+            alternate=run.rule.alternate,
+            alternate_order=run.rule.alternate_order,
             within=run.rule.within,
             seed=run.seed,
         )

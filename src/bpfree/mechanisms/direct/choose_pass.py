@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bpfree.axes.layout import resized
 from bpfree.distributed import is_sharded, ranks
+from bpfree.mechanisms.direct.alternation import EVERY_TAP, Phase
 from bpfree.mechanisms.direct.delivery import ErrorHandler, Layout
 from bpfree.mechanisms.direct.forward_pass import StoredGraphPass, TappedPass, TrainingPass
 from bpfree.mechanisms.direct.learn_in_forward import LearnInForwardPass
@@ -30,13 +31,14 @@ class PassChooser:
 
     Args:
         plan: Says which kind of pass was asked for.
-        rerun: Runs the model a second time; its first argument are the calls of taps that are left alone.
+        rerun: Runs the model a second time; its first arguments are the calls of taps that are left alone, and which
+            taps are cut.
 
     Attributes:
         carried: With a window, the signals that the taps' segments learned from in the last backward pass.
     """
 
-    def __init__(self, plan: Plan, rerun: Callable[[frozenset[str], TappedPass, Any], Tensor]) -> None:
+    def __init__(self, plan: Plan, rerun: Callable[[frozenset[str], Phase, TappedPass, Any], Tensor]) -> None:
         self._plan, self._rerun = plan, rerun
         self._leaves: dict[Any, SegmentLeaves] = {}
         # The kinds of streaming passes whose runs have been compared.
@@ -83,9 +85,10 @@ class PassChooser:
     def start(
         self,
         known: Layout | None,
-        make_handler: Callable[[Layout], ErrorHandler] | None,
+        make_handler: Callable[..., ErrorHandler] | None,
         aside: frozenset[str],
         survey: Survey,
+        phase: Phase = EVERY_TAP,
     ) -> TrainingPass:
         """Make the pass that begins.
 
@@ -95,27 +98,44 @@ class PassChooser:
                 not there.
             aside: The calls of taps that are left alone.
             survey: The survey of such a pass.
+            phase: Which taps it cuts.
         """
+        started = self._start(known, make_handler, aside, survey, phase)
+        started.phase = phase
+        return started
+
+    def _start(
+        self,
+        known: Layout | None,
+        make_handler: Callable[..., ErrorHandler] | None,
+        aside: frozenset[str],
+        survey: Survey,
+        phase: Phase,
+    ) -> TrainingPass:
         if self._plan.window > 1:
             return WindowedPass(self._plan.window, self._arrived)
+        # A term that uses a tap which is not cut reaches the tap below, whichever that is.
+        soft = survey.places if survey.soft and phase.period > 1 else survey.soft
         if self._storing:
-            return StoredGraphPass(survey.soft)
+            return StoredGraphPass(soft)
         call, self._call = self._call, None
         if call is None or torch.compiler.is_compiling():
-            return StoredGraphPass(survey.soft)
+            return StoredGraphPass(soft)
         if self._plan.streaming:
             now = (
-                None if known is None or make_handler is None else self._learning_in_forward(call, known, make_handler)
+                None
+                if known is None or make_handler is None
+                else self._learning_in_forward(call, known, make_handler, phase)
             )
             snapshot, self._snapshot = self._snapshot, None
             assert snapshot is not None
-            rerun, compare = partial(self._rerun, aside), self._plan.verify and self._is_new(call)
+            rerun, compare = partial(self._rerun, aside, phase), self._plan.verify and self._is_new(call)
             return now or StreamingPass(
                 self._plan, rerun, call, snapshot, self._leaves, compare=compare, keeps=bool(survey.soft)
             )
         # A segment that leads out of the model has to wait for what else comes from there.
         if self._choice is None or call.outside or survey.sides or self._ordered():
-            return StoredGraphPass(survey.soft)
+            return StoredGraphPass(soft)
         return ThreadedPass(self._choice, self._plan.learning)
 
     def _is_new(self, call: Arguments) -> bool:
@@ -130,17 +150,18 @@ class PassChooser:
         return ranks() > 1 and is_sharded(self._plan.model)
 
     def _learning_in_forward(
-        self, call: Arguments, known: Layout, make_handler: Callable[[Layout], ErrorHandler]
+        self, call: Arguments, known: Layout, make_handler: Callable[..., ErrorHandler], phase: Phase
     ) -> TrainingPass | None:
         """Return a pass that learns as it runs; None unless every gradient comes from one segment, in one process."""
         names = tuple(site.module for site in known.sites)
-        leaves = self._leaves.get(kind_of_pass(self._plan, names, ()))
+        leaves = self._leaves.get(kind_of_pass(self._plan, names, (), phase))
         if leaves is None or leaves.shared or not leaves.ends[-1] or call.outside or ranks() > 1:
             return None
 
         def signals(first: torch.Size) -> Sequence[Tensor | None]:
             layout = known.resized(resized(known.sites, first))
-            return make_handler(layout)(known.like.new_zeros(()).expand(*layout.rows.shape, known.c))
+            cut = [number for number in range(len(layout.sites)) if phase.cuts(number)]
+            return make_handler(layout, cut=cut)(known.like.new_zeros(()).expand(*layout.rows.shape, known.c))
 
         return LearnInForwardPass(names, signals, leaves.ends)
 

@@ -119,19 +119,21 @@ def connect_error(
         mechanism.first_error = name
     if torch.compiler.is_compiling() or sender.sites is not layout.sites:
         sender.sites = layout.sites
+    cut = [number for number in below if tapped.is_cut(number)]
     if call.signals is not None:
-        given = GivenSignals([call.signals.pop(tapped.places[number], None) for number in below])
-        return tapped.connect(output, given, below, just_in_time=False)
+        given = GivenSignals([call.signals.pop(tapped.places[number], None) for number in cut])
+        return tapped.connect(output, given, cut, just_in_time=False)
     final = final_activation(mechanism, name, output)
     kept = tapped.outputs
     outputs = [kept[i] for i in below] if kept else ()
     behind = None if final is None else (final, output.detach())
-    handler = sender.make_handler(layout, outputs, call, behind)
+    served = None if len(cut) == len(below) else [i for i, number in enumerate(below) if tapped.is_cut(number)]
+    handler = sender.make_handler(layout, outputs, call, behind, served)
     call.memories[name] = (handler.memory, layout.c)
     if not mechanism.rule.sends_signals and type(tapped) is StoredGraphPass:
         # A gradient of nothing would still call the hooks of everything below.
         return tapped.connect(output, NoSignals(handler), (), just_in_time=False)
-    return tapped.connect(output, handler, below, just_in_time=layout.just_in_time)
+    return tapped.connect(output, handler, cut, just_in_time=layout.just_in_time)
 
 
 def _require_plain_pass(plan: Plan) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ class Delivery:
 
     Attributes:
         error: e, shape ``(N, c)``: dL/do as autograd delivers it, one row per sample (token, node).
-        sites: The taps that were reached, in forward order.
+        sites: The taps that get signals, in forward order.
         targets: The targets given to ``attachment.targets(...)`` for this pass, or None.
         project: Maps a vector ``(N, c)`` to one signal ``(N, n_l)`` per tap through the rule's feedback.
         observation: The observation of the estimating pass, for rules that ask for one.
@@ -47,6 +47,8 @@ class PassMemory:
         learning: True if the feedback learns from this pass.
         parts: The evidence for the feedback so far, tap by tap.
         evidence: The evidence for the feedback, by matrix.
+        rows: The number of rows behind it; None for all rows of the error.
+        reduced: The error as matrices of a rank take it, while evidence is being made.
     """
 
     sites: Sequence[Site]
@@ -55,6 +57,20 @@ class PassMemory:
     learning: bool = False
     parts: list[Tensor] = field(default_factory=list)
     evidence: dict[str, Tensor] = field(default_factory=dict)
+    rows: int | None = None
+    reduced: Tensor | None = None
+
+
+class Receivers(NamedTuple):
+    """The taps that get signals in a pass.
+
+    Attributes:
+        sites: These taps.
+        forms: The shapes and memory formats of their signals.
+    """
+
+    sites: tuple[Site, ...]
+    forms: tuple[tuple[Arrangement, torch.memory_format], ...]
 
 
 @dataclass(frozen=True)
@@ -69,11 +85,24 @@ class Layout:
     just_in_time: bool
     like: Tensor
     error_known: bool = True
+    some: dict[tuple[int, ...], Receivers] = field(default_factory=dict, compare=False)
+
+    def receivers(self, numbers: Sequence[int] | None) -> Receivers:
+        """Return the taps of these numbers; all for None.
+
+        The same numbers give the very same sites: what is kept for them is found again.
+        """
+        if numbers is None or len(numbers) == len(self.sites):
+            return Receivers(self.sites, self.forms)
+        key = tuple(numbers)
+        if key not in self.some:
+            self.some[key] = Receivers(tuple([self.sites[i] for i in key]), tuple([self.forms[i] for i in key]))
+        return self.some[key]
 
     def resized(self, sites: tuple[Site, ...]) -> Layout:
         """Return the layout for other numbers of rows, of a pass whose error nobody knows yet."""
         forms = tuple((site.arrangement, format) for site, (_, format) in zip(sites, self.forms, strict=True))
-        return replace(self, rows=sites[0].error, sites=sites, forms=forms, error_known=False)
+        return replace(self, rows=sites[0].error, sites=sites, forms=forms, error_known=False, some={})
 
 
 class ErrorHandler(ABC):

@@ -50,7 +50,7 @@ class ErrorsFeedback(DirectHooks):
         key = key_of(name)
         if key not in self.further:
             seed = derived_seed(self.plan.seed, "error", name)
-            plan = replace(self.plan, errors={name: self.plan.error_module}, seed=seed)
+            plan = replace(self.plan, errors={name: self.plan.error_module}, seed=seed, alternate=1)
             self.further[key] = self.rule.mechanism(plan)
         found: Any = self.further[key]
         assert type(found) is type(self)
@@ -82,7 +82,8 @@ class ErrorsFeedback(DirectHooks):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         if isinstance(self.feedback, Projection) and not self.feedback.feedback.shared:
             start = f"{prefix}feedback."
-            saved = {name_of(key.removeprefix(start)) for key in state_dict if key.startswith(start)}
+            own = [key.removeprefix(start) for key in state_dict if key.startswith(start)]
+            saved = {name_of(key) for key in own if "." not in key}  # a dot leads to a part of the feedback
             # A matrix is kept under its tap's name, most of them with a colon and the width.
             taps = {name.rpartition(":")[0] or name for name in saved - self.feedback.numbers.keys()}
             unknown = taps - self.plan.taps.keys()

@@ -12,6 +12,7 @@ from torch import Tensor
 from bpfree.axes.memory_format import format_of
 from bpfree.errors import TapOutputError
 from bpfree.mechanisms.autograd import Fetching, gated, signals_from_error
+from bpfree.mechanisms.direct.alternation import EVERY_TAP, Phase
 from bpfree.mechanisms.direct.delivery import ErrorHandler
 from bpfree.mechanisms.direct.side_terms import SoftTap
 from bpfree.rerun.stop import StopForward
@@ -22,14 +23,17 @@ Cut: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class TappedPass(ABC):
-    """A pass of the model, cut at its taps.
+    """A pass of the model, cut at its taps, or at those that its phase says.
 
     Attributes:
-        names: The names of the tap modules whose outputs were cut, one entry per call.
+        names: The names of the tap modules that were reached, one entry per call.
         places: The names of these calls: the module's name, with ``#2``, ``#3``, ... from its second call on.
         aside: The calls that are left alone: no error lies above them.
         reached: The errors' places that the pass has reached.
+        phase: Which taps are cut; through the others the graph goes on.
     """
+
+    phase: Phase = EVERY_TAP
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -48,18 +52,34 @@ class TappedPass(ABC):
         raise StopForward(output)
 
     def cut(self, name: str, place: str, output: Tensor) -> Tensor:
-        """Take the output of a tap's call, and return the tensor to hand on: the same numbers without their graph."""
+        """Take the output of a tap's call, and return the tensor to hand on: without its graph if the tap is cut."""
         self.names.append(name)
         self.places.append(place)
-        return self._take(output)
+        return self._hand_on(output)
+
+    def is_cut(self, number: int) -> bool:
+        """Return whether the tap of this number is cut."""
+        return self.phase.cuts(number)
 
     def last_cut(self) -> Cut:
         """Return the cut of the last tap; a checkpoint's second run repeats it, to save the same tensors."""
+        return self._cut_of_last() if self.is_cut(len(self.names) - 1) else let_pass
+
+    def _hand_on(self, output: Tensor) -> Tensor:
+        """Handle the output of the last tap, and return the tensor that it hands on."""
+        return self._take(output) if self.is_cut(len(self.names) - 1) else self._let_pass(output)
+
+    def _cut_of_last(self) -> Cut:
+        """Return what a checkpoint's second run repeats at a tap that was cut."""
         return detached
 
     @abstractmethod
     def _take(self, output: Tensor) -> Tensor:
-        """Handle a tap's output, and return the tensor that the tap hands on."""
+        """Handle the output of a tap that is cut, and return the tensor that the tap hands on."""
+
+    def _let_pass(self, output: Tensor) -> Tensor:
+        """Handle the output of a tap that is not cut, and return the tensor that the tap hands on."""
+        return output
 
 
 def detached(output: Tensor) -> Tensor:
@@ -67,11 +87,16 @@ def detached(output: Tensor) -> Tensor:
     return output.detach()
 
 
+def let_pass(output: Tensor) -> Tensor:
+    """Return the output of a tap that is not cut."""
+    return output
+
+
 class TrainingPass(TappedPass):
     """A forward pass of the user: its error will come.
 
     Attributes:
-        names: The names of the tap modules whose outputs were cut, one entry per call.
+        names: The names of the tap modules that were reached, one entry per call.
         shapes: The shapes of their outputs.
         formats: Their memory formats.
         versions: Their versions (how often they had been written to); None in a compiled graph, which overwrites
@@ -105,13 +130,13 @@ class TrainingPass(TappedPass):
         return ()
 
     def cut(self, name: str, place: str, output: Tensor) -> Tensor:
-        """Take the output of a tap's call, and return the tensor to hand on: the same numbers without their graph."""
+        """Take the output of a tap's call, and return the tensor to hand on: without its graph if the tap is cut."""
         self.shapes.append(output.shape)
         self.formats.append(format_of(output))
         self.versions.append(None if torch.compiler.is_compiling() else output._version)
         self.names.append(name)
         self.places.append(place)
-        handed_on = self._take(output)
+        handed_on = self._hand_on(output)
         self.handed_on.append(handed_on)
         return handed_on
 
@@ -144,7 +169,7 @@ class TrainingPass(TappedPass):
 
     @abstractmethod
     def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
-        """Return the leaves of every segment; the root of the last one is ``output``, where the error is taken."""
+        """Return the leaves of every tap's segment; the last segment ends in ``output``, where the error is taken."""
 
     @abstractmethod
     def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
@@ -153,7 +178,7 @@ class TrainingPass(TappedPass):
         Args:
             output: The tensor at which the error is taken.
             handler: Maps dL/do to one signal for each of ``taps``.
-            taps: The numbers of the taps below this error.
+            taps: The numbers of the taps below this error that are cut.
             just_in_time: True if signals are to be made only when their segments are about to run.
         """
 
@@ -189,8 +214,12 @@ class StoredGraphPass(TrainingPass):
         self._soft_taps.append(SoftTap.of(handed_on, output))
         return handed_on
 
-    def last_cut(self) -> Cut:
-        """Return the cut of the last tap. The output of a tap that side terms use requires a gradient."""
+    def _let_pass(self, output: Tensor) -> Tensor:
+        self._outputs.append(output)
+        return output
+
+    def _cut_of_last(self) -> Cut:
+        # The output of a tap that side terms use requires a gradient.
         return gated if self._is_gated() else detached
 
     def _is_gated(self) -> bool:
@@ -202,8 +231,8 @@ class StoredGraphPass(TrainingPass):
         """Raise TapOutputError if a tap's output is a view that was written to: torch has lost its graph then."""
         if torch.compiler.is_compiling():
             return
-        for name, output, version in zip(self.places, self._outputs, self.versions, strict=True):
-            if output._version != version and output._is_view():
+        for number, (name, output) in enumerate(zip(self.places, self._outputs, strict=True)):
+            if self.is_cut(number) and output._version != self.versions[number] and output._is_view():
                 raise TapOutputError(
                     f"the output of tap {name!r} is a view, as linear layers make of tokens, and was changed in place "
                     "behind it: its graph is lost then. Write the operation without '_' or inplace=True, or tap the "
@@ -216,8 +245,9 @@ class StoredGraphPass(TrainingPass):
         return output
 
     def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
-        """Return the leaves that every segment ends in."""
-        return [Reach.of(root).leaves for root in (*self._outputs, output)]
+        """Return the leaves that every segment ends in; none for a tap that is not cut."""
+        leaves = [Reach.of(root).leaves if self.is_cut(i) else [] for i, root in enumerate(self._outputs)]
+        return [*leaves, Reach.of(output).leaves]
 
     def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
         """See :func:`bpfree.mechanisms.autograd.signals_from_error`."""

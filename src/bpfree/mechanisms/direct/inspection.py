@@ -19,6 +19,7 @@ from bpfree.errors import BpfreeError, SecondRunError, VerificationError
 from bpfree.forward_mode.eager import eager
 from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.own_pass import OwnPass
+from bpfree.mechanisms.direct.alternation import EVERY_TAP, Phase
 from bpfree.mechanisms.direct.exact_signals import ExactSignals
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.side_terms import fetched_through
@@ -146,11 +147,20 @@ class Inspection:
             self.findings += check_rows([taps[i] for i in seen], error, [sites[i] for i in seen], asked=asked)
 
     def _compare(self, exact: ExactSignals | None) -> None:
-        """Run the model cut, and send the exact signals to its taps; without them only check that it runs."""
+        """Run the model cut, and send the exact signals to its taps; without them only check that it runs.
+
+        Every tap is cut, also where steps cut them in turns: what is right then is right with fewer cuts.
+        """
+        alternation = self._mechanism.alternation
+        phases = [EVERY_TAP, *alternation.phases] if self._thorough and alternation is not None else [EVERY_TAP]
+        for phase in phases:
+            self._compare_cut(exact, phase)
+
+    def _compare_cut(self, exact: ExactSignals | None, phase: Phase) -> None:
         mechanism, plan = self._mechanism, self._mechanism.plan
         state = PassState(again=True, survey=self.survey, signals={} if exact is None else dict(exact.signals))
         with without_trace(plan, self._call) as watched, mechanism.stored():
-            state.tapped, found = mechanism.start_pass(self.survey), None
+            state.tapped, found = mechanism.start_pass(self.survey, phase), None
             with suppress(OverwrittenError):
                 found = self._gradients_of_cut(state, exact, watched)
         if exact is not None and found is not None:

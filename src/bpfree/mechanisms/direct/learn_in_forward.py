@@ -21,7 +21,7 @@ class LearnInForwardPass(TrainingPass):
 
     Args:
         names: The names of the taps of such a pass, in order.
-        signals: Makes the signals of all taps, from the shape of the first tap's output.
+        signals: Makes the signals of the taps that are cut, from the shape of the first tap's output.
         ends: The leaves that every segment ends in.
     """
 
@@ -36,6 +36,7 @@ class LearnInForwardPass(TrainingPass):
         self._signals: Sequence[Tensor | None] = ()
         self._left_gradients: list[_LeftGradient] = []
         self._behind: Tensor | None = None
+        self._sent = 0
 
     def cut(self, name: str, place: str, output: Tensor) -> Tensor:
         """Let the segment learn. A tap after the last tap of earlier passes ends the model and is not cut."""
@@ -61,12 +62,15 @@ class LearnInForwardPass(TrainingPass):
         if self._behind is not None and self._behind is not output:
             raise _way_changes("another tap", "the output")
 
+    def _hand_on(self, output: Tensor) -> Tensor:
+        if len(self.names) == 1:
+            self._signals = self._make(output.shape)
+        return super()._hand_on(output)
+
     def _take(self, output: Tensor) -> Tensor:
         number = len(self.names) - 1
         name = self.names[number]
-        if number == 0:
-            self._signals = self._make(output.shape)
-        signal = self._signals[number]
+        signal, self._sent = self._signals[self._sent], self._sent + 1
         if signal is not None and output.requires_grad:
             if signal.shape != output.shape:
                 raise _way_changes(f"tap {name!r} in the shape {tuple(output.shape)}", str(tuple(signal.shape)))

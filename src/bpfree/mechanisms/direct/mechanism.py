@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from bpfree.axes.sites import Site
 from bpfree.errors import StreamingError, VerificationError
-from bpfree.mechanisms.base import not_reached, running_again
+from bpfree.mechanisms.base import being_exported, not_reached, running_again
+from bpfree.mechanisms.direct.alternation import EVERY_TAP, Alternation, Phase
 from bpfree.mechanisms.direct.backward_hooks import with_backward_hooks
 from bpfree.mechanisms.direct.checkpointed_taps import CheckpointedTaps
 from bpfree.mechanisms.direct.choose_pass import PassChooser
@@ -57,6 +58,7 @@ class DirectMechanism(ErrorsFeedback):
         passes: Chooses the kind of each pass.
         layouts: Makes the layouts of passes.
         first_look: Inspects the first pass of each kind.
+        alternation: Says which taps each step cuts; None where every step cuts all.
         finals: For each error, the softmax or sigmoid that it is taken before, as passes have shown.
     """
 
@@ -73,6 +75,7 @@ class DirectMechanism(ErrorsFeedback):
         self._table = TapTable(self)
         self._calls = PerThread(PassStack)
         self._in_checkpoints = CheckpointedTaps(self)
+        self.alternation = Alternation(plan) if plan.alternate > 1 else None
 
     # -- in and out ----------------------------------------------------------------------------------------------------
 
@@ -88,6 +91,8 @@ class DirectMechanism(ErrorsFeedback):
     def replan(self, plan: Plan) -> None:
         """Serve the model as ``plan`` describes it, and keep the feedback."""
         self.passes.replan(plan)
+        if self.alternation is not None:
+            self.alternation.plan = plan
         self.layouts.last = None
         self.finals.clear()
         self.first_look.forget()
@@ -125,20 +130,27 @@ class DirectMechanism(ErrorsFeedback):
                 self._look_at_model()
                 warn_of_input_gradients((*args, *kwargs.values()), self.tell_once, self.rule)
                 self.first_look.at(call, *stack.arguments)
-            call.tapped = self.start_pass(call.survey)
+            call.tapped = self.start_pass(call.survey, self._phase(call))
         if not again:  # after the first look, which may run the model without gradients
             stack.ungraded = not active
         stack.calls.append(call)
-        self._on_begin(call, (args, kwargs))
+        if not being_exported():
+            self._on_begin(call, (args, kwargs))
         tapped = call.tapped
         return tapped.enter(args, kwargs) if isinstance(tapped, TrainingPass) else None
 
-    def start_pass(self, survey: Survey | None) -> TappedPass:
-        """Make the pass that begins."""
+    def _phase(self, call: PassState) -> Phase:
+        """Return which taps the pass that begins cuts."""
+        if self.alternation is None:
+            return EVERY_TAP
+        return self.alternation.of_pass(counts=call.counts and not self._fixed)
+
+    def start_pass(self, survey: Survey | None, phase: Phase = EVERY_TAP) -> TappedPass:
+        """Make the pass that begins, cut as ``phase`` says."""
         ready = not self.rule.needs_error and self._targets is not None
         aside = frozenset() if survey is None else self.first_look.left_alone(survey)
         handler = self.make_handler if ready else None
-        tapped = self.passes.start(self.layouts.last, handler, aside, survey or Survey(frozenset(), {}))
+        tapped = self.passes.start(self.layouts.last, handler, aside, survey or Survey(frozenset(), {}), phase)
         tapped.aside = aside
         return tapped
 
@@ -212,6 +224,7 @@ class DirectMechanism(ErrorsFeedback):
         outputs: Sequence[Tensor] = (),
         call: PassState | None = None,
         behind: tuple[FinalActivation, Tensor] | None = None,
+        cut: Sequence[int] | None = None,
     ) -> RuleSignals:
         """Make the handler of the error of a pass.
 
@@ -220,12 +233,13 @@ class DirectMechanism(ErrorsFeedback):
             outputs: The outputs of the taps below the error, where the pass keeps them.
             call: The model's present call; None before the pass, for signals that need no error.
             behind: The softmax or sigmoid before which the error is taken, and its output.
+            cut: The numbers of the layout's taps that get signals; None for all.
         """
         self.feedback.prepare(layout.sites, layout.c, layout.like)
         memory = self._remember(call or PassState(), layout, outputs)
         # A recomputed pass must not take the targets that were given for the present backward pass.
         targets = None if self.recomputing() else self.take_targets()
-        return RuleSignals(self, layout, memory, targets, behind)
+        return RuleSignals(self, layout, layout.receivers(cut), memory, targets, behind)
 
     def _remember(self, state: PassState, layout: Layout, outputs: Sequence[Tensor]) -> PassMemory:
         """Return what must be remembered of this pass until its error arrives; mechanisms that learn add to it."""
@@ -306,9 +320,9 @@ class DirectMechanism(ErrorsFeedback):
         finally:
             del calls[known:]
 
-    def _rerun(self, aside: frozenset[str], tapped: TappedPass, call: Any) -> Tensor:
+    def _rerun(self, aside: frozenset[str], phase: Phase, tapped: TappedPass, call: Any) -> Tensor:
         """Run the model on ``call``, (args, kwargs), as far as the error's place, and return the output there."""
-        tapped.aside = aside
+        tapped.aside, tapped.phase = aside, phase
         if not self._handles:
             raise StreamingError(
                 "the rule was detached between the model and loss.backward(), which under streaming runs the model "

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from bpfree.axes.sites import Site
+from bpfree.axes.sites import Arrangement, Site
 from bpfree.errors import TapShapeError, shape_of
 from bpfree.feedback.signals import Signals
 from bpfree.finite import require_finite
-from bpfree.mechanisms.direct.delivery import Delivery, ErrorHandler, Layout, PassMemory
+from bpfree.mechanisms.direct.delivery import Delivery, ErrorHandler, Layout, PassMemory, Receivers
 from bpfree.mechanisms.direct.final_activation import FinalActivation
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class RuleSignals(ErrorHandler):
     Args:
         mechanism: The mechanism of the pass.
         layout: The layout of the pass.
+        receivers: The taps that get signals.
         memory: The mechanism's memory of the pass.
         targets: The targets given for the pass.
         behind: The softmax or sigmoid before which the error is taken, and its output; None if there is none.
@@ -33,28 +35,35 @@ class RuleSignals(ErrorHandler):
         self,
         mechanism: DirectMechanism,
         layout: Layout,
+        receivers: Receivers,
         memory: PassMemory,
         targets: Tensor | None,
         behind: tuple[FinalActivation, Tensor] | None = None,
     ) -> None:
         self._mechanism, self._layout, self._targets, self._behind = mechanism, layout, targets, behind
-        self.memory = memory
+        self._receivers, self.memory = receivers, memory
 
     def __call__(self, error: Tensor) -> Sequence[Tensor | None]:
-        """Return one signal per tap, in the memory format of the tap's output; ``Signals`` are made when asked for."""
+        """Return one signal for each tap that gets one, in the memory format of the tap's output.
+
+        ``Signals`` are made when they are asked for.
+        """
         layout, mechanism = self._layout, self._mechanism
+        sites, forms = self._receivers
         rows = self._rows(error)
         require_finite(rows)
         late = mechanism.take_targets()
         given = self._targets if self._targets is not None else late
         mechanism.learn(self.memory, rows)
+        if not sites:  # a step that cuts nothing
+            return ()
         project, seen = mechanism.feedback, self.memory.observation
-        delivery = Delivery(rows, layout.sites, given, project, seen, layout.error_known)
+        delivery = Delivery(rows, sites, given, project, seen, layout.error_known)
         signals = mechanism.rule.signals(delivery)
         if not isinstance(signals, Signals):
-            _check(signals, layout.sites)
-            return _shaped(signals, layout)
-        signals = signals.shaped(layout.forms)
+            _check(signals, sites)
+            return _shaped(signals, forms)
+        signals = signals.shaped(forms)
         return signals if layout.just_in_time else list(signals)
 
     def on_tap_output(self, number: int, output: Tensor, error: Tensor) -> None:
@@ -91,12 +100,14 @@ def _check(signals: Sequence[Tensor | None], sites: Sequence[Site]) -> None:
             )
 
 
-def _shaped(signals: Sequence[Tensor | None], layout: Layout) -> list[Tensor | None]:
+def _shaped(
+    signals: Sequence[Tensor | None], forms: Sequence[tuple[Arrangement, torch.memory_format]]
+) -> list[Tensor | None]:
     # Taps that share a signal get one tensor object: of several views, autograd would let several parameters keep
     # the same memory as their .grad.
     views: dict[tuple[Any, ...], Tensor] = {}
     shaped: list[Tensor | None] = []
-    for signal, (arrangement, format) in zip(signals, layout.forms, strict=True):
+    for signal, (arrangement, format) in zip(signals, forms, strict=True):
         if signal is None:
             shaped.append(None)
             continue

@@ -59,6 +59,10 @@ class DryRun(TappedPass):
         self.reaches.append(Reach.of(output))
         return output.detach()
 
+    def _let_pass(self, output: Tensor) -> Tensor:
+        self.reaches.append(Reach([], set()))  # its segment goes on
+        return output
+
 
 _MAY_DEPEND = (
     "what it computes may depend on its arguments, on random numbers of torch, numpy and Python, and on what its "
@@ -89,8 +93,8 @@ class KeepingDryRun(DryRun):
         self.entries.append(handed_on.requires_grad_())
         return handed_on.clone()  # an in-place operation cannot follow the leaf itself
 
-    def last_cut(self) -> Cut:
-        """Return the cut that hands on a leaf which requires a gradient."""
+    def _cut_of_last(self) -> Cut:
+        # It hands on a leaf that requires a gradient.
         return _entry
 
 
@@ -103,7 +107,7 @@ class LearningRun(DryRun):
 
     Args:
         names: The names of the taps of the first run.
-        signals: One signal for each tap.
+        signals: One signal for each tap that is cut.
         passed: Called with every tap's number and output before the tap's signal is asked for.
         leaves: The leaves of the segments.
         outside: The arguments that require a gradient.
@@ -127,12 +131,18 @@ class LearningRun(DryRun):
         self._signals, self._passed, self._around, self._shown = signals, passed, around, shown
         self._apart, self._of_segment = [*outside, *leaves.shared], leaves.apart
         self.gradients: list[Tensor | None] = [None] * len(self._apart)
+        self._sent = 0
+
+    def _let_pass(self, output: Tensor) -> Tensor:
+        with self._around.restored():
+            self._passed(len(self.names) - 1, output)
+        return output
 
     def _take(self, output: Tensor) -> Tensor:
         number = len(self.names) - 1
         with self._around.restored():
             self._passed(number, output)
-            signal = self._signals[number]
+            signal, self._sent = self._signals[self._sent], self._sent + 1
             if signal is not None:
                 with self._shown():
                     self.send(number, output, signal)

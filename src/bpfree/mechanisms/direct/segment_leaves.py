@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bpfree.errors import StreamingError
+from bpfree.mechanisms.direct.alternation import Phase
 from bpfree.plan import Plan
 from bpfree.segments import Reach
 
@@ -50,9 +51,9 @@ class SegmentLeaves:
         return cls(ends, shared, apart)
 
 
-def kind_of_pass(plan: Plan, names: Sequence[str], outside: Sequence[int]) -> Any:
-    """Return a key for passes with the same leaves: taps, arguments with a gradient, and which parameters learn."""
-    return tuple(names), tuple(outside), plan.learning
+def kind_of_pass(plan: Plan, names: Sequence[str], outside: Sequence[int], phase: Phase) -> Any:
+    """Return a key for passes with the same leaves: taps, cuts, arguments with a gradient, which parameters learn."""
+    return tuple(names), phase, tuple(outside), plan.learning
 
 
 def _check_cuts(names: Sequence[str], reaches: Sequence[Reach]) -> None:

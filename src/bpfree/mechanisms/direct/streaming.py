@@ -98,6 +98,9 @@ class StreamingPass(TrainingPass):
             self._seen.append(Fingerprint.of(output))
         return output.detach()
 
+    def _let_pass(self, output: Tensor) -> Tensor:
+        return self._take(output)  # there is no graph that could go on
+
     def uncut(self) -> Tensor:
         """Take the last tap back, and return its output, which has no graph."""
         output = self.handed_on[-1]
@@ -123,7 +126,7 @@ class StreamingPass(TrainingPass):
         if self._leaves is None:
             if self._seen is not None:
                 self._seen.append(Fingerprint.of(output))
-            key = kind_of_pass(self._plan, self.names, self._call.outside)
+            key = kind_of_pass(self._plan, self.names, self._call.outside, self.phase)
             if key not in self._known:
                 self._known[key] = self._found_in_dry_run()
             self._leaves = self._known[key]

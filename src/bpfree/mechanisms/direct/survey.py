@@ -82,8 +82,7 @@ class SurveyPass(TappedPass):
         self._versions.append(marked._version)
         return marked
 
-    def last_cut(self) -> Cut:
-        """Return the mark, in place of a cut."""
+    def _cut_of_last(self) -> Cut:
         return _marked
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,13 +38,15 @@ class TapTable:
         if torch.compiler.is_compiling():
             return
         plan = self._mechanism.plan
-        kind = (tuple(tapped.places), tuple(call.errors), plan.learning, call.signals is None)
+        kind = (tuple(tapped.places), tapped.phase, tuple(call.errors), plan.learning, call.signals is None)
         known = self._segments.get(kind)
         if known is None:
             ends = {name: tapped.ends(output) for name, output in call.errors.items()}
             below = next(iter(ends.values()))[:-1]
             last = {name: found[-1] for name, found in ends.items()}
-            known = self._segments[kind] = Segments.of(plan, tapped.places, below, last)
+            known = Segments.of(plan, tapped.places, below, last)
+            passed = {place: "(not cut in this step)" for i, place in enumerate(tapped.places) if not tapped.is_cut(i)}
+            known = self._segments[kind] = replace(known, learners={**known.learners, **passed})
         self._last = known
 
     def rows(self) -> tuple[list[str], list[list[str]], list[str]]:
@@ -57,7 +60,9 @@ class TapTable:
         rows += [[name or "(output)", "", "exact gradient", layers] for name, layers in segments.exact.items()]
         cuts = list(mechanism.cuts)
         no_signal = [f"No signal passes {', '.join(fold_names(cuts))}: cut there."] if cuts else []
-        remarks = [*no_signal, *mechanism.passes.describe(), *mechanism.first_look.describe(), *segments.remarks]
+        alternating = [] if mechanism.alternation is None else [mechanism.alternation.describe()]
+        options = [*alternating, *mechanism.passes.describe(), *mechanism.first_look.describe()]
+        remarks = [*no_signal, *options, *segments.remarks]
         return ["tap", "shape", "feedback", "learns from it"], rows, remarks
 
     def _row(self, place: str, layers: str) -> list[str]:

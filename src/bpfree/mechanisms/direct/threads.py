@@ -113,20 +113,22 @@ class ThreadedPass(StoredGraphPass):
         # errors a segment has to wait for all of them.
         if output.device.type != "cpu" or not output.requires_grad or self.several:
             return super().connect(output, handler, taps, just_in_time=just_in_time)
-        choice, kind = self._choice, (tuple(self.names), self._learning)
+        below = [self.outputs[number] for number in taps]
+        choice, kind = self._choice, (tuple(self.names), self.phase, self._learning)
         if not choice.knows(kind):
-            if _separate([*self.outputs, output]):
-                return self._run_by(partial(_run_watched, partial(choice.found, kind)), output, handler)
+            if _separate([*below, output]):
+                return self._run_by(partial(_run_watched, partial(choice.found, kind)), output, handler, below)
             choice.found(kind, separate=False)
         concurrent = choice.concurrent(kind)
         timed = _timed(handler, partial(choice.measured, concurrent))
         if not concurrent:
-            return signals_from_error(timed, output, self.outputs, just_in_time=just_in_time, fetching=self.fetching)
-        return self._run_by(partial(_run, threads=choice.threads), output, timed)
+            return signals_from_error(timed, output, below, just_in_time=just_in_time, fetching=self.fetching)
+        return self._run_by(partial(_run, threads=choice.threads), output, timed, below)
 
-    def _run_by(self, run: Callable[[Sequence[_Segment]], None], output: Tensor, make: MakeSignals) -> Tensor:
+    def _run_by(
+        self, run: Callable[[Sequence[_Segment]], None], output: Tensor, make: MakeSignals, taps: Sequence[Tensor]
+    ) -> Tensor:
         """Return the output; its backward pass gives ``run`` the segments below, and then runs the last segment."""
-        taps = tuple(self.outputs)
 
         def gradients(error: Tensor) -> Sequence[Tensor | None]:
             pairs = zip(taps, make(error), strict=True)

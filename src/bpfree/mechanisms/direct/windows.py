@@ -66,8 +66,8 @@ class WindowedPass(StoredGraphPass):
             return entry
         return mark(entry.requires_grad_())
 
-    def last_cut(self) -> Cut:
-        """Return the cut that hands on a leaf which requires a gradient."""
+    def _cut_of_last(self) -> Cut:
+        # It hands on a leaf that requires a gradient.
         return _entry
 
     def _give_back(self) -> Tensor:

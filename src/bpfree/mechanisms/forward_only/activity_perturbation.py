@@ -8,6 +8,7 @@ from bpfree.feedback.lazy_buffers import LazyBuffers
 from bpfree.feedback.projectors import NoFeedback
 from bpfree.feedback.random import derived_seed
 from bpfree.forward_mode.estimate import Perturbations
+from bpfree.forward_mode.sample_part import Rows
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.rule import DirectRule
 from bpfree.mechanisms.learned.observing import ObservingMechanism
@@ -23,8 +24,10 @@ class _NoMatrix(NoFeedback):
 class ActivationsMechanism(ObservingMechanism):
     """The forward gradient of the activations: perturbations at the taps, and the output's answer to them."""
 
-    def __init__(self, rule: DirectRule, plan: Plan, kind: Perturbations) -> None:
-        super().__init__(rule, plan, kind)
+    exact_part = True
+
+    def __init__(self, rule: DirectRule, plan: Plan, kind: Perturbations, rows: Rows) -> None:
+        super().__init__(rule, plan, kind, rows)
         self.feedback = _NoMatrix()
         self.directions = LazyBuffers(seed=plan.seed, passes=0)
 

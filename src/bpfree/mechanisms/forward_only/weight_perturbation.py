@@ -51,6 +51,8 @@ class WeightsMechanism(ForwardOnlyMechanism):
         super().__init__(rule, plan)
         if plan.window > 1:
             raise OptionError(f"window={plan.window}: {rule} sends no signals to taps that could be carried.")
+        if plan.alternate > 1:
+            raise OptionError(f"alternate={plan.alternate}: {rule} cuts no graph at taps.")
         if plan.streaming or plan.threads != 1:
             raise OptionError(f"streaming=True and threads= are for segments, and {rule} has none. Leave them out.")
         self.feedback = LazyBuffers(seed=plan.seed, passes=0)

@@ -49,8 +49,10 @@ class ErrorLearnedMechanism(LearnedMechanism):
             site = memory.sites[number]
             (B,) = self.matrices([site])
             rows = self.rule.feedback.form(site).reduce(site.rows_of(output.detach()))
-            of_tap = error if site.pairing is None else site.pairing.gather(error)
             with in_own_precision(error):
+                if memory.reduced is None:
+                    memory.reduced = self.feedback.reduced(error)
+                of_tap = memory.reduced if site.pairing is None else site.pairing.gather(memory.reduced)
                 memory.parts.append(of_tap.to(B).T @ rows.to(B))
 
     def learn(self, memory: PassMemory, error: Tensor) -> None:
@@ -64,7 +66,7 @@ class ErrorLearnedMechanism(LearnedMechanism):
                     "or inplace=True, or train with streaming=True."
                 )
             self.on_tap_output(memory, number, output, error)
-        parts, memory.parts = memory.parts, []
+        parts, memory.parts, memory.reduced = memory.parts, [], None
         if parts:
             memory.evidence = self._gathered(memory.sites, parts)
         super().learn(memory, error)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from bpfree.axes.sites import Site
 from bpfree.distributed import rank
 from bpfree.errors import choice
+from bpfree.feedback.options import LATER
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
 from bpfree.forward_mode.estimate import Observation, Perturbations
+from bpfree.forward_mode.sample_part import Rows, check_rows
 from bpfree.mechanisms.direct.delivery import PassMemory
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.learned.mechanism import LearnedMechanism
@@ -29,13 +31,20 @@ class ForwardLearnedRule(LearnedRule):
     Args:
         perturbations: The distribution of v: random signs (``"rademacher"``), several times cheaper to draw on a CPU
             and a little less noisy, or ``"normal"``, as in the papers.
+        rows: The samples of an estimating pass, drawn anew for each: their fraction of the batch (a float), or their
+            number (an int). 1.0 takes all. An estimate from fewer samples costs less and is noisier: take a smaller
+            step of the feedback. A sample is a row of the batch with all of its tokens or positions. Models whose
+            samples see each other (nodes of one graph) are refused; batch normalization takes the statistics of the
+            part in training, and dropout draws masks of its own.
     """
 
     perturbations: Perturbations = field(default="rademacher", kw_only=True)
+    rows: Rows = field(default=1.0, kw_only=True, metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("perturbations", self.perturbations, ("normal", "rademacher"))
+        check_rows(self.rows)
 
     def mechanism(self, plan: Plan) -> LearnedMechanism:
         """Make the mechanism that runs an estimating pass after the forward pass."""
@@ -55,7 +64,7 @@ class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
     rule: ForwardLearnedRule
 
     def __init__(self, rule: ForwardLearnedRule, plan: Plan) -> None:
-        super().__init__(rule, plan, rule.perturbations)
+        super().__init__(rule, plan, rule.perturbations, rule.rows)
 
     def _form(self, site: Site) -> Form:
         # Perturbations stay within what B can express, for less noise.
@@ -72,5 +81,7 @@ class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
             return
         # The evidence is far smaller than the perturbations, which need not wait for the error.
         with in_own_precision(observation.change):
+            observation = replace(observation, change=self.feedback.reduced(observation.change))
             evidence = self.rule.evidence(observation, self.matrices(observation.sites))
         memory.evidence = self._gathered(observation.sites, evidence)
+        memory.rows = len(observation.change)

@@ -37,7 +37,7 @@ _PATIENCE = 5
 
 
 class LearnedProjection(Projection):
-    """Matrices B_l that learn: ``projection[name]`` is B_l itself, scaled, of shape ``(c, m_l)``."""
+    """Matrices B_l that learn: ``projection[name]`` is B_l itself, scaled, of shape ``(c, m_l)``; A_l with a rank."""
 
     def __init__(self, rule: LearnedRule, plan: Plan) -> None:
         super().__init__(rule.feedback, plan.seed)
@@ -59,7 +59,7 @@ class LearnedProjection(Projection):
         if self._rule.begins_at_zero:
             return matrix.zero_()
         # The scale is part of what learns.
-        c, widest = self._sizes or matrix.shape
+        c, widest = self._sizes or matrix.shape  # with a rank too, for signals of the same size
         return super()._drawn(name, matrix) * self.feedback.scale(matrix.shape[1], widest, c)
 
     def _scale(self, form: Form) -> float:
@@ -131,7 +131,7 @@ class LearnedMechanism(DirectMechanism):
             return
         # The processes of a pipeline hold other taps, and have nothing to average.
         alone = self.plan.is_stage
-        rows = len(error) * (1 if alone else ranks())
+        rows = (memory.rows or len(error)) * (1 if alone else ranks())
         width = sum(self.feedback[name].shape[1] for name in evidence)
         steps: list[_Step] = []
         with torch.no_grad(), in_own_precision(error):
@@ -228,6 +228,7 @@ class LearnedMechanism(DirectMechanism):
             found.setdefault(self.feedback.name(site), []).append(given)
         return {name: torch.stack(parts).mean(0) if len(parts) > 1 else parts[0] for name, parts in found.items()}
 
+    @outside_compiled_code  # a counter in compiled code is a constant: each pass would be compiled anew
     def _on_begin(self, state: PassState, call: Any) -> None:
         super()._on_begin(state, call)
         state.learning = state.counts and not self._fixed and self.averages.numbers["passes"] % self.rule.every == 0

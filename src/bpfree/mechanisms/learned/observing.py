@@ -11,8 +11,12 @@ from torch import Tensor
 
 from bpfree.axes.sites import Site
 from bpfree.compiled_code import outside_compiled_code
+from bpfree.errors import OptionError
+from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
-from bpfree.forward_mode.estimate import Estimator, Observation, Perturbations, Response
+from bpfree.forward_mode.estimate import Estimator, Observation, Perturbations
+from bpfree.forward_mode.sample_part import Rows, SamplePart
+from bpfree.forward_mode.tangents import Tangents
 from bpfree.mechanisms.direct.delivery import PassMemory
 from bpfree.mechanisms.direct.final_activation import final_activation
 from bpfree.mechanisms.direct.mechanism import DirectMechanism
@@ -24,6 +28,7 @@ from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.rerun.trial import without_trace
 from bpfree.verification.adjoint import check_adjoint
 from bpfree.verification.finding import Finding
+from bpfree.verification.sample_part import check_sample_part
 from bpfree.verification.second_run import check_second_run
 
 
@@ -34,11 +39,20 @@ class ObservingMechanism(DirectMechanism):
         rule: The rule.
         plan: The model and the options.
         kind: The distribution of the perturbations.
+        rows: The samples of an estimating pass: their fraction of the batch, or their number.
+
+    Attributes:
+        takes_all_rows: True if every estimating pass has all samples.
     """
 
-    def __init__(self, rule: DirectRule, plan: Plan, kind: Perturbations) -> None:
+    exact_part = False
+    """True if a part of the batch is to have the numbers of the whole batch's pass, to the dropout masks."""
+
+    def __init__(self, rule: DirectRule, plan: Plan, kind: Perturbations, rows: Rows) -> None:
         super().__init__(rule, plan)
         self._kind: Perturbations = kind
+        self._rows = rows
+        self.takes_all_rows = isinstance(rows, float) and rows == 1.0
         self._estimator = Estimator(plan, kind, self._form)
 
     def replan(self, plan: Plan) -> None:
@@ -73,6 +87,9 @@ class ObservingMechanism(DirectMechanism):
         with without_trace(self.plan, call):
             start = RunSnapshot.now(self.plan, call)
             found = check_adjoint(self._estimator, call, start, sites, name_module=not streams)
+        if not found and not self.takes_all_rows:
+            with without_trace(self.plan, call):
+                found = check_sample_part(self.plan, call, sites, exact=self.exact_part)
         return (check_second_run(self.plan, call) or found) if streams and found else found
 
     def install(self) -> None:
@@ -85,12 +102,13 @@ class ObservingMechanism(DirectMechanism):
         super().remove()
         self._estimator.tape.drop()
 
+    @outside_compiled_code
     def _on_begin(self, state: PassState, call: Any) -> None:
         super()._on_begin(state, call)
         state.observed = state.counts and self._is_wanted(state)
         if state.observed:
             # A pass that stores no graph must not keep anything that grows with the depth.
-            self._estimator.begin(call, keep=not self.plan.streaming)
+            self._estimator.begin(call, keep=not self.plan.streaming, whole=self.takes_all_rows)
         else:
             self._estimator.tape.drop()
 
@@ -111,25 +129,45 @@ class ObservingMechanism(DirectMechanism):
         groups, group_of = _grouped({name: memory for name, (memory, _) in state.memories.items()})
         # The estimating pass runs the model's forward(), behind its hooks: a call of the model is a pass of its own.
         with self.running(PassState(again=True, entered=True)):
-            responses = self._estimator.observe(call, [list(group.values()) for group in groups], self._seed())
+            sites = [list(group.values()) for group in groups]
+            part = self._part([site for group in sites for site in group])
+            responses = self._estimator.observe(call, sites, self._seed(), part)
         for name, (memory, c) in state.memories.items():
             response, rows = responses[group_of[name]], memory.sites[0].error
             output = state.errors[name].detach()
-            tangent, final = self._tangent(response, name, output), final_activation(self, name, output)
+            final = final_activation(self, name, output)
+            if part is not None:
+                output, rows = (
+                    self._of_error(response.values, name, part.along(output, rows.axes[0])),
+                    part.of_error(rows),
+                )
+            tangent = self._of_error(response.tangents, name, torch.zeros_like(output)).view_as(output)
             if final is not None:
-                tangent = final.change_before(tangent.view_as(output), output)
-            observation = response.observation(rows.of(tangent.view_as(output), c), memory.sites)
+                tangent = final.change_before(tangent, output)
+            observation = response.observation(rows.of(tangent, c), memory.sites)
             sender = self.of_error(name, first=name == next(iter(state.memories)))
             assert isinstance(sender, ObservingMechanism)
             sender._seen(memory, observation)
 
-    def _tangent(self, response: Response, name: str, output: Tensor) -> Tensor:
-        """Return the tangent of the error ``name``; zero if the estimating pass did not reach it."""
-        for place, tangents in zip(self.plan.errors, response.tangents, strict=True):
-            for path, tangent in tangents.items():
+    def _part(self, sites: Sequence[Site]) -> SamplePart | None:
+        """Draw the samples of this pass; None for all."""
+        if self.takes_all_rows:
+            return None
+        counts = {site.error.shape[0] for site in sites}
+        if len(counts) > 1:
+            raise OptionError(
+                f"rows={self._rows}: the errors have {' and '.join(map(str, sorted(counts)))} samples, so that no part "
+                "of the batch is the same for all. Leave rows out."
+            )
+        return SamplePart.draw(self._rows, counts.pop(), derived_seed(self._seed(), "rows"))
+
+    def _of_error(self, found: Sequence[Tangents], name: str, missing: Tensor) -> Tensor:
+        """Return the tensor of the error ``name``; ``missing`` if the estimating pass did not reach it."""
+        for place, tensors in zip(self.plan.errors, found, strict=True):
+            for path, tensor in tensors.items():
                 if error_key(place, path) == name:
-                    return tangent
-        return torch.zeros_like(output)
+                    return tensor
+        return missing
 
 
 def _grouped(memories: Mapping[str, PassMemory]) -> tuple[list[dict[str, Site]], dict[str, int]]:

@@ -1,0 +1,187 @@
+"""Alternating cuts: a pass cuts one tap in p, and the next step cuts others.
+
+In step t a pass cuts the taps whose index i, in forward order, has (i + t) mod p = 0. Every segment is then p taps
+deep, and the grouping moves on with every step.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from bpfree.feedback.lazy_buffers import LazyBuffers
+from bpfree.feedback.random import derived_seed
+from bpfree.plan import Plan
+
+AlternateOrder: TypeAlias = Literal["cyclic", "random"]
+
+_VERSION = attrgetter("_version")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Which taps a pass cuts.
+
+    Attributes:
+        period: p: one tap in ``period`` is cut.
+        offset: The tap of index i is cut if i + ``offset`` is a multiple of ``period``.
+    """
+
+    period: int = 1
+    offset: int = 0
+
+    def cuts(self, index: int) -> bool:
+        """Return whether the tap of this index, in forward order from 0, is cut."""
+        return (index + self.offset) % self.period == 0
+
+
+EVERY_TAP = Phase()
+
+
+class Alternation(LazyBuffers):
+    """Counts the steps of training, and says which taps are cut in each.
+
+    All passes of one step have the same phase: the micro-batches whose gradients are added up. A step is over when an
+    optimizer of torch that holds a parameter of the model has stepped, or, for weights that are changed by hand, when a
+    training pass begins and a parameter has been written to since the last one (compiled code does not see that). A
+    step without a training pass does not count.
+
+    The processes of one run agree, because they take the same steps. The counter is saved by ``state_dict()``.
+
+    Args:
+        plan: The model, p, the order and the seed.
+
+    Attributes:
+        plan: The same.
+        phase: The phase of the present step.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(step=0, used=0)
+        self.plan = plan
+        self.phase = self._phase_of(0)
+        self._held: Phase | None = None
+        # Whether a training pass has had the present phase, and the parameters' versions at the last one.
+        self._is_used = False
+        self._versions: int | None = None
+        _watch_optimizers(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a pickle, whose parameters have versions of their own."""
+        self._settle()
+        return {**self.__dict__, "_versions": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LazyBuffers:
+        self._settle()
+        twin = super().__deepcopy__(memo)
+        vars(twin)["_versions"] = None
+        return twin
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        _watch_optimizers(self)
+
+    def of_pass(self, *, counts: bool) -> Phase:
+        """Return the phase of the pass that begins; ``counts`` is False if it only measures."""
+        if self._held is not None:
+            return self._held
+        if torch.compiler.is_compiling():
+            if counts:
+                self._is_used, self._versions = True, None
+            return self.phase
+        if not counts:
+            return self._phase_of(self.numbers["step"] + self._is_over())
+        self._settle()
+        self._is_used, self._versions = True, self._now()
+        return self.phase
+
+    @contextmanager
+    def held(self, phase: Phase) -> Generator[None]:
+        """Within this context every pass has this phase."""
+        before, self._held = self._held, phase
+        try:
+            yield
+        finally:
+            self._held = before
+
+    @property
+    def phases(self) -> list[Phase]:
+        """All phases."""
+        return [Phase(self.plan.alternate, offset) for offset in range(self.plan.alternate)]
+
+    def on_step(self, optimizer: Optimizer) -> None:
+        """Called when an optimizer has stepped."""
+        if self._is_used and self._is_of_model(optimizer):
+            self._move_on()
+
+    def _is_of_model(self, optimizer: Optimizer) -> bool:
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        return any(id(parameter) in held for parameter in self.plan.model.parameters())
+
+    def _is_over(self) -> bool:
+        """Return whether parameters have been written to since the last training pass."""
+        return self._is_used and self._versions is not None and self._versions != self._now()
+
+    def _settle(self) -> None:
+        """End the present step if weights that are changed by hand have ended it."""
+        if self._is_over():
+            self._move_on()
+
+    def _now(self) -> int:
+        return sum(map(_VERSION, self.plan.parameters))
+
+    def _move_on(self) -> None:
+        self.numbers["step"] += 1
+        self._is_used, self.phase = False, self._phase_of(self.numbers["step"])
+
+    def _phase_of(self, step: int) -> Phase:
+        period = self.plan.alternate
+        if self.plan.alternate_order == "random":
+            return Phase(period, derived_seed(self.plan.seed, "cuts", step) % period)
+        return Phase(period, step % period)
+
+    def describe(self) -> str:
+        """Return the remark for the attachment's table."""
+        period, order = self.plan.alternate, self.plan.alternate_order
+        return (
+            f"Alternating cuts, {order}: each step cuts one tap in {period} and sends its signal there; the layers "
+            "below the others learn through them from the next tap above that is cut, or from the error."
+        )
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self._settle()
+        self.numbers["used"] = int(self._is_used)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        # The weights may be loaded before or after: their versions say nothing.
+        self._is_used, self._versions = bool(self.numbers["used"]), None
+        self.phase = self._phase_of(self.numbers["step"])
+
+
+_ALIVE: weakref.WeakSet[Alternation] = weakref.WeakSet()
+"""All alternations, for the hook on optimizers: torch has one for all of them, and none that begins later is missed."""
+
+
+def _watch_optimizers(alternation: Alternation) -> None:
+    """Let ``alternation`` know of every step of an optimizer."""
+    if not _HOOKED:
+        _HOOKED.append(register_optimizer_step_post_hook(_on_step))
+    _ALIVE.add(alternation)
+
+
+_HOOKED: list[RemovableHandle] = []
+
+
+def _on_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for alternation in list(_ALIVE):
+        alternation.on_step(optimizer)
