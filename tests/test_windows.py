@@ -135,13 +135,16 @@ def test_windows_serve(name):
 
 
 def test_autograd_forms_no_input_gradient_in_the_last_pass(double):
-    """Products of one step in units of one layer's: forward 1, weights 1, and w - 1 of the input gradients."""
+    """Products of one step in units of one layer's: forward 1, weights 1, and w - 1 of the input gradients.
+
+    The error passes the output layer once, however often it is carried further.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     x, y = torch.randn(64, 6), torch.randint(0, C, (64,))
     model = nn.Sequential(*[part for _ in range(6) for part in (nn.Linear(6, 6), nn.Tanh())], nn.Linear(6, 6))
     layer = 2 * 64 * 6 * 6
-    for window, carried in ((1, 0), (2, 6), (3, 6 + 6)):
+    for window, carried in ((1, 0), (2, 6), (3, 6 + 5)):
         attachment = bpfree.attach(model, bpfree.DFA(), window=window, example_inputs=x)
         with attachment, FlopCounterMode(display=False) as counter:
             F.cross_entropy(model(x), y).backward()
@@ -276,3 +279,25 @@ def test_a_frozen_trunk_leaves_the_output_layer():
     bpfree.attach(model, bpfree.DFA(), window=2)
     F.cross_entropy(model(x), y).backward()
     assert_same([parameter.grad for parameter in model[-1].parameters()], exact)
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_signals_exist_when_their_segments_run(window):
+    """Of a deep net's signals and activations only those of the present segments are in memory."""
+    from bpfree.lab.time_and_memory import peak_bytes
+
+    depth, width, rows = 16, 8, 4096  # activations outweigh gradients by far
+    peaks = []
+    for rule, options in ((bpfree.BP(), {}), (bpfree.DFA(feedback=bpfree.Feedback(shared=False)), {"window": window})):
+        layers = [part for _ in range(depth) for part in (nn.Linear(width, width), nn.Tanh())]
+        model, x, y = nn.Sequential(*layers, nn.Linear(width, C)), torch.randn(rows, width), torch.zeros(rows).long()
+        bpfree.attach(model, rule, example_inputs=x, **options)
+
+        def step(model=model, x=x, y=y):
+            model.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+
+        step()
+        peaks.append(peak_bytes(step))
+    one = 4 * rows * width
+    assert peaks[1] - peaks[0] <= (window + 1) * one

@@ -113,7 +113,9 @@ class PassChooser:
         phase: Phase,
     ) -> TrainingPass:
         if self._plan.window > 1:
-            return WindowedPass(self._plan.window, self._arrived)
+            self.carried = []
+            # For measurements: autograd has no gradient of a tap's output here that they could ask for.
+            return WindowedPass(self._plan.window, self.carried if self._storing else None)
         # A term that uses a tap which is not cut reaches the tap below, whichever that is.
         soft = survey.places if survey.soft and phase.period > 1 else survey.soft
         if self._storing:
@@ -164,10 +166,6 @@ class PassChooser:
             return make_handler(layout, cut=cut)(known.like.new_zeros(()).expand(*layout.rows.shape, known.c))
 
         return LearnInForwardPass(names, signals, leaves.ends)
-
-    def _arrived(self, signals: Sequence[Tensor | None]) -> None:
-        # For measurements: autograd has no gradient of a tap's output here that they could ask for.
-        self.carried = list(signals) if self._storing else []
 
     def describe(self) -> list[str]:
         """Return the remarks for the attachment's table."""

@@ -56,7 +56,7 @@ class Layouts:
         rows, sites = lay_out(plan, error, tapped(names, places, shapes, self._channels), self._lengths)
         # One signal for all taps is made at once. A compiled graph cannot hold hooks on tensors inside it.
         several = isinstance(mechanism.feedback, Projection) and mechanism.feedback.kinds(sites) > 1
-        just_in_time = not compiling and plan.window == 1 and (several or plan.streaming)
+        just_in_time = not compiling and (several or plan.streaming)
         like = _weights_like(plan.model, output)
         c = product(size for axis, size in enumerate(output.shape) if axis not in rows.axes)
         # A stage of a pipeline does not receive an error that no rule needs.

@@ -1,14 +1,14 @@
 """Windows: the parameters of a segment learn from a signal further up, carried down by the segments between.
 
 With a window of w, the signal of tap l is taken at tap l + w - 1 and carried down through w - 1 segments by their input
-gradients; near the top it is the error itself. All windows take the same step down at once, so a window costs w - 1
-passes of input gradients, and no segment waits for more than w - 1 others. 1 is the plain rule; a window as deep as the
-network is backpropagation.
+gradients; near the top it is the error itself. A window costs w - 1 passes of input gradients, and no segment waits for
+more than w - 1 others. 1 is the plain rule; a window as deep as the network is backpropagation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,10 +27,11 @@ class WindowedPass(StoredGraphPass):
 
     Args:
         window: The number of segments that a signal is carried through, at least 2.
-        arrived: Called with the signals that the segments learn from: one tensor per tap, shaped as the tap's output.
+        arrived: Filled with the signals that the segments learn from, one tensor per tap, shaped as the tap's output;
+            None keeps none.
     """
 
-    def __init__(self, window: int, arrived: Callable[[Sequence[Tensor | None]], None]) -> None:
+    def __init__(self, window: int, arrived: list[Tensor | None] | None) -> None:
         super().__init__()
         self._window, self._arrived = window, arrived
         # Arguments that require a gradient, by the leaves that stand for them below.
@@ -77,11 +78,9 @@ class WindowedPass(StoredGraphPass):
     @outside_compiled_code
     def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
         """Return the output; its backward pass gives every parameter the gradient of its window."""
-        below = {id(entry) for entry in self._entries}
-        learners = [leaf for leaf in Reach.of(*self.outputs, output).leaves if id(leaf) not in below]
-        roots, entries = tuple(self.outputs), tuple(self._entries)
-        record = _Record(handler, output, roots, entries, tuple(learners), self._window, self._arrived)
-        return gradients_from_error(record.gradients, output, [self._outside.get(leaf, leaf) for leaf in learners])
+        record = _Record(handler, output, self.outputs, self._entries, self._window, self._arrived)
+        learners = [self._outside.get(leaf, leaf) for leaf in record.learners]
+        return gradients_from_error(record.gradients, output, learners)
 
 
 def _entry(output: Tensor) -> Tensor:
@@ -90,38 +89,141 @@ def _entry(output: Tensor) -> Tensor:
     return mark(entry.requires_grad_()) if output.requires_grad else entry
 
 
+@dataclass
+class _Segment:
+    """One segment of a pass.
+
+    Attributes:
+        root: The tensor that it ends in: a tap's output, or the one where the error is taken.
+        own: The leaves that learn.
+        entries: The leaves that it begins with, which earlier taps have handed on, by the taps' numbers.
+    """
+
+    root: Tensor
+    own: list[Tensor]
+    entries: dict[int, Tensor]
+
+
 class _Record:
-    """One forward pass: the roots of its segments, and the leaves that they end in."""
+    """One forward pass: its segments, from the bottom up."""
 
     def __init__(
         self,
         make: MakeSignals,
         output: Tensor,
-        taps: tuple[Tensor, ...],
-        entries: tuple[Tensor, ...],
-        learners: tuple[Tensor, ...],
+        taps: Sequence[Tensor],
+        entries: Sequence[Tensor],
         window: int,
-        arrived: Callable[[Sequence[Tensor | None]], None],
+        arrived: list[Tensor | None] | None,
     ) -> None:
-        self._make, self._output, self._taps, self._entries = make, output, taps, entries
-        self._learners, self._window, self._arrived = learners, window, arrived
+        self._make, self._window, self._arrived = make, window, arrived
+        reaches = [Reach.of(root) for root in (*taps, output)]
+        numbers = {id(entry): number for number, entry in enumerate(entries)}
+        self._segments: list[_Segment] = []
+        for root, reach in zip((*taps, output), reaches, strict=True):
+            own = [leaf for leaf in reach.leaves if id(leaf) not in numbers]
+            entered = {numbers[id(leaf)]: leaf for leaf in reach.leaves if id(leaf) in numbers}
+            self._segments.append(_Segment(root, own, entered))
+        self._carrying = {number: entry for number, entry in enumerate(entries) if entry.requires_grad}
+        self.learners = list(dict.fromkeys(leaf for segment in self._segments for leaf in segment.own))
+        each = sum(len(segment.own) for segment in self._segments)
+        self._separate = _are_separate(reaches) and len(self.learners) == each
 
     def gradients(self, error: Tensor) -> Sequence[Tensor | None]:
         """Return one gradient for each leaf that learns, from dL/do."""
         signals = self._make(error)
-        carrying = [entry for entry in self._entries if entry.requires_grad]
+        return self._from_the_top(signals, error) if self._separate else self._at_once(signals, error)
+
+    def _from_the_top(self, signals: Sequence[Tensor | None], error: Tensor) -> Sequence[Tensor | None]:
+        """Run segment after segment, each as often as a signal passes it, and then drop it with its activations.
+
+        Of the signals that are made and carried, only those between two segments are in memory.
+        """
+        learned: dict[Tensor, Tensor | None] = {}
+        self._carrying.clear()
+        # For each tap, the signals that have been carried to it through 1, 2, ... segments.
+        carried: list[list[Tensor | None]] = [[None] * (self._window - 1) for _ in self._segments[1:]]
+        segment, steps = self._segments.pop(), range(self._window - 1)
+        learned |= self._learn(segment, error)
+        self._carry(segment, error, carried, steps, again=False)
+        while self._segments:
+            segment, passing = self._segments.pop(), carried.pop()
+            self._note(passing[-1])
+            learned |= self._learn(segment, passing.pop())
+            # The signal that has come furthest goes first, the tap's own is made last: each is dropped behind its run.
+            while segment.entries and passing:
+                step = len(passing)
+                self._carry(segment, passing.pop(), carried, [step], again=True)
+            if segment.entries:
+                self._carry(segment, signals[len(self._segments)], carried, [0], again=False)
+        return [learned[leaf] for leaf in self.learners]
+
+    def _learn(self, segment: _Segment, signal: Tensor | None) -> dict[Tensor, Tensor | None]:
+        """Return the gradients of the leaves of a segment."""
+        found = _run(segment.root, segment.own, signal, again=bool(segment.entries))
+        return dict(zip(segment.own, found, strict=True))
+
+    def _carry(
+        self,
+        segment: _Segment,
+        signal: Tensor | None,
+        carried: list[list[Tensor | None]],
+        steps: Sequence[int],
+        *,
+        again: bool,
+    ) -> None:
+        """Carry a signal that has passed so many segments (the error: ``steps`` of them) down through this one."""
+        found = _run(segment.root, list(segment.entries.values()), signal, again=again)
+        for below, gradient in zip(segment.entries, found, strict=True):
+            for step in steps:
+                carried[below][step] = _sum(carried[below][step], gradient)
+
+    def _at_once(self, signals: Sequence[Tensor | None], error: Tensor) -> Sequence[Tensor | None]:
+        """Run all segments together where a path leads around a cut, or a leaf is shared: it gets one gradient."""
+        count = len(self._segments) - 1
         for _ in range(self._window - 1):
             # If nothing below the output layer learns, there is nothing to carry.
-            carried = iter(self._gradients(signals, error, carrying, again=True) if carrying else ())
-            signals = [next(carried) if entry.requires_grad else None for entry in self._entries]
-        self._arrived(signals)
-        return self._gradients(signals, error, self._learners, again=False)
+            found = self._together(signals, error, list(self._carrying.values()), again=True)
+            carried = dict(zip(self._carrying, found, strict=True))
+            signals = [carried.get(number) for number in range(count)]
+        for signal in reversed(list(signals)):
+            self._note(signal)
+        return self._together(signals, error, self.learners, again=False)
 
-    def _gradients(
+    def _together(
         self, signals: Sequence[Tensor | None], error: Tensor, leaves: Sequence[Tensor], *, again: bool
     ) -> Sequence[Tensor | None]:
-        # One call for all segments: they do not touch each other, and autograd runs them at once where it can.
-        pairs = zip((*self._taps, self._output), (*signals, error), strict=True)
-        given = [(root, signal) for root, signal in pairs if signal is not None and root.requires_grad]
+        pairs = zip(self._segments, (*signals, error), strict=True)
+        given = [(one.root, signal) for one, signal in pairs if signal is not None and one.root.requires_grad]
+        if not leaves:
+            return ()
         roots, grads = zip(*given, strict=True)
         return torch.autograd.grad(roots, leaves, grads, retain_graph=again, allow_unused=True)
+
+    def _note(self, signal: Tensor | None) -> None:
+        """Note the signal of a segment, from the top down."""
+        if self._arrived is not None:
+            self._arrived.insert(0, signal)
+
+
+def _are_separate(segments: Sequence[Reach]) -> bool:
+    """Return whether no path leads around a cut, into a segment further down."""
+    seen: set[Any] = set()
+    for segment in segments:
+        if not seen.isdisjoint(segment.inner):
+            return False
+        seen |= segment.inner
+    return True
+
+
+def _run(root: Tensor, leaves: Sequence[Tensor], signal: Tensor | None, *, again: bool) -> Sequence[Tensor | None]:
+    """Return the gradients that ``signal``, at the end of a segment, gives ``leaves`` that it begins with."""
+    if signal is None or not leaves:
+        return [None] * len(leaves)
+    return torch.autograd.grad(root, leaves, signal, retain_graph=again, allow_unused=True)
+
+
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
