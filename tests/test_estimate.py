@@ -10,7 +10,8 @@ from torch import nn
 
 import bpfree
 from bpfree.feedback.spatial import cosine_modes
-from bpfree.forward_mode.estimate import Estimator, perturbation
+from bpfree.forward_mode.estimate import Estimator
+from bpfree.forward_mode.perturbations import perturbation
 from bpfree.mechanisms.direct.mechanism import DirectMechanism
 from bpfree.rerun.snapshot import preserved
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bpfree.axes.sites import product
-from bpfree.forward_mode.estimate import perturbation
+from bpfree.forward_mode.perturbations import perturbation
 
 
 def mean_jacobians(output: Tensor, taps: Sequence[Tensor], dims: int) -> list[Tensor]:

@@ -58,4 +58,3 @@ def files(cache: Path) -> dict[str, bytes]:
         for path in sorted(place.rglob("*"))
         if path.is_file() and path.suffix != ".lock" and "checksums" not in path.parts
     }
-

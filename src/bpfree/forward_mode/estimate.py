@@ -11,25 +11,24 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any, Literal, TypeAlias
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bpfree.axes.sites import Site, product
+from bpfree.axes.sites import Site
 from bpfree.compiled_code import outside_compiled_code
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
 from bpfree.forward_mode.own_pass import OwnPass
+from bpfree.forward_mode.perturbations import Draw, Draws, Maker, Perturbations
 from bpfree.forward_mode.sample_part import SamplePart
 from bpfree.forward_mode.tangents import Call, DualPass, Tangents, join, split
 from bpfree.forward_mode.tape import Tape
 from bpfree.plan import Plan
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.tap_values import put, take
-
-Perturbations: TypeAlias = Literal["normal", "rademacher"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Observation:
     Attributes:
         change: odot, shape ``(N, c)``: the tangent where the error is taken, sum_l J_l v_l for every row of the error.
         perturbations: One per tap, in forward order, shape ``(N, m_l)``: the coefficients of v_l (for feedback that has
-            a number for every feature, v_l itself). After a streaming pass each is drawn again when it is asked for.
+            a number for every feature, v_l itself). Each is made again when it is asked for.
         sites: The taps.
         part: The samples that were observed, N above being the number of their rows; None for the whole batch.
     """
@@ -75,7 +74,7 @@ class Response:
     """
 
     tangents: Sequence[Tangents]
-    perturbations: Sequence[Tensor]
+    perturbations: Draws
     sites: Sequence[Site]
     values: Sequence[Tangents]
     part: SamplePart | None = None
@@ -86,62 +85,7 @@ class Response:
         if list(numbers) == [site.name for site in taps]:
             return Observation(change, self.perturbations, self.sites, self.part)
         below = [numbers[site.name] for site in taps if site.name in numbers]
-        return Observation(change, [self.perturbations[i] for i in below], [self.sites[i] for i in below], self.part)
-
-
-def perturbation(shape: tuple[int, int], kind: Perturbations, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw numbers of mean 0 and variance 1: N(0, 1) for ``"normal"``, -1 or 1 for ``"rademacher"``."""
-    if kind == "normal":
-        return torch.empty(shape, dtype=like.dtype, device=like.device).normal_(generator=generator)
-    # Eight signs a random byte, by a table: on a CPU several times faster than a random number for each.
-    count = product(shape)
-    bytes_ = torch.empty(-(-count // 8), dtype=torch.int64, device=like.device).random_(0, 256, generator=generator)
-    signs = _signs(like.dtype, like.device).index_select(0, bytes_)
-    return (signs if signs.numel() == count else signs.flatten()[:count]).view(shape)
-
-
-@lru_cache(maxsize=64)
-def _signs(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the 8 bits of every byte as -1 and 1."""
-    return (((torch.arange(256)[:, None] >> torch.arange(8)) & 1) * 2 - 1).to(device, dtype)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """The recipe of one tap's perturbation, by which it can be drawn again.
-
-    Attributes:
-        shape: ``(N, m_l)``.
-        kind: The distribution.
-        seed: The seed.
-        dtype: The precision.
-        device: The device.
-    """
-
-    shape: tuple[int, int]
-    kind: Perturbations
-    seed: int
-    dtype: torch.dtype
-    device: torch.device
-
-    def make(self) -> Tensor:
-        """Draw the numbers, the same each time."""
-        generator = torch.Generator(self.device).manual_seed(self.seed)
-        return perturbation(self.shape, self.kind, torch.empty(0, dtype=self.dtype, device=self.device), generator)
-
-
-class Draws(Sequence[Tensor]):
-    """Perturbations that are not kept: each is drawn again when it is asked for."""
-
-    def __init__(self, draws: Sequence[Draw]) -> None:
-        self._draws = draws
-
-    def __len__(self) -> int:
-        return len(self._draws)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return the perturbation of tap ``index``."""
-        return self._draws[index].make()
+        return Observation(change, self.perturbations.only(below), [self.sites[i] for i in below], self.part)
 
 
 class Estimator:
@@ -217,18 +161,16 @@ class Estimator:
         """
         if part is not None:
             call, sites = part.of_call(call), part.of_sites(sites)
-        draws: dict[str, Draw] = {}
-        made: dict[str, Tensor] = {}
+        made: dict[str, Maker] = {}
 
         @contextmanager
         def prepare(own: OwnPass) -> Generator[None]:
-            with self.tape.replayed(own), self._perturbed(own, sites, seed, draws, made):
+            with self.tape.replayed(own), self._perturbed(own, sites, seed, made):
                 yield
 
         tangents, values = self.dual_pass(call, prepare, start)
-        reached = [site for site in sites if site.name in draws]
-        kept = [made[site.name] for site in reached] if self._keep else Draws([draws[site.name] for site in reached])
-        return Response(tangents, kept, reached, values, part)
+        reached = [site for site in sites if site.name in made]
+        return Response(tangents, Draws([made[site.name] for site in reached]), reached, values, part)
 
     def draw(self, site: Site, like: Tensor, seed: int) -> Draw:
         """Return the recipe of a tap's perturbation, for an output ``like`` this and a pass with this seed."""
@@ -240,9 +182,7 @@ class Estimator:
         return site.arrangement(self._form(site).expand(coefficients)).view(like.shape)
 
     @contextmanager
-    def _perturbed(
-        self, own: OwnPass, sites: Sequence[Site], seed: int, draws: dict[str, Draw], made: dict[str, Tensor]
-    ) -> Generator[None]:
+    def _perturbed(self, own: OwnPass, sites: Sequence[Site], seed: int, made: dict[str, Maker]) -> Generator[None]:
         """Within this context every tap adds its perturbation to the tangent that passes."""
 
         def add(site: Site, output: Tensor) -> Tensor | None:
@@ -250,9 +190,7 @@ class Estimator:
                 return None
             primal, tangent = split(output)
             draw = self.draw(site, primal, seed)
-            draws[site.name], coefficients = draw, draw.make()
-            if self._keep:
-                made[site.name] = coefficients
+            made[site.name], coefficients = draw.keep() if self._keep else (draw.make, draw.make())
             v = self.direction(site, coefficients, primal)
             return join(primal, v if tangent is None else tangent + v)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from bpfree.per_thread import PerThread
 class _Recording:
     """The outputs kept in one thread; None if nothing is recorded."""
 
-    kept: dict[nn.Module, list[tuple[Tensor, int]]] | None = None
+    kept: dict[nn.Module, deque[tuple[Tensor, int]]] | None = None
 
 
 class Tape:
@@ -53,7 +54,7 @@ class Tape:
     def _keep(self, layer: nn.Module, args: Any, output: Tensor) -> None:
         kept = self._recording().kept
         if kept is not None:
-            kept.setdefault(layer, []).append((output.detach(), output._version))
+            kept.setdefault(layer, deque()).append((output.detach(), output._version))
 
     @contextmanager
     def replayed(self, own: OwnPass) -> Generator[None]:
@@ -62,7 +63,7 @@ class Tape:
         kept, recording.kept = recording.kept or {}, None
         try:
             for layer, outputs in kept.items():
-                vars(layer)["forward"] = partial(_replay, own, layer, layer.forward, iter(outputs))
+                vars(layer)["forward"] = partial(_replay, own, layer, layer.forward, outputs)
             yield
         finally:
             for layer in kept:
@@ -73,12 +74,13 @@ def _replay(
     own: OwnPass,
     layer: Any,
     forward: Callable[[Tensor], Tensor],
-    outputs: Iterator[tuple[Tensor, int]],
+    outputs: deque[tuple[Tensor, int]],
     input: Tensor,
 ) -> Tensor:
     if not own.is_this:
         return forward(input)
-    output, version = next(outputs, (None, 0))
+    # Taken out: it is not needed behind its layer.
+    output, version = outputs.popleft() if outputs else (None, 0)
     # An in-place operation may have overwritten it; a model that differentiates within its forward needs the graph.
     if output is None or output._version != version or input.requires_grad:
         return forward(input)

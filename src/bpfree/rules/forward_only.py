@@ -12,7 +12,7 @@ from bpfree.axes.sites import Site
 from bpfree.errors import OptionError, choice
 from bpfree.feedback.options import LATER
 from bpfree.feedback.signals import Signals
-from bpfree.forward_mode.estimate import Perturbations
+from bpfree.forward_mode.perturbations import Perturbations
 from bpfree.forward_mode.sample_part import Rows, check_rows
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct.delivery import Delivery

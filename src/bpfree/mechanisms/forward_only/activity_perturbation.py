@@ -7,7 +7,7 @@ from bpfree.distributed import rank
 from bpfree.feedback.lazy_buffers import LazyBuffers
 from bpfree.feedback.projectors import NoFeedback
 from bpfree.feedback.random import derived_seed
-from bpfree.forward_mode.estimate import Perturbations
+from bpfree.forward_mode.perturbations import Perturbations
 from bpfree.forward_mode.sample_part import Rows
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.rule import DirectRule

@@ -18,7 +18,7 @@ from bpfree.feedback.lazy_buffers import LazyBuffers
 from bpfree.feedback.random import derived_seed
 from bpfree.forward_mode.dual_level import Shared
 from bpfree.forward_mode.eager import compiled
-from bpfree.forward_mode.estimate import Perturbations, perturbation
+from bpfree.forward_mode.perturbations import Perturbations, perturbation
 from bpfree.forward_mode.tangents import Call, DualPass, join, kind_of, nothing_arrives, split
 from bpfree.mechanisms.base import Rule
 from bpfree.mechanisms.forward_only.asked_parameters import AskedParameters, asking_class

@@ -13,7 +13,8 @@ from bpfree.errors import choice
 from bpfree.feedback.options import LATER
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
-from bpfree.forward_mode.estimate import Observation, Perturbations
+from bpfree.forward_mode.estimate import Observation
+from bpfree.forward_mode.perturbations import Perturbations
 from bpfree.forward_mode.sample_part import Rows, check_rows
 from bpfree.mechanisms.direct.delivery import PassMemory
 from bpfree.mechanisms.direct.pass_state import PassState

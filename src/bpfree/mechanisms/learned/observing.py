@@ -14,7 +14,8 @@ from bpfree.compiled_code import outside_compiled_code
 from bpfree.errors import OptionError
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
-from bpfree.forward_mode.estimate import Estimator, Observation, Perturbations
+from bpfree.forward_mode.estimate import Estimator, Observation
+from bpfree.forward_mode.perturbations import Perturbations
 from bpfree.forward_mode.sample_part import Rows, SamplePart
 from bpfree.forward_mode.tangents import Tangents
 from bpfree.mechanisms.direct.delivery import PassMemory
