@@ -31,8 +31,13 @@ SUBJECTS: dict[str, Subject] = {
     "GrAPE, every=4": Subject(bpfree.GrAPE(every=4)),
     "FDFA": Subject(bpfree.FDFA()),
     "FDFA, every=4": Subject(bpfree.FDFA(every=4)),
+    "FDFA, alternate=2": Subject(bpfree.FDFA(), alternate=2),
+    "FDFA, rows=.25": Subject(bpfree.FDFA(rows=0.25)),
+    "FDFA, rows=.125": Subject(bpfree.FDFA(rows=0.125)),
+    "FDFA, rows=.125, alternate=2": Subject(bpfree.FDFA(rows=0.125), alternate=2),
     "LMS": Subject(bpfree.LMS()),
     "DKP": Subject(bpfree.DKP()),
+    "DFA, alternate=2": Subject(bpfree.DFA(), alternate=2),
     "DFA, window=2": Subject(bpfree.DFA(), window=2),
     "FA": Subject(bpfree.FA()),
     "uSF": Subject(bpfree.SignSymmetry("uniform")),
@@ -51,7 +56,7 @@ SUBJECTS: dict[str, Subject] = {
 }
 CHECKPOINTED = "BP, checkpointed"
 BIOTORCH = {"biotorch DFA": "dfa", "biotorch FA": "fa"}
-NETS = ["8x1024@256", "16x1024@128", "16x2048@256", "8x256@64", "64x256@64", "cnn@64"]
+NETS = ["8x1024@256", "16x1024@128", "16x2048@256", "8x256@64", "64x256@64", "cnn@64", "12blocks@16"]
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def main() -> None:
     script.keep_memory()
     parser = script.parser(__doc__, "step.json")
     parser.add_argument("--nets", nargs="+", type=net, default=[net(text) for text in NETS], metavar="NET",
-                        help=f"depth x width @ batch, or cnn@batch (default: {' '.join(NETS)})")  # fmt: skip
+                        help=f"depth x width @ batch, cnn@ or blocks@ (default: {' '.join(NETS)})")  # fmt: skip
     parser.add_argument("--pairs", type=int, default=16, help="pairs of steps a row (default: 16)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

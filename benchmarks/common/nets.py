@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bpfree.lab.models import CausalTransformer
 from bpfree.lab.models.cnn import CNN
 
 MLP_SPECIFICATION = re.compile(r"(\d+)x(\d+)@(\d+)(?:/(\d+))?")
 CNN_SPECIFICATION = re.compile(r"cnn@(\d+)")
+BLOCKS_SPECIFICATION = re.compile(r"(\d+)blocks@(\d+)")
 IMAGE = (3, 32, 32)
 
 
@@ -37,6 +40,11 @@ class MLP:
         classes = "" if self.classes == 10 else f", {self.classes} classes"
         return f"{self.depth} x {self.width}, batch {self.batch}{classes}"
 
+    @property
+    def places(self) -> dict[str, Any]:
+        """Where feedback enters: behind every non-linearity."""
+        return {}
+
     def build(self) -> nn.Sequential:
         """The network, with the same weights every time."""
         torch.manual_seed(0)
@@ -60,6 +68,11 @@ class ConvNet:
         """How tables and files call it."""
         return f"3 conv (32-64-64) + 128, {' x '.join(map(str, IMAGE))}, batch {self.batch}"
 
+    @property
+    def places(self) -> dict[str, Any]:
+        """Where feedback enters: behind every non-linearity."""
+        return {}
+
     def build(self) -> nn.Module:
         """The network, with the same weights every time."""
         torch.manual_seed(0)
@@ -70,7 +83,47 @@ class ConvNet:
         return _data((self.batch, *IMAGE), self.classes)
 
 
-Net = MLP | ConvNet
+@dataclass(frozen=True)
+class Transformer:
+    """``blocks`` pre-norm transformer blocks of width 128, tapped behind each block, the error below the head.
+
+    Attributes:
+        blocks: The number of blocks.
+        batch: The number of sequences.
+    """
+
+    blocks: int
+    batch: int
+    width: int = 128
+    tokens: int = 128
+    classes: int = 4000
+
+    @property
+    def name(self) -> str:
+        """How tables and files call it."""
+        return f"{self.blocks} blocks of {self.width}, {self.batch} x {self.tokens} of {self.classes:,} tokens"
+
+    @property
+    def places(self) -> dict[str, Any]:
+        """Where feedback enters, as arguments of attach()."""
+        return {
+            "taps": list(CausalTransformer.suggested_taps(self.blocks, "pre")),
+            "error_at": CausalTransformer.suggested_error_at,
+        }
+
+    def build(self) -> nn.Module:
+        """The network, with the same weights every time."""
+        torch.manual_seed(0)
+        return CausalTransformer((self.tokens,), self.classes, self.blocks, self.width, norm="pre")
+
+    def data(self) -> tuple[Tensor, Tensor]:
+        """Tokens and those that follow them, the same every time."""
+        torch.manual_seed(1)
+        text = torch.randint(0, self.classes, (self.batch, self.tokens + 1))
+        return text[:, :-1], text[:, 1:]
+
+
+Net = MLP | ConvNet | Transformer
 
 
 def _data(shape: tuple[int, ...], classes: int) -> tuple[Tensor, Tensor]:
@@ -79,7 +132,9 @@ def _data(shape: tuple[int, ...], classes: int) -> tuple[Tensor, Tensor]:
 
 
 def net(text: str) -> Net:
-    """The network of a command line: ``16x2048@256`` (depth, width, batch), ``8x512@64/100`` (classes), ``cnn@64``.
+    """The network of a command line.
+
+    ``16x2048@256`` (depth, width, batch), ``8x512@64/100`` (classes), ``cnn@64``, ``12blocks@16`` (sequences).
 
     Raises:
         ValueError: ``text`` is none of these.
@@ -88,4 +143,6 @@ def net(text: str) -> Net:
         return MLP(*(int(number) for number in found.groups() if number))
     if found := CNN_SPECIFICATION.fullmatch(text):
         return ConvNet(int(found[1]))
-    raise ValueError(f"{text!r} is no network: write 16x2048@256, 8x512@64/100 or cnn@64.")
+    if found := BLOCKS_SPECIFICATION.fullmatch(text):
+        return Transformer(int(found[1]), int(found[2]))
+    raise ValueError(f"{text!r} is no network: write 16x2048@256, 8x512@64/100, cnn@64 or 12blocks@16.")

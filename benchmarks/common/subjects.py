@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -105,6 +106,7 @@ class Subject:
     Attributes:
         rule: The learning rule.
         window: See :func:`bpfree.attach`.
+        alternate: See :func:`bpfree.attach`. A step ends with a weight that is written to, and keeps its number.
         streaming: See :func:`bpfree.attach`.
         targets_first: Give the targets before the forward pass.
         compiled: Run the model through torch.compile.
@@ -118,6 +120,7 @@ class Subject:
 
     rule: bpfree.Rule
     window: int = 1
+    alternate: int = 1
     streaming: bool = False
     targets_first: bool = False
     compiled: bool = False
@@ -135,9 +138,11 @@ class Subject:
             model,
             self.rule,
             window=self.window,
+            alternate=self.alternate,
             streaming=self.streaming,
             verify=self.verify,
             example_inputs=None if self.begins_late else x,
+            **net.places,
         )
         if self.in_backward:
             _step_in_backward(model)
@@ -147,12 +152,16 @@ class Subject:
             if self.targets_first:
                 attachment.targets(y)
             with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-                loss = F.cross_entropy(forward(x), y)
+                loss = F.cross_entropy(forward(x).flatten(0, -2), y.flatten())
             if not self.targets_first:
                 attachment.targets(y)
             loss.backward()
+            if self.alternate > 1:
+                with torch.no_grad():
+                    last.add_(0.0)
 
-        return Step(model, forward_backward, getattr(self.rule, "every", 1), attachment)
+        last = list(model.parameters())[-1]
+        return Step(model, forward_backward, math.lcm(getattr(self.rule, "every", 1), self.alternate), attachment)
 
     def _forward(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         if self.segments:
