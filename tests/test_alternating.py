@@ -414,6 +414,21 @@ def test_a_compiled_model_has_a_graph_for_each_phase_and_no_more(double, period,
     torch.compiler.reset()
 
 
+def test_a_compiled_optimizer_ends_a_step_too():
+    torch.compiler.reset()
+    x, y = batch()
+    attachment = bpfree.attach(model := mlp(), bpfree.DFA(), alternate=2, seed=3, example_inputs=x)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    step = torch.compile(lambda: optimizer.step(), backend="eager")
+    cut = []
+    for _ in range(3):
+        backward(model, attachment, x, y)
+        cut.append(cut_in(attachment))
+        step()
+    assert cut == [["1", "5"], ["3", "7"], ["1", "5"]]
+    torch.compiler.reset()
+
+
 def _train_on(rank, x, y):
     torch.set_default_dtype(torch.float64)
     model = mlp()

@@ -17,6 +17,7 @@ import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
+from bpfree.compiled_code import outside_compiled_code
 from bpfree.feedback.lazy_buffers import LazyBuffers
 from bpfree.feedback.random import derived_seed
 from bpfree.plan import Plan
@@ -182,6 +183,7 @@ def _watch_optimizers(alternation: Alternation) -> None:
 _HOOKED: list[RemovableHandle] = []
 
 
+@outside_compiled_code  # a compiled optimizer calls it too
 def _on_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for alternation in list(_ALIVE):
         alternation.on_step(optimizer)
