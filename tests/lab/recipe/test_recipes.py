@@ -144,7 +144,7 @@ def keys(folder: Path, **changes: object) -> list[str]:
 def test_a_key_tells_runs_apart_and_nothing_else(tmp_path: Path) -> None:
     usual = keys(tmp_path)
     assert len(set(usual)) == 6
-    assert keys(tmp_path, window=1) == keys(tmp_path, threads=1) == usual  # defaults, written out
+    assert keys(tmp_path, window=1) == keys(tmp_path, threads=1) == keys(tmp_path, alternate=1) == usual  # defaults
     model = {"class_path": "bpfree.lab.models.MLP", "init_args": {"hidden": [16, 16], "dropout": 0.2}}
     assert keys(tmp_path, model=model) == usual
     assert keys(tmp_path, model=model | {"init_args": {"activation": "tanh", **model["init_args"]}}) == usual
