@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from lightning.fabric.utilities import registry
 
 from support import browser
 from support.two_ranks import once_per_run
@@ -31,6 +32,14 @@ def _revisions_read_once() -> Iterator[None]:
         patch.setattr(
             ScriptDirectory, "from_config", lambda config: of_folder(config.get_main_option("script_location"))
         )
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _entry_points_read_once() -> Iterator[None]:
+    """Every Trainer of Lightning asks all installed packages for callbacks; they are the same every time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
         yield
 
 
