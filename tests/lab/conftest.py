@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
+import sqlite3
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from lightning.fabric.utilities import registry
+from sqlalchemy import Engine, event
 
 from support import browser
 from support.two_ranks import once_per_run
@@ -31,6 +36,28 @@ def _revisions_read_once() -> Iterator[None]:
         patch.setattr(
             ScriptDirectory, "from_config", lambda config: of_folder(config.get_main_option("script_location"))
         )
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _databases_wait_for_no_disk() -> Iterator[None]:
+    """No test cuts the power: a ledger that is made waits for the disk dozens of times otherwise."""
+
+    def connected(connection: Any, record: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            with contextlib.suppress(sqlite3.Error):  # a damaged file is another one's matter
+                connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", connected)
+    yield
+    event.remove(Engine, "connect", connected)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _entry_points_read_once() -> Iterator[None]:
+    """Every Trainer of Lightning asks all installed packages for callbacks; they are the same every time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
         yield
 
 

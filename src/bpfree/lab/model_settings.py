@@ -116,12 +116,26 @@ class ModelSettings:
         return model
 
     def _parse(self, init_args: dict[str, Any], skip: frozenset[str] = frozenset()) -> tuple[ArgumentParser, Namespace]:
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(nn.Module, "model", required=True, skip=set(skip))
+        given = {"class_path": self.full_path, "init_args": init_args}
+        text = json.dumps(plain(given))
         try:
-            return parser, parser.parse_object({"model": {"class_path": self.full_path, "init_args": init_args}})
+            if json.loads(text) != given:  # an argument that is no plain value
+                return _parsed(given, skip)
+            parser, parsed = _parsed_text(text, skip)
+            return parser, copy.deepcopy(parsed)
         except ArgumentError as error:
             raise SettingsError(f"--model {self.class_path}: {in_one_line(str(error), 'model')}") from error
+
+
+@functools.cache  # every run builds its model twice, and to read its arguments takes as long as a few steps
+def _parsed_text(given: str, skip: frozenset[str]) -> tuple[ArgumentParser, Namespace]:
+    return _parsed(json.loads(given), skip)
+
+
+def _parsed(given: dict[str, Any], skip: frozenset[str]) -> tuple[ArgumentParser, Namespace]:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(nn.Module, "model", required=True, skip=set(skip))
+    return parser, parser.parse_object({"model": given})
 
 
 @functools.cache  # a table asks hundreds of times about a few models, and each answer takes a twentieth of a second

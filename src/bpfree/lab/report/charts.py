@@ -44,8 +44,10 @@ def curves(rows: Sequence[Row], panel: Panel, style: Style, *, length: Length, i
     placed = {name: panel.place.format(f"datum.{key}") for name, key in (("m", "mean"), ("l", "low"), ("h", "high"))}
     if length.steps:
         placed["step"] = f"datum.epoch * {length.steps}"
-    chart = alt.layer(*layers, data=alt.InlineData(values=list(rows))).transform_calculate(**placed)
-    return chart.add_params(alt.param(name=CHOSEN, value=[])) if interactive else chart
+    # Given at once: whatever is added to a chart later copies the whole chart.
+    transform = [alt.CalculateTransform(calculate=said, **{"as": name}) for name, said in placed.items()]
+    given = {"params": [alt.param(name=CHOSEN, value=[]).param]} if interactive else {}
+    return alt.layer(*layers, data=alt.InlineData(values=list(rows)), transform=transform, **given)
 
 
 def hover(base: alt.Chart, panel: Panel, length: Length) -> alt.Chart:
@@ -141,9 +143,11 @@ def finish(chart: alt.TopLevelMixin, style: Style) -> Any:
     lines = {"domainColor": style.grid, "tickColor": style.grid, "gridColor": style.grid}
     text = {"labelColor": style.ink, "titleColor": style.ink, "titleFontWeight": "normal"}
     fonts = {"labelFontSize": 12, "titleFontSize": 12, "titlePadding": 8, "labelOpacity": 0.85}
-    return (
-        chart.configure(font=style.font, background="transparent", customFormatTypes=True)
-        .configure_axis(**lines, **text, **fonts)
-        .configure_view(stroke=None)
-        .configure_title(color=style.ink, fontSize=13, anchor="start", fontWeight="bold")
+    return chart.configure(
+        font=style.font,
+        background="transparent",
+        customFormatTypes=True,
+        axis=alt.AxisConfig(**lines, **text, **fonts),
+        view=alt.ViewConfig(stroke=None),
+        title=alt.TitleConfig(color=style.ink, fontSize=13, anchor="start", fontWeight="bold"),
     )
