@@ -104,7 +104,7 @@ class Display:
         if self._console is not None and not self._console.is_terminal:
             self._say(
                 f"{self._title}, {length.unit} {length.after(record['epoch'])}/{length.total}: "
-                f"{self._measured_on} {metric.name} {metric.show(value)}, training loss {record['train_loss']:.4f}, "
+                f"{self._measured_on} {metric.noun} {metric.show(value)}, training loss {record['train_loss']:.4f}, "
                 f"{record['seconds']:.2f} s"
             )
 
@@ -117,7 +117,7 @@ class Display:
         how = "finished before" if known else f"{record['seconds_per_epoch']:.2f} s for {settings.length.part}"
         self._say(
             f"[{self._finished}/{self._runs}] {record['label']}, seed {record['seed']}: "
-            f"{self._measured_on} {metric.name} {metric.show(value)} ({how})"
+            f"{self._measured_on} {metric.noun} {metric.show(value)} ({how})"
         )
 
     def _say(self, line: str) -> None:
@@ -136,5 +136,5 @@ class Display:
         return Group(
             self._bars,
             Text(self._speed()),
-            Text(f"last {self._measured_on} {self._metric.name}:  {last}" if last else ""),
+            Text(f"last {self._measured_on} {self._metric.noun}:  {last}" if last else ""),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bpfree.lab.report import alignment
 from bpfree.lab.report.alignment_kinds import by_layer, kind_and_layer, over_training, table
 
 
@@ -53,3 +54,10 @@ def test_the_table_has_a_column_for_each_layer() -> None:
         ["tap", "0.40", "1.00", "0.70"],
     ]
     assert "evaluation 3" in table(over_training(RUN), "evaluation")
+
+
+def test_a_layer_that_is_aligned_without_a_tap_is_not_called_one() -> None:
+    """Cross layers are aligned at the one number of a row that their weights learn from."""
+    titles = [alignment._title(name, [name]) for name in ("embedding_tap", "cross.layers.0.weight")]
+    assert titles == ["Tap embedding_tap", "Layer cross.layers.0"]
+    assert alignment._title("attention", ["blocks.0.attention", "blocks.1.attention"]) == "attention"

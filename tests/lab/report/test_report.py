@@ -162,7 +162,7 @@ def test_numbers_have_the_digits_of_their_metric(small: dict[str, Any], tmp_path
             epoch["eval_auc"] = 0.9
     text = " ".join("".join(read(links, tmp_path)[1].text).split())
     assert "0.918 ± 0.012" in text
-    assert "auc 0.915 against 0.918" in text
+    assert "AUC 0.915 against 0.918" in text
 
 
 def test_the_legend_of_a_picture_takes_as_many_lines_as_it_needs() -> None:

@@ -367,6 +367,7 @@ def test_compare_nodes_and_edges_from_end_to_end(tmp_path: Path, monkeypatch: py
         assert written["runs"][0][metric] == written["summary"][0][f"{metric}_mean"]
         page = (tmp_path / f"runs/compare-{name}/report.html").read_text(encoding="utf-8")
         assert f"{title} on the test set" in page
+        assert f"; {title if metric == 'auc' else metric} is measured on" in page
         assert ("t&#8209;SNE" in page) == (name == "cora")
 
 

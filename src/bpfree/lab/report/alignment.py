@@ -57,11 +57,18 @@ def cosine(row: Mapping[str, Any], taps: Sequence[str]) -> str:
 
 def curves(comparison: Comparison) -> dict[str, list[Row]]:
     """Return the charts, each a title and its rows; charts without any valid cosine are left out."""
-    chosen = {heading if len(taps) > 1 else f"Tap {heading}": taps for heading, taps in columns(comparison).items()}
+    chosen = {_title(heading, taps): taps for heading, taps in columns(comparison).items()}
     layers = by_layer(series.taps(comparison))
     chosen |= {f"Layer {layer}": taps for layer, taps in layers.items()}
     rows = {title: series.rows(comparison, series.cosine(*taps)) for title, taps in chosen.items()}
     return {title: found for title, found in rows.items() if found}
+
+
+def _title(heading: str, taps: Sequence[str]) -> str:
+    """Return a chart's title; what is aligned may also be a layer's own output, which is known by its weight."""
+    if len(taps) > 1:
+        return heading
+    return f"Layer {heading.removesuffix('.weight')}" if heading.endswith(".weight") else f"Tap {heading}"
 
 
 def table(comparison: Comparison) -> list[tuple[str, list[tuple[str, list[str]]]]]:

@@ -69,7 +69,7 @@ def learning(comparison: Mapping[str, Any]) -> list[tuple[str, list[Row], Panel]
     place = (
         accuracy_panel(score, comparison["data"].get("n_eval"))
         if metric.name == "accuracy"
-        else loss_panel(score, metric.name)
+        else loss_panel(score, metric.noun)
     )
     title = f"{metric.title} on the {tables.measured_on(comparison)} set"
     return [(title, score, place), ("Training loss", loss, loss_panel(loss))]

@@ -40,7 +40,7 @@ def abstract(comparison: Comparison) -> str:
     labels = f"{'with' if noun == 'rule' else 'in'} {text.count(len(series.labels(comparison)), noun)}"
     return (
         f"{_models(comparison)}, trained on {training}{data_name(comparison)} {labels}"
-        f"{' (' + ', '.join(times) + ' each)' if times else ''}; {task.metric.name} is measured on "
+        f"{' (' + ', '.join(times) + ' each)' if times else ''}; {task.metric.noun} is measured on "
         f"{scored}{measured_on(comparison)} {task.samples} after the {_measured(comparison)} {length.unit}."
     )
 
@@ -74,7 +74,7 @@ def closest(comparison: Comparison) -> str:
         text.number(row[f"{metric.name}_mean"], metric.digits) + metric.unit for row in (best, reference[0])
     )
     return (
-        f"Closest to backpropagation: {best['label']}, {metric.name} {found} against {wanted} "
+        f"Closest to backpropagation: {best['label']}, {metric.noun} {found} against {wanted} "
         f"(recovery ratio {text.number(best['recovery'])})."
     )
 

@@ -34,9 +34,14 @@ class Metric:
     digits: int = 2
 
     @property
+    def noun(self) -> str:
+        """Its name in a sentence."""
+        return self.name.upper() if self.name in _INITIALS else self.name.replace("_", " ")
+
+    @property
     def title(self) -> str:
         """Its name at the beginning of a line."""
-        return self.name.upper() if self.name in _INITIALS else self.name.replace("_", " ").capitalize()
+        return self.noun[:1].upper() + self.noun[1:]
 
     def show(self, value: float | None) -> str:
         """Return a value with its unit; None is what a file has in place of infinity."""
