@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import os
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -40,8 +41,8 @@ def _revisions_read_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _databases_wait_for_no_disk() -> Iterator[None]:
-    """No test cuts the power: a ledger that is made waits for the disk dozens of times otherwise."""
+def _nothing_waits_for_the_disk() -> Iterator[None]:
+    """No test cuts the power: a ledger that is made waits for the disk dozens of times otherwise, each file once."""
 
     def connected(connection: Any, record: Any) -> None:
         if isinstance(connection, sqlite3.Connection):
@@ -49,7 +50,9 @@ def _databases_wait_for_no_disk() -> Iterator[None]:
                 connection.execute("PRAGMA synchronous = OFF")
 
     event.listen(Engine, "connect", connected)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
     event.remove(Engine, "connect", connected)
 
 
