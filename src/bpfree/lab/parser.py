@@ -129,7 +129,7 @@ def add_options(parser: Parser, kind: type[Any]) -> None:
 
 def add_option(parser: Parser, kind: type[Any], name: str) -> None:
     """Add the option for one field of the dataclass ``kind``, with the help text from its docstring."""
-    entry, hint, text = _described(kind)[name]
+    entry, hint, text = _described(kind)[name]  # type: ignore[arg-type]  # for mypy a type has no hash
     flag = f"--{name.replace('_', '-')}"
     if name == "model":
         parser.add_subclass_arguments(
@@ -146,7 +146,7 @@ def add_option(parser: Parser, kind: type[Any], name: str) -> None:
 
 
 @functools.cache
-def _described(kind: Any) -> dict[str, tuple[Field[Any], Any, str]]:
+def _described(kind: type[Any]) -> dict[str, tuple[Field[Any], Any, str]]:
     """Return the fields of a dataclass with their types and their help texts, by name."""
     hints, texts = get_type_hints(kind), _texts(kind)
     return {entry.name: (entry, hints[entry.name], texts[entry.name]) for entry in fields(kind)}

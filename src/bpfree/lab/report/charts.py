@@ -140,9 +140,9 @@ def one_epoch(rows: Sequence[Row]) -> bool:
 
 def finish(chart: alt.TopLevelMixin, style: Style) -> Any:
     """Give text, axes and background the style's colours."""
-    lines = {"domainColor": style.grid, "tickColor": style.grid, "gridColor": style.grid}
-    text = {"labelColor": style.ink, "titleColor": style.ink, "titleFontWeight": "normal"}
-    fonts = {"labelFontSize": 12, "titleFontSize": 12, "titlePadding": 8, "labelOpacity": 0.85}
+    lines: dict[str, Any] = {"domainColor": style.grid, "tickColor": style.grid, "gridColor": style.grid}
+    text: dict[str, Any] = {"labelColor": style.ink, "titleColor": style.ink, "titleFontWeight": "normal"}
+    fonts: dict[str, Any] = {"labelFontSize": 12, "titleFontSize": 12, "titlePadding": 8, "labelOpacity": 0.85}
     return chart.configure(
         font=style.font,
         background="transparent",
