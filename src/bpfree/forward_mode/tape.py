@@ -58,15 +58,20 @@ class Tape:
 
     @contextmanager
     def replayed(self, own: OwnPass) -> Generator[None]:
-        """Within this context the layers of the pass ``own`` take their outputs from the recording, then forgotten."""
+        """Within this context the layers of the pass ``own`` take their outputs from the recording, then forgotten.
+
+        Where nothing is recorded they compute them; values and tangents are products of their own there too. Torch's
+        own forward derivative of a linear layer adds the bias's tangent, a tensor of zeros, by a decomposition in
+        Python, which takes longer than small products.
+        """
         recording = self._recording()
         kept, recording.kept = recording.kept or {}, None
         try:
-            for layer, outputs in kept.items():
-                vars(layer)["forward"] = partial(_replay, own, layer, layer.forward, outputs)
+            for layer in self._layers:
+                vars(layer)["forward"] = partial(_replay, own, layer, layer.forward, kept.get(layer) or deque())
             yield
         finally:
-            for layer in kept:
+            for layer in self._layers:
                 vars(layer).pop("forward", None)  # Ctrl-C may come before it was there
 
 
@@ -81,10 +86,11 @@ def _replay(
         return forward(input)
     # Taken out: it is not needed behind its layer.
     output, version = outputs.popleft() if outputs else (None, 0)
-    # An in-place operation may have overwritten it; a model that differentiates within its forward needs the graph.
-    if output is None or output._version != version or input.requires_grad:
+    if input.requires_grad:  # a model that differentiates within its forward needs the graph
         return forward(input)
-    _, tangent = split(input)
+    primal, tangent = split(input)
+    if output is None or output._version != version:  # an in-place operation may have overwritten it
+        output = forward(primal)
     if tangent is None:
         return output
     linear = F.linear(tangent, layer.weight) if isinstance(layer, nn.Linear) else layer._conv_forward(
