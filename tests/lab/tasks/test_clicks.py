@@ -169,6 +169,11 @@ def test_parts_of_one_class_have_no_auc(log: Path, tmp_path: Path) -> None:
         run(settings(), one, tmp_path)
 
 
+def test_a_factorization_machine_has_no_place_for_feedback(data: Clicks) -> None:
+    with pytest.raises(SettingsError, match=r"FM has no layer behind another one: .* Take --rule BP"):
+        learner(settings(model=ModelSettings("FM")), data)
+
+
 def test_a_model_of_another_shape_is_named(data: Clicks) -> None:
     task = learner(settings(), data)
     with pytest.raises(RunError, match=r"gives \(4, 2\) for 4 rows"):

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
+from bpfree.errors import TapSelectionError
 from bpfree.lab import replicas
 from bpfree.lab.data.batches import InOrder, batches
 from bpfree.lab.data.clicks import Clicks, Rows, ShuffledBlocks
-from bpfree.lab.errors import DataError, RunError
+from bpfree.lab.errors import DataError, RunError, SettingsError
+from bpfree.lab.models.clicks import FM
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks import CLICKS
 from bpfree.lab.tasks.feed import Feed
@@ -39,7 +41,14 @@ class ClickPrediction(Learner):
     """
 
     def __init__(self, model: nn.Module, run: RunSettings, data: Clicks) -> None:
-        super().__init__(model, run)
+        try:
+            super().__init__(model, run)
+        except TapSelectionError as error:
+            if not isinstance(model, FM):
+                raise
+            raise SettingsError(
+                "FM has no layer behind another one: all of it learns exactly. Take --rule BP."
+            ) from error
         _check(data)
         self._rows = {"validation": data.validation, "eval": data.evaluation}
 
