@@ -26,8 +26,8 @@ import torch
 from bpfree.lab.data.batches import batches
 from bpfree.lab.data.clicks import Clicks, ClickSettings, ShuffledBlocks, load_clicks, read_schema
 from bpfree.lab.data.clicks.schema import AS_WRITTEN
-from bpfree.lab.model_settings import ModelSettings
-from bpfree.lab.runs import run
+from bpfree.lab.running.runs import run
+from bpfree.lab.settings.model import ModelSettings
 from bpfree.lab.tasks.clicks import scores
 from bpfree.lab.time_and_memory import paired_ratio
 from common import results, script, third_order_log, torchfm_loop

@@ -19,7 +19,7 @@ from torch import nn
 import bpfree
 from bpfree.lab.data import load
 from bpfree.lab.data.graphs import Graph
-from bpfree.lab.model_settings import ModelSettings
+from bpfree.lab.settings.model import ModelSettings
 from bpfree.lab.time_and_memory import paired_ratio
 from common import results, script
 

@@ -12,7 +12,7 @@ from typing import Any
 import vl_convert
 from markupsafe import Markup
 
-from bpfree.lab.files import write_text
+from bpfree.lab.disk.files import write_text
 from bpfree.lab.report.charts import finish
 from bpfree.lab.report.picture import vega_lite
 from bpfree.lab.report.style import Style, on_screen

@@ -21,10 +21,10 @@ from torch import Tensor
 
 import bpfree
 from bpfree.lab.data.scenes import Cameras, Scene, Views
-from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.models import NeRF, NeRFReleased
-from bpfree.lab.options import TrainOptions
-from bpfree.lab.runs import learner
+from bpfree.lab.options.training import TrainOptions
+from bpfree.lab.running.runs import learner
+from bpfree.lab.settings.model import ModelSettings
 from bpfree.lab.tasks import VIEWS
 from bpfree.lab.tasks.views import ViewSynthesis
 from bpfree.lab.time_and_memory import paired_ratio

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from bpfree.lab.data.batches import Shuffled, Streams, TrainingOrder, batches
 from bpfree.lab.data.text import Text, TextSettings, Vocabulary, load_text
-from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.settings import RunSettings, rule_settings
+from bpfree.lab.settings.model import ModelSettings
 from bpfree.lab.tasks.language import LanguageModel
 from bpfree.lab.time_and_memory import paired_ratio
 from common import results, script

@@ -19,7 +19,7 @@ import torch
 from bpfree.lab.recipe.locate import find
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.report.alignment_kinds import kind_and_layer
-from bpfree.lab.runs import Places, learner, run
+from bpfree.lab.running.runs import Places, learner, run
 from bpfree.lab.studies.alignment_limit import TapLimit, alignment_limits, table
 from bpfree.lab.tables.cells import plan
 from bpfree.lab.tables.work import Training

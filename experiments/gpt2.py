@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfree.lab.commands import main
-from bpfree.lab.files import read_json
+from bpfree.lab.disk.files import read_json
 
 CONFIG = Path(__file__).with_name("gpt2-4-blocks.json")
 RULES = {"BP": [], "FDFA": ["--settings.FDFA.rule", "{class_path: FDFA, init_args: {beta: 0.05}}"]}

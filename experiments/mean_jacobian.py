@@ -11,7 +11,7 @@ import torch
 
 import bpfree
 from bpfree.jacobian import mean_jacobians
-from bpfree.lab.runs import Places, learner, run
+from bpfree.lab.running.runs import Places, learner, run
 from bpfree.lab.tables.work import Training, works
 from bpfree.lab.tasks import TASKS
 from bpfree.lab.tasks.learner import Learner

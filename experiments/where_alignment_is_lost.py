@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bpfree.lab.files import read_json
+from bpfree.lab.disk.files import read_json
 from bpfree.lab.report.alignment_kinds import by_layer, over_training, table
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bpfree.lab.data.batches import batches
 from bpfree.lab.data.clicks import Clicks, ClickSettings, ShuffledBlocks
-from bpfree.lab.model_settings import ModelSettings
-from bpfree.lab.options import TrainOptions
-from bpfree.lab.runs import learner
+from bpfree.lab.options.training import TrainOptions
+from bpfree.lab.running.runs import learner
 from bpfree.lab.settings import RuleOverrides, RunSettings
+from bpfree.lab.settings.model import ModelSettings
 from bpfree.lab.tasks.clicks import ClickPrediction
 
 NETS: dict[str, dict[str, Any]] = {

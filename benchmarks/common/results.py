@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bpfree.lab.files import read_json, write_json
+from bpfree.lab.disk.files import read_json, write_json
 
 IDENTITY = ("axis", "net", "subject", "reference")
 """What a row is of. A row of the same identity takes the place of an older one."""

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bpfree.lab import environment
+from bpfree.lab.process import environment
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bpfree.lab.files import read_json
+from bpfree.lab.disk.files import read_json
 from common.results import Row
 
 FILES = ("step", "memory", "scaling", "pipeline")

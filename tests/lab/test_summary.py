@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from bpfree.lab.display.terminal_table import table
 from bpfree.lab.summary import deviation, mean_cosine, recovery, summarize
 from bpfree.lab.tasks import LANGUAGE
-from bpfree.lab.terminal_table import table
 
 
 def tap(name: str, cosine: float | None, valid: int = 10) -> dict:

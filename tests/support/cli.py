@@ -1,8 +1,8 @@
 """A command line, as the program reads it."""
 
 from bpfree.lab.commands import make_parser
-from bpfree.lab.options import CompareOptions
-from bpfree.lab.parser import read_options, with_model
+from bpfree.lab.options.parser import read_options, with_model
+from bpfree.lab.options.training import CompareOptions
 
 
 def compare_options(*words: str) -> CompareOptions:

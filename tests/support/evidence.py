@@ -10,8 +10,8 @@ import argparse
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 
-from bpfree.lab.environment import describe
-from bpfree.lab.files import read_json, write_json
+from bpfree.lab.disk.files import read_json, write_json
+from bpfree.lab.process.environment import describe
 
 FOLDER = Path(__file__).parents[1] / "evidence"
 """Where the repository keeps what was found."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bpfree.lab.terminal import Display
+from bpfree.lab.display.terminal import Display
 
 STEPS = 8  # an epoch of the tiny data
 

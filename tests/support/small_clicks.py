@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import bpfree
 import bpfree.lab.models as models
-from bpfree.lab.model_settings import ModelSettings
+from bpfree.lab.settings.model import ModelSettings
 
 SHAPE = (5, 7, 3, 11)
 ARGUMENTS: dict[str, dict[str, Any]] = {

@@ -12,8 +12,8 @@ import scipy.sparse as sp
 
 from bpfree.lab.data.graphs import Graph, GraphSettings
 from bpfree.lab.data.planetoid import CORA, Citations, load_planetoid
-from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.settings import RunSettings, rule_settings
+from bpfree.lab.settings.model import ModelSettings
 
 
 def write(

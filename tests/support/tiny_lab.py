@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from bpfree.lab.data import Images, Normalization, Splits
-from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.settings import RunSettings, rule_settings
+from bpfree.lab.settings.model import ModelSettings
 
 
 def splits() -> Splits:

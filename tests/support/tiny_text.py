@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bpfree.lab.data.text import Text, TextSettings, load_text
-from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.settings import RunSettings, rule_settings
+from bpfree.lab.settings.model import ModelSettings
 
 SMALL = {"blocks": 2, "width": 16, "heads": 2, "hidden": 32}
 HOW = TextSettings(vocabulary=280, context=16)

@@ -13,6 +13,9 @@ from bpfree.lab.tasks.task import Metric, Task
 REFERENCE, CONTROL = "BP", "Shallow"
 """The labels of backpropagation and of the frozen control."""
 
+FORMAT = "bpfree-comparison/1"
+"""The form of a comparison's file."""
+
 
 def summarize(
     runs: Sequence[Mapping[str, Any]],

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from bpfree.lab.disk.leftovers import temporary_folder
 from bpfree.lab.errors import SettingsError, WriteError
-from bpfree.lab.leftovers import temporary_folder
 
 Batch = TypeVar("Batch")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from pathlib import Path
 
 _SIZES = (0, 1, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1)
 
@@ -68,3 +69,9 @@ def _swap(content: bytes, luck: random.Random) -> bytes:
 
 
 _WAYS = (flipped, truncated, _byte, _size, _cut, _repeat, _insert, _swap)
+
+
+def altered(path: Path, way: str = "flipped") -> None:
+    """Damage a file: a bit is another one, or its end is missing."""
+    content = path.read_bytes()
+    path.write_bytes({"flipped": flipped, "truncated": truncated}[way](content, random.Random(3)))

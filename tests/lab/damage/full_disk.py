@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from bpfree.errors import BpfreeError
-from bpfree.lab import files
-from bpfree.lab.checkpoints import WholeFiles
+from bpfree.lab.disk import files
+from bpfree.lab.kept.checkpoints import WholeFiles
 from bpfree.lab.queue import storage
 from bpfree.lab.queue.ledger import Ledger
 from bpfree.lab.tables import result

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from bpfree.lab.files import storable
-from bpfree.lab.runs import run
+from bpfree.lab.disk.files import storable
+from bpfree.lab.running.runs import run
 from support import evidence, tiny_lab
 
 GOOD = ("interrupted", "finished before")

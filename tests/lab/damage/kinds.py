@@ -23,16 +23,16 @@ from PIL import Image
 from scipy.sparse import csr_matrix
 
 from bpfree.errors import BpfreeWarning
-from bpfree.lab import checkpoints
-from bpfree.lab.checkpoints import WholeFiles
 from bpfree.lab.data.idx import parse_idx
 from bpfree.lab.data.idx_set import Original, _verified
 from bpfree.lab.data.pickled import NUMBERS, parse_pickle, unpickled
 from bpfree.lab.data.picture import picture
 from bpfree.lab.data.planetoid import CORA, _indices, _neighbours
 from bpfree.lab.data.text.reading import lines
+from bpfree.lab.disk.files import read_json, write_json
 from bpfree.lab.errors import WriteError
-from bpfree.lab.files import read_json, write_json
+from bpfree.lab.kept import checkpoints
+from bpfree.lab.kept.checkpoints import WholeFiles
 from bpfree.lab.queue.ledger import Ledger
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.tables import result

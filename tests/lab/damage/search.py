@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bpfree.errors import BpfreeError
-from bpfree.lab.bounded import allowed
+from bpfree.lab.disk.bounded import allowed
 from lab.damage.alter import flipped, flipped_where_written, mutated, truncated
 from lab.damage.kinds import KINDS, Kind
 from support import evidence

@@ -13,10 +13,10 @@ from torch import Tensor
 from bpfree.lab.data import Images, Normalization
 from bpfree.lab.data.augmentation import Augmentation, augmented
 from bpfree.lab.data.batches import Shuffled, augmented_batches
+from bpfree.lab.display.terminal import Display
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.options import CompareOptions
-from bpfree.lab.runs import run
-from bpfree.lab.terminal import Display
+from bpfree.lab.options.training import CompareOptions
+from bpfree.lab.running.runs import run
 from support import tiny_lab
 
 BLACK = torch.tensor([-1.0, -2.0])

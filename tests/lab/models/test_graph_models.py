@@ -14,7 +14,7 @@ from torch.autograd import forward_ad, gradcheck
 
 import bpfree
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.model_settings import ModelSettings
+from bpfree.lab.settings.model import ModelSettings
 
 pytestmark = pytest.mark.models
 gnn = pytest.importorskip("torch_geometric.nn", reason="needs torch_geometric: pip install bpfree[graphs]")

@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 
 import bpfree
-from bpfree.lab.command_line import command_line
 from bpfree.lab.commands import main
-from bpfree.lab.compare import plan_runs
+from bpfree.lab.commands.compare import plan_runs
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.model_settings import ModelSettings, with_import_path
 from bpfree.lab.models.hugging_face import CausalLM
-from bpfree.lab.options import CompareOptions
-from bpfree.lab.run_identity import HUGGING_FACE
+from bpfree.lab.options.command_line import command_line
+from bpfree.lab.options.training import CompareOptions
+from bpfree.lab.settings.identity import HUGGING_FACE
+from bpfree.lab.settings.model import ModelSettings, with_import_path
+from bpfree.lab.settings.trust import names_code, vouched
 from bpfree.lab.tables.work import works
-from bpfree.lab.trust import names_code, vouched
 from support import tiny_text
 from support.cli import compare_options
 
@@ -331,7 +331,7 @@ def test_train_and_compare_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert written["settings"]["taps"] == ["model.transformer.h.0", "model.transformer.h.1"]
     assert written["settings"]["error_at"] == "model.transformer.h.1"
     (tmp_path / "asked.yaml").write_text("model: {class_path: 'hf:gpt2.json', init_args: {config: {n_layer: 2}}}\n")
-    monkeypatch.setattr("bpfree.lab.runs._train", None)  # the same runs again: nothing is trained
+    monkeypatch.setattr("bpfree.lab.running.runs._train", None)  # the same runs again: nothing is trained
     again = ["compare", *text, *short, "--config", "asked.yaml", "--rules", "BP", "DFA", "--seeds", "1"]
     assert main([*again, "--out", "compared"]) == 0
 

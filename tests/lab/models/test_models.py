@@ -10,8 +10,8 @@ from torch import nn
 
 import bpfree
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.models import CNN, MLP
+from bpfree.lab.settings.model import ModelSettings
 
 
 def test_mlp_has_the_weights_of_its_layers() -> None:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import bpfree
-from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.models import CausalTransformer
+from bpfree.lab.settings.model import ModelSettings
 from support.plain_transformer import Plain
 from support.small_transformer import CLASSES, SMALL, small_transformer
 

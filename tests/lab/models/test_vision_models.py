@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import bpfree
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.models import CNN, MLP, VGG16, AlexNet, BottleneckMLP, LeNet4
-from bpfree.lab.options import CompareOptions
+from bpfree.lab.options.training import CompareOptions
+from bpfree.lab.settings.model import ModelSettings
 
 IMAGE, LARGE = (3, 32, 32), (3, 224, 224)
 

@@ -18,7 +18,7 @@ from bpfree.lab.recipe.locate import find, names
 from bpfree.lab.recipe.merging import merged
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.recipe.schema import Chart, Column, Expected
-from bpfree.lab.runs import learner
+from bpfree.lab.running.runs import learner
 from bpfree.lab.tables.cells import plan, works
 from bpfree.lab.tables.metrics import value
 from bpfree.lab.tables.work import works as of_settings

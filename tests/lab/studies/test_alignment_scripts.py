@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bpfree.lab.files import write_json
+from bpfree.lab.disk.files import write_json
 from support import tiny_text
 
 ROOT = Path(__file__).parents[3]

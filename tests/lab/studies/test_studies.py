@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import bpfree
-from bpfree.lab.model_settings import ModelSettings
+from bpfree.lab.settings.model import ModelSettings
 from bpfree.lab.studies.feedback_update import cosine_after
 from bpfree.lab.studies.forward_gradient import forward_gradient_cosine
 from bpfree.lab.studies.memory import feedback_memory, tap_widths

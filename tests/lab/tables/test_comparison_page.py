@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bpfree.lab import runs
 from bpfree.lab.commands import main
+from bpfree.lab.disk.files import write_json
 from bpfree.lab.errors import DamageError, SettingsError
-from bpfree.lab.files import write_json
 from bpfree.lab.report import ReportError
+from bpfree.lab.running import runs
 from bpfree.lab.tables.command_options import ReportOptions
 from bpfree.lab.tables.recipe_page import report
 from support import fake_comparison

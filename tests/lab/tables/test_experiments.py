@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bpfree.lab.compare import plan_runs
-from bpfree.lab.files import json_lines
-from bpfree.lab.plain_values import plain
+from bpfree.lab.commands.compare import plan_runs
+from bpfree.lab.disk.files import json_lines
 from bpfree.lab.recipe.locate import find
 from bpfree.lab.recipe.reading import content_of, read
+from bpfree.lab.settings.plain_values import plain
 from bpfree.lab.tables import markdown
 from bpfree.lab.tables.cells import plan, works
 from bpfree.lab.tables.result import FORMAT, of_format

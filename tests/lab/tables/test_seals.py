@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bpfree.errors import BpfreeWarning
-from bpfree.lab import checksums, files
+from bpfree.lab.disk import checksums, files
 from bpfree.lab.errors import DamageError, LedgerError
 from bpfree.lab.queue import record_attributes
 from bpfree.lab.queue.ledger import Ledger

@@ -13,14 +13,14 @@ from torch import Tensor
 
 pytest.importorskip("polars", reason="needs the extra [clicks] (polars)")
 
-from bpfree.lab import runs
 from bpfree.lab.data import load
 from bpfree.lab.data.clicks import Clicks, ClickSettings
 from bpfree.lab.errors import DataError, RunError, SettingsError
-from bpfree.lab.model_settings import ModelSettings
-from bpfree.lab.options import TrainOptions
-from bpfree.lab.runs import Places, learner, run
+from bpfree.lab.options.training import TrainOptions
+from bpfree.lab.running import runs
+from bpfree.lab.running.runs import Places, learner, run
 from bpfree.lab.settings import RunSettings
+from bpfree.lab.settings.model import ModelSettings
 from bpfree.lab.tasks.clicks import ClickPrediction, scores
 from support import log_of_shops
 from support.interrupted_runs import Interrupting, assert_equal, crash

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 import bpfree
 from bpfree.errors import OptionError
-from bpfree.lab.compare import compare
+from bpfree.lab.commands.compare import compare
 from bpfree.lab.data import load
 from bpfree.lab.data.graphs import Graph, GraphSettings, unlinked
 from bpfree.lab.data.planetoid import PUBMED
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.model_settings import ModelSettings
-from bpfree.lab.options import CompareOptions
+from bpfree.lab.options.training import CompareOptions
 from bpfree.lab.recipe.locate import find
 from bpfree.lab.recipe.reading import read
-from bpfree.lab.runs import Places, run
+from bpfree.lab.running.runs import Places, run
 from bpfree.lab.settings import RuleSettings, RunSettings, rule_settings
+from bpfree.lab.settings.model import ModelSettings
 from bpfree.lab.tables.cells import plan, works
 from bpfree.lab.tables.command_options import TableOptions
 from bpfree.lab.tables.table import table
@@ -405,7 +405,7 @@ def test_tables_of_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert found["BP", "best"]["mean"] == pytest.approx(mean)
     # Runs of one table count in another that asks for the same.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bpfree.lab.runs._train", lambda *_: pytest.fail("it ran again"))
+        patch.setattr("bpfree.lab.running.runs._train", lambda *_: pytest.fail("it ran again"))
         again = table(TableOptions(name="others.yaml", data_dir="files", ledger="l.db"))
     assert [entry["mean"] for entry in again["tables"]["full"]] == [
         entry["mean"] for entry in written["tables"]["full"]

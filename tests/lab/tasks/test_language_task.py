@@ -17,22 +17,23 @@ from rich.console import Console
 from torch import nn
 
 import bpfree
-from bpfree.lab import report, runs
-from bpfree.lab.checksums import sealed
-from bpfree.lab.command_line import command_line
+from bpfree.lab import report
 from bpfree.lab.commands import main, make_parser
-from bpfree.lab.compare import compare, plan_runs
+from bpfree.lab.commands.compare import compare, plan_runs
 from bpfree.lab.data.text import NOT_COUNTED, Order, Sequences, Text
+from bpfree.lab.disk.checksums import sealed
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.generation import Sampling, continuation
-from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.models import CausalTransformer
-from bpfree.lab.options import CompareOptions
-from bpfree.lab.parser import read_options, with_model
-from bpfree.lab.runs import Places, run
+from bpfree.lab.options.command_line import command_line
+from bpfree.lab.options.parser import read_options, with_model
+from bpfree.lab.options.training import CompareOptions
+from bpfree.lab.running import runs
+from bpfree.lab.running.runs import Places, run
 from bpfree.lab.settings import RunSettings
+from bpfree.lab.settings.model import ModelSettings
 from bpfree.lab.summary import summarize
 from bpfree.lab.tasks import LANGUAGE
+from bpfree.lab.tasks.generation import Sampling, continuation
 from bpfree.lab.tasks.language import LanguageModel
 from support import tiny_text
 from support.cli import compare_options

@@ -10,9 +10,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from bpfree.lab import runs
 from bpfree.lab.data import Splits
-from bpfree.lab.runs import run
+from bpfree.lab.running import runs
+from bpfree.lab.running.runs import run
 from bpfree.lab.settings import rule_settings
 from bpfree.lab.tasks.optimization import noam
 from support import tiny_lab

@@ -15,8 +15,8 @@ from bpfree.lab.data import load
 from bpfree.lab.data.graphs import Graph, GraphSettings
 from bpfree.lab.data.sparse import rows
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.options import CompareOptions
-from bpfree.lab.runs import run
+from bpfree.lab.options.training import CompareOptions
+from bpfree.lab.running.runs import run
 from bpfree.rules.direct import IGNORED
 from support import tiny_graph
 from support.interrupted_runs import Interrupting, assert_equal, crash, timeless

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import bpfree
-from bpfree.lab import runs
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.model_settings import ModelSettings
-from bpfree.lab.options import CompareOptions, TrainOptions
+from bpfree.lab.options.training import CompareOptions, TrainOptions
 from bpfree.lab.recipe.schema import SETTINGS
-from bpfree.lab.runs import run
+from bpfree.lab.running import runs
+from bpfree.lab.running.runs import run
 from bpfree.lab.settings import PRESETS, RuleSettings, RunSettings, rule_settings
+from bpfree.lab.settings.model import ModelSettings
 from bpfree.lab.tables.work import works
 from bpfree.lab.tasks.learner import Learner
 from bpfree.lab.tasks.optimization import MeanGradients, make_optimizer, micro_batches

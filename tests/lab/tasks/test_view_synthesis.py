@@ -9,11 +9,11 @@ import torch
 import bpfree
 from bpfree.lab.data import SceneSettings, load
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.model_settings import ModelSettings
-from bpfree.lab.options import TrainOptions
+from bpfree.lab.options.training import TrainOptions
 from bpfree.lab.rendering.scores import psnr
-from bpfree.lab.runs import Places, learner, run
+from bpfree.lab.running.runs import Places, learner, run
 from bpfree.lab.settings import RunSettings, rule_settings
+from bpfree.lab.settings.model import ModelSettings
 from bpfree.lab.tasks import TASKS, task_of
 from bpfree.lab.tasks.views import ViewSynthesis
 from support import tiny_scene

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import nn
 
 import bpfree
-from bpfree.lab import runs
 from bpfree.lab.errors import RunError
-from bpfree.lab.model_settings import ModelSettings
-from bpfree.lab.runs import run
+from bpfree.lab.running import runs
+from bpfree.lab.running.runs import run
+from bpfree.lab.settings.model import ModelSettings
 from bpfree.lab.tasks.visualize import exciting, visualized
 from support import tiny_lab
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bpfree.lab.data.text import Text, TextSettings, load_text
-from bpfree.lab.runs import run
+from bpfree.lab.running.runs import run
 from bpfree.lab.tasks.language import LanguageModel
 from support import tiny_text
 

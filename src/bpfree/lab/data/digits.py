@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bpfree.lab.bounded import unpacked
 from bpfree.lab.data.splits import Images, Normalization, Splits, normalized
+from bpfree.lab.disk.bounded import unpacked
 from bpfree.lab.errors import DataError
 
 SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"

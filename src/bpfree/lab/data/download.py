@@ -10,8 +10,8 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+from bpfree.lab.disk.files import replacing
 from bpfree.lab.errors import DataError
-from bpfree.lab.files import replacing
 
 _SECONDS = 30
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bpfree.lab.bounded import contents, unpacked
 from bpfree.lab.data.download import cache_folder, download
 from bpfree.lab.data.idx import parse_idx
 from bpfree.lab.data.splits import Images, Normalization, Splits, normalized
+from bpfree.lab.disk.bounded import contents, unpacked
 from bpfree.lab.errors import DataError
 
 

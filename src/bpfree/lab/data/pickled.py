@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bpfree.lab.bounded import allowed
+from bpfree.lab.disk.bounded import allowed
 from bpfree.lab.errors import DataError
 
 BYTES = ("u1",)

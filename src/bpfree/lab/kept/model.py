@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from bpfree.lab.checkpoints import LAST, WholeFiles, choose, left_by_run
 from bpfree.lab.data.samples import Data
+from bpfree.lab.disk.files import read_json, write_json
 from bpfree.lab.errors import DamageError, RunError
-from bpfree.lab.files import read_json, write_json
-from bpfree.lab.model_settings import ModelSettings
+from bpfree.lab.kept.checkpoints import LAST, WholeFiles, choose, left_by_run
 from bpfree.lab.settings import RunSettings
-from bpfree.lab.trust import vouched
+from bpfree.lab.settings.model import ModelSettings
+from bpfree.lab.settings.trust import vouched
 
 SETTINGS = "model.json"
 _WEIGHTS = "model."  # the beginning of the weights' names in a checkpoint: the learner's attribute

@@ -12,8 +12,8 @@ from torch import nn
 
 from bpfree.lab.data.scenes import Cameras, Scene, Views
 from bpfree.lab.data.scenes.cameras import require_pose
+from bpfree.lab.disk.files import read_json, write_json
 from bpfree.lab.errors import DamageError, DataError, RunError
-from bpfree.lab.files import read_json, write_json
 from bpfree.lab.kept.model import find_run, keep_model, load_model, read_settings
 from bpfree.lab.rendering.view import Renders
 from bpfree.lab.settings import RunSettings

@@ -10,11 +10,11 @@ from torch import nn
 
 from bpfree.lab.data.text import Text, Vocabulary
 from bpfree.lab.data.text.vocabulary import FILE
-from bpfree.lab.files import read_json, replacing_folder
+from bpfree.lab.disk.files import read_json, replacing_folder
 from bpfree.lab.kept.model import SETTINGS, find_run, keep_model, load_model, read_settings
-from bpfree.lab.model_settings import ModelSettings
-from bpfree.lab.run_identity import HUGGING_FACE
 from bpfree.lab.settings import RunSettings
+from bpfree.lab.settings.identity import HUGGING_FACE
+from bpfree.lab.settings.model import ModelSettings
 
 EXPORTED = "model"
 """The folder in a run's folder with a model of transformers in its own format."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfree.errors import nearest
-from bpfree.lab.bounded import parse_json
+from bpfree.lab.disk.bounded import parse_json
 from bpfree.lab.errors import SettingsError
 
 FAMILY = "hf:"

@@ -31,7 +31,7 @@ class Team:
         self._work, self._say = work, say
         self._context: Any = multiprocessing.get_context(METHOD)  # without what its kinds have in common
         if METHOD == "forkserver":
-            self._context.set_forkserver_preload(["bpfree.lab.runs"])  # imported once, not by every worker
+            self._context.set_forkserver_preload(["bpfree.lab.running.runs"])  # imported once, not by every worker
         self._processes = [self._started() for _ in range(size)]
         self._replaced, self._codes = 0, list[int]()
 

@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bpfree.lab.checksums import is_sealed, is_whole, sealed, unsealed
+from bpfree.lab.disk.checksums import is_sealed, is_whole, sealed, unsealed
+from bpfree.lab.disk.files import storable
 from bpfree.lab.errors import DamageError
-from bpfree.lab.files import storable
 
 RECORD = "sealed record"
 """The attribute that holds a record, with its checksum, without its epochs and large parts."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from bpfree.lab.loggers import USUAL
-from bpfree.lab.terminal import Display
+from bpfree.lab.display.terminal import Display
+from bpfree.lab.running.loggers import USUAL
 
 
 class Work(Protocol):

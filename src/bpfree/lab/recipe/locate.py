@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from bpfree.errors import nearest
+from bpfree.lab.disk.files import storable
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.files import storable
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 ENDINGS = (".yaml", ".yml")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bpfree.lab.trust import CLASSES
+from bpfree.lab.settings.trust import CLASSES
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from bpfree.lab import yaml_file
+from bpfree.lab.disk import yaml_file
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.recipe.locate import find
 from bpfree.lab.recipe.merging import extended
 from bpfree.lab.recipe.schema import SETTINGS, Chart, Column, Expected, Recipe, Scale, known
 from bpfree.lab.report.style import LIGHT
 from bpfree.lab.report.text import is_number
-from bpfree.lab.trust import CLASSES, vouched
+from bpfree.lab.settings.trust import CLASSES, vouched
 
 
 def read(path: Path, *, trust: bool = True) -> Recipe:
@@ -23,7 +23,7 @@ def read(path: Path, *, trust: bool = True) -> Recipe:
 
     Args:
         path: Its file.
-        trust: True if it may name code wherever it lies; see :mod:`bpfree.lab.trust`.
+        trust: True if it may name code wherever it lies; see :mod:`bpfree.lab.settings.trust`.
 
     Raises:
         SettingsError: The file is no recipe, or has a key that is not known.

@@ -11,7 +11,7 @@ from typing import Any
 
 from bpfree.errors import nearest
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.options import TrainOptions
+from bpfree.lab.options.training import TrainOptions
 from bpfree.lab.recipe.locate import ENDINGS, FOLDER
 from bpfree.lab.recipe.merging import merged
 from bpfree.lab.settings import RuleOverrides

@@ -12,7 +12,7 @@ from bpfree.lab.errors import SettingsError
 from bpfree.lab.recipe.merging import merged
 from bpfree.lab.recipe.schema import SETTINGS, Recipe, known
 from bpfree.lab.report.text import is_number
-from bpfree.lab.trust import CLASSES
+from bpfree.lab.settings.trust import CLASSES
 
 _RANGE = ("low", "high", "log", "step")
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bpfree.lab.disk.files import replacing
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.extras import missing
-from bpfree.lab.files import replacing
 from bpfree.lab.rendering.passes import CHUNK, Field
 
 

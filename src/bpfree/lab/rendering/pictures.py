@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from bpfree.lab.disk.files import replacing
 from bpfree.lab.errors import SettingsError
 from bpfree.lab.extras import missing
-from bpfree.lab.files import replacing
 
 _A_SECOND = 20
 """Pictures. GIF counts in hundredths of a second: not every rate can be had."""

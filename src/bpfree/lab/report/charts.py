@@ -11,7 +11,7 @@ import altair as alt
 from bpfree.lab.report.panels import Panel
 from bpfree.lab.report.series import Row, short
 from bpfree.lab.report.style import Style
-from bpfree.lab.run_length import Length
+from bpfree.lab.settings.length import Length
 
 Chart: TypeAlias = alt.LayerChart | alt.FacetChart
 """Several layers in one chart, as altair's type of them is."""

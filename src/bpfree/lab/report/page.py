@@ -12,14 +12,14 @@ import vl_convert
 from altair.utils.schemapi import debug_mode
 from markupsafe import Markup
 
-from bpfree.lab.files import write_text
+from bpfree.lab.disk.files import write_text
 from bpfree.lab.report import alignment, charts, panels, series, tables
 from bpfree.lab.report.filters import filters
 from bpfree.lab.report.picture import vega_lite
 from bpfree.lab.report.predictions import predictions
 from bpfree.lab.report.style import Style, marks, on_screen
 from bpfree.lab.report.template import HERE, rendered
-from bpfree.lab.run_length import Length
+from bpfree.lab.settings.length import Length
 from bpfree.lab.summary import measured_beside
 from bpfree.lab.tasks import compared
 

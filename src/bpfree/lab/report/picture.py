@@ -9,11 +9,11 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from bpfree.lab.files import replacing
+from bpfree.lab.disk.files import replacing
 from bpfree.lab.report import charts, panels, series
 from bpfree.lab.report.alignment import curves
 from bpfree.lab.report.style import Style, marks, on_paper
-from bpfree.lab.run_length import Length
+from bpfree.lab.settings.length import Length
 
 COLUMNS = 4
 WIDTH = 840

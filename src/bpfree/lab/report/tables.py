@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bpfree.lab.report import series, text
-from bpfree.lab.run_length import Length
+from bpfree.lab.settings.length import Length
 from bpfree.lab.tasks import compared
 
 Comparison = Mapping[str, Any]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import bpfree
-from bpfree.lab.model_settings import ModelSettings
+from bpfree.lab.settings.model import ModelSettings
 from bpfree.lab.time_and_memory import held_bytes
 
 _BYTES = 4  # of a number in single precision

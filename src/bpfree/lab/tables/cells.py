@@ -10,9 +10,9 @@ from typing import Any
 
 from bpfree.errors import nearest
 from bpfree.lab.errors import DataError, SettingsError
-from bpfree.lab.plain_values import plain
 from bpfree.lab.queue.work_protocol import Work
 from bpfree.lab.recipe.schema import Column, Expected, Recipe, Scale
+from bpfree.lab.settings.plain_values import plain
 from bpfree.lab.tables.metrics import check
 from bpfree.lab.tables.run_data import ANY_FOLDER
 from bpfree.lab.tables.work import Training

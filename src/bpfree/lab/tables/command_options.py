@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.loggers import USUAL
 from bpfree.lab.recipe.locate import find, names
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.recipe.schema import Recipe
+from bpfree.lab.running.loggers import USUAL
 
 if TYPE_CHECKING:
     from bpfree.lab.tables.workers import Order

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bpfree.lab.disk.files import read_json
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.files import read_json
 from bpfree.lab.tables.command_options import ReportOptions
 
 SUFFIX = ".json"

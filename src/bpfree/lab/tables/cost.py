@@ -10,17 +10,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bpfree.lab import environment
 from bpfree.lab.data.samples import Data, Sampled
-from bpfree.lab.environment import device
+from bpfree.lab.disk.files import write_json
 from bpfree.lab.errors import SettingsError, WriteError
-from bpfree.lab.files import write_json
-from bpfree.lab.glibc_heap import keep_freed_memory
+from bpfree.lab.process import environment
+from bpfree.lab.process.environment import device
+from bpfree.lab.process.glibc_heap import keep_freed_memory
 from bpfree.lab.queue.work_protocol import Work
 from bpfree.lab.recipe.schema import Recipe, Scale
-from bpfree.lab.run_length import Length
-from bpfree.lab.runs import learner
+from bpfree.lab.running.runs import learner
 from bpfree.lab.settings import RunSettings
+from bpfree.lab.settings.length import Length
 from bpfree.lab.tables.measured_step import evaluation_of, measured_samples, step_lines
 from bpfree.lab.tables.result import COST_FORMAT, of_format
 from bpfree.lab.tables.work import Training

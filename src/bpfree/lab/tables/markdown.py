@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bpfree.lab.files import write_text
+from bpfree.lab.disk.files import write_text
 from bpfree.lab.report.text import DASH, count, failures, mean_std, others, tolerances
 from bpfree.lab.tables import terminal_view
 from bpfree.lab.tables.result import COST_FORMAT, FORMAT, cautions, of_format, seeds_of_rows

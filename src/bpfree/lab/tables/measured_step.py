@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bpfree.lab.data.samples import Data
-from bpfree.lab.environment import device
-from bpfree.lab.runs import training_step
+from bpfree.lab.process.environment import device
+from bpfree.lab.running.runs import training_step
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tables import flops
 from bpfree.lab.tasks.feed import Feed

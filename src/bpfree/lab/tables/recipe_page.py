@@ -12,14 +12,13 @@ from markupsafe import Markup
 from rich.console import Console
 
 import bpfree.lab.report
-from bpfree.lab.compare import FORMAT
-from bpfree.lab.files import write_text
+from bpfree.lab.disk.files import write_text
 from bpfree.lab.queue.snapshot import State
 from bpfree.lab.recipe.schema import Recipe, Scale
 from bpfree.lab.report import recipe_charts, text
 from bpfree.lab.report.page import bundle, embedded, figures, specifications
 from bpfree.lab.report.template import HERE, rendered
-from bpfree.lab.summary import summarize
+from bpfree.lab.summary import FORMAT, summarize
 from bpfree.lab.tables import result
 from bpfree.lab.tables.cells import Cell
 from bpfree.lab.tables.command_options import ReportOptions

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bpfree.lab.bounded import parse_json
-from bpfree.lab.checksums import CHECKSUM, checksum, is_whole, sealed, unsealed
 from bpfree.lab.data.samples import PUBLISHED
+from bpfree.lab.disk.bounded import parse_json
+from bpfree.lab.disk.checksums import CHECKSUM, checksum, is_whole, sealed, unsealed
+from bpfree.lab.disk.files import json_lines, storable, write_text
 from bpfree.lab.errors import DamageError, SettingsError, WriteError
-from bpfree.lab.files import json_lines, storable, write_text
 from bpfree.lab.queue.snapshot import State
 from bpfree.lab.recipe.schema import Recipe, Scale
 from bpfree.lab.summary import deviation

@@ -9,7 +9,7 @@ from typing import Any
 
 from bpfree.lab.data import clicks, load, text
 from bpfree.lab.data.scenes import SCENES
-from bpfree.lab.plain_values import plain
+from bpfree.lab.settings.plain_values import plain
 
 ANY_FOLDER = ("folder", "text", *clicks.LOGS, *SCENES)
 """Data sets that are whatever a folder holds: their name says nothing about it."""

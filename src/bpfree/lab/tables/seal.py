@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bpfree.errors import BpfreeError
-from bpfree.lab.bounded import parse_json
-from bpfree.lab.checksums import CHECKSUM, is_whole
+from bpfree.lab.disk.bounded import parse_json
+from bpfree.lab.disk.checksums import CHECKSUM, is_whole
+from bpfree.lab.disk.files import write_json
 from bpfree.lab.errors import DamageError
-from bpfree.lab.files import write_json
 from bpfree.lab.tables import result
 
 

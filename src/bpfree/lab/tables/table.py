@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.loggers import check_logger
 from bpfree.lab.recipe.locate import find, names
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.recipe.schema import Recipe
+from bpfree.lab.running.loggers import check_logger
 from bpfree.lab.tables import markdown, result, terminal_view
 from bpfree.lab.tables.cells import plan, works
 from bpfree.lab.tables.command_options import TableOptions

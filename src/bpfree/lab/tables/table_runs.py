@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
+from bpfree.lab.disk.leftovers import sweep
 from bpfree.lab.errors import RunError
-from bpfree.lab.leftovers import sweep
 from bpfree.lab.queue.snapshot import State
 from bpfree.lab.queue.work_protocol import Work
 from bpfree.lab.recipe.schema import Recipe, Scale

@@ -18,24 +18,24 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from bpfree.errors import BpfreeWarning
-from bpfree.lab import environment
-from bpfree.lab.checksums import checksum
+from bpfree.lab.disk.checksums import checksum
+from bpfree.lab.disk.files import write_text
+from bpfree.lab.disk.leftovers import sweep
+from bpfree.lab.display.terminal import Display
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.files import write_text
-from bpfree.lab.leftovers import sweep
-from bpfree.lab.plain_values import plain
+from bpfree.lab.process import environment
 from bpfree.lab.queue.ledger import Ledger
 from bpfree.lab.queue.storage import open_storage, patient, persistent
 from bpfree.lab.recipe import search
 from bpfree.lab.recipe.merging import merged
 from bpfree.lab.recipe.reading import content_of
 from bpfree.lab.recipe.schema import Recipe
+from bpfree.lab.settings.plain_values import plain
 from bpfree.lab.tables.command_options import TuneOptions
 from bpfree.lab.tables.provenance import code, source
 from bpfree.lab.tables.result import cautions
 from bpfree.lab.tables.tuned_settings import Subject, subjects
 from bpfree.lab.tables.workers import Order, work_on
-from bpfree.lab.terminal import Display
 
 _TRIALS = 20  # of tpe, unless told otherwise
 _WRONG = "wrong"  # why a try failed; one whose worker died has none, and is no try

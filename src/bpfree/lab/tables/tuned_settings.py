@@ -9,12 +9,12 @@ from typing import Any
 import bpfree
 from bpfree.errors import nearest
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.options import TrainOptions
+from bpfree.lab.options.training import TrainOptions
 from bpfree.lab.recipe import search
 from bpfree.lab.recipe.merging import merged
 from bpfree.lab.recipe.schema import Recipe, Scale
 from bpfree.lab.settings import PRESETS
-from bpfree.lab.signatures import FROM_DATA, arguments
+from bpfree.lab.settings.signatures import FROM_DATA, arguments
 from bpfree.lab.tables.cells import chosen_cells
 from bpfree.lab.tables.command_options import TuneOptions
 from bpfree.lab.tables.work import Training, imported

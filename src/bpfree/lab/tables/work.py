@@ -17,19 +17,19 @@ from jsonargparse import ArgumentError, Namespace
 
 import bpfree
 from bpfree.errors import nearest
-from bpfree.lab.argument_errors import in_one_line
+from bpfree.lab.display.terminal import Display
 from bpfree.lab.errors import RunError, SettingsError
-from bpfree.lab.loggers import USUAL
-from bpfree.lab.model_settings import with_import_path
-from bpfree.lab.options import TrainOptions
-from bpfree.lab.parser import Parser, add_option, add_options, read_options
-from bpfree.lab.plain_values import default, import_path, plain
+from bpfree.lab.options.parser import Parser, add_option, add_options, read_options
+from bpfree.lab.options.training import TrainOptions
 from bpfree.lab.queue.work_protocol import Work
-from bpfree.lab.run_identity import own_code, own_codes, without_places
+from bpfree.lab.running.loggers import USUAL
 from bpfree.lab.settings import PRESETS, RuleOverrides, RunSettings
+from bpfree.lab.settings.argument_errors import in_one_line
+from bpfree.lab.settings.identity import own_code, own_codes, without_places
+from bpfree.lab.settings.model import with_import_path
+from bpfree.lab.settings.plain_values import default, import_path, plain
 from bpfree.lab.tables import run_data
 from bpfree.lab.tasks import TASKS
-from bpfree.lab.terminal import Display
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Training:
     def perform(self, folder: Path, data_dir: str | None, display: Display, logger: str = USUAL) -> dict[str, Any]:
         """Train, or continue from the last checkpoint that another process has left in ``folder``."""
         # Importing what trains takes seconds, which a table that is complete does not need.
-        from bpfree.lab.runs import run
+        from bpfree.lab.running.runs import run
 
         record = run(self.settings, self.data(data_dir), folder, display=display, logger=logger)
         display.finish(self.settings, record, known=False)

@@ -17,16 +17,16 @@ from typing import Any
 from rich.console import Console
 
 from bpfree.errors import BpfreeError
-from bpfree.lab import environment
+from bpfree.lab.display.terminal import Display
 from bpfree.lab.errors import RunError
-from bpfree.lab.loggers import USUAL
+from bpfree.lab.process import environment
 from bpfree.lab.queue.ledger import Claim, Ledger
 from bpfree.lab.queue.processes import Team
 from bpfree.lab.queue.work_protocol import Work
 from bpfree.lab.recipe.reading import read
+from bpfree.lab.running.loggers import USUAL
 from bpfree.lab.tables.cells import plan, works
 from bpfree.lab.tables.provenance import code, source
-from bpfree.lab.terminal import Display
 
 _POLL = 1.0  # seconds between two looks at the ledger
 

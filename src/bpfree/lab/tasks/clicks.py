@@ -13,11 +13,11 @@ from torchmetrics import MetricCollection
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 from bpfree.errors import TapSelectionError
-from bpfree.lab import replicas
 from bpfree.lab.data.batches import InOrder, batches
 from bpfree.lab.data.clicks import Clicks, Rows, ShuffledBlocks
 from bpfree.lab.errors import DataError, RunError, SettingsError
 from bpfree.lab.models.clicks import FM
+from bpfree.lab.process import replicas
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks import CLICKS
 from bpfree.lab.tasks.feed import Feed

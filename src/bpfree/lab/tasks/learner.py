@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 import bpfree
-from bpfree.lab import replicas
 from bpfree.lab.errors import SettingsError
+from bpfree.lab.process import replicas
 from bpfree.lab.settings import RunSettings
 from bpfree.lab.tasks.feed import Feed, sampled
 from bpfree.lab.tasks.optimization import (

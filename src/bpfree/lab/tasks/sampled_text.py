@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bpfree.lab.data.text import Text
-from bpfree.lab.generation import Sampling, continuation, text_pieces
+from bpfree.lab.tasks.generation import Sampling, continuation, text_pieces
 
 _PROMPT, _WRITTEN = 16, 48
 _SAMPLING = Sampling(temperature=0.8, seed=0)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bpfree.lab import bounded
 from bpfree.lab.data.text import Vocabulary, reading
 from bpfree.lab.data.text.reading import lines, lines_of
+from bpfree.lab.disk import bounded
 from bpfree.lab.errors import DataError
 from support import tiny_text
 

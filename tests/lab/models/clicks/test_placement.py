@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bpfree
-from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.models import DeepCross
+from bpfree.lab.settings.model import ModelSettings
 from support import plain_clicks
 from support.small_clicks import ARGUMENTS, DEEP, SHAPE, attach, clicks, feedback_row, identifiers, rows_of, small
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import bpfree.lab.models as models
 from bpfree.lab.errors import SettingsError, TableSizeError
-from bpfree.lab.model_settings import ModelSettings
 from bpfree.lab.models.clicks import tables
 from bpfree.lab.models.clicks.afn import LogarithmicLayer
+from bpfree.lab.settings.model import ModelSettings
 from support.small_clicks import ARGUMENTS, NAMES, SHAPE, identifiers
 
 every_model = pytest.mark.parametrize("name", NAMES)

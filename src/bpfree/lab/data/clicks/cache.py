@@ -18,7 +18,7 @@ from bpfree.lab.data.clicks.known_checksums import file_checksum
 from bpfree.lab.data.clicks.schema import PARTS, Part, Schema
 from bpfree.lab.data.clicks.sources import Source
 from bpfree.lab.data.download import cache_folder
-from bpfree.lab.files import read_json
+from bpfree.lab.disk.files import read_json
 
 FORMAT = "bpfree-clicks/1"
 """The version of the files, and of the way in which a log becomes rows."""

@@ -45,8 +45,8 @@ from bpfree.lab.data.clicks.reading import Reader
 from bpfree.lab.data.clicks.schema import PARTS, Part, Schema
 from bpfree.lab.data.clicks.sources import Source
 from bpfree.lab.data.clicks.vocabulary import Vocabulary
+from bpfree.lab.disk.files import make_folder, write_json
 from bpfree.lab.errors import DataError, WriteError
-from bpfree.lab.files import make_folder, write_json
 
 try:
     import fcntl

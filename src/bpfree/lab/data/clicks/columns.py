@@ -16,7 +16,7 @@ from bpfree.lab.data.clicks.piece_file import PieceFile
 from bpfree.lab.data.clicks.schema import PARTS, Part
 from bpfree.lab.data.clicks.short_text import text_of
 from bpfree.lab.data.clicks.vocabulary import Vocabulary
-from bpfree.lab.files import replacing
+from bpfree.lab.disk.files import replacing
 
 _LOOKED_UP = 2**22  # different values of pieces that are looked up at once, or as many as have an identifier
 

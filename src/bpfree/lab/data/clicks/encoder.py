@@ -22,8 +22,8 @@ from bpfree.lab.data.clicks.schema import Schema
 from bpfree.lab.data.clicks.schema_file import schema_of
 from bpfree.lab.data.clicks.sources import joined_files
 from bpfree.lab.data.clicks.vocabulary import Vocabulary
+from bpfree.lab.disk.files import make_folder, read_json, replacing, storable, write_json
 from bpfree.lab.errors import DamageError, DataError
-from bpfree.lab.files import make_folder, read_json, replacing, storable, write_json
 
 _FACTS = "schema.json"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import polars as pl
 
 from bpfree.errors import nearest
-from bpfree.lab.bounded import pieces
 from bpfree.lab.data.clicks import parquet
 from bpfree.lab.data.clicks.schema import Join, Schema
 from bpfree.lab.data.clicks.text_rows import find_rows, names_of
+from bpfree.lab.disk.bounded import pieces
 from bpfree.lab.errors import DataError
 
 

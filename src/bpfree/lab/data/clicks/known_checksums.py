@@ -8,10 +8,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from bpfree.lab.bounded import unreadable
 from bpfree.lab.data.download import cache_folder
+from bpfree.lab.disk.bounded import unreadable
+from bpfree.lab.disk.files import read_json, write_json
 from bpfree.lab.errors import DamageError, WriteError
-from bpfree.lab.files import read_json, write_json
 
 _LARGE = 2**24  # bytes from which on a checksum is kept
 _RECENT = 2e9  # nanoseconds in which a file may change again without another time of change

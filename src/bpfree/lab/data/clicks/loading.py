@@ -8,8 +8,6 @@ from typing import Any
 
 from rich.console import Console
 
-from bpfree.lab.checksums import checksum
-from bpfree.lab.console import make_console
 from bpfree.lab.data.clicks.cache import Cache, place, source_checksums
 from bpfree.lab.data.clicks.rows import Rows
 from bpfree.lab.data.clicks.schema import Schema
@@ -17,9 +15,11 @@ from bpfree.lab.data.clicks.schema_file import read_schema
 from bpfree.lab.data.clicks.settings import ClickSettings, MeasuredOn
 from bpfree.lab.data.clicks.sources import Source, find_sources, joined_files
 from bpfree.lab.data.clicks.summary import summary
+from bpfree.lab.disk.checksums import checksum
+from bpfree.lab.disk.files import storable
 from bpfree.lab.errors import DataError, SettingsError
 from bpfree.lab.extras import missing
-from bpfree.lab.files import storable
+from bpfree.lab.process.console import make_console
 
 NAMED = ("criteo", "criteo-10k", "avazu", "movielens")
 """The data sets whose schemas the package has."""

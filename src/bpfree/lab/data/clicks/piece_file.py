@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from bpfree.lab.checksums import is_whole, sealed, unsealed
 from bpfree.lab.data.clicks.encoding import Encoded
+from bpfree.lab.disk.checksums import is_whole, sealed, unsealed
 from bpfree.lab.errors import WriteError
 
 _MARK = b"bpfree-clicks-piece/2\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bpfree.errors import nearest
-from bpfree.lab import yaml_file
 from bpfree.lab.data.clicks.schema import PARTS, Join, Label, Schema, Split
+from bpfree.lab.disk import yaml_file
 from bpfree.lab.errors import SettingsError
 
 _OWN = Path(__file__).parent / "schemas"

@@ -16,9 +16,9 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from bpfree.lab.bounded import unreadable
 from bpfree.lab.data.clicks.quotes import NEWLINE, find_quotes, outside
 from bpfree.lab.data.clicks.schema import Schema
+from bpfree.lab.disk.bounded import unreadable
 from bpfree.lab.errors import DataError
 
 PIECE = 2**25

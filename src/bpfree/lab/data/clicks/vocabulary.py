@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from bpfree.lab.data.clicks.short_text import numbered, text_of
-from bpfree.lab.files import replacing
+from bpfree.lab.disk.files import replacing
 
 UNSEEN, MISSING, FIRST = 0, 1, 2
 """The identifiers of values that training has not seen often enough, of missing ones, and of the most frequent one."""

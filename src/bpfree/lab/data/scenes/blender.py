@@ -9,8 +9,8 @@ from bpfree.lab.data.scenes.photographs import checksum
 from bpfree.lab.data.scenes.scene import Scene, spread
 from bpfree.lab.data.scenes.settings import SceneSettings
 from bpfree.lab.data.scenes.transforms import Listed, make_views, read_list
+from bpfree.lab.disk.files import storable
 from bpfree.lab.errors import DataError
-from bpfree.lab.files import storable
 
 _BOUNDS = 2.0, 6.0
 _PARTS = {"validation": "val", "test": "test"}

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bpfree.lab.bounded import contents
 from bpfree.lab.data.scenes.cameras import Cameras, require_pose
 from bpfree.lab.data.scenes.photographs import ENDINGS, checksum, read_pictures
 from bpfree.lab.data.scenes.scene import Scene, Views, spread
 from bpfree.lab.data.scenes.settings import SceneSettings
+from bpfree.lab.disk.bounded import contents
+from bpfree.lab.disk.files import storable
 from bpfree.lab.errors import DataError, SettingsError
-from bpfree.lab.files import storable
 
 _FILE = "poses_bounds.npy"
 _NEAREST = 4 / 3

@@ -11,8 +11,8 @@ from bpfree.lab.data.scenes.photographs import checksum
 from bpfree.lab.data.scenes.scene import Scene, spread
 from bpfree.lab.data.scenes.settings import MeasuredOn, SceneSettings
 from bpfree.lab.data.scenes.transforms import Frame, Listed, make_views, read_list
+from bpfree.lab.disk.files import storable
 from bpfree.lab.errors import DataError
-from bpfree.lab.files import storable
 
 _PARTS: dict[MeasuredOn, str] = {"validation": "val_filenames", "test": "test_filenames"}
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bpfree.lab.bounded import contents
 from bpfree.lab.data.picture import FORMATS, turn
 from bpfree.lab.data.scenes.settings import Channels
+from bpfree.lab.disk.bounded import contents
 from bpfree.lab.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg")

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from bpfree.lab.bounded import contents, parse_json
 from bpfree.lab.data.scenes.cameras import Cameras, require_pose
 from bpfree.lab.data.scenes.photographs import find_picture, read_pictures
 from bpfree.lab.data.scenes.scene import Views
 from bpfree.lab.data.scenes.settings import Channels
+from bpfree.lab.disk.bounded import contents, parse_json
 from bpfree.lab.errors import DataError
 
 _LENS = ("k1", "k2", "k3", "k4", "p1", "p2")

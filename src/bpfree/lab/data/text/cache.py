@@ -12,8 +12,8 @@ from bpfree.lab.data.download import cache_folder
 from bpfree.lab.data.text.part import Part
 from bpfree.lab.data.text.token_file import TokenFile, write
 from bpfree.lab.data.text.vocabulary import Vocabulary
+from bpfree.lab.disk.files import read_json, write_json
 from bpfree.lab.errors import DamageError, DataError, WriteError
-from bpfree.lab.files import read_json, write_json
 
 _FORMAT = "bpfree-text/1"  # of the files, and of how a text becomes lines
 

@@ -19,8 +19,8 @@ from bpfree.lab.data.text.sequences import Sequences
 from bpfree.lab.data.text.settings import MeasuredOn, Order, TextSettings
 from bpfree.lab.data.text.token_file import TokenFile
 from bpfree.lab.data.text.vocabulary import FILE, Vocabulary, tokenizer_file
+from bpfree.lab.disk.files import storable
 from bpfree.lab.errors import DataError
-from bpfree.lab.files import storable
 
 NOT_COUNTED = -100
 """A target that counts for nothing, as in torch's cross-entropy."""

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpfree.lab.bounded import unreadable
 from bpfree.lab.data.text.dataset import dataset_parts
 from bpfree.lab.data.text.files import LAYOUT, find
 from bpfree.lab.data.text.part import Part
 from bpfree.lab.data.text.reading import lines
 from bpfree.lab.data.text.settings import TextSettings
+from bpfree.lab.disk.bounded import unreadable
 from bpfree.lab.errors import DataError, SettingsError
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bpfree.lab.bounded import pieces
+from bpfree.lab.disk.bounded import pieces
 from bpfree.lab.errors import DataError
 
 _LONG = 2**16  # letters from which on a line is cut at the next blank, so that one of gigabytes can be read

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpfree.lab.checksums import is_whole, sealed
-from bpfree.lab.files import replacing
+from bpfree.lab.disk.checksums import is_whole, sealed
+from bpfree.lab.disk.files import replacing
 
 _HEADER = 4096  # bytes of JSON and blanks before the first token
 _PIECE = 2**20  # tokens

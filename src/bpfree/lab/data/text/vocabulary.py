@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bpfree.lab.bounded import contents, parse_json
+from bpfree.lab.disk.bounded import contents, parse_json
+from bpfree.lab.disk.files import write_text
 from bpfree.lab.errors import DataError
-from bpfree.lab.files import write_text
 
 FILE = "tokenizer.json"
 """The name of Hugging Face's file of a tokenizer."""

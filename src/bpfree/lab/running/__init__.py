@@ -1,0 +1,1 @@
+"""One run: trained, logged, interrupted and continued (``runs``)."""
