@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fuzz.descriptions import (
     Activation,
+    Attention,
     Bend,
     Branch,
     Checkpoint,
@@ -195,6 +196,9 @@ FOUND: dict[str, list[Case]] = {
         ("transport", "B = J", Model(parts=(Hooked((Activation(),), "backward_scaled"),), input="integers")),
         ("backpropagation", "full window", Model(parts=(*HIDDEN, Hooked((), "backward")))),
         ("streaming", "LMS", Model(parts=(Hooked((Tied("parameter"),), "backward"),))),
+    ],
+    "H: full backward hooks below Shallow's cut are called, without a gradient, under threads": [
+        ("threads", "Shallow", Model(parts=(Hooked((Attention(),), "backward"), Recurrent()))),
     ],
     "H: backward hooks hear of passes that the library makes, or of a further loss apart": [
         ("verify", "GrAPE, streaming", Model(parts=(Hooked((), "backward"),), taps="leaves")),

@@ -73,7 +73,8 @@ def test_an_interaction_of_three_fields_is_measured(
 
 
 def test_torchfms_loop_trains_its_own_nets(tmp_path: Path, click_log: Any) -> None:
-    pytest.importorskip("torchfm")
+    pytest.importorskip("torchfm", reason="needs torchfm")
+    pytest.importorskip("lmdb", reason="needs lmdb, in which torchfm keeps a log")
     from common import click_steps, torchfm_loop
 
     click_log.write_log(tmp_path / "log.txt", 500)

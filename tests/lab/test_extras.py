@@ -92,7 +92,8 @@ def test_without_graphs_a_recipe_is_planned_or_names_what_it_needs(
         if module.rpartition(".")[2] in ("whole_graph", "graphs", "links", "neighbors"):
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "torch_geometric", None)
-    work._resolved.cache_clear()
+    for kept in (work._resolved, work._option):
+        kept.cache_clear()
     # One cell, of no data that lie anywhere: what comes before the data is what could be missing.
     assert main(["table", name, "--cost", "--data-dir", "/nonexistent"]) == 1
     said = capsys.readouterr().err

@@ -16,9 +16,11 @@ def rule_options(rule: bpfree.Rule) -> dict[str, Any]:
         for entry in fields(rule)
         if entry.init and getattr(rule, entry.name) != default(entry)
     }
-    # A limit says nothing about the numbers, and records of before it was there have none.
-    if isinstance(options.get("feedback"), dict):
-        options["feedback"].pop("max_bytes", None)
+    if isinstance(found := options.get("feedback"), dict):
+        # A limit says nothing about the numbers. Records of before one or the other was there have none.
+        options["feedback"] = {
+            name: value for name, value in found.items() if name != "max_bytes" and (name, value) != ("rank", None)
+        }
     return options
 
 

@@ -115,7 +115,8 @@ class PassChooser:
         if self._plan.window > 1:
             self.carried = []
             # For measurements: autograd has no gradient of a tap's output here that they could ask for.
-            return WindowedPass(self._plan.window, self.carried if self._storing else None)
+            arrived = self.carried if self._storing else None
+            return WindowedPass(self._plan.window, arrived, together=is_sharded(self._plan.model))
         # A term that uses a tap which is not cut reaches the tap below, whichever that is.
         soft = survey.places if survey.soft and phase.period > 1 else survey.soft
         if self._storing:

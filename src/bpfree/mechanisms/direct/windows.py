@@ -29,11 +29,12 @@ class WindowedPass(StoredGraphPass):
         window: The number of segments that a signal is carried through, at least 2.
         arrived: Filled with the signals that the segments learn from, one tensor per tap, shaped as the tap's output;
             None keeps none.
+        together: All segments run in one call, as FSDP2 needs: it exchanges weights when a backward pass ends.
     """
 
-    def __init__(self, window: int, arrived: list[Tensor | None] | None) -> None:
+    def __init__(self, window: int, arrived: list[Tensor | None] | None, *, together: bool) -> None:
         super().__init__()
-        self._window, self._arrived = window, arrived
+        self._window, self._arrived, self._is_together = window, arrived, together
         # Arguments that require a gradient, by the leaves that stand for them below.
         self._outside: dict[Tensor, Tensor] = {}
         # The tensors that taps hand on: leaves of the segments above.
@@ -78,7 +79,7 @@ class WindowedPass(StoredGraphPass):
     @outside_compiled_code
     def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
         """Return the output; its backward pass gives every parameter the gradient of its window."""
-        record = _Record(handler, output, self.outputs, self._entries, self._window, self._arrived)
+        record = _Record(handler, output, self.outputs, self._entries, self._window, self._arrived, self._is_together)
         learners = [self._outside.get(leaf, leaf) for leaf in record.learners]
         return gradients_from_error(record.gradients, output, learners)
 
@@ -115,6 +116,7 @@ class _Record:
         entries: Sequence[Tensor],
         window: int,
         arrived: list[Tensor | None] | None,
+        together: bool,
     ) -> None:
         self._make, self._window, self._arrived = make, window, arrived
         reaches = [Reach.of(root) for root in (*taps, output)]
@@ -127,7 +129,7 @@ class _Record:
         self._carrying = {number: entry for number, entry in enumerate(entries) if entry.requires_grad}
         self.learners = list(dict.fromkeys(leaf for segment in self._segments for leaf in segment.own))
         each = sum(len(segment.own) for segment in self._segments)
-        self._separate = _are_separate(reaches) and len(self.learners) == each
+        self._separate = not together and _are_separate(reaches) and len(self.learners) == each
 
     def gradients(self, error: Tensor) -> Sequence[Tensor | None]:
         """Return one gradient for each leaf that learns, from dL/do."""
