@@ -57,6 +57,6 @@ napoleon_use_ivar = True
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:class", r"(torch|nn|collections|typing|os)\..*|Tensor|PipelineStage"),
-    ("py:class", r"TapChoice|SampleAxes|Projector|Key|Observation"),
+    ("py:class", r"TapChoice|SampleAxes|AlternateOrder|Projector|Key|Observation"),
     ("py:class", r"bpfree\.(?!errors\.|pipeline\.[A-Z])([a-z_]+\.)+[A-Z]\w*"),
 ]
