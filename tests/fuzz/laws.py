@@ -506,9 +506,7 @@ def verify(model: Model, variant: Variant, told: Told) -> None:
 
 DIRECT = {name: variant for name, variant in VARIANTS.items() if variant.is_direct and variant.is_plain}
 STREAMS = {name: variant for name, variant in DIRECT.items() if getattr(variant.rule, "of", "") != "weights"}
-THREADED = {
-    name: variant for name, variant in STREAMS.items() if not {"within", "alternate"}.intersection(variant.options)
-}
+THREADED = {name: variant for name, variant in STREAMS.items() if "within" not in variant.options}
 
 
 LINEAR = {

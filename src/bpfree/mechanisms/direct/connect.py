@@ -130,7 +130,7 @@ def connect_error(
     served = None if len(cut) == len(below) else [i for i, number in enumerate(below) if tapped.is_cut(number)]
     handler = sender.make_handler(layout, outputs, call, behind, served)
     call.memories[name] = (handler.memory, layout.c)
-    if not mechanism.rule.sends_signals and type(tapped) is StoredGraphPass:
+    if not mechanism.rule.sends_signals and isinstance(tapped, StoredGraphPass) and mechanism.plan.window == 1:
         # A gradient of nothing would still call the hooks of everything below.
         return tapped.connect(output, NoSignals(handler), (), just_in_time=False)
     return tapped.connect(output, handler, cut, just_in_time=layout.just_in_time)
