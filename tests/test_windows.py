@@ -9,40 +9,8 @@ from torch import nn
 
 import bpfree
 from support.by_hand import assert_same
+from support.cut_models import DEPTH, C, Residual, convnet, mlp
 from support.rule_contract import Subject, assert_rule_serves
-
-DEPTH, C = 4, 3
-
-
-def mlp():
-    torch.manual_seed(0)
-    return nn.Sequential(*[part for _ in range(DEPTH) for part in (nn.Linear(6, 6), nn.Tanh())], nn.Linear(6, C))
-
-
-def convnet():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4),
-        nn.Tanh(), nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, C),
-    )  # fmt: skip
-
-
-class Residual(nn.Module):
-    """The taps lie on the branches: paths lead around the cuts."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = nn.Linear(6, 6)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)) for _ in range(3))
-        self.head = nn.Linear(6, C)
-
-    def forward(self, x):
-        h = self.first(x)
-        for block in self.blocks:
-            h = h + block(h)
-        return self.head(h)
-
 
 MODELS = {"mlp": (mlp, (8, 6)), "convolution": (convnet, (8, 1, 8, 8)), "residual": (Residual, (8, 6))}
 

@@ -42,7 +42,7 @@ Tangents: TypeAlias = Mapping[Path, Tensor]
 
 
 class DualOutputs(NamedTuple):
-    """What a pass with tangents gives where errors are taken: a mapping for each of these modules.
+    """The outputs of a pass with tangents: one mapping for each module where an error is taken.
 
     Attributes:
         tangents: The tangents; zeros where no perturbation arrives. Empty for a module that the pass did not reach.

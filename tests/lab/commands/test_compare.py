@@ -21,7 +21,7 @@ from bpfree.lab.options.command_line import command_line
 from bpfree.lab.options.parser import read_options
 from bpfree.lab.options.training import CompareOptions, TrainOptions
 from bpfree.lab.running import runs
-from bpfree.lab.settings import RuleOverrides, rule_settings
+from bpfree.lab.settings import RuleOverrides, RuleSettings, rule_settings
 from bpfree.lab.settings.model import ModelSettings
 from support import tiny_lab
 
@@ -178,17 +178,28 @@ settings:
     assert plan_runs(again) == plan_runs(parsed)
 
 
+def planned_rules(asked: list[str]) -> dict[str, RuleSettings]:
+    """The rules of a comparison's runs by label. The command in its report asks for the same runs."""
+    parsed = ask(["compare", *asked])
+    assert plan_runs(ask(shlex.split(command_line("compare", parsed))[1:])) == plan_runs(parsed)
+    return {entry.label: entry.rule for entry in plan_runs(parsed)}
+
+
 def test_windows_are_for_direct_rules_and_differ_by_label() -> None:
     asked = ["--rules", "BP", "Shallow", "FA", "DFA", "DFA2", "DFA1", "--seeds", "1", "--window", "4"]
     asked += ["--settings.DFA2.rule", "DFA", "--settings.DFA2.window", "2"]
     asked += ["--settings.DFA1.rule", "DFA", "--settings.DFA1.window", "1"]
-    parsed = ask(["compare", *asked])
-    found = {entry.label: entry.rule.window for entry in plan_runs(parsed)}
-    assert found == {"BP": 1, "Shallow": 1, "FA": 1, "DFA": 4, "DFA2": 2, "DFA1": 1}
-    described = {entry.label: entry.rule.describe() for entry in plan_runs(parsed)}
-    assert described["DFA2"]["window"] == 2
-    assert "window" not in described["DFA1"]
-    assert plan_runs(ask(shlex.split(command_line("compare", parsed))[1:])) == plan_runs(parsed)
+    rules = planned_rules(asked)
+    assert {label: rule.window for label, rule in rules.items()} == {
+        "BP": 1,
+        "Shallow": 1,
+        "FA": 1,
+        "DFA": 4,
+        "DFA2": 2,
+        "DFA1": 1,
+    }
+    assert rules["DFA2"].describe()["window"] == 2
+    assert "window" not in rules["DFA1"].describe()
 
 
 @pytest.mark.parametrize(("label", "window"), [("DFA", 0), ("BP", 2), ("FA", 2)])
@@ -202,13 +213,18 @@ def test_alternating_cuts_are_for_direct_rules_and_differ_by_label() -> None:
     asked += ["--settings.DFA3.rule", "DFA", "--settings.DFA3.alternate", "3"]
     asked += ["--settings.DFA3.alternate_order", "random", "--settings.DFA1.rule", "DFA"]
     asked += ["--settings.DFA1.alternate", "1", "--settings.DFA1.window", "2"]
-    parsed = ask(["compare", *asked])
-    found = {entry.label: entry.rule.alternate for entry in plan_runs(parsed)}
-    assert found == {"BP": 1, "Shallow": 1, "FA": 1, "DFA": 2, "DFA3": 3, "DFA1": 1}
-    described = {entry.label: entry.rule.describe() for entry in plan_runs(parsed)}
-    assert (described["DFA3"]["alternate"], described["DFA3"]["alternate_order"]) == (3, "random")
-    assert "alternate" not in described["DFA1"]
-    assert plan_runs(ask(shlex.split(command_line("compare", parsed))[1:])) == plan_runs(parsed)
+    rules = planned_rules(asked)
+    assert {label: rule.alternate for label, rule in rules.items()} == {
+        "BP": 1,
+        "Shallow": 1,
+        "FA": 1,
+        "DFA": 2,
+        "DFA3": 3,
+        "DFA1": 1,
+    }
+    described = rules["DFA3"].describe()
+    assert (described["alternate"], described["alternate_order"]) == (3, "random")
+    assert "alternate" not in rules["DFA1"].describe()
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""What a terminal shows: runs as they go on, and the table at their end."""
+"""The terminal: the progress of runs, and the table at their end."""

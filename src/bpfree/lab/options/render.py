@@ -67,7 +67,7 @@ class RenderOptions:
 
     @property
     def _what(self) -> tuple[str, tuple[str, ...]]:
-        """What is drawn, and the endings of its file, the usual one first."""
+        """Name the kind of file, and list the endings that it may have; the first is the default."""
         if self.mesh:
             return "a mesh", (_MESH,)
         return ("a moving picture", _MOVING) if self.motion else ("a still", (_STILL,))

@@ -26,8 +26,8 @@ from bpfree.lab.settings.checks import check_alternate, check_optimizer, check_s
 from bpfree.lab.settings.identity import identity, own_codes, versions
 from bpfree.lab.settings.length import Length
 from bpfree.lab.settings.plain_values import default, import_path, plain, rule_options
+from bpfree.mechanisms.direct.alternation import AlternateOrder
 
-AlternateOrder: TypeAlias = Literal["cyclic", "random"]
 Optimizer: TypeAlias = Literal["Adam", "AdamW", "RAdam", "SGD"]
 Schedule: TypeAlias = Literal[
     "constant", "cosine", "exponential", "multistep", "noam", "plateau", "validation-plateau"

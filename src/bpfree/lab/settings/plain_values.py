@@ -7,6 +7,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
 import bpfree
+from bpfree.feedback.options import is_unused
 
 
 def rule_options(rule: bpfree.Rule) -> dict[str, Any]:
@@ -16,11 +17,11 @@ def rule_options(rule: bpfree.Rule) -> dict[str, Any]:
         for entry in fields(rule)
         if entry.init and getattr(rule, entry.name) != default(entry)
     }
-    if isinstance(found := options.get("feedback"), dict):
-        # A limit says nothing about the numbers. Records of before one or the other was there have none.
-        options["feedback"] = {
-            name: value for name, value in found.items() if name != "max_bytes" and (name, value) != ("rank", None)
-        }
+    feedback = getattr(rule, "feedback", None)
+    if "feedback" in options and isinstance(feedback, bpfree.Feedback):
+        # Records have neither options that came after them nor the limit, which says nothing about the numbers.
+        left_out = {entry.name for entry in fields(feedback) if is_unused(entry, feedback)} | {"max_bytes"}
+        options["feedback"] = {name: value for name, value in options["feedback"].items() if name not in left_out}
     return options
 
 

@@ -29,7 +29,7 @@ _VERSION = attrgetter("_version")
 
 @dataclass(frozen=True)
 class Phase:
-    """Which taps a pass cuts.
+    """The taps that a pass cuts, one in ``period``.
 
     Attributes:
         period: p: one tap in ``period`` is cut.
