@@ -66,6 +66,11 @@ def test_arguments_go_to_the_network_of_the_data_that_a_file_names(tmp_path: Pat
         ("--text.measured_on dev", "--text.measured_on: dev is not known. Valid: 'validation', 'test'."),
         ("--schedule cosin", "--schedule: cosin is not known. Did you mean 'cosine'?"),
         ("--model MLP --model.hiden x", "--model: MLP has no argument 'hiden'. Did you mean 'hidden'?"),
+        (
+            "--model.hidden 8 --model MLP",
+            "--model: the network's name comes before its argument: --model NAME --model.hidden VALUE.",
+        ),
+        ("--data.size 8", "--data: a name is taken here, which has no argument 'size'."),
         ("--model MLP --model.hidden x", "--model: hidden: a list in brackets is needed, not x."),
         ("--model MLP --model.batch_norm x", "--model: batch_norm: true, false or uniform is needed, not x."),
         ("--model VGG16 --model.batch_norm x", "--model: batch_norm: true or false is needed, not x."),

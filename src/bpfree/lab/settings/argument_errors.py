@@ -53,6 +53,7 @@ def mistake(message: str) -> Mistake | None:
         _unknown_class(message),
         _failed_import(message),
         _other_class(message),
+        _argument_of_no_class(message),
         _wrong_type(message),
     )
     return next((Mistake(tuple(place), said) for said in found if place and said), None)
@@ -69,6 +70,8 @@ def _unknown_argument(message: str) -> str:
     if not found:
         return ""
     module, name, argument = found.groups()
+    if module.startswith("torch.nn") and name == "Module":
+        return f"the network's name comes before its argument: --model NAME --model.{argument} VALUE."
     taken = arguments(getattr(importlib.import_module(module), name)).names
     return f"{name} has no argument {argument!r}. {nearest(argument, [one for one in taken if one not in FROM_DATA])}"
 
@@ -106,6 +109,12 @@ def _other_class(message: str) -> str:
         return ""
     kind, base = bases[found[1]]
     return f"{given[1]} is no {kind}: a class derived from {base} is needed."
+
+
+def _argument_of_no_class(message: str) -> str:
+    """Return what is wrong where an argument of a class is given to a setting that takes a name."""
+    found = re.search(r"Expected a <class 'str'>. Got value: NestedArg\(key='([\w.]+)'", message)
+    return f"a name is taken here, which has no argument {found[1]!r}." if found else ""
 
 
 def _wrong_type(message: str) -> str:
