@@ -68,7 +68,7 @@ def test_what_learns_from_each_tap_is_said(name: str) -> None:
         assert bpfree.verify(attachment, identifiers()).is_right
         model.eval()  # in training mode batch statistics put all rows into each other's signals, which is said
         assert not bpfree.verify(attachment, identifiers()).findings
-    assert ("No signal passes perceptron_cut: cut there." in text) == (name == "DeepFM")
+    assert ("No signal passes below_perceptron: cut there." in text) == (name == "DeepFM")
     assert "add up" not in text
 
 
@@ -126,7 +126,25 @@ def test_embeddings_of_deepfm_learn_as_those_of_a_factorization_machine() -> Non
     assert not torch.allclose(exact["embedding.weight"], expected["embedding.weight"], atol=1e-3)
 
 
-# -- AFN: two placements -----------------------------------------------------------------------------------------------
+def test_a_tap_below_the_perceptron_adds_its_signal_to_what_embeddings_of_deepfm_learn() -> None:
+    """An embedding's gradient is the factorization machine's and, for each row, the error times a row of feedback."""
+    alone, taught = small("DeepFM"), small("DeepFM", placement="embeddings")
+    e = ((alone(identifiers()).sigmoid() - clicks()) / len(clicks())).detach()
+    with attach(alone, "DeepFM", bpfree.DFA()):
+        through_pairs = learn(alone)
+    with attach(taught, "DeepFM", bpfree.DFA(), placement="embeddings") as attachment:
+        found = learn(taught)
+        assert table(attachment) == {"below_perceptron": "embedding", **LEARNS["DeepFM"]}
+        row = feedback_row(attachment, "below_perceptron")
+    weight = through_pairs["embedding.weight"]
+    signal = plain_clicks.scattered(weight, rows_of(identifiers()), e.outer(row).reshape(len(e), len(SHAPE), -1))
+    torch.testing.assert_close(found.pop("embedding.weight"), weight + signal, atol=1e-12, rtol=1e-9)
+    for name, gradient in found.items():  # the perceptron's taps are taught as without it
+        if name.startswith(("linear", "out")):
+            torch.testing.assert_close(gradient, through_pairs[name], atol=1e-12, rtol=1e-9)
+
+
+# -- AFN: two placements -------------------------------------------------------------------------------------------
 
 
 def test_the_released_afn_never_moves_its_embeddings_and_backpropagation_does() -> None:
