@@ -36,6 +36,7 @@ class Plan:
         threads: The number of threads on which segments run in the backward pass; None finds out the faster choice.
         streaming: True if the model runs again, segment by segment, in place of storing its graph.
         is_stage: True if the model is a stage of a pipeline: other taps, or the error's place, are in other processes.
+        prefix: The name of the model in a larger one; "" if it is the whole. Taps have it already.
         sample_axes: The axes that number samples, of every place or by place; None finds out.
         placed: True if the user said where errors are taken; if not, they are taken before a final softmax or sigmoid.
         verify: True if the attachment checks itself in its first training pass.
@@ -54,6 +55,7 @@ class Plan:
     streaming: bool = False
     threads: int | None = 1
     is_stage: bool = False
+    prefix: str = ""
     sample_axes: SampleAxes = None
     placed: bool = False
     verify: bool = True
@@ -78,6 +80,10 @@ class Plan:
     def learning(self) -> tuple[bool, ...]:
         """For every parameter, whether it requires a gradient now."""
         return tuple(map(_REQUIRES_GRAD, self.parameters))
+
+    def whole_name(self, name: str) -> str:
+        """Return the name in the whole model of a module that this one calls ``name``."""
+        return f"{self.prefix}.{name}" if self.prefix else name
 
     @property
     def error_name(self) -> str:

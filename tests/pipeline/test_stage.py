@@ -1,5 +1,6 @@
 """What fits into a stage, and what is said of what does not."""
 
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
@@ -148,6 +149,51 @@ def test_a_prefix_restores_the_names_of_the_whole_model():
         stage(layers(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)), 1), bpfree.DFA(), prefix="top", error_at="top.2"
     )
     assert last.mechanism.plan.error_module is last.model[2]
+
+
+def test_a_prefix_restores_the_backward_weights_of_the_whole_model():
+    def drawn(model, attachment, name):
+        model(torch.randn(4, 2))
+        return attachment.within.feedback[name]
+
+    encoder = layers(nn.Linear(2, 8), nn.Linear(8, 8), nn.Tanh())
+    whole = nn.Sequential(OrderedDict(encoder=encoder, head=nn.Linear(8, 3)))
+    attachment = bpfree.attach(whole, bpfree.DFA(), within=bpfree.FA())
+    expected = drawn(whole, attachment, "encoder.1")
+    attachment.detach()
+    attachment = attach_stage(stage(encoder), bpfree.DFA(), prefix="encoder", within=bpfree.FA())
+    settle(attachment)
+    assert torch.equal(drawn(encoder, attachment, "1"), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"window": 0}, "window=0: a whole number"),
+        ({"alternate": 2, "window": 2}, "both make the backward pass deeper"),
+        ({"alternate": 2, "alternate_order": "often"}, "alternate_order"),
+        ({"alternate": 2, "rule": bpfree.Shallow()}, "sends no signal to the taps that are cut"),
+        ({"within": bpfree.DFA()}, "a layerwise rule"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, said):
+    with pytest.raises(OptionError, match=said):
+        attach_stage(stage(layers(nn.Linear(2, 8), nn.Tanh())), **{"rule": bpfree.DFA(), **options})
+
+
+def test_stages_of_different_steps_do_not_train_together():
+    def of_step(index, step):
+        module = layers(nn.Linear(8, 8), nn.Tanh(), *([nn.Linear(8, 3)] if index else []))
+        attachment = attach_stage(stage(module, index), bpfree.DFA(), alternate=2)
+        attachment.mechanism.alternation.numbers["step"] = step
+        return attachment
+
+    require_alike([built_with(of_step(0, 3)), built_with(of_step(1, 3))])
+    frozen = of_step(0, 0)
+    frozen.model.requires_grad_(False)
+    require_alike([built_with(frozen), built_with(of_step(1, 3))])
+    with pytest.raises(StageError, match="have taken 2 and 3 steps of alternating cuts"):
+        require_alike([built_with(of_step(0, 3)), built_with(of_step(1, 2))])
 
 
 def survey(names=("1",), error=None):

@@ -19,8 +19,11 @@ from bpfree.axes.sites import ErrorRows, product
 from bpfree.errors import ErrorPlacementError, StageError
 from bpfree.feedback.options import Feedback
 from bpfree.feedback.projection import Projection
-from bpfree.pipeline.stage import StageAttachment
+from bpfree.mechanisms.autograd import mark
+from bpfree.pipeline.stage import StageAttachment, mechanism_of
 from bpfree.rerun.snapshot import preserved
+from bpfree.segments import Reach
+from bpfree.tap_values import put, take
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Survey:
         error: The shape and dtype of the error; None in a stage before the last.
         channels: The axes of the taps' channels, by the names of calls; ``""`` is the error's.
         outputs: The shapes and dtypes of the tensors that the stage gives to the next one.
+        ends: The calls of taps that hand on what the stage gives to the next one.
     """
 
     names: list[str] = field(default_factory=list)
@@ -40,13 +44,17 @@ class Survey:
     error: tuple[torch.Size, torch.dtype] | None = None
     channels: dict[str, int | None] = field(default_factory=dict)
     outputs: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
+    ends: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Survey:
         """Run the stage once, without a trace."""
         plan = attachment.mechanism.plan
-        survey = cls()
-        handles = [module.register_forward_hook(partial(survey._tap, name)) for name, module in plan.taps.items()]
+        survey, leaves = cls(), dict[Tensor, str]()
+        handles = [
+            module.register_forward_hook(partial(survey._tap, name, plan.tensor_keys.get(name), leaves))
+            for name, module in plan.taps.items()
+        ]
         if attachment.stage.is_last:
             handles.append(plan.error_module.register_forward_hook(survey._reach))
         try:
@@ -57,17 +65,23 @@ class Survey:
             for handle in handles:
                 handle.remove()
         outputs = given if isinstance(given, tuple | list) else (given,)
-        survey.outputs = [(output.shape, output.dtype) for output in outputs if isinstance(output, Tensor)]
+        given = [output for output in outputs if isinstance(output, Tensor)]
+        survey.outputs = [(output.shape, output.dtype) for output in given]
+        if not attachment.stage.is_last:
+            survey.ends = frozenset(leaves[leaf] for leaf in Reach.of(*given).leaves if leaf in leaves)
         return survey
 
-    def _tap(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        if self.error is not None or not isinstance(output, Tensor):
+    def _tap(self, name: str, key: Any, leaves: dict[Tensor, str], module: nn.Module, args: Any, output: Any) -> Any:
+        if self.error is not None:
             return None
+        tensor = take(output, key, name)
         self.names.append(name)
-        self.shapes.append(output.shape)
-        self.channels[numbered(self.names)[-1]] = channel_axis(output)
-        self._last = output.detach()
-        return self._last
+        self.shapes.append(tensor.shape)
+        call = numbered(self.names)[-1]
+        self.channels[call] = channel_axis(tensor)
+        leaf = tensor.detach().requires_grad_()
+        leaves[leaf], self._last = call, mark(leaf)
+        return self._last if output is tensor else put(output, key, self._last)
 
     def _reach(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.error is not None or not isinstance(output, Tensor):
@@ -97,6 +111,8 @@ class Agreement:
         rows: The axes of it that number rows.
         c: The count of numbers in one row of the error.
         widest: The coefficients of the widest tap of all stages.
+        first: The number of taps in the stages before this process's.
+        ends: The calls of taps at which its stage ends.
     """
 
     shape: torch.Size
@@ -104,6 +120,8 @@ class Agreement:
     rows: ErrorRows
     c: int
     widest: int
+    first: int = 0
+    ends: frozenset[str] = frozenset()
 
     @classmethod
     def reach(cls, attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Agreement:
@@ -149,15 +167,19 @@ class Agreement:
         of_rule = feedback.feedback if isinstance(feedback, Projection) else Feedback()
         widest = max((of_rule.form(site).size for site in sites), default=0)
         c = product(size for axis, size in enumerate(shape) if axis not in rows.axes)
-        return cls(shape, dtype, rows, c, widest)
+        own = attachment.stage.stage_index
+        first = sum(len(survey.names) for survey in surveys[:own])
+        return cls(shape, dtype, rows, c, widest, first, surveys[own].ends)
 
     def settle(self, attachment: StageAttachment) -> None:
         """Tell one stage."""
-        mechanism = attachment.mechanism
+        mechanism = mechanism_of(attachment)
         if mechanism.plan.batch_dims is None:
             mechanism.plan = replace(mechanism.plan, sample_axes={ERROR: self.rows.axes})
         if isinstance(mechanism.feedback, Projection):
             mechanism.feedback.expect(self.widest, self.c)
+        if mechanism.alternation is not None:
+            mechanism.alternation.place(self.first, self.ends)
         attachment.expect(self.stand_in(attachment.stage.device))
 
     def stand_in(self, device: torch.device) -> Tensor:

@@ -9,12 +9,12 @@ import torch
 
 import bpfree
 from bpfree.errors import StageError
-from bpfree.pipeline.stage import StageAttachment
+from bpfree.pipeline.stage import StageAttachment, mechanism_of
 
 Built = Mapping[str, Any]
 """The settings of a process, by the words that messages use for them."""
 
-_STAGE, _ERROR_AT = "stage_index", "error_at"
+_STAGE, _ERROR_AT, _STEP = "stage_index", "error_at", "the step of alternating cuts"
 
 
 def built_with(attachment: StageAttachment, **schedule: Any) -> Built:
@@ -30,6 +30,9 @@ def built_with(attachment: StageAttachment, **schedule: Any) -> Built:
         "the rule": attachment._fingerprint(),
         "seed": plan.seed,
         "batch_dims": plan.batch_dims,
+        "window": plan.window,
+        "alternate_order": plan.alternate_order,
+        _STEP: _step_of_cuts(attachment),
         _ERROR_AT: attachment.error_at,
     }
 
@@ -42,6 +45,8 @@ def require_alike(processes: Sequence[Built]) -> None:
                 _require_own_stage(number, built[name])
             elif name == _ERROR_AT:
                 _require_place_of_last(number, built[name], processes[-1][name])
+            elif name == _STEP:
+                _require_same_step([built[_STEP] for built in processes])
             elif built[name] != first:
                 raise StageError(
                     f"{name} is {first} in process 0 and {built[name]} in process {number}: the stages would train "
@@ -57,6 +62,22 @@ def _require_own_stage(number: int, stage: int) -> None:
         raise StageError(
             f"process {number} of the stages' group has stage {stage}, and stage {number} must be there. Give "
             "PipelineStage the process's rank in that group as its stage_index."
+        )
+
+
+def _step_of_cuts(attachment: StageAttachment) -> int | None:
+    """Return the step that alternating cuts have come to; None where nothing counts steps, as nothing learns."""
+    alternation = mechanism_of(attachment).alternation
+    counts = any(parameter.requires_grad for parameter in attachment.model.parameters())
+    return alternation.numbers["step"] if alternation is not None and counts else None
+
+
+def _require_same_step(steps: Sequence[int | None]) -> None:
+    known = {step for step in steps if step is not None}
+    if len(known) > 1:
+        raise StageError(
+            f"the processes have taken {' and '.join(map(str, sorted(known)))} steps of alternating cuts, and would "
+            "cut taps of different steps. Load the checkpoint of one step in every process, or begin anew in all."
         )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
 
 from bpfree.errors import OptionError
 from bpfree.pipeline.schedule import DirectSchedule
-from bpfree.pipeline.stage import StageAttachment
+from bpfree.pipeline.stage import StageAttachment, mechanism_of
 from bpfree.pipeline.versions import Versions
 
 
@@ -83,12 +83,22 @@ class ScheduleAsynchronous(DirectSchedule):
             self._learn_until(self._forwarded)
 
     def _forward_context(self) -> AbstractContextManager[Any]:
-        return self._versions.recorded() if self._ahead else nullcontext()
+        stack, alternation = ExitStack(), mechanism_of(self.attachment).alternation
+        if self._ahead:
+            stack.enter_context(self._versions.recorded())
+        if alternation is not None:
+            # A step is a batch, and the optimizer has not stepped for all batches before this one.
+            behind = self._forwarded // self._n_microbatches - self._learned // self._n_microbatches
+            stack.enter_context(alternation.held(alternation.ahead(behind)))
+        return stack
 
     def _learned_batch(self) -> None:
         super()._learned_batch()
         self._versions.keep()
         self._optimizer.step()
         self._optimizer.zero_grad()
+        alternation = mechanism_of(self.attachment).alternation
+        if alternation is not None:
+            alternation.move_on()
         # A step within the user's autocast context would go on with the weights that were converted before it.
         torch.clear_autocast_cache()

@@ -13,11 +13,13 @@ from torch.distributed.pipelining import PipelineStage
 from torch.nn.parallel import DistributedDataParallel
 
 from bpfree.attachment import Attachment
-from bpfree.checks import check_attachable, error_modules
+from bpfree.checks import check_alternate, check_attachable, check_options, check_within, error_modules
 from bpfree.errors import OptionError, StageError, TapSelectionError
 from bpfree.mechanisms.base import Mechanism, Rule
+from bpfree.mechanisms.direct.alternation import AlternateOrder
 from bpfree.mechanisms.direct.mechanism import DirectMechanism
 from bpfree.mechanisms.direct.rule import DirectRule
+from bpfree.mechanisms.layerwise.rule import LayerwiseRule
 from bpfree.mechanisms.learned.observing import ObservingMechanism
 from bpfree.plan import Plan
 from bpfree.registry import make_room
@@ -35,6 +37,10 @@ def attach_stage(
     error_at: str | None = None,
     prefix: str = "",
     batch_dims: int | None = None,
+    window: int = 1,
+    alternate: int = 1,
+    alternate_order: AlternateOrder = "cyclic",
+    within: LayerwiseRule | None = None,
     seed: int = 0,
 ) -> StageAttachment:
     """Let the module of ``stage`` learn by ``rule``, as a part of the model that all stages are together.
@@ -50,10 +56,16 @@ def attach_stage(
         error_at: As for :func:`bpfree.attach`; a module of the last stage, with no meaning in the others.
         prefix: The name of the stage's module in the whole model, for example ``"encoder"``.
         batch_dims: As for :func:`bpfree.attach`. None: found out over the taps of all stages.
+        window: As for :func:`bpfree.attach`, within the stage: a window that would cross its end stops at the last tap,
+            whose signal the layers below learn from. Nothing but errors comes back.
+        alternate: As for :func:`bpfree.attach`; taps are counted over all stages. The tap at which a stage ends is cut
+            in every step besides.
+        alternate_order: As for :func:`bpfree.attach`.
+        within: As for :func:`bpfree.attach`. The optimizer of a stage needs ``attachment.parameters()`` too.
         seed: As for :func:`bpfree.attach`.
 
     Raises:
-        OptionError: The rule needs more than the error, or ``seed`` or ``batch_dims`` mean nothing.
+        OptionError: The rule needs more than the error, or an option means nothing or does not go with another.
         StageError: A stage that is not the last has no tap, or DistributedDataParallel is around the stage.
         TapSelectionError: ``taps`` matches nothing.
         ErrorPlacementError: The last stage has no module ``error_at``.
@@ -63,6 +75,8 @@ def attach_stage(
     if not isinstance(rule, DirectRule):
         raise _unfit(rule, _NO_ERROR)
     model: nn.Module = stage.submod
+    check_options(rule, window, streaming=False, threads=1)
+    check_alternate(rule, alternate, alternate_order, window)
     check_attachable(model, seed, batch_dims)
     _require_no_ddp(stage)
     place = None if stage.is_last else Elsewhere(_described(stage))
@@ -76,7 +90,11 @@ def attach_stage(
         else {"(last stage)": place},
         seed=seed,
         batch_dims=batch_dims,
+        window=window,
+        alternate=alternate,
+        alternate_order=alternate_order,
         is_stage=True,
+        prefix=prefix,
         tensor_keys=tensor_keys(taps, chosen),
     )
     mechanism = rule.mechanism(plan)
@@ -84,8 +102,10 @@ def attach_stage(
         raise _unfit(rule, _NO_ERROR)
     if isinstance(mechanism, ObservingMechanism):
         raise _unfit(rule, "looks back at whole forward passes, from the first layer to the output")
+    check_within(rule, mechanism, within)
     make_room(plan)
-    return StageAttachment(rule, mechanism, stage, place, error_at)
+    inner = None if within is None else within.mechanism(plan)
+    return StageAttachment(rule, mechanism, stage, place, error_at, within=inner)
 
 
 def _unfit(rule: Rule, why: str) -> OptionError:
@@ -142,11 +162,13 @@ class StageAttachment(Attachment):
         stage: PipelineStage,
         place: Elsewhere | None,
         error_at: str | None,
+        *,
+        within: Mechanism | None = None,
     ) -> None:
         self._place = (place,)  # in a tuple: it has no state to be saved
         if place is not None:  # before the mechanism's own hook says that the pass is over
             place.install(mechanism)
-        super().__init__(rule, mechanism)
+        super().__init__(rule, mechanism, within=within)
         self.stage = stage
         self.error_at = error_at
         self._told: Callable[[Tensor], None] | None = None
@@ -248,6 +270,8 @@ class Elsewhere(nn.Module):
             return
         reached = {id(leaf) for one in open_ends for leaf in Reach.of(one).leaves}
         names = [name.rpartition(".")[0] or name for name, leaf in model.named_parameters() if id(leaf) in reached]
+        if not names:  # a window's last tap hands on a leaf
+            return
         raise StageError(
             f"{self._stage} does not end in a tap: no signal would reach its layers {', '.join(dict.fromkeys(names))} "
             "through its output. Split the model right behind a tap, or end the stage in a bpfree.Tap()."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
@@ -34,14 +34,16 @@ class Phase:
     Attributes:
         period: p: one tap in ``period`` is cut.
         offset: The tap of index i is cut if i + ``offset`` is a multiple of ``period``.
+        always: The calls of taps that every pass cuts: those at which a stage of a pipeline ends.
     """
 
     period: int = 1
     offset: int = 0
+    always: frozenset[str] = frozenset()
 
-    def cuts(self, index: int) -> bool:
-        """Return whether the tap of this index, in forward order from 0, is cut."""
-        return (index + self.offset) % self.period == 0
+    def cuts(self, index: int, place: str) -> bool:
+        """Return whether the tap of this index, in forward order from 0, is cut in its call ``place``."""
+        return (index + self.offset) % self.period == 0 or place in self.always
 
 
 EVERY_TAP = Phase()
@@ -68,6 +70,7 @@ class Alternation(LazyBuffers):
     def __init__(self, plan: Plan) -> None:
         super().__init__(step=0, used=0)
         self.plan = plan
+        self._in_whole = Phase(plan.alternate)
         self.phase = self._phase_of(0)
         self._held: Phase | None = None
         # Whether a training pass has had the present phase, and the parameters' versions at the last one.
@@ -116,12 +119,26 @@ class Alternation(LazyBuffers):
     @property
     def phases(self) -> list[Phase]:
         """All phases."""
-        return [Phase(self.plan.alternate, offset) for offset in range(self.plan.alternate)]
+        return [replace(self._in_whole, offset=offset) for offset in range(self.plan.alternate)]
+
+    def place(self, first: int, ends: frozenset[str]) -> None:
+        """Take note of where a stage lies in its model.
+
+        Args:
+            first: The number of taps before it.
+            ends: The calls of taps at which it ends.
+        """
+        self._in_whole = Phase(self.plan.alternate, first, ends)
+        self.phase = self._phase_of(self.numbers["step"])
+
+    def ahead(self, steps: int) -> Phase:
+        """Return the phase of the step that comes ``steps`` after the present one."""
+        return self._phase_of(self.numbers["step"] + steps)
 
     def on_step(self, optimizer: Optimizer) -> None:
         """Called when an optimizer has stepped."""
         if self._is_used and self._is_of_model(optimizer):
-            self._move_on()
+            self.move_on()
 
     def _is_of_model(self, optimizer: Optimizer) -> bool:
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -134,27 +151,28 @@ class Alternation(LazyBuffers):
     def _settle(self) -> None:
         """End the present step if weights that are changed by hand have ended it."""
         if self._is_over():
-            self._move_on()
+            self.move_on()
 
     def _now(self) -> int:
         return sum(map(_VERSION, self.plan.parameters))
 
-    def _move_on(self) -> None:
+    def move_on(self) -> None:
+        """End the present step."""
         self.numbers["step"] += 1
         self._is_used, self.phase = False, self._phase_of(self.numbers["step"])
 
     def _phase_of(self, step: int) -> Phase:
         period = self.plan.alternate
-        if self.plan.alternate_order == "random":
-            return Phase(period, derived_seed(self.plan.seed, "cuts", step) % period)
-        return Phase(period, step % period)
+        t = derived_seed(self.plan.seed, "cuts", step) if self.plan.alternate_order == "random" else step
+        return replace(self._in_whole, offset=(t + self._in_whole.offset) % period)
 
     def describe(self) -> str:
         """Return the remark for the attachment's table."""
         period, order = self.plan.alternate, self.plan.alternate_order
+        ends = " The taps at which the stage ends are cut in every step." if self._in_whole.always else ""
         return (
             f"Alternating cuts, {order}: each step cuts one tap in {period} and sends its signal there; the layers "
-            "below the others learn through them from the next tap above that is cut, or from the error."
+            "below the others learn through them from the next tap above that is cut, or from the error." + ends
         )
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -116,7 +116,8 @@ class PassChooser:
             self.carried = []
             # For measurements: autograd has no gradient of a tap's output here that they could ask for.
             arrived = self.carried if self._storing else None
-            return WindowedPass(self._plan.window, arrived, together=is_sharded(self._plan.model))
+            together, is_stage = is_sharded(self._plan.model), self._plan.is_stage
+            return WindowedPass(self._plan.window, arrived, together=together, is_stage=is_stage)
         # A term that uses a tap which is not cut reaches the tap below, whichever that is.
         soft = survey.places if survey.soft and phase.period > 1 else survey.soft
         if self._storing:
@@ -163,7 +164,7 @@ class PassChooser:
 
         def signals(first: torch.Size) -> Sequence[Tensor | None]:
             layout = known.resized(resized(known.sites, first))
-            cut = [number for number in range(len(layout.sites)) if phase.cuts(number)]
+            cut = [number for number, site in enumerate(layout.sites) if phase.cuts(number, site.name)]
             return make_handler(layout, cut=cut)(known.like.new_zeros(()).expand(*layout.rows.shape, known.c))
 
         return LearnInForwardPass(names, signals, leaves.ends)
@@ -174,7 +175,8 @@ class PassChooser:
         if self._plan.window > 1:
             window = self._plan.window
             up = "one tap" if window == 2 else f"{window - 1} taps"
+            ends = ", or from that of the stage's last tap" if self._plan.is_stage else ""
             remarks.append(
-                f"With a window of {window}, layers learn from the signal {up} further up than their row says."
+                f"With a window of {window}, layers learn from the signal {up} further up than their row says{ends}."
             )
         return remarks

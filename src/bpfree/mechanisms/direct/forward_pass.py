@@ -59,7 +59,7 @@ class TappedPass(ABC):
 
     def is_cut(self, number: int) -> bool:
         """Return whether the tap of this number is cut."""
-        return self.phase.cuts(number)
+        return self.phase.cuts(number, self.places[number])
 
     def last_cut(self) -> Cut:
         """Return the cut of the last tap; a checkpoint's second run repeats it, to save the same tensors."""

@@ -3,6 +3,9 @@
 With a window of w, the signal of tap l is taken at tap l + w - 1 and carried down through w - 1 segments by their input
 gradients; near the top it is the error itself. A window costs w - 1 passes of input gradients, and no segment waits for
 more than w - 1 others. 1 is the plain rule; a window as deep as the network is backpropagation.
+
+In a stage of a pipeline the last tap takes the place of the error: a window ends there, and nothing is carried down
+from the stage above.
 """
 
 from __future__ import annotations
@@ -30,11 +33,14 @@ class WindowedPass(StoredGraphPass):
         arrived: Filled with the signals that the segments learn from, one tensor per tap, shaped as the tap's output;
             None keeps none.
         together: All segments run in one call, as FSDP2 needs: it exchanges weights when a backward pass ends.
+        is_stage: Windows end at the taps behind which no segment of this process lies.
     """
 
-    def __init__(self, window: int, arrived: list[Tensor | None] | None, *, together: bool) -> None:
+    def __init__(
+        self, window: int, arrived: list[Tensor | None] | None, *, together: bool, is_stage: bool = False
+    ) -> None:
         super().__init__()
-        self._window, self._arrived, self._is_together = window, arrived, together
+        self._window, self._arrived, self._is_together, self._is_stage = window, arrived, together, is_stage
         # Arguments that require a gradient, by the leaves that stand for them below.
         self._outside: dict[Tensor, Tensor] = {}
         # The tensors that taps hand on: leaves of the segments above.
@@ -79,7 +85,16 @@ class WindowedPass(StoredGraphPass):
     @outside_compiled_code
     def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
         """Return the output; its backward pass gives every parameter the gradient of its window."""
-        record = _Record(handler, output, self.outputs, self._entries, self._window, self._arrived, self._is_together)
+        record = _Record(
+            handler,
+            output,
+            self.outputs,
+            self._entries,
+            self._window,
+            self._arrived,
+            together=self._is_together,
+            is_stage=self._is_stage,
+        )
         learners = [self._outside.get(leaf, leaf) for leaf in record.learners]
         return gradients_from_error(record.gradients, output, learners)
 
@@ -116,7 +131,9 @@ class _Record:
         entries: Sequence[Tensor],
         window: int,
         arrived: list[Tensor | None] | None,
+        *,
         together: bool,
+        is_stage: bool,
     ) -> None:
         self._make, self._window, self._arrived = make, window, arrived
         reaches = [Reach.of(root) for root in (*taps, output)]
@@ -127,6 +144,9 @@ class _Record:
             entered = {numbers[id(leaf)]: leaf for leaf in reach.leaves if id(leaf) in numbers}
             self._segments.append(_Segment(root, own, entered))
         self._carrying = {number: entry for number, entry in enumerate(entries) if entry.requires_grad}
+        followed = {number for segment in self._segments for number in segment.entries}
+        # The taps at which windows end as at the error.
+        self._tops = {number for number in range(len(taps)) if is_stage and number not in followed}
         self.learners = list(dict.fromkeys(leaf for segment in self._segments for leaf in segment.own))
         each = sum(len(segment.own) for segment in self._segments)
         self._separate = not together and _are_separate(reaches) and len(self.learners) == each
@@ -150,6 +170,12 @@ class _Record:
         self._carry(segment, error, carried, steps, again=False)
         while self._segments:
             segment, passing = self._segments.pop(), carried.pop()
+            if len(self._segments) in self._tops:
+                signal = signals[len(self._segments)]
+                self._note(signal)
+                learned |= self._learn(segment, signal)
+                self._carry(segment, signal, carried, steps, again=False)
+                continue
             self._note(passing[-1])
             learned |= self._learn(segment, passing.pop())
             # The signal that has come furthest goes first, the tap's own is made last: each is dropped behind its run.
@@ -187,7 +213,7 @@ class _Record:
             # If nothing below the output layer learns, there is nothing to carry.
             found = self._together(signals, error, list(self._carrying.values()), again=True)
             carried = dict(zip(self._carrying, found, strict=True))
-            signals = [carried.get(number) for number in range(count)]
+            signals = [signals[number] if number in self._tops else carried.get(number) for number in range(count)]
         for signal in reversed(list(signals)):
             self._note(signal)
         return self._together(signals, error, self.learners, again=False)

@@ -200,7 +200,7 @@ class LayerwiseMechanism(LayerwiseHooks):
         passes = numbers["passes"]
 
         def generator() -> torch.Generator:
-            seed = derived_seed(numbers["seed"], name, passes)
+            seed = derived_seed(numbers["seed"], self.plan.whole_name(name), passes)
             return torch.Generator(weight.device).manual_seed(seed)
 
         def at_backward() -> Tensor:
@@ -216,7 +216,8 @@ class LayerwiseMechanism(LayerwiseHooks):
 
     def _draw(self, name: str, weight: Tensor) -> None:
         # On the CPU, so that every machine draws the same; once.
-        generator = torch.Generator().manual_seed(derived_seed(self.feedback.numbers["seed"], name))
+        seed = derived_seed(self.feedback.numbers["seed"], self.plan.whole_name(name))
+        generator = torch.Generator().manual_seed(seed)
         like = at_least_single(weight) if self.learns else weight
         drawn = self.rule.draw(weight, generator)
         if not isinstance(drawn, Tensor):  # callers are not type-checked

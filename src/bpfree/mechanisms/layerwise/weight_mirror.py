@@ -90,6 +90,6 @@ class WeightMirrorMechanism(LayerwiseMechanism):
     def _noise(self, name: str, shape: tuple[int, ...], weight: Tensor) -> Tensor:
         """Draw numbers of mean 0 and variance 1, on ``weight``'s device."""
         numbers = self.feedback.numbers
-        seed = derived_seed(numbers["seed"], name, "mirror", numbers["mirrored"])
+        seed = derived_seed(numbers["seed"], self.plan.whole_name(name), "mirror", numbers["mirrored"])
         generator = torch.Generator(weight.device).manual_seed(seed)
         return draw(shape, "uniform", generator) * 3**0.5
