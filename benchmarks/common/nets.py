@@ -85,11 +85,16 @@ class ConvNet:
 
 @dataclass(frozen=True)
 class Transformer:
-    """``blocks`` pre-norm transformer blocks of width 128, tapped behind each block, the error below the head.
+    """``blocks`` pre-norm transformer blocks, tapped behind each block, the error below the head.
 
     Attributes:
         blocks: The number of blocks.
         batch: The number of sequences.
+        width: The width of the residual stream.
+        tokens: The tokens of a sequence.
+        classes: The tokens of the vocabulary.
+        heads: Attention heads.
+        hidden: The width of the feed-forward network's hidden layer.
     """
 
     blocks: int
@@ -97,6 +102,8 @@ class Transformer:
     width: int = 128
     tokens: int = 128
     classes: int = 4000
+    heads: int = 4
+    hidden: int = 512
 
     @property
     def name(self) -> str:
@@ -114,7 +121,9 @@ class Transformer:
     def build(self) -> nn.Module:
         """The network, with the same weights every time."""
         torch.manual_seed(0)
-        return CausalTransformer((self.tokens,), self.classes, self.blocks, self.width, norm="pre")
+        return CausalTransformer(
+            (self.tokens,), self.classes, self.blocks, self.width, self.heads, self.hidden, norm="pre"
+        )
 
     def data(self) -> tuple[Tensor, Tensor]:
         """Tokens and those that follow them, the same every time."""

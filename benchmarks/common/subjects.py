@@ -19,6 +19,7 @@ from bpfree.lab.time_and_memory import peak_bytes
 from common.nets import MLP, Net
 
 LEARNING_RATE = 1e-4
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Step:
         forward_backward: Forward, loss, backward.
         period: After how many steps the same work comes again.
         attachment: The rule on the model.
+        device: Where the model is.
     """
 
     model: nn.Module
     forward_backward: Callable[[], object]
     period: int = 1
     attachment: bpfree.Attachment | None = None
+    device: torch.device = CPU
 
     def feedback(self) -> list[Tensor]:
         """What the rule keeps."""
@@ -62,7 +65,7 @@ class Step:
 
     def _peak_bytes(self) -> int:
         self._clear()
-        return peak_bytes(self.forward_backward)
+        return peak_bytes(self.forward_backward, self.device)
 
     def gradient_bytes(self) -> int:
         """The most that parameters' gradients take at one time."""
@@ -110,6 +113,7 @@ class Subject:
         streaming: See :func:`bpfree.attach`.
         targets_first: Give the targets before the forward pass.
         compiled: Run the model through torch.compile.
+        backend: The compiler's backend.
         bf16: Run the forward pass under autocast to bfloat16.
         in_backward: Let the optimizer (SGD) step in the backward pass and drop each gradient behind it.
         segments: For backpropagation: the number of checkpointed segments; 0 keeps all activations.
@@ -124,6 +128,7 @@ class Subject:
     streaming: bool = False
     targets_first: bool = False
     compiled: bool = False
+    backend: str = "inductor"
     bf16: bool = False
     in_backward: bool = False
     segments: int = 0
@@ -131,9 +136,10 @@ class Subject:
     begins_late: bool = False
     reference: str = "BP"
 
-    def on(self, net: Net) -> Step:
-        """The step of this subject on one network."""
-        model, (x, y) = net.build(), net.data()
+    def on(self, net: Net, device: torch.device = CPU) -> Step:
+        """The step of this subject on one network, which is made on ``device``."""
+        with device:
+            model, (x, y) = net.build(), net.data()
         attachment = bpfree.attach(
             model,
             self.rule,
@@ -151,7 +157,7 @@ class Subject:
         def forward_backward() -> None:
             if self.targets_first:
                 attachment.targets(y)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                 loss = F.cross_entropy(forward(x).flatten(0, -2), y.flatten())
             if not self.targets_first:
                 attachment.targets(y)
@@ -161,21 +167,23 @@ class Subject:
                     last.add_(0.0)
 
         last = list(model.parameters())[-1]
-        return Step(model, forward_backward, math.lcm(getattr(self.rule, "every", 1), self.alternate), attachment)
+        return Step(
+            model, forward_backward, math.lcm(getattr(self.rule, "every", 1), self.alternate), attachment, device
+        )
 
     def _forward(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         if self.segments:
             return lambda x: checkpoint_sequential(model, self.segments, x, use_reentrant=False)
-        return _compiled(model) if self.compiled else model
+        return _compiled(model, self.backend) if self.compiled else model
 
 
-def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def _compiled(model: nn.Module, backend: str) -> Callable[[Tensor], Tensor]:
     import torch._dynamo  # takes seconds to load
 
     # Unless told not to, torch.compile takes two models of one class for the same whatever hooks they have: a compiled
     # model with a rule would run the code of its compiled twin that has none.
     torch._dynamo.config.skip_nnmodule_hook_guards = False
-    return torch.compile(model)
+    return torch.compile(model, backend=backend)
 
 
 def _step_in_backward(model: nn.Module) -> None:
