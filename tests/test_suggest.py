@@ -169,15 +169,17 @@ class Language(nn.Module):
 @pytest.mark.parametrize(
     ("model", "error_at"),
     [
-        (Language(20, 6), "norm"),
-        (Language(20, 6, tied=True), "norm"),
-        (Language(20, 6, norm=False), "head"),  # nothing that learns lies below the head and above the blocks
+        (Language(20, 6), "h.1"),
+        (Language(20, 6, tied=True), "h.1"),
+        (Language(20, 6, norm=False), "h.1"),
         (Language(5, 6), "head"),  # fewer words than numbers below: the error is smaller at the head
     ],
     ids=["vocabulary", "tied", "post-norm", "few words"],
 )
-def test_the_error_is_taken_below_a_vocabulary_head(model, error_at):
-    assert bpfree.suggest_taps(model).error_at == error_at
+def test_the_error_is_taken_at_the_last_block_below_a_vocabulary_head(model, error_at):
+    suggestion = bpfree.suggest_taps(model)
+    assert suggestion.error_at == error_at
+    assert suggestion.taps == tuple(name for name in ("h.0", "h.1") if name != error_at)
 
 
 def test_layers_before_the_blocks_are_no_head():

@@ -28,13 +28,12 @@ class Head:
     Attributes:
         name: The last module with a weight matrix; if none has a matrix, the last one with parameters.
         outputs: The number of its outputs; 0 without a matrix.
-        below: The module with parameters before the head, if the head gives one number for each word of the model's
-            vocabulary: the error has fewer numbers there, and the head is trained exactly. None for other heads.
+        of_vocabulary: Whether it gives one number for each word of the model's vocabulary.
     """
 
     name: str
     outputs: int
-    below: str | None
+    of_vocabulary: bool
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -54,11 +53,21 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if name in chosen}
 
 
-def blocks_below_the_end(model: nn.Module) -> list[str]:
-    """Return the names of the repeated blocks, without a last block that ends the model: errors are taken there."""
+def blocks_below_the_error(model: nn.Module) -> list[str]:
+    """Return the names of the repeated blocks, without a last one at which the error is taken (``error_place``)."""
     blocks = find_blocks(model)
     names = list(blocks)
-    return names if not names or find_head(model, blocks) else names[:-1]
+    return names[:-1] if names and error_place(model, blocks) == names[-1] else names
+
+
+def error_place(model: nn.Module, blocks: Mapping[str, nn.Module]) -> str:
+    """Return where the error is taken: at the last block if nothing or a vocabulary head follows, else at the head.
+
+    Below a vocabulary head the error has fewer numbers, and the head is trained exactly. What lies between is trained
+    exactly too: behind a norm, feedback would have to follow how it scales each token.
+    """
+    head = find_head(model, blocks)
+    return list(blocks)[-1] if head is None or head.of_vocabulary else head.name
 
 
 def find_head(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Head | None:
@@ -68,11 +77,9 @@ def find_head(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Head | None:
         return None
     matrices = {name: matrix for name, module in above.items() if (matrix := _matrix(module)) is not None}
     if not matrices:
-        return Head(list(above)[-1], 0, None)
+        return Head(list(above)[-1], 0, of_vocabulary=False)
     name, matrix = list(matrices.items())[-1]
-    before = list(above)[: list(above).index(name)]
-    below = before[-1] if before and _is_vocabulary(model, matrix) else None
-    return Head(name, 0 if is_lazy(matrix) else len(matrix), below)
+    return Head(name, 0 if is_lazy(matrix) else len(matrix), _is_vocabulary(model, matrix))
 
 
 def _called_like_one(model: nn.Module, blocks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from bpfree.errors import TapSelectionError
-from bpfree.repeated_blocks import Head, blocks_below_the_end, find_blocks, find_head
+from bpfree.repeated_blocks import Head, blocks_below_the_error, error_place, find_blocks, find_head
 from bpfree.tabulate import fold, fold_names, tabulate
 from bpfree.taps import Tap, nothing_to_tap, select_taps
 
@@ -37,7 +37,8 @@ def suggest_taps(model: nn.Module) -> TapSuggestion:
 
     ``bpfree.attach(model, rule, taps="blocks")`` uses it. Only the modules are looked at, and nothing is run: a block
     is one of several modules of one class that are numbered and hold layers; the head is the last layer behind them.
-    A vocabulary head (of the shape of an embedding) stays above the error, and is trained exactly. A model without
+    Below a vocabulary head (of the shape of an embedding) the error is taken at the last block, and what is above it is
+    trained exactly. A model without
     numbered blocks gets the default, every non-linearity. Places that the model marks itself, by :class:`bpfree.Tap`
     modules, are shown besides. Look at the suggestion before you train: what a model's code does between its modules
     is not seen, and of several heads the last one is named.
@@ -57,13 +58,12 @@ def suggest_taps(model: nn.Module) -> TapSuggestion:
         if not found:
             raise nothing_to_tap(model)
         return TapSuggestion(None, None, _without_blocks(model, found))
-    head, names = find_head(model, blocks), blocks_below_the_end(model)
-    error_at = (head.below or head.name) if head else list(blocks)[-1]
+    names, error_at = blocks_below_the_error(model), error_place(model, blocks)
     rows = fold([_row(name, blocks[name]) for name in names])
     lines = [
         f'{len(names)} blocks of {type(model).__name__}, for attach(model, rule, taps="blocks"):',
         *tabulate(["tap", "class", "parameters"], rows),
-        f"error_at={error_at!r}: {_about(head)}",
+        f"error_at={error_at!r}: {_about(find_head(model, blocks))}",
         *_own_taps(model),
     ]
     return TapSuggestion(tuple(names), error_at, "\n".join(lines))
@@ -99,8 +99,11 @@ def _own_taps(model: nn.Module) -> list[str]:
 def _about(head: Head | None) -> str:
     if head is None:
         return "the last block, which ends the model."
-    if head.below is not None:
-        return f"below the vocabulary head {head.name} ({head.outputs:,} outputs), which is trained exactly."
+    if head.of_vocabulary:
+        return (
+            f"the last block. The vocabulary head {head.name} ({head.outputs:,} outputs) and what lies between are "
+            "trained exactly."
+        )
     return f"the last layer, {head.outputs:,} outputs." if head.outputs else "the last module with parameters."
 
 

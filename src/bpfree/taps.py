@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bpfree.blocks import pattern_text, patterns_for, warn_of_left_out_blocks
 from bpfree.errors import TapSelectionError, nearest
 from bpfree.nonlinearities import is_nonlinearity
-from bpfree.repeated_blocks import blocks_below_the_end
+from bpfree.repeated_blocks import blocks_below_the_error
 from bpfree.tabulate import fold_names
 from bpfree.tap_values import Key
 
@@ -144,7 +144,7 @@ def nothing_to_tap(model: nn.Module) -> TapSelectionError:
 
 def _place(model: nn.Module) -> str | None:
     """Return the option text that names repeated blocks or recurrent layers; None if there are none."""
-    blocks = blocks_below_the_end(model)
+    blocks = blocks_below_the_error(model)
     if blocks:
         patterns = patterns_for(blocks, [name for name, _ in model.named_modules()])
         short = f"taps={pattern_text(patterns)}. Or " if len(patterns) < 4 else ""

@@ -128,8 +128,7 @@ def _places(path: str, overrides: dict[str, Any] | None) -> tuple[tuple[str, ...
         raise SettingsError(unknown.format("repeated blocks are", "modules with --taps and --error-at"))
     if model.get_output_embeddings() is None:
         raise SettingsError(unknown.format("vocabulary head is", "the module below it with --error-at"))
-    taps = tuple(f"model.{name}" for name in suggestion.taps)
-    return taps, taps[-1]
+    return tuple(f"model.{name}" for name in suggestion.taps), f"model.{suggestion.error_at}"
 
 
 def _check_context(path: Path, config: Any, shape: Sequence[int]) -> None:

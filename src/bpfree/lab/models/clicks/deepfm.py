@@ -29,7 +29,7 @@ class DeepFM(nn.Module):
         dropout: The fraction of activations that dropout sets to zero behind each block.
         placement: What the perceptron teaches the embeddings under direct rules. ``perceptron``: nothing
             (:class:`bpfree.Cut`); they learn exactly through the factorization machine alone, as in Launay et al. 2020,
-            section 3.1.2. ``embeddings``: a tap below the perceptron sends them a signal too, which is not in the paper.
+            section 3.1.2. ``embeddings``: a tap below the perceptron sends them a signal too; not in the paper.
             Under backpropagation they learn from both parts.
         initialization: ``default`` or ``torchfm``, see :mod:`bpfree.lab.models.clicks.tables`.
         sparse: The gradients of both tables are sparse, see :mod:`bpfree.lab.models.clicks.tables`.
