@@ -44,6 +44,8 @@ CASES = {
     "alternate 2, FA within": (mlp, OWN, {"alternate": 2, "within": bpfree.FA()}),
     "alternate 2, DRTP": (mlp, bpfree.DRTP(feedback=OWN.feedback), {"alternate": 2}),
     "alternate 2, DKP": (mlp, bpfree.DKP(), {"alternate": 2}),
+    "alternate 2, FDFA": (mlp, bpfree.FDFA(), {"alternate": 2}),
+    "alternate 2, LMS": (mlp, bpfree.LMS(), {"alternate": 2}),
     "window 2": (mlp, OWN, {"window": 2}),
     "window 3": (mlp, OWN, {"window": 3}),
     "FA within": (two_layers, OWN, {"within": bpfree.FA(), "taps": nn.Tanh}),
@@ -104,7 +106,7 @@ def cut_in(step, period, order):
     return [str(2 * i + 1) for i in range(DEPTH) if (i + t) % period == 0 or i == FIRST - 1]
 
 
-KEPT = ["alternate 2, DKP", "alternate 2, FA within"]
+KEPT = ["alternate 2, DKP", "alternate 2, FDFA", "alternate 2, LMS", "alternate 2, FA within"]
 """Cases with feedback that learns or is drawn once: in one process it must stay from step to step."""
 
 

@@ -196,11 +196,11 @@ def deep():
 PARTS = [slice(0, 4), slice(4, 8), slice(8, None)]
 
 
-def asynchronous(rank, cases, steps):
+def asynchronous(rank, cases, steps, rule):
     found = {}
     for micro_batches, staleness in cases:
         stage = PipelineStage(deep()[PARTS[rank]], rank, 3, torch.device("cpu"))
-        attachment = bpfree.pipeline.attach_stage(stage, bpfree.DFA(), taps=nn.Tanh, seed=4)
+        attachment = bpfree.pipeline.attach_stage(stage, rule, taps=nn.Tanh, seed=4)
         optimizer = torch.optim.SGD(attachment.model.parameters(), lr=0.5)
         schedule = bpfree.pipeline.ScheduleAsynchronous(
             attachment, micro_batches, F.cross_entropy, optimizer=optimizer, staleness=staleness
@@ -212,12 +212,12 @@ def asynchronous(rank, cases, steps):
     return found
 
 
-def stale(micro_batches, staleness, steps):
+def stale(micro_batches, staleness, steps, rule):
     """The same in one process: stage s forwards micro-batch k with the weights that were there when it had learned from
     all up to k - (2 - s) - 1, and of the batches before the last ``staleness`` in any case.
     """
     model = deep()
-    bpfree.attach(model, bpfree.DFA(), taps=nn.Tanh, seed=4)
+    bpfree.attach(model, rule, taps=nn.Tanh, seed=4)
     versions = [[[p.detach().clone() for p in model[part].parameters()]] for part in PARTS]
     for batch, (x, y) in enumerate(batches(steps)):
         model.zero_grad()
@@ -235,14 +235,23 @@ def stale(micro_batches, staleness, steps):
 
 
 CASES = [(4, 1), (1, 1), (1, 2), (2, 0)]
+ASYNCHRONOUS = {
+    "DFA": bpfree.DFA(),
+    "FDFA": bpfree.FDFA(),
+    "FDFA, every second pass": bpfree.FDFA(every=2),
+    "GrAPE": bpfree.GrAPE(),
+    "LMS": bpfree.LMS(),
+}
 
 
 @pytest.fixture(scope="module")
 def by_case():
-    return run_on_ranks(3, asynchronous, CASES, 4)
+    return {name: run_on_ranks(3, asynchronous, CASES, 4, rule) for name, rule in ASYNCHRONOUS.items()}
 
 
+@pytest.mark.parametrize("name", ASYNCHRONOUS)
 @pytest.mark.parametrize("case", CASES)
-def test_the_asynchronous_schedule_equals_training_with_stale_weights(by_case, case):
-    for found, expected in zip(by_case, stale(*case, steps=4), strict=True):
+def test_the_asynchronous_schedule_equals_training_with_stale_weights(by_case, name, case):
+    """Estimating passes see the weights of their forward pass; feedback learns in the order of the micro-batches."""
+    for found, expected in zip(by_case[name], stale(*case, steps=4, rule=ASYNCHRONOUS[name]), strict=True):
         assert_equal(found[case], expected)

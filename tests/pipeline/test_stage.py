@@ -36,15 +36,14 @@ def settle(attachment, c=3, rows=4):
         bpfree.BP(),
         bpfree.FA(),
         bpfree.PEPITA(),
-        bpfree.GrAPE(),
-        bpfree.FDFA(),
-        bpfree.ForwardGradient(),
+        bpfree.ForwardGradient("activations"),
         bpfree.ForwardGradient("weights"),
+        bpfree.GrAPE(calibrate=2),
     ],
     ids=str,
 )
 def test_a_rule_that_needs_the_whole_model_is_refused(rule):
-    with pytest.raises(OptionError, match=r"Pipelines take direct rules without an estimating pass: bpfree.DFA\(\)"):
+    with pytest.raises(OptionError, match=r"Pipelines take direct rules with feedback: bpfree.DFA\(\)"):
         attach_stage(stage(layers(nn.Linear(2, 8), nn.Tanh())), rule)
 
 
@@ -182,18 +181,21 @@ def test_options_that_mean_nothing_are_refused(options, said):
 
 
 def test_stages_of_different_steps_do_not_train_together():
-    def of_step(index, step):
+    def of_step(index, step, passes=0):
         module = layers(nn.Linear(8, 8), nn.Tanh(), *([nn.Linear(8, 3)] if index else []))
-        attachment = attach_stage(stage(module, index), bpfree.DFA(), alternate=2)
+        attachment = attach_stage(stage(module, index), bpfree.FDFA(), alternate=2)
         attachment.mechanism.alternation.numbers["step"] = step
+        attachment.mechanism.averages.numbers["passes"] = passes
         return attachment
 
     require_alike([built_with(of_step(0, 3)), built_with(of_step(1, 3))])
     frozen = of_step(0, 0)
     frozen.model.requires_grad_(False)
     require_alike([built_with(frozen), built_with(of_step(1, 3))])
-    with pytest.raises(StageError, match="have taken 2 and 3 steps of alternating cuts"):
+    with pytest.raises(StageError, match="have come to 2 and 3 steps of alternating cuts"):
         require_alike([built_with(of_step(0, 3)), built_with(of_step(1, 2))])
+    with pytest.raises(StageError, match="have come to 8 and 12 passes of learned feedback"):
+        require_alike([built_with(of_step(0, 3, 12)), built_with(of_step(1, 3, 8))])
 
 
 def survey(names=("1",), error=None):

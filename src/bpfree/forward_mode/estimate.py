@@ -31,6 +31,11 @@ from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.tap_values import put, take
 
 
+def itself(tensor: Tensor) -> Tensor:
+    """Return the tensor: the sum over one process."""
+    return tensor
+
+
 @dataclass(frozen=True)
 class Observation:
     """The observation of one error in one estimating pass.
@@ -41,12 +46,15 @@ class Observation:
             a number for every feature, v_l itself). Each is made again when it is asked for.
         sites: The taps.
         part: The samples that were observed, N above being the number of their rows; None for the whole batch.
+        total: Returns the sum of a tensor over the stages of a pipeline, each of which observes its own taps; elsewhere
+            the tensor itself.
     """
 
     change: Tensor
     perturbations: Sequence[Tensor]
     sites: Sequence[Site]
     part: SamplePart | None = None
+    total: Callable[[Tensor], Tensor] = itself
 
     def correlations(self, rows: Tensor) -> list[Tensor]:
         """Return for every tap the mean of rows (x) v_l over its rows of the error ``(N, c)``, shape ``(c, m_l)``."""
@@ -134,7 +142,12 @@ class Estimator:
 
     @outside_compiled_code
     def observe(
-        self, call: Call, groups: Sequence[Sequence[Site]], seed: int, part: SamplePart | None = None
+        self,
+        call: Call,
+        groups: Sequence[Sequence[Site]],
+        seed: int,
+        part: SamplePart | None = None,
+        entering: Sequence[Tensor] = (),
     ) -> list[Response]:
         """Run the pass that began once more for every group of taps, with perturbations drawn from ``seed``.
 
@@ -143,16 +156,23 @@ class Estimator:
             groups: The taps.
             seed: The seed.
             part: The samples that it runs on; None for all.
+            entering: The tangents that the arguments have already, of these samples.
 
         Raises:
             ForwardDerivativeError: A layer has no forward-mode derivative, or no perturbation reaches the error.
         """
         assert self._start is not None
         start, self._start = self._start, None
-        return [self.run(call, start, sites, seed, part) for sites in groups]
+        return [self.run(call, start, sites, seed, part, entering) for sites in groups]
 
     def run(
-        self, call: Call, start: RunSnapshot, sites: Sequence[Site], seed: int, part: SamplePart | None = None
+        self,
+        call: Call,
+        start: RunSnapshot,
+        sites: Sequence[Site],
+        seed: int,
+        part: SamplePart | None = None,
+        entering: Sequence[Tensor] = (),
     ) -> Response:
         """Run a pass that began from ``start`` once more, with perturbations drawn from ``seed`` at these taps.
 
@@ -168,7 +188,7 @@ class Estimator:
             with self.tape.replayed(own), self._perturbed(own, sites, seed, made):
                 yield
 
-        tangents, values = self.dual_pass(call, prepare, start)
+        tangents, values = self.dual_pass(call, prepare, start, entering)
         reached = [site for site in sites if site.name in made]
         return Response(tangents, Draws([made[site.name] for site in reached]), reached, values, part)
 

@@ -157,13 +157,17 @@ class DualPass:
         self._freeze = freeze
         self.mode = ForwardMode()
 
-    def __call__(self, call: Call, prepare: Prepare, start: RunSnapshot) -> DualOutputs:
+    def __call__(
+        self, call: Call, prepare: Prepare, start: RunSnapshot, entering: Sequence[Tensor] = ()
+    ) -> DualOutputs:
         """Return the tangents and the values of the errors.
 
         Args:
             call: The model's arguments.
             prepare: Brings the perturbations in.
             start: The state that the pass before began with, so that dropout draws the same masks.
+            entering: The tangents of the floating point tensors among the positional arguments, in order; none for
+                arguments that are constants.
 
         Raises:
             ForwardDerivativeError: A layer has no forward-mode derivative, or nothing reaches an error.
@@ -171,12 +175,12 @@ class DualPass:
         with switches_put_back():
             while True:
                 try:
-                    return self._run(call, prepare, start)
+                    return self._run(call, prepare, start, entering)
                 except NotImplementedError as error:
                     if not self.mode.learn_from(error):
-                        raise self._unserved(call, prepare, start) from error
+                        raise self._unserved(call, prepare, start, entering) from error
 
-    def _run(self, call: Call, prepare: Prepare, start: RunSnapshot) -> DualOutputs:
+    def _run(self, call: Call, prepare: Prepare, start: RunSnapshot, entering: Sequence[Tensor]) -> DualOutputs:
         plan = self._plan
         kind, errors = kind_of(plan, call), list(plan.errors.values())
         with ExitStack() as stack:
@@ -184,7 +188,8 @@ class DualPass:
             stack.enter_context(self.mode.entered(plan, kind, freeze=self._freeze))
             own = stack.enter_context(OwnPass(plan.model, plan.state))
             stack.enter_context(prepare(own))
-            outputs = [error_tensors(output) for output in run_to(plan.model, own, errors, call)]
+            given = with_tangents(call, entering) if entering else call
+            outputs = [error_tensors(output) for output in run_to(plan.model, own, errors, given)]
             pairs = [{path: split(output) for path, output in found.items()} for found in outputs]
         if any(pairs) and all(tangent is None for found in pairs for _, tangent in found.values()):
             raise nothing_arrives(f"perturbation of the taps arrives at {plan.where}")
@@ -199,7 +204,9 @@ class DualPass:
             tangents, [{path: primal.detach() for path, (primal, _) in found.items()} for found in pairs]
         )
 
-    def _unserved(self, call: Call, prepare: Prepare, start: RunSnapshot) -> ForwardDerivativeError:
+    def _unserved(
+        self, call: Call, prepare: Prepare, start: RunSnapshot, entering: Sequence[Tensor]
+    ) -> ForwardDerivativeError:
         """Run again with every module watched, to find the one that has no derivative."""
         plan = self._plan
         names = {module: name for name, module in plan.model.named_modules()}
@@ -210,7 +217,7 @@ class DualPass:
             enter = own.hooked(dict.fromkeys(parts, lambda module, args, kwargs: entered.append(module)), before=True)
             with enter, own.hooked(dict.fromkeys(parts, lambda module, args, output: entered.remove(module))):
                 try:
-                    self._run(call, prepare, start)
+                    self._run(call, prepare, start, entering)
                 except NotImplementedError as error:
                     said = str(error).partition(" because ")[0].partition("\n")[0].rstrip(".")
         inside = entered[-1] if entered else plan.model
@@ -221,6 +228,18 @@ class DualPass:
             "none), write it with operations that have one, give an autograd.Function a jvp, switch oneDNN off for "
             "an LSTM (torch.backends.mkldnn.enabled), or use a rule with no estimating pass (bpfree.DFA, bpfree.DKP)."
         )
+
+
+def with_tangents(call: Call, entering: Sequence[Tensor]) -> Call:
+    """Return the arguments of a pass with tangents for the floating point tensors among the positional ones."""
+    args, kwargs = call
+    tangents = iter(entering)
+    return tuple([join(arg, next(tangents)) if has_tangent(arg) else arg for arg in args]), kwargs
+
+
+def has_tangent(argument: Any) -> bool:
+    """Return whether an argument can have a tangent."""
+    return isinstance(argument, Tensor) and argument.is_floating_point()
 
 
 def nothing_arrives(what: str) -> ForwardDerivativeError:

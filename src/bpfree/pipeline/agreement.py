@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -15,15 +15,19 @@ from torch import Tensor, nn
 from bpfree.axes.channels import channel_axis
 from bpfree.axes.layout import ERROR, lay_out, numbered, tapped
 from bpfree.axes.place import Place
-from bpfree.axes.sites import ErrorRows, product
+from bpfree.axes.sites import ErrorRows, Site, product
 from bpfree.errors import ErrorPlacementError, StageError
 from bpfree.feedback.options import Feedback
 from bpfree.feedback.projection import Projection
 from bpfree.mechanisms.autograd import mark
+from bpfree.mechanisms.learned.mechanism import LearnedMechanism
 from bpfree.pipeline.stage import StageAttachment, mechanism_of
 from bpfree.rerun.snapshot import preserved
 from bpfree.segments import Reach
 from bpfree.tap_values import put, take
+
+Outline: TypeAlias = tuple[torch.Size, torch.dtype]
+"""The shape and dtype of a tensor."""
 
 
 @dataclass
@@ -41,9 +45,9 @@ class Survey:
 
     names: list[str] = field(default_factory=list)
     shapes: list[torch.Size] = field(default_factory=list)
-    error: tuple[torch.Size, torch.dtype] | None = None
+    error: Outline | None = None
     channels: dict[str, int | None] = field(default_factory=dict)
-    outputs: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
+    outputs: list[Outline] = field(default_factory=list)
     ends: frozenset[str] = frozenset()
 
     @classmethod
@@ -113,6 +117,10 @@ class Agreement:
         widest: The coefficients of the widest tap of all stages.
         first: The number of taps in the stages before this process's.
         ends: The calls of taps at which its stage ends.
+        sites: The taps of its stage.
+        given: The shapes and dtypes of the tensors that the stage before gives to it; none in the first stage.
+        outputs: Those of the tensors that it gives itself.
+        width_elsewhere: The number of coefficients of the other stages' taps, calls of one module counted once.
     """
 
     shape: torch.Size
@@ -122,6 +130,10 @@ class Agreement:
     widest: int
     first: int = 0
     ends: frozenset[str] = frozenset()
+    sites: Sequence[Site] = ()
+    given: Sequence[Outline] = ()
+    outputs: Sequence[Outline] = ()
+    width_elsewhere: int = 0
 
     @classmethod
     def reach(cls, attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Agreement:
@@ -165,11 +177,26 @@ class Agreement:
         taps = [tap for survey in surveys for tap in survey.tapped()]
         rows, sites = lay_out(attachment.mechanism.plan, place, taps, set())
         of_rule = feedback.feedback if isinstance(feedback, Projection) else Feedback()
-        widest = max((of_rule.form(site).size for site in sites), default=0)
+        sizes = [of_rule.form(site).size for site in sites]
         c = product(size for axis, size in enumerate(shape) if axis not in rows.axes)
         own = attachment.stage.stage_index
         first = sum(len(survey.names) for survey in surveys[:own])
-        return cls(shape, dtype, rows, c, widest, first, surveys[own].ends)
+        last = first + len(surveys[own].names)
+        widths = {site.module: size for site, size in zip(sites, sizes, strict=True)}
+        elsewhere = widths.keys() - {site.module for site in sites[first:last]}
+        return cls(
+            shape,
+            dtype,
+            rows,
+            c,
+            widest=max(sizes, default=0),
+            first=first,
+            ends=surveys[own].ends,
+            sites=sites[first:last],
+            given=surveys[own - 1].outputs if own else (),
+            outputs=surveys[own].outputs,
+            width_elsewhere=sum(widths[name] for name in elsewhere),
+        )
 
     def settle(self, attachment: StageAttachment) -> None:
         """Tell one stage."""
@@ -178,6 +205,8 @@ class Agreement:
             mechanism.plan = replace(mechanism.plan, sample_axes={ERROR: self.rows.axes})
         if isinstance(mechanism.feedback, Projection):
             mechanism.feedback.expect(self.widest, self.c)
+        if isinstance(mechanism, LearnedMechanism):
+            mechanism.width_elsewhere = self.width_elsewhere
         if mechanism.alternation is not None:
             mechanism.alternation.place(self.first, self.ends)
         attachment.expect(self.stand_in(attachment.stage.device))

@@ -9,12 +9,15 @@ import torch
 
 import bpfree
 from bpfree.errors import StageError
+from bpfree.mechanisms.learned.mechanism import LearnedMechanism
 from bpfree.pipeline.stage import StageAttachment, mechanism_of
 
 Built = Mapping[str, Any]
 """The settings of a process, by the words that messages use for them."""
 
-_STAGE, _ERROR_AT, _STEP = "stage_index", "error_at", "the step of alternating cuts"
+_STAGE, _ERROR_AT = "stage_index", "error_at"
+_COUNTS = ("steps of alternating cuts", "passes of learned feedback")
+"""What every process counts by itself, and must have come to the same number of."""
 
 
 def built_with(attachment: StageAttachment, **schedule: Any) -> Built:
@@ -32,7 +35,7 @@ def built_with(attachment: StageAttachment, **schedule: Any) -> Built:
         "batch_dims": plan.batch_dims,
         "window": plan.window,
         "alternate_order": plan.alternate_order,
-        _STEP: _step_of_cuts(attachment),
+        **dict(zip(_COUNTS, _counted(attachment), strict=True)),
         _ERROR_AT: attachment.error_at,
     }
 
@@ -45,8 +48,8 @@ def require_alike(processes: Sequence[Built]) -> None:
                 _require_own_stage(number, built[name])
             elif name == _ERROR_AT:
                 _require_place_of_last(number, built[name], processes[-1][name])
-            elif name == _STEP:
-                _require_same_step([built[_STEP] for built in processes])
+            elif name in _COUNTS:
+                _require_same_count(name, [built[name] for built in processes])
             elif built[name] != first:
                 raise StageError(
                     f"{name} is {first} in process 0 and {built[name]} in process {number}: the stages would train "
@@ -65,19 +68,22 @@ def _require_own_stage(number: int, stage: int) -> None:
         )
 
 
-def _step_of_cuts(attachment: StageAttachment) -> int | None:
-    """Return the step that alternating cuts have come to; None where nothing counts steps, as nothing learns."""
-    alternation = mechanism_of(attachment).alternation
-    counts = any(parameter.requires_grad for parameter in attachment.model.parameters())
-    return alternation.numbers["step"] if alternation is not None and counts else None
+def _counted(attachment: StageAttachment) -> tuple[int | None, int | None]:
+    """Return what this process has come to of each of ``_COUNTS``; None where it does not count."""
+    mechanism = mechanism_of(attachment)
+    # No optimizer steps what does not learn.
+    learns = any(parameter.requires_grad for parameter in attachment.model.parameters())
+    steps = mechanism.alternation.numbers["step"] if mechanism.alternation is not None and learns else None
+    passes = mechanism.averages.numbers["passes"] if isinstance(mechanism, LearnedMechanism) else None
+    return steps, passes
 
 
-def _require_same_step(steps: Sequence[int | None]) -> None:
-    known = {step for step in steps if step is not None}
+def _require_same_count(name: str, counts: Sequence[int | None]) -> None:
+    known = {count for count in counts if count is not None}
     if len(known) > 1:
         raise StageError(
-            f"the processes have taken {' and '.join(map(str, sorted(known)))} steps of alternating cuts, and would "
-            "cut taps of different steps. Load the checkpoint of one step in every process, or begin anew in all."
+            f"the processes have come to {' and '.join(map(str, sorted(known)))} {name}, and would train together what "
+            "is of different moments. Load the checkpoint of one step in every process, or begin anew in all."
         )
 
 

@@ -1,4 +1,4 @@
-"""The one thing that comes back: the error of every micro-batch, from the last stage to all others."""
+"""What comes back, from the last stage to all others: every micro-batch's error, and what answers to perturbations."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.distributed.pipelining import PipelineStage
 
 from bpfree.errors import StageError
-from bpfree.pipeline.agreement import Agreement
+from bpfree.pipeline.agreement import Agreement, Outline
 
 
 class Channel:
     """Broadcasts errors in the order of the micro-batches, while the stages work.
+
+    The output's tangent of an estimating pass goes before the error of its micro-batch.
 
     It has a process group of its own: on NCCL a broadcast must not wait for activations that are being sent.
 
@@ -37,7 +39,7 @@ class Channel:
         self._agreement = agreement
         self._sending: deque[tuple[Any, Tensor]] = deque()
         self._begun: _Number | None = None
-        self.sent_bytes = 0
+        self.sent_bytes = self.sent_change_bytes = 0
 
     def begin(self, number: int) -> None:
         """Say, ahead of its errors, which batch they belong to."""
@@ -50,10 +52,18 @@ class Channel:
 
     def send(self, error: Tensor) -> None:
         """Start the broadcast of dL/do, in the last stage."""
-        error = error.detach().contiguous()
-        work = dist.broadcast(error, src=self._source, group=self._group, async_op=True)
-        self._sending.append((work, error))
-        self.sent_bytes += error.numel() * error.element_size() * (dist.get_world_size(self._group) - 1)
+        self.sent_bytes += self._send(error)
+
+    def send_change(self, change: Tensor) -> None:
+        """Start the broadcast of odot, in the last stage."""
+        self.sent_change_bytes += self._send(change)
+
+    def _send(self, tensor: Tensor) -> int:
+        """Start a broadcast, and return the bytes that it sends to all receivers."""
+        tensor = tensor.detach().contiguous()
+        work = dist.broadcast(tensor, src=self._source, group=self._group, async_op=True)
+        self._sending.append((work, tensor))
+        return tensor.numel() * tensor.element_size() * (dist.get_world_size(self._group) - 1)
 
     def sent(self) -> None:
         """Wait until every error has been sent off."""
@@ -63,10 +73,40 @@ class Channel:
 
     def expect(self) -> Arrival:
         """Make ready for the next error, in a stage before the last."""
-        agreement = self._agreement
-        buffer = torch.empty(agreement.shape, dtype=agreement.dtype, device=self._device)
+        return self._expect(self._agreement.shape, self._agreement.dtype)
+
+    def expect_change(self, outline: Outline) -> Arrival:
+        """Make ready for the next odot, of this shape and dtype, in a stage before the last."""
+        return self._expect(*outline)
+
+    def _expect(self, shape: torch.Size, dtype: torch.dtype) -> Arrival:
+        buffer = torch.empty(shape, dtype=dtype, device=self._device)
         begun, self._begun = self._begun, None
         return Arrival(dist.broadcast(buffer, src=self._source, group=self._group, async_op=True), buffer, begun)
+
+
+class Sum:
+    """Adds up a tensor of every stage.
+
+    It has a process group of its own: stages come to it at other times than to the channel's broadcasts.
+
+    Args:
+        stage: This process's stage.
+    """
+
+    def __init__(self, stage: PipelineStage) -> None:
+        group = stage.group or dist.group.WORLD
+        ranks = dist.get_process_group_ranks(group)
+        self._group = _another_group(stage.group, ranks, _timeout(group, torch.device(stage.device)))
+        self.sent_bytes = 0
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Return the sum; all stages call this together."""
+        result, count = tensor.contiguous().clone(), dist.get_world_size(self._group)
+        dist.all_reduce(result, group=self._group)
+        # As a ring sends it: every part goes round once to be added and once to be told.
+        self.sent_bytes += 2 * (count - 1) * result.numel() * result.element_size() // count
+        return result
 
 
 class _Number:
@@ -87,13 +127,13 @@ class _Number:
 
 
 class Arrival:
-    """An error that is being sent; the first error of a batch knows the batch's number."""
+    """A tensor that is being sent; the first one of a batch knows the batch's number."""
 
     def __init__(self, work: Any, buffer: Tensor, begun: _Number | None) -> None:
         self._work, self._buffer, self._begun = work, buffer, begun
 
     def wait(self) -> Tensor:
-        """Return the error when it has arrived."""
+        """Return the tensor when it has arrived."""
         if self._begun is not None:
             self._begun.check()
         self._work.wait()

@@ -20,9 +20,12 @@ from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
 from bpfree.errors import BpfreeError, OptionError, StageError
 from bpfree.mechanisms.direct.rule import DirectRule
+from bpfree.mechanisms.learned.from_forward import ForwardLearnedMechanism
+from bpfree.mechanisms.learned.stage_estimate import StageEstimate
 from bpfree.pipeline.agreement import Agreement
 from bpfree.pipeline.built import built_with, require_alike
 from bpfree.pipeline.channel import Arrival, Channel
+from bpfree.pipeline.estimates import Estimates
 from bpfree.pipeline.order import ahead, due
 from bpfree.pipeline.sizes import Sizes
 from bpfree.pipeline.stage import StageAttachment, mechanism_of
@@ -37,18 +40,21 @@ class _Waiting:
     Attributes:
         root: Where its backward pass starts: the loss in the last stage, elsewhere what stands for the output.
         error: The root's gradient, to come; None for the loss.
-        sends: The running sends of its activations, and the tensors that they are sent from.
+        sends: The running sends of its activations and tangents, and the tensors that they are sent from.
+        estimate: Its estimating pass, and the output's tangent, to come; None if there was no such pass.
     """
 
     root: Tensor
     error: Arrival | Tensor | None
     sends: list[tuple[Any, Any]]
+    estimate: tuple[StageEstimate, Arrival | Tensor] | None = None
 
 
 class DirectSchedule(PipelineScheduleSingle):
     """The base of the two schedules: ``step(*inputs, target=, losses=)`` as in torch's schedules, and ``eval``.
 
-    ``sent_activation_bytes`` and ``sent_error_bytes`` count the bytes that this stage has sent.
+    ``sent_activation_bytes``, ``sent_error_bytes`` and ``sent_estimate_bytes`` count the bytes that this stage has
+    sent.
 
     Args:
         attachment: The return value of :func:`bpfree.pipeline.attach_stage`.
@@ -80,9 +86,12 @@ class DirectSchedule(PipelineScheduleSingle):
         self._waiting: deque[_Waiting] = deque()
         self._agreement: Agreement | None = None
         self._channel: Channel | None = None
+        self._estimates: Estimates | None = None
         self._sizes = Sizes(n_microbatches)
         self._broken = False
-        self._blind = stage.num_stages == 1 or _is_blind(mechanism_of(attachment).rule)
+        mechanism = mechanism_of(attachment)
+        self._observes = isinstance(mechanism, ForwardLearnedMechanism)
+        self._blind = not self._observes and (stage.num_stages == 1 or _is_blind(mechanism.rule))
         # A rule that needs no error learns at once.
         last = stage.is_last or self._blind
         self._ahead = 0 if last else ahead(stage.stage_index, stage.num_stages)
@@ -91,6 +100,11 @@ class DirectSchedule(PipelineScheduleSingle):
     def sent_error_bytes(self) -> int:
         """The bytes of errors that this stage has sent, summed over all receivers."""
         return self._channel.sent_bytes if self._channel else 0
+
+    @property
+    def sent_estimate_bytes(self) -> int:
+        """The bytes that this stage has sent for estimating passes: tangents forward, and back what answers to them."""
+        return self._estimates.sent_bytes if self._estimates else 0
 
     # -- one batch -------------------------------------------------------------------------------------------------
 
@@ -141,12 +155,12 @@ class DirectSchedule(PipelineScheduleSingle):
     ) -> None:
         # What a stage receives wants no gradient: nobody would take it.
         self._stage.has_backward = False
-        coming = self._receive(0)
+        coming = self._receive(0, ahead=0)
         for number in range(self._n_microbatches):
             for work in coming:
                 work.wait()
             # The next one travels while this one is computed.
-            coming = self._receive(number + 1)
+            coming = self._receive(number + 1, ahead=1)
             self._forward(number, arg_mbs[number], kwarg_mbs[number], target_mbs, loss_kwargs)
             if self._has_backward:
                 self._learn_until(due(self._forwarded, self._ahead, self._n_microbatches, self._staleness))
@@ -168,11 +182,17 @@ class DirectSchedule(PipelineScheduleSingle):
         sends = self._send(number)
         # The graph, and nothing else, keeps what the backward pass needs.
         stage.fwd_cache.pop(number)
-        if trains:
-            self._forwarded += 1
-            self._waiting.append(self._left(sends))
-        else:
+        if not trains:
             _finish(sends)
+            return
+        found = self._estimates.run() if self._estimates is not None else None
+        waiting = self._left(sends)
+        if found is not None:
+            estimate, change, tangents = found
+            waiting.estimate = estimate, change
+            waiting.sends += tangents
+        self._forwarded += 1
+        self._waiting.append(waiting)
 
     def _left(self, sends: list[tuple[Any, Any]]) -> _Waiting:
         if self._stage.is_last:
@@ -196,6 +216,9 @@ class DirectSchedule(PipelineScheduleSingle):
 
     def _learn(self) -> None:
         one = self._waiting.popleft()
+        if one.estimate is not None and self._estimates is not None:
+            estimate, change = one.estimate
+            self._estimates.complete(estimate, change.wait() if isinstance(change, Arrival) else change)
         error = one.error.wait() if isinstance(one.error, Arrival) else one.error
         torch.autograd.backward(one.root, error)
         # Errors come after their activations have arrived, so there is nothing to wait for.
@@ -211,14 +234,18 @@ class DirectSchedule(PipelineScheduleSingle):
 
     # -- what travels ----------------------------------------------------------------------------------------------
 
-    def _receive(self, number: int) -> list[Any]:
+    def _receive(self, number: int, *, ahead: int) -> list[Any]:
+        """Start to receive a micro-batch, ``ahead`` of the next one to be forwarded."""
         if number == self._n_microbatches:
             return []
         # A new buffer: the last one may be part of a graph that waits for its error.
         for info in self._stage.args_recv_info[number]:
             if info.buffer is not None:
                 info.buffer = torch.empty_like(info.buffer)
-        return _started(self._stage.get_fwd_recv_ops(number))
+        works = _started(self._stage.get_fwd_recv_ops(number))
+        if self._estimates is not None and self._has_backward:
+            self._estimates.receive(ahead)
+        return works
 
     def _send(self, number: int) -> list[tuple[Any, Any]]:
         ops = self._stage.get_fwd_send_ops(number)
@@ -250,6 +277,8 @@ class DirectSchedule(PipelineScheduleSingle):
             self._channel = Channel(self.attachment.stage, self._agreement)
             if stage.is_last:
                 self.attachment.tell(self._channel.send)
+            if self._observes:
+                self._estimates = Estimates(self.attachment, agreement, self._channel, args, kwargs)
 
 
 def _is_blind(rule: DirectRule) -> bool:

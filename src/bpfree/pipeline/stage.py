@@ -17,16 +17,19 @@ from bpfree.checks import check_alternate, check_attachable, check_options, chec
 from bpfree.errors import OptionError, StageError, TapSelectionError
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct.alternation import AlternateOrder
+from bpfree.mechanisms.direct.final_activation import final_activation
 from bpfree.mechanisms.direct.mechanism import DirectMechanism
 from bpfree.mechanisms.direct.rule import DirectRule
 from bpfree.mechanisms.layerwise.rule import LayerwiseRule
+from bpfree.mechanisms.learned.from_forward import ForwardLearnedMechanism
 from bpfree.mechanisms.learned.observing import ObservingMechanism
 from bpfree.plan import Plan
 from bpfree.registry import make_room
+from bpfree.rules.learned import CalibratedMechanism
 from bpfree.segments import Reach
 from bpfree.taps import TapChoice, select_taps, tensor_keys
 
-_NO_ERROR = "sends errors back layer by layer, or none at all"
+_NO_ERROR = "sends errors back layer by layer, or none at all; no stage of a pipeline sees that"
 
 
 def attach_stage(
@@ -51,7 +54,8 @@ def attach_stage(
 
     Args:
         stage: The stage, on this process. Every stage but the last ends in a tap.
-        rule: A direct rule without an estimating pass: ``DFA``, ``DRTP``, ``DKP``, ``Shallow`` or one of your own.
+        rule: A direct rule: ``DFA``, ``DRTP``, ``DKP``, ``Shallow``, ``FDFA``, ``GrAPE`` without calibrating passes,
+            ``LMS``, or one of your own.
         taps: As for :func:`bpfree.attach`, of this stage's module. The last stage may have none.
         error_at: As for :func:`bpfree.attach`; a module of the last stage, with no meaning in the others.
         prefix: The name of the stage's module in the whole model, for example ``"encoder"``.
@@ -95,13 +99,20 @@ def attach_stage(
         alternate_order=alternate_order,
         is_stage=True,
         prefix=prefix,
+        placed=error_at is not None,
         tensor_keys=tensor_keys(taps, chosen),
     )
     mechanism = rule.mechanism(plan)
     if not isinstance(mechanism, DirectMechanism):
         raise _unfit(rule, _NO_ERROR)
-    if isinstance(mechanism, ObservingMechanism):
-        raise _unfit(rule, "looks back at whole forward passes, from the first layer to the output")
+    if isinstance(mechanism, CalibratedMechanism):
+        raise _unfit(
+            rule, "sends a gradient through all layers in its calibrating passes: leave calibrate out in a pipeline"
+        )
+    if isinstance(mechanism, ObservingMechanism) and not isinstance(mechanism, ForwardLearnedMechanism):
+        raise _unfit(
+            rule, "makes its signals from the output's answer to perturbations, which only learned feedback awaits here"
+        )
     check_within(rule, mechanism, within)
     make_room(plan)
     inner = None if within is None else within.mechanism(plan)
@@ -110,8 +121,8 @@ def attach_stage(
 
 def _unfit(rule: Rule, why: str) -> OptionError:
     return OptionError(
-        f"{rule} {why}; no stage of a pipeline sees that. Pipelines take direct rules without an estimating pass: "
-        "bpfree.DFA(), bpfree.DRTP(), bpfree.DKP(), bpfree.Shallow()."
+        f"{rule} {why}. Pipelines take direct rules with feedback: bpfree.DFA(), bpfree.DRTP(), bpfree.DKP(), "
+        "bpfree.FDFA(), bpfree.GrAPE(), bpfree.LMS(), and bpfree.Shallow()."
     )
 
 
@@ -197,7 +208,14 @@ class StageAttachment(Attachment):
 
     def _listen(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._told is not None and isinstance(output, Tensor) and output.requires_grad:
-            output.register_hook(self._told)  # type: ignore[no-untyped-call]
+            output.register_hook(self._teller(output.detach()))  # type: ignore[no-untyped-call]
+
+    def _teller(self, output: Tensor) -> Callable[[Tensor], None]:
+        """Return what tells the gradient at this output; where a softmax or sigmoid made it, the one before that."""
+        told, mechanism = self._told, mechanism_of(self)
+        assert told is not None
+        final = final_activation(mechanism, mechanism.plan.error_name, output)
+        return told if final is None else lambda error: told(final.error_before(error, output))
 
     def detach(self) -> None:
         """Take every hook out."""

@@ -179,19 +179,25 @@ class LMS(ForwardLearnedRule):
         if not self.scale > 0:
             raise OptionError(f"scale={self.scale} must be positive.")
 
+    @property
+    def mixes_taps(self) -> bool:
+        """True: the residual is what all taps together leave."""
+        return True
+
     def evidence(self, seen: Observation, matrices: Sequence[Tensor]) -> list[Tensor]:
         r"""Return the correlation of residual and perturbation, shape ``(c, m_l)``, for every tap of ``seen``.
 
         .. math:: \frac{1}{N}\sum_b r_b \otimes v_{b,l}
         """
-        residual = seen.change.to(matrices[0])
+        change = seen.change.to(matrices[0])
+        explained = torch.zeros_like(change)
         # One at a time: behind a streaming pass each is drawn when it is asked for.
         for v, B, site in zip(seen.perturbations, matrices, seen.sites, strict=True):
             if site.pairing is None:
-                residual = torch.addmm(residual, v.to(B), B.T, alpha=-1)
+                explained = torch.addmm(explained, v.to(B), B.T)
             else:
-                residual = residual - site.pairing.scatter(v.to(B) @ B.T)
-        return seen.correlations(residual)
+                explained = explained + site.pairing.scatter(v.to(B) @ B.T)
+        return seen.correlations(change - seen.total(explained))
 
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
         """Return the evidence with the opposite sign, shape ``(c, m)``."""

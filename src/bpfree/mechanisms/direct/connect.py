@@ -107,7 +107,10 @@ def connect_error(
     below = [number for number in _below(call, tapped, name, alone=alone) if number != tap]
     call.errors[name] = output
     if not below:
-        if mechanism.plan.is_stage or not alone:
+        if mechanism.plan.is_stage:
+            final_activation(mechanism, name, output)  # stages below have taps
+            return output
+        if not alone:
             return output
         raise _no_tap_below(call, mechanism.plan, at_error)
     if alone:

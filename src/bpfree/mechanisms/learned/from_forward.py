@@ -51,6 +51,11 @@ class ForwardLearnedRule(LearnedRule):
         """Make the mechanism that runs an estimating pass after the forward pass."""
         return ForwardLearnedMechanism(self, plan)
 
+    @property
+    def mixes_taps(self) -> bool:
+        """True if the evidence of a tap depends on the matrices of others, through ``seen.total``."""
+        return False
+
     def evidence(self, seen: Observation, matrices: Sequence[Tensor]) -> list[Tensor]:
         r"""Return the forward estimate of every tap of ``seen``, shape ``(c, m_l)``; ``matrices`` are their B_l.
 
@@ -75,7 +80,9 @@ class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
         return state.learning
 
     def _seed(self) -> int:
-        return derived_seed(self.feedback.numbers["seed"], "perturbations", self.averages.numbers["passes"], rank())
+        # The stages of a pipeline draw as one process does.
+        process = 0 if self.plan.is_stage else rank()
+        return derived_seed(self.feedback.numbers["seed"], "perturbations", self.averages.numbers["passes"], process)
 
     def _seen(self, memory: PassMemory, observation: Observation) -> None:
         if not len(observation.change):  # an empty batch says nothing

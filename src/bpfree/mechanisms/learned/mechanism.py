@@ -90,6 +90,9 @@ class LearnedMechanism(DirectMechanism):
 
     ``feedback[name]`` is B_l. ``averages[name]`` is the running average of its evidence, for rules that take one.
     ``steps.numbers[name]`` is the number of its steps: not every pass reaches every tap.
+
+    Attributes:
+        width_elsewhere: The number of coefficients of the taps in other stages of a pipeline.
     """
 
     rule: LearnedRule
@@ -101,6 +104,7 @@ class LearnedMechanism(DirectMechanism):
         self.steps = LazyBuffers()
         self.norms = LazyBuffers()
         self._usual: dict[str, float] = {}
+        self.width_elsewhere = 0
         # The layout whose matrices are all known.
         self._begun_with: Layout | None = None
 
@@ -132,7 +136,7 @@ class LearnedMechanism(DirectMechanism):
         # The processes of a pipeline hold other taps, and have nothing to average.
         alone = self.plan.is_stage
         rows = (memory.rows or len(error)) * (1 if alone else ranks())
-        width = sum(self.feedback[name].shape[1] for name in evidence)
+        width = self.width_elsewhere + sum(self.feedback[name].shape[1] for name in evidence)
         steps: list[_Step] = []
         with torch.no_grad(), in_own_precision(error):
             for name, given in evidence.items():
@@ -228,8 +232,12 @@ class LearnedMechanism(DirectMechanism):
             found.setdefault(self.feedback.name(site), []).append(given)
         return {name: torch.stack(parts).mean(0) if len(parts) > 1 else parts[0] for name, parts in found.items()}
 
+    def is_due(self, ahead: int = 0) -> bool:
+        """Return whether the feedback learns from the next training pass, or the one ``ahead`` after it."""
+        return not self._fixed and (self.averages.numbers["passes"] + ahead) % self.rule.every == 0
+
     @outside_compiled_code  # a counter in compiled code is a constant: each pass would be compiled anew
     def _on_begin(self, state: PassState, call: Any) -> None:
         super()._on_begin(state, call)
-        state.learning = state.counts and not self._fixed and self.averages.numbers["passes"] % self.rule.every == 0
+        state.learning = state.counts and self.is_due()
         self.averages.numbers["passes"] += state.counts

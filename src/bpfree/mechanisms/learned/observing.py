@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,20 +12,23 @@ from torch import Tensor
 
 from bpfree.axes.sites import Site
 from bpfree.compiled_code import outside_compiled_code
-from bpfree.errors import OptionError
+from bpfree.errors import OptionError, VerificationError
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
-from bpfree.forward_mode.estimate import Estimator, Observation
+from bpfree.forward_mode.estimate import Estimator, Observation, Response
+from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.perturbations import Perturbations
 from bpfree.forward_mode.sample_part import Rows, SamplePart
-from bpfree.forward_mode.tangents import Tangents
+from bpfree.forward_mode.tangents import Call, Tangents
 from bpfree.mechanisms.direct.delivery import PassMemory
 from bpfree.mechanisms.direct.final_activation import final_activation
 from bpfree.mechanisms.direct.mechanism import DirectMechanism
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.rule import DirectRule
 from bpfree.mechanisms.direct.survey import error_key
+from bpfree.mechanisms.learned.stage_estimate import StageEstimate
 from bpfree.plan import Plan
+from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.rerun.trial import without_trace
 from bpfree.verification.adjoint import check_adjoint
@@ -54,11 +58,19 @@ class ObservingMechanism(DirectMechanism):
         self._kind: Perturbations = kind
         self._rows = rows
         self.takes_all_rows = isinstance(rows, float) and rows == 1.0
-        self._estimator = Estimator(plan, kind, self._form)
+        self._estimator = self._make_estimator(plan)
+        # In a stage of a pipeline, the pass that has ended: a schedule runs its estimating pass.
+        self._ended: tuple[PassState, Call] | None = None
+
+    def _make_estimator(self, plan: Plan) -> Estimator:
+        if plan.is_stage and plan.error_module not in plan.modules:
+            # The error is taken in another process, and what answers to perturbations here is the stage's output.
+            plan = replace(plan, errors={"": plan.model})
+        return Estimator(plan, self._kind, self._form)
 
     def replan(self, plan: Plan) -> None:
         """Serve the model as ``plan`` describes it, and keep the feedback."""
-        self._estimator = Estimator(plan, self._kind, self._form)
+        self._estimator = self._make_estimator(plan)
         super().replan(plan)
 
     def _form(self, site: Site) -> Form:
@@ -102,6 +114,7 @@ class ObservingMechanism(DirectMechanism):
         """Take the hooks out and forget the forward pass."""
         super().remove()
         self._estimator.tape.drop()
+        self._ended = None
 
     @outside_compiled_code
     def _on_begin(self, state: PassState, call: Any) -> None:
@@ -118,10 +131,12 @@ class ObservingMechanism(DirectMechanism):
         raised = output is None and sys.exc_info()[0] is not None
         try:
             output = super()._on_end(call, args, kwargs, output)
-            if call.observed and call.memories and not raised:
+            if call.observed and not raised and self.plan.is_stage:
+                self._ended = call, (args, kwargs)
+            elif call.observed and call.memories and not raised:
                 self._observe(call, (args, kwargs))
         finally:
-            if call.observed:
+            if call.observed and self._ended is None:
                 self._estimator.drop()
         return output
 
@@ -131,7 +146,7 @@ class ObservingMechanism(DirectMechanism):
         # The estimating pass runs the model's forward(), behind its hooks: a call of the model is a pass of its own.
         with self.running(PassState(again=True, entered=True)):
             sites = [list(group.values()) for group in groups]
-            part = self._part([site for group in sites for site in group])
+            part = None if self.takes_all_rows else self._part([site for group in sites for site in group])
             responses = self._estimator.observe(call, sites, self._seed(), part)
         for name, (memory, c) in state.memories.items():
             response, rows = responses[group_of[name]], memory.sites[0].error
@@ -151,16 +166,78 @@ class ObservingMechanism(DirectMechanism):
             sender._seen(memory, observation)
 
     def _part(self, sites: Sequence[Site]) -> SamplePart | None:
-        """Draw the samples of this pass; None for all."""
-        if self.takes_all_rows:
-            return None
+        """Draw the samples of this pass; None if these are all."""
         counts = {site.error.shape[0] for site in sites}
         if len(counts) > 1:
             raise OptionError(
                 f"rows={self._rows}: the errors have {' and '.join(map(str, sorted(counts)))} samples, so that no part "
                 "of the batch is the same for all. Leave rows out."
             )
-        return SamplePart.draw(self._rows, counts.pop(), derived_seed(self._seed(), "rows"))
+        return self.part_of(counts.pop())
+
+    # -- in a stage of a pipeline --------------------------------------------------------------------------------------
+
+    @property
+    def awaits_observing(self) -> bool:
+        """True if the pass that has ended is to be observed."""
+        return self._ended is not None
+
+    def observe_stage(self, samples: int, entering: Sequence[Tensor]) -> StageEstimate:
+        """Run the estimating pass of the pass that has ended and awaits one.
+
+        Args:
+            samples: The number of samples of a micro-batch.
+            entering: The tangents of the stage's floating point arguments, in order; none in the first stage.
+        """
+        assert self._ended is not None
+        (state, call), self._ended = self._ended, None
+        # There is one error, and no memory where no tap lies below it in this stage.
+        memory, c = next(iter(state.memories.values()), (PassMemory(()), 0))
+        try:
+            with self.running(PassState(again=True, entered=True)):
+                part = self.part_of(samples)
+                (response,) = self._estimator.observe(call, [memory.sites], self._seed(), part, entering)
+        finally:
+            self._estimator.drop()
+        return StageEstimate(self._leaving(state, response), response, memory, c, self._seen)
+
+    def _leaving(self, state: PassState, response: Response) -> Sequence[Tensor]:
+        """Return the tangents of what the stage gives on; in the last stage that of the error."""
+        tangents = list(response.tangents[0].values())
+        ((name, output),) = state.errors.items()
+        final = final_activation(self, name, output.detach())
+        if final is None:
+            return tangents
+        (value,) = response.values[0].values()
+        return [final.change_before(tangents[0], value)]
+
+    def try_stage(
+        self, call: Call, sites: Sequence[Site], samples: int, entering: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """Run an estimating pass before the first one that counts, without a trace, and return what leaves the stage.
+
+        Raises:
+            VerificationError: The stage runs a second time in another way, or its tangents do not fit its gradients.
+            ForwardDerivativeError: A layer has no forward-mode derivative, or no perturbation gets through.
+        """
+        plan, part = self._estimator.plan, self.part_of(samples)
+        with silent_rules(), own_graphs():
+            findings = check_second_run(plan, call)
+            if not findings:
+                with without_trace(plan, call):
+                    start = RunSnapshot.now(plan, call)
+                    response = self._estimator.run(call, start, sites, 0, part, entering)
+                    findings = check_adjoint(self._estimator, call, start, sites) if sites else []
+            if not findings and sites and not self.takes_all_rows:
+                with without_trace(plan, call):
+                    findings = check_sample_part(plan, call, sites, exact=self.exact_part)
+        if findings:
+            raise VerificationError(f"{findings[0]} No weight has learned.")
+        return list(response.tangents[0].values())
+
+    def part_of(self, samples: int) -> SamplePart | None:
+        """Return the samples of so many that the next estimating pass takes; None for all."""
+        return SamplePart.draw(self._rows, samples, derived_seed(self._seed(), "rows"))
 
     def _of_error(self, found: Sequence[Tangents], name: str, missing: Tensor) -> Tensor:
         """Return the tensor of the error ``name``; ``missing`` if the estimating pass did not reach it."""
