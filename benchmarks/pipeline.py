@@ -1,12 +1,11 @@
 """What a pipeline of two processes gains when no gradient has to come back through it.
 
 Two gloo processes with one thread each hold half of a network. In both, GPipe and 1F1B of torch.distributed.pipelining
-train by backpropagation and bpfree's two schedules by DFA, block by block in turns; an SGD step belongs to every batch.
-A ratio is taken within each round. Beside it stands the simulator's answer for the same stages from their measured
-times,
-and its answer for eight stages.
+train by backpropagation and bpfree's two schedules by direct rules, block by block in turns; an SGD step belongs to
+every batch. A ratio is taken within each round. Beside it stands the simulator's answer for the same stages from their
+measured times, and its answer for eight stages.
 
-    python benchmarks/pipeline.py [--nets mlp transformer ...] [--rounds N]
+    python benchmarks/pipeline.py [--nets mlp transformer ...] [--only DFA ...] [--rounds N]
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import socket
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -37,8 +36,23 @@ LEARNING_RATE = 1e-4
 CHARACTERS = 96
 STEPS = 3
 """Batches in a block: long enough that starting and ending it together costs little."""
-BLOCKS = ("GPipe-BP", "1F1B-BP", "synchronous DFA", "asynchronous DFA")
-DFA = bpfree.DFA()
+REFERENCES = ("GPipe-BP", "1F1B-BP")
+SCHEDULES = ("synchronous", "asynchronous")
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A rule, and the arguments of attach_stage beside it."""
+
+    rule: bpfree.Rule
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+RULES = {
+    "DFA": Ours(bpfree.DFA()),
+    "FDFA, alternate=2": Ours(bpfree.FDFA(), {"alternate": 2}),
+    "FDFA, rows=.125, alternate=2": Ours(bpfree.FDFA(rows=0.125), {"alternate": 2}),
+}
 
 
 # -- the networks, in parts ----------------------------------------------------------------------------------------
@@ -169,7 +183,7 @@ class Subject:
 
     stage: Stage
     step: Callable[[], object]
-    error_bytes: Callable[[], int] = lambda: 0
+    sent_back: Callable[[], dict[str, int]] = lambda: {"errors": 0, "estimates": 0}
     steps: int = 0
 
     def block(self) -> float:
@@ -185,50 +199,57 @@ class Subject:
     def sent(self) -> dict[str, float]:
         """Bytes a batch."""
         counts = {"activations": self.stage.activation_bytes, "gradients": self.stage.gradient_bytes}
-        return {name: count / self.steps for name, count in (counts | {"errors": self.error_bytes()}).items()}
+        return {name: count / self.steps for name, count in (counts | self.sent_back()).items()}
 
 
 def subject(name: str, net: Net, rank: int) -> Subject:
-    """One of ``BLOCKS``."""
+    """One of ``REFERENCES``, or a schedule and the name of a rule of ``RULES``."""
     module = net.part(rank, 2)
     stage = Stage(module, rank, 2, torch.device("cpu"))
     optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
     given = {"target": net.targets()} if stage.is_last else {}
     inputs = (net.inputs(),) if stage.is_first else ()
-    error_bytes = lambda: 0  # noqa: E731
-    if name.endswith("BP"):
+    if name in REFERENCES:
         schedule = (ScheduleGPipe if name == "GPipe-BP" else Schedule1F1B)(stage, MICRO_BATCHES, loss)
+        return Subject(stage, partial(_step, schedule, inputs, given, optimizer))
+    kind, _, rule = name.partition(" ")
+    ours = RULES[rule]
+    attachment = pipeline.attach_stage(stage, ours.rule, taps=net.taps, **ours.options)
+    if kind == "synchronous":
+        schedule = pipeline.ScheduleSynchronous(attachment, MICRO_BATCHES, loss)
+        step = partial(_step, schedule, inputs, given, optimizer)
     else:
-        attachment = pipeline.attach_stage(stage, DFA, taps=net.taps)
-        if name == "synchronous DFA":
-            schedule = pipeline.ScheduleSynchronous(attachment, MICRO_BATCHES, loss)
-        else:
-            schedule = pipeline.ScheduleAsynchronous(attachment, MICRO_BATCHES, loss, optimizer=optimizer)
-        error_bytes = lambda: schedule.sent_error_bytes  # noqa: E731
+        schedule = pipeline.ScheduleAsynchronous(attachment, MICRO_BATCHES, loss, optimizer=optimizer)
+        step = partial(_step, schedule, inputs, given, None)
 
-    def step() -> None:
-        schedule.step(*inputs, **given, return_outputs=False)
-        if name != "asynchronous DFA":
-            optimizer.step()
-            optimizer.zero_grad()
+    def sent_back() -> dict[str, int]:
+        return {"errors": schedule.sent_error_bytes, "estimates": schedule.sent_estimate_bytes}
 
-    return Subject(stage, step, error_bytes)
+    return Subject(stage, step, sent_back)
 
 
-def process(rank: int, port: int, names: list[str], rounds: int, answers: Any) -> None:
+def _step(schedule: Any, inputs: tuple[Tensor, ...], given: dict[str, Tensor], optimizer: Any) -> None:
+    """Learn from one batch; without ``optimizer`` the schedule has its own."""
+    schedule.step(*inputs, **given, return_outputs=False)
+    if optimizer is not None:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def process(rank: int, port: int, names: list[str], blocks: list[str], rounds: int, answers: Any) -> None:
     """Measure every net; rank 0 puts the answers out."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     for name in names:
         net = NETS[name]()
-        subjects = {name: subject(name, net, rank) for name in BLOCKS}
+        subjects = {name: subject(name, net, rank) for name in blocks}
         for one in subjects.values():
             one.block()
-        times: dict[str, list[float]] = {name: [] for name in BLOCKS}
+        times: dict[str, list[float]] = {name: [] for name in blocks}
         for number in range(rounds):
-            turn = number % len(BLOCKS)
-            for name in (*BLOCKS[turn:], *BLOCKS[:turn]):
+            turn = number % len(blocks)
+            for name in (*blocks[turn:], *blocks[:turn]):
                 times[name].append(subjects[name].block() / STEPS)
         sent: list[Any] = [None, None]
         dist.all_gather_object(sent, {name: one.sent() for name, one in subjects.items()})
@@ -237,14 +258,16 @@ def process(rank: int, port: int, names: list[str], rounds: int, answers: Any) -
     dist.destroy_process_group()
 
 
-def on_two_processes(names: list[str], rounds: int) -> list[Any]:
+def on_two_processes(names: list[str], rules: list[str], rounds: int) -> list[Any]:
     """Times and bytes of every net."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = mp.get_context("spawn")
     answers = context.Queue()
-    processes = [context.Process(target=process, args=(rank, port, names, rounds, answers)) for rank in range(2)]
+    blocks = [*REFERENCES, *(f"{schedule} {rule}" for rule in rules for schedule in SCHEDULES)]
+    arguments = port, names, blocks, rounds, answers
+    processes = [context.Process(target=process, args=(rank, *arguments)) for rank in range(2)]
     for one in processes:
         one.start()
     measured = [answers.get() for _ in names]
@@ -256,12 +279,15 @@ def on_two_processes(names: list[str], rounds: int) -> list[Any]:
 # -- what comes of it ----------------------------------------------------------------------------------------------
 
 
-def rows(net: Net, times: dict[str, list[float]], sent: list[dict[str, dict[str, float]]]) -> list[results.Row]:
-    """A row for each of our schedules beside each of backpropagation's."""
-    paper = {one.schedule: one.time for one in on_paper(net, 2, MICRO_BATCHES)}
+def rows(
+    net: Net, rule: str, times: dict[str, list[float]], sent: list[dict[str, dict[str, float]]]
+) -> list[results.Row]:
+    """A row for each of our schedules by one rule beside each of backpropagation's."""
+    paper = {one.schedule: one.time for one in on_paper(net, RULES[rule], 2, MICRO_BATCHES)}
     found = []
-    for subject, schedule in (("synchronous DFA", "direct, synchronous"), ("asynchronous DFA", "direct, asynchronous")):
-        for reference in ("GPipe-BP", "1F1B-BP"):
+    for kind in SCHEDULES:
+        subject, schedule = f"{kind} {rule}", f"direct, {kind}"
+        for reference in REFERENCES:
             ratios = [theirs / ours for theirs, ours in zip(times[reference], times[subject], strict=True)]
             lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
             found.append(
@@ -286,14 +312,14 @@ def _together(sent: list[dict[str, dict[str, float]]], name: str) -> dict[str, f
     return {kind: sum(of_stage[name][kind] for of_stage in sent) for kind in sent[0][name]}
 
 
-def on_paper(net: Net, S: int, M: int, visits: int = 5) -> list[pipeline.Outcome]:
+def on_paper(net: Net, ours: Ours, S: int, M: int, visits: int = 5) -> list[pipeline.Outcome]:
     """What the simulator says of ``S`` stages, each measured in this process.
 
     They are visited in turns: what disturbs the machine for a while must not make one stage the slowest.
     """
     parts = [net.part(s, S) for s in range(S)]
-    stage_times(net, parts[0], 0, S, M)  # a process's first passes are slow
-    times = [[asdict(stage_times(net, part, s, S, M)) for s, part in enumerate(parts)] for _ in range(visits)]
+    stage_times(net, ours, parts[0], 0, S, M)  # a process's first passes are slow
+    times = [[asdict(stage_times(net, ours, part, s, S, M)) for s, part in enumerate(parts)] for _ in range(visits)]
     medians = [
         {name: statistics.median(one[name] for one in of_stage) for name in of_stage[0]}
         for of_stage in zip(*times, strict=True)
@@ -301,7 +327,7 @@ def on_paper(net: Net, S: int, M: int, visits: int = 5) -> list[pipeline.Outcome
     return pipeline.simulate([pipeline.StageTimes(**one) for one in medians], M)
 
 
-def stage_times(net: Net, part: nn.Module, s: int, S: int, M: int) -> pipeline.StageTimes:
+def stage_times(net: Net, ours: Ours, part: nn.Module, s: int, S: int, M: int) -> pipeline.StageTimes:
     """Stage ``s`` of ``S``, on one micro-batch."""
     inputs, targets = (given.chunk(M)[0] for given in (net.inputs(), net.targets()))
     count = len(inputs)
@@ -310,23 +336,26 @@ def stage_times(net: Net, part: nn.Module, s: int, S: int, M: int) -> pipeline.S
     of_place: dict[str, Any] = {"error": torch.randn(count, *net.error) * 1e-3}
     if s == S - 1:
         of_place = {"loss": lambda output: loss(output, targets)}
-    return pipeline.measure_stage(part, inputs, DFA, taps=net.taps, repeats=3, **of_place)
+    return pipeline.measure_stage(part, inputs, ours.rule, taps=net.taps, repeats=3, **of_place, **ours.options)
 
 
-def eight_stages(net: Net) -> list[results.Row]:
+def eight_stages(net: Net, rule: str) -> list[results.Row]:
     """Rows of the simulator for eight stages and micro-batches from measured times."""
-    outcomes = on_paper(net, 8, 8)
-    print("\n".join(["", f"{net.name}, 8 stages, simulated from measured times:", *pipeline.table(outcomes)]))
+    outcomes = on_paper(net, RULES[rule], 8, 8)
+    print("\n".join(["", f"{net.name}, {rule}, 8 stages, simulated from measured times:", *pipeline.table(outcomes)]))
     gpipe = outcomes[0].time
+    # Of backpropagation's schedules there is one row, whatever the rule that was measured beside them.
+    mine = [one for one in outcomes[1:] if rule == "DFA" or one.schedule.startswith("direct")]
+    suffix = "" if rule == "DFA" else f", {rule}"
     return [
-        {"axis": "8 stages, simulated", "net": net.name, "subject": one.schedule, "reference": "GPipe"}
+        {"axis": "8 stages, simulated", "net": net.name, "subject": one.schedule + suffix, "reference": "GPipe"}
         | {"throughput": {"median": gpipe / one.time}, "outcome": asdict(one)}
-        for one in outcomes[1:]
+        for one in mine
     ]
 
 
 HEADER = """\
-| network | schedule | beside | throughput ratio | quartiles | simulated | sent: activations, gradients, errors |
+| network | schedule | beside | throughput | quartiles | simulated | sent: activations, gradients, errors, tangents |
 | --- | --- | --- | --- | --- | --- | --- |"""
 
 
@@ -348,13 +377,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="blocks of each schedule (default: 9)")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    rules = [rule for rule in RULES if script.chosen(rule, options.only)]
     real = [name for name in options.nets if name != PAPER_ONLY]
-    for name, answer in zip(real, on_two_processes(real, options.rounds), strict=True):
-        found = rows(NETS[name](), *answer)
-        print("\n".join([HEADER, *map(line, found)]), flush=True)
-        results.write(options.out, script.run(), found)
+    for name, answer in zip(real, on_two_processes(real, rules, options.rounds), strict=True):
+        for rule in rules:
+            found = rows(NETS[name](), rule, *answer)
+            print("\n".join([HEADER, *map(line, found)]), flush=True)
+            results.write(options.out, script.run(), found)
     for name in options.nets:
-        results.write(options.out, script.run(), eight_stages(NETS[name]()))
+        for rule in rules:
+            results.write(options.out, script.run(), eight_stages(NETS[name](), rule))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,26 @@ def test_stored_activations(S, M):
     assert found["direct, asynchronous"].stored == min(S, 2 * M)
 
 
+@pytest.mark.parametrize("S", [1, 3, 8])
+@pytest.mark.parametrize("M", [8, 13])
+@pytest.mark.parametrize(("F", "W", "E"), [(1, 1, 1), (2, 3, 1), (3, 1, 2)])
+def test_an_estimating_pass_takes_its_time_and_no_bubble(S, M, F, W, E):
+    """Tangents travel in the shadow of the next forward pass: filling still costs S - 1 forward passes alone."""
+    found = by_name([StageTimes(F, 1, W, estimate=E)] * S, M)
+    plain = by_name([StageTimes(F, 1, W)] * S, M)
+    assert found["direct, synchronous"].time == (S - 1) * F + M * (F + E + W)
+    assert found["direct, asynchronous"].time == pytest.approx(M * (F + E + W))
+    assert found["GPipe"] == plain["GPipe"]
+
+
+def test_an_estimating_pass_that_takes_longer_fills_the_pipeline_longer():
+    """F = 1, E = 3, W = 1: stage 0 has F 0-1, E 1-4; stage 1 F 1-2, E 4-7, W 7-8; stage 0 learns 7-8 beside it."""
+    found = by_name([StageTimes(1, 1, 1, estimate=3)] * 2, 1)
+    assert found["direct, synchronous"].time == 8
+    late = by_name([StageTimes(1, 1, 1, estimate=3)] * 2, 1, Transfers(tangent=0.5, error=0.25))
+    assert late["direct, synchronous"].time == 8.75
+
+
 def test_no_staleness_is_the_synchronous_schedule():
     found = by_name([StageTimes(2, 1, 3)] * 3, 5, staleness=0)
     assert found["direct, asynchronous"].time == pytest.approx(found["direct, synchronous"].time)

@@ -246,3 +246,15 @@ def test_a_stage_that_learns_from_targets_is_measured():
     module, y = layers(nn.Linear(8, 8), nn.Tanh()), torch.tensor([0, 1, 2, 0])
     times = measure_stage(module, torch.randn(4, 8), bpfree.DRTP(), error=torch.ones(4, 3), targets=y, repeats=1)
     assert times.local > 0
+
+
+@pytest.mark.parametrize("rows", [1.0, 0.5])
+@pytest.mark.parametrize("place", [{"error": torch.ones(4, 3)}, {"loss": lambda output: output.square().mean()}])
+def test_estimating_passes_of_a_stage_are_measured(place, rows):
+    module = layers(*[part for _ in range(3) for part in (nn.Linear(8, 8), nn.Tanh())])
+    if "loss" in place:
+        module.append(nn.Linear(8, 3))
+    inputs = torch.randn(4, 8, requires_grad=True)
+    times = measure_stage(module, inputs, bpfree.FDFA(rows=rows), alternate=2, repeats=2, **place)
+    assert min(times.estimate, times.local, times.input_gradient) > 0
+    assert measure_stage(module, inputs, bpfree.DFA(), window=2, repeats=2, **place).estimate == 0

@@ -71,7 +71,7 @@ class Estimates:
         def attempt() -> list[Outline]:
             given = args if stage.is_first else _numbers(agreement.given, stage.device)
             with preserved(stage.submod, attachment):
-                entering = [] if stage.is_first else _zeros(mechanism, given, self._samples)
+                entering = [] if stage.is_first else zero_tangents(mechanism, given, self._samples)
                 leaving = mechanism.try_stage((given, kwargs), agreement.sites, self._samples, entering)
             if not stage.is_last:
                 self._require_as_many(leaving, agreement)
@@ -152,7 +152,7 @@ def _numbers(outlines: Sequence[Outline], device: Any) -> tuple[Tensor, ...]:
     return tuple(made)
 
 
-def _zeros(mechanism: ForwardLearnedMechanism, given: Sequence[Any], samples: int) -> list[Tensor]:
+def zero_tangents(mechanism: ForwardLearnedMechanism, given: Sequence[Any], samples: int) -> list[Tensor]:
     """Return tangents of zeros for the tensors that the stage before gives, of the samples that a pass takes."""
     part = mechanism.part_of(samples)
     args, _ = (given, {}) if part is None else part.of_call((tuple(given), {}))

@@ -30,12 +30,14 @@ class StageTimes:
         weight_gradient: The gradients of its parameters.
         local: The work of a stage after the error has come: the projections and its segments' own backward passes.
             None: as long as ``weight_gradient``, which is right if every segment is one layer.
+        estimate: The estimating pass that follows a forward pass, on average over micro-batches; 0 for a rule without.
     """
 
     forward: float = 1.0
     input_gradient: float = 1.0
     weight_gradient: float = 1.0
     local: float | None = None
+    estimate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,14 @@ class Transfers:
     Attributes:
         activation: From a stage to the next.
         gradient: From a stage to the one before.
-        error: From the last stage to any other.
+        error: From the last stage to any other; with an estimating pass also what its output answers.
+        tangent: From a stage to the next, behind the activations of an estimating pass.
     """
 
     activation: float = 0.0
     gradient: float = 0.0
     error: float = 0.0
+    tangent: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class Work(IntEnum):
     """Weight gradients alone."""
     LOCAL = 4
     """The segments' own backward passes from the projected error."""
+    ESTIMATE = 5
+    """The estimating pass behind a forward pass."""
 
 
 _FREES = (Work.BACKWARD, Work.WEIGHT, Work.LOCAL)
@@ -100,7 +106,7 @@ class _Progress:
         M: The number of micro-batches in a batch.
         total: Micro-batches in all.
         stage: 0 to S - 1, shape ``(S,)``, int64.
-        counts: For each kind of work, the number of micro-batches that it is done for, shape ``(5, S)``, int64.
+        counts: For each kind of work, the number of micro-batches that it is done for, shape ``(6, S)``, int64.
     """
 
     S: int
@@ -138,11 +144,12 @@ def _zero_bubble(at: _Progress) -> Tensor:
     return torch.where(owes, Work.WEIGHT, torch.where(more, Work.FORWARD, Work.INPUT))
 
 
-def _direct(staleness: int) -> Order:
+def _direct(staleness: int, *, estimates: bool) -> Order:
     def order(at: _Progress) -> Tensor:
         forwarded = at.of(Work.FORWARD)
         owes = at.of(Work.LOCAL) < due(forwarded, ahead(at.stage, at.S), at.M, staleness)
-        return torch.where(owes | (forwarded == at.total), Work.LOCAL, Work.FORWARD)
+        work = torch.where(owes | (forwarded == at.total), Work.LOCAL, Work.FORWARD)
+        return torch.where(at.of(Work.ESTIMATE) < forwarded, Work.ESTIMATE, work) if estimates else work
 
     return order
 
@@ -177,7 +184,7 @@ def simulate(
         paper.one_batch("GPipe", _gpipe, Work.BACKWARD),
         paper.one_batch("1F1B", _one_forward_one_backward, Work.BACKWARD),
         paper.one_batch("ZB-H1", _zero_bubble, Work.INPUT, Work.WEIGHT),
-        paper.one_batch("direct, synchronous", _direct(0), Work.LOCAL),
+        paper.one_batch("direct, synchronous", paper.direct(0), *paper.learning),
         paper.long_run("direct, asynchronous", staleness),
     ]
 
@@ -207,15 +214,28 @@ class _Paper:
         columns = [_durations(stage) for stage in times]
         self.durations = torch.tensor(columns, dtype=torch.float64).T
         own, last = self.stage, self.S - 1
+        self.estimates = bool(self.durations[Work.ESTIMATE].any())
+        # The work of direct feedback behind a forward pass.
+        self.learning = (Work.ESTIMATE, Work.LOCAL) if self.estimates else (Work.LOCAL,)
         # For each kind of work, what it waits for: whose work, which kind, and the time to send the result.
-        self.source = torch.stack([own - 1, own + 1, own + 1, own, torch.full_like(own, last)]).clamp(0, last)
-        self.source_work = torch.tensor([Work.FORWARD, Work.BACKWARD, Work.INPUT, Work.INPUT, Work.FORWARD])
-        under_way = [transfers.activation, transfers.gradient, transfers.gradient, 0.0, transfers.error]
+        sources = [own - 1, own + 1, own + 1, own, torch.full_like(own, last), own - 1]
+        self.source = torch.stack(sources).clamp(0, last)
+        # The last stage has the error, and the answer to the perturbations, when its own estimating pass is over.
+        told = Work.ESTIMATE if self.estimates else Work.FORWARD
+        self.source_work = torch.tensor([Work.FORWARD, Work.BACKWARD, Work.INPUT, Work.INPUT, told, Work.ESTIMATE])
+        under_way = [
+            transfers.activation, transfers.gradient, transfers.gradient, 0.0, transfers.error, transfers.tangent,
+        ]  # fmt: skip
         self.delay = torch.tensor(under_way, dtype=torch.float64)[:, None].repeat(1, self.S)
         self.delay[Work.LOCAL, last] = 0.0
-        # The first stage's forward and the last one's backward passes wait for nobody.
+        # The first stage's forward and estimating passes and the last one's backward passes wait for nobody.
         self.free = torch.zeros(len(Work), self.S, dtype=torch.bool)
-        self.free[Work.FORWARD, 0] = self.free[Work.BACKWARD, last] = self.free[Work.INPUT, last] = True
+        self.free[Work.FORWARD, 0] = self.free[Work.ESTIMATE, 0] = True
+        self.free[Work.BACKWARD, last] = self.free[Work.INPUT, last] = True
+
+    def direct(self, staleness: int) -> Order:
+        """Return the order of direct feedback."""
+        return _direct(staleness, estimates=self.estimates)
 
     def one_batch(self, name: str, order: Order, *learning: Work) -> Outcome:
         """Return the outcome if each batch ends before the next begins."""
@@ -226,10 +246,10 @@ class _Paper:
         """Return the outcome of direct feedback if one batch follows another without a pause."""
         # Stages are never more than staleness + 1 batches apart, so after as many batches the pattern repeats itself.
         cycle = staleness + 1
-        ended, stored = self._run(_direct(staleness), 4 * cycle * self.M, (Work.FORWARD, Work.LOCAL))
+        ended, stored = self._run(self.direct(staleness), 4 * cycle * self.M, (Work.FORWARD, *self.learning))
         marks = ended[Work.LOCAL][-1, self.M - 1 :: self.M]
         time = float(marks[-1] - marks[-1 - 2 * cycle]) / (2 * cycle)
-        return self._outcome(name, time, stored, [Work.LOCAL])
+        return self._outcome(name, time, stored, self.learning)
 
     def _outcome(self, name: str, time: float, stored: int, learning: Sequence[Work]) -> Outcome:
         busy = self.M * float(self.durations[[Work.FORWARD, *learning]].sum())
@@ -259,4 +279,4 @@ class _Paper:
 def _durations(times: StageTimes) -> list[float]:
     backward = times.input_gradient + times.weight_gradient
     local = times.weight_gradient if times.local is None else times.local
-    return [times.forward, backward, times.input_gradient, times.weight_gradient, local]
+    return [times.forward, backward, times.input_gradient, times.weight_gradient, local, times.estimate]
