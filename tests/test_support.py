@@ -50,7 +50,7 @@ def outcomes(tmp_path_factory):
 def test_on_two_processes(outcomes, feature, row):
     if feature == "lightning" and not LIGHTNING:
         pytest.skip("needs lightning: pip install bpfree[lab]")
-    on_ranks.check(row, [found[feature, row.name] for found in outcomes])
+    on_ranks.check(feature, row, [found[feature, row.name] for found in outcomes])
 
 
 def test_a_sharded_model_is_refused():

@@ -137,6 +137,12 @@ FEATURES = {
             "The same with a LightningModule, automatic optimization and the DDP strategy.",
         ),
         Feature(
+            "pipeline",
+            "Pipelines",
+            "Two stages on two processes, two micro-batches, the synchronous schedule. After three steps weights and "
+            "feedback are those of one process that accumulates over the same micro-batches.",
+        ),
+        Feature(
             "compile",
             "torch.compile",
             "Three steps of the compiled model give the weights and the feedback of the eager one. It is one full "
@@ -205,6 +211,7 @@ def _cells() -> Iterator[tuple[str, str, Cell]]:
         "DFA, 2 threads",
         Cell("holds", "Segments run one after another: weights are gathered in one order."),
     )
+    yield from _in_pipelines()
     for row in _LEARNED:
         yield "bf16_weights", row, Cell("holds", "Feedback that learns is kept in float32.")
     yield "fsdp2", "KolenPollack", Cell("holds", "W is sharded, B is whole on every process.")
@@ -223,6 +230,26 @@ def _cells() -> Iterator[tuple[str, str, Cell]]:
         )
     yield "streaming", "DFA, window 2", Cell("meaningless", "A window keeps the graphs of several segments.")
     yield "streaming", "DFA, 2 threads", Cell("meaningless", "Streaming runs one segment at a time.")
+
+
+def _in_pipelines() -> Iterator[tuple[str, str, Cell]]:
+    for name, row in ROWS.items():
+        if isinstance(row.rule, bpfree.BP):
+            yield "pipeline", name, Cell("meaningless", "torch's own schedules train by it.")
+        elif isinstance(row.rule, bpfree.LayerwiseRule):
+            yield "pipeline", name, Cell("meaningless", "Gradients go back layer by layer; within stages it may.")
+        elif isinstance(row.rule, PEPITA) or getattr(row.rule, "of", "") == "weights":
+            yield "pipeline", name, Cell("meaningless", "It runs whole forward passes, and has no segments.")
+        elif {"streaming", "threads"} & row.options.keys():
+            yield "pipeline", name, Cell("meaningless", "A stage stores the graphs of its micro-batches.")
+    ends = "The tap at which a stage ends is cut in every step besides."
+    for name in ("DFA, alternate 2", "FDFA, alternate 2"):
+        yield "pipeline", name, Cell("holds", ends)
+    yield "pipeline", "DFA, window 2", Cell("holds", "A window ends where its stage ends.")
+    reason = "Refused by name: a calibrating pass is backpropagation."
+    yield "pipeline", "GrAPE, calibrated", Cell("gap", reason)
+    reason = "Refused by name: its signals wait for what the output answers."
+    yield "pipeline", "ForwardGradient, activations", Cell("gap", reason)
 
 
 def _compiled() -> Iterator[tuple[str, str, Cell]]:

@@ -6,6 +6,7 @@ import os
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +15,19 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage
 from torch.nn.parallel import DistributedDataParallel
 
+import bpfree.pipeline
+from bpfree.mechanisms.direct.alternation import Phase
 from support.matrix import ROWS, Row, cell
 from support.perturbations import Notes, estimates, noting, told
 from support.runs import STEPS, N, Numbers, attach, batch, learned, mlp, off, sgd, train, trained
 
 RANKS = 2
+MICRO_BATCHES = 2
+SPLIT, LAST_TAP = 2, "1"
+"""The layers of the first stage of a pipeline, and the tap at which it ends."""
 EXACT = 1e-12
 
 
@@ -144,7 +151,22 @@ def _by_hand(row: Row, rank: int) -> Numbers:
     return learned(model, attachment)
 
 
-ON_RANK = {"ddp": _parallel(_ddp), "fsdp2": _parallel(_fsdp2), "lightning": _lightning}
+def _pipeline(row: Row, rank: int, notes: Notes) -> Numbers:
+    whole, (x, y) = mlp(), batch()
+    stage = PipelineStage(whole[SPLIT:] if rank else whole[:SPLIT], rank, RANKS, torch.device("cpu"))
+    attachment = bpfree.pipeline.attach_stage(stage, row.rule, seed=3, **row.options)
+    schedule = bpfree.pipeline.ScheduleSynchronous(attachment, MICRO_BATCHES, F.cross_entropy)
+    optimizer = sgd(attachment.model, attachment)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        schedule.step(*(() if rank else (x,)), target=y)
+        optimizer.step()
+    return learned(attachment.model, attachment)
+
+
+ON_RANK = {
+    "ddp": _parallel(_ddp), "fsdp2": _parallel(_fsdp2), "lightning": _lightning, "pipeline": _pipeline,
+}  # fmt: skip
 """What one process does with a row."""
 
 
@@ -170,11 +192,19 @@ def _run_row(rank: int, feature: str, row: Row) -> Outcome:
 # -- what they are compared with -------------------------------------------------------------------------------------
 
 
-def check(row: Row, outcomes: list[Outcome]) -> None:
-    """All processes have the numbers of one that has the whole batch, and the perturbations of all."""
+def check(feature: str, row: Row, outcomes: list[Outcome]) -> None:
+    """The processes have the numbers of one, each all of them or those of its stage."""
     for rank, outcome in enumerate(outcomes):
         assert not outcome.error, f"rank {rank}:\n{outcome.error}"
     found = [_torch(outcome.numbers) for outcome in outcomes]
+    if feature == "pipeline":
+        _check_stages(row, *found)
+    else:
+        _check_copies(row, outcomes, found)
+
+
+def _check_copies(row: Row, outcomes: list[Outcome], found: list[Numbers]) -> None:
+    """All processes have the numbers of one that has the whole batch, and the perturbations of all."""
     assert off(found[1], found[0]) == 0
     expected = _torch(outcomes[0].by_hand) if outcomes[0].by_hand else _joined(row, [o.notes for o in outcomes])
     assert off(found[0], expected) < EXACT
@@ -192,3 +222,57 @@ def _joined(row: Row, notes: list[Notes]) -> Numbers:
         return trained(row.plain, lambda: model, rule=told(row.rule, notes, model, x))
     finally:
         torch.set_default_dtype(before)
+
+
+def _check_stages(row: Row, first: Numbers, last: Numbers) -> None:
+    """The stages together have the numbers of one process that accumulates over the same micro-batches."""
+    both = first.keys() & last.keys()
+    assert off({name: first[name] for name in both}, {name: last[name] for name in both}) == 0
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert off(first | last, _accumulated(row)) < EXACT
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _accumulated(row: Row) -> Numbers:
+    model, (x, y) = mlp(), batch()
+    windowed = "window" in row.options
+    attachment = attach(Row(row.name, row.rule) if windowed else row, model)
+    optimizer = sgd(model, attachment)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for inputs, targets in zip(x.chunk(MICRO_BATCHES), y.chunk(MICRO_BATCHES), strict=True):
+            if windowed:
+                _learn_in_windows(model, attachment, inputs, targets)
+            else:
+                with _cut_at_end(attachment, step):
+                    attachment.targets(targets)
+                    F.cross_entropy(model(inputs), targets).backward()
+        for parameter in (*model.parameters(), *attachment.parameters()):
+            if parameter.grad is not None:
+                parameter.grad /= MICRO_BATCHES
+        optimizer.step()
+    return learned(model, attachment)
+
+
+def _cut_at_end(attachment: bpfree.Attachment, step: int) -> AbstractContextManager[None]:
+    """Within this context alternating cuts are those of a step, and the one at which the first stage ends."""
+    alternation: Any = getattr(attachment.mechanism, "alternation", None)
+    return nullcontext() if alternation is None else alternation.held(Phase(2, step % 2, frozenset({LAST_TAP})))
+
+
+def _learn_in_windows(model: nn.Sequential, attachment: bpfree.Attachment, x: Tensor, y: Tensor) -> None:
+    """Windows of two end where the first stage ends, and reach the error in the last one."""
+    with attachment.paused():
+        h = model[:SPLIT](x)
+        output = model[SPLIT:](h.detach())
+    loss = F.cross_entropy(output, y)
+    (error,) = torch.autograd.grad(loss, output, retain_graph=True)
+    loss.backward()
+    mechanism: Any = attachment.mechanism
+    if not mechanism.sites:  # nothing is drawn yet
+        model(x)
+    (site,) = (site for site in mechanism.sites if site.name == LAST_TAP)
+    h.backward(error @ mechanism.feedback.matrix(site))
