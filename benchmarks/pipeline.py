@@ -52,6 +52,8 @@ RULES = {
     "DFA": Ours(bpfree.DFA()),
     "FDFA, alternate=2": Ours(bpfree.FDFA(), {"alternate": 2}),
     "FDFA, rows=.125, alternate=2": Ours(bpfree.FDFA(rows=0.125), {"alternate": 2}),
+    # One estimating pass a batch, as one process has it.
+    "FDFA, rows=.125, every=4, alternate=2": Ours(bpfree.FDFA(rows=0.125, every=MICRO_BATCHES), {"alternate": 2}),
 }
 
 

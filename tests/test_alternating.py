@@ -170,6 +170,20 @@ def test_feedback_learns_at_every_tap_as_by_the_plain_rule(double, rule, options
     assert_same(learned[2], learned[0])
 
 
+@pytest.mark.parametrize("rule", [bpfree.FDFA(), bpfree.GrAPE(), bpfree.LMS(), bpfree.DKP()], ids=str)
+@pytest.mark.parametrize("period", [2, 3])
+def test_a_stream_learns_what_the_stored_graph_learns(double, rule, period):
+    x, y = batch()
+    learned = []
+    for options in ({}, {"streaming": True}):
+        model = mlp()
+        attachment = bpfree.attach(model, rule, alternate=period, seed=3, **options)
+        steps(model, attachment, x, y, 2 * period, rate=0.1, of_feedback=0.1)
+        feedback = [attachment.feedback[name] for name in attachment.feedback]
+        learned.append([tensor.detach() for tensor in (*model.parameters(), *feedback)])
+    assert_same(learned[1], learned[0])
+
+
 @pytest.mark.parametrize("within", [bpfree.FA(), bpfree.KolenPollack()], ids=str)
 def test_other_backward_weights_inside_a_step_without_cuts_are_their_own_rule(double, within):
     x, y = batch()

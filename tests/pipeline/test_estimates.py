@@ -198,6 +198,69 @@ def test_tokens_with_the_error_below_the_head(other_errors):
         assert abs(found[name] - gradient).max() < 1e-12
 
 
+# -- one stage, and a run that is taken up -----------------------------------------------------------------------------
+
+
+def learner(rank, count, kind):
+    """A stage with its schedule and optimizer."""
+    stage = PipelineStage(deep()[PARTS[count][rank]], rank, count, torch.device("cpu"))
+    attachment = bpfree.pipeline.attach_stage(stage, bpfree.FDFA(every=3), seed=4, alternate=2)
+    optimizer = torch.optim.SGD(attachment.model.parameters(), lr=0.5)
+    if kind == "asynchronous":
+        schedule = bpfree.pipeline.ScheduleAsynchronous(attachment, M, F.cross_entropy, optimizer=optimizer)
+    else:
+        schedule = bpfree.pipeline.ScheduleSynchronous(attachment, M, F.cross_entropy)
+    return schedule, optimizer
+
+
+def trained(schedule, optimizer, kind, given):
+    for x, y in given:
+        run(schedule, x, y)
+        if kind == "synchronous":
+            optimizer.step()
+            optimizer.zero_grad()
+    if kind == "asynchronous":
+        schedule.flush()
+
+
+def resumed(rank):
+    """In each schedule six batches without a pause, and three and three with new objects between."""
+    found = {}
+    for kind in ("synchronous", "asynchronous"):
+        given = list(batches(6))
+        whole = learner(rank, 2, kind)
+        trained(*whole, kind, given[:3])
+        trained(*whole, kind, given[3:])
+        first = learner(rank, 2, kind)
+        trained(*first, kind, given[:3])
+        second = learner(rank, 2, kind)
+        second[0].attachment.model.load_state_dict(first[0].attachment.model.state_dict())
+        second[0].attachment.load_state_dict(first[0].attachment.state_dict())
+        trained(*second, kind, given[3:])
+        found[kind] = state(whole[0].attachment), state(second[0].attachment)
+    return found
+
+
+def test_a_resumed_run_goes_on_bit_for_bit():
+    for of_rank in run_on_two_ranks(resumed):
+        for (weights, learned), (again, learned_again) in of_rank.values():
+            assert all((a == b).all() for a, b in zip(weights, again, strict=True))
+            assert all((value == learned_again[key]).all() for key, value in learned.items())
+
+
+def test_one_stage_learns_too(one_process):
+    stage = PipelineStage(deep(), 0, 1, torch.device("cpu"))
+    attachment = bpfree.pipeline.attach_stage(stage, bpfree.FDFA(), seed=4)
+    run(bpfree.pipeline.ScheduleSynchronous(attachment, M, F.cross_entropy), *next(batches(1)))
+    whole = deep()
+    expected = bpfree.attach(whole, bpfree.FDFA(), seed=4)
+    x, y = next(batches(1))
+    for part, target in zip(x.chunk(M), y.chunk(M), strict=True):
+        F.cross_entropy(whole(part), target).backward()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(attachment.state_dict()[name], tensor), name
+
+
 # -- what cannot be estimated is said in every process, before any weight learns ---------------------------------------
 
 

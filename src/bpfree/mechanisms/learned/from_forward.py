@@ -19,8 +19,8 @@ from bpfree.forward_mode.sample_part import Rows, check_rows
 from bpfree.mechanisms.direct.delivery import PassMemory
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.learned.mechanism import LearnedMechanism
-from bpfree.mechanisms.learned.observing import ObservingMechanism
 from bpfree.mechanisms.learned.rule import LearnedRule
+from bpfree.mechanisms.learned.stage_observing import StageObservingMechanism
 from bpfree.plan import Plan
 from bpfree.precision import in_own_precision
 
@@ -64,7 +64,7 @@ class ForwardLearnedRule(LearnedRule):
         return seen.correlations(seen.change.to(matrices[0]))
 
 
-class ForwardLearnedMechanism(ObservingMechanism, LearnedMechanism):
+class ForwardLearnedMechanism(StageObservingMechanism, LearnedMechanism):
     """A learned mechanism whose evidence comes from an estimating pass."""
 
     rule: ForwardLearnedRule

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,23 +11,20 @@ from torch import Tensor
 
 from bpfree.axes.sites import Site
 from bpfree.compiled_code import outside_compiled_code
-from bpfree.errors import OptionError, VerificationError
+from bpfree.errors import OptionError
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
-from bpfree.forward_mode.estimate import Estimator, Observation, Response
-from bpfree.forward_mode.grad_mode import silent_rules
+from bpfree.forward_mode.estimate import Estimator, Observation
 from bpfree.forward_mode.perturbations import Perturbations
 from bpfree.forward_mode.sample_part import Rows, SamplePart
-from bpfree.forward_mode.tangents import Call, Tangents
+from bpfree.forward_mode.tangents import Tangents
 from bpfree.mechanisms.direct.delivery import PassMemory
 from bpfree.mechanisms.direct.final_activation import final_activation
 from bpfree.mechanisms.direct.mechanism import DirectMechanism
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.rule import DirectRule
 from bpfree.mechanisms.direct.survey import error_key
-from bpfree.mechanisms.learned.stage_estimate import StageEstimate
 from bpfree.plan import Plan
-from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.rerun.trial import without_trace
 from bpfree.verification.adjoint import check_adjoint
@@ -59,13 +55,8 @@ class ObservingMechanism(DirectMechanism):
         self._rows = rows
         self.takes_all_rows = isinstance(rows, float) and rows == 1.0
         self._estimator = self._make_estimator(plan)
-        # In a stage of a pipeline, the pass that has ended: a schedule runs its estimating pass.
-        self._ended: tuple[PassState, Call] | None = None
 
     def _make_estimator(self, plan: Plan) -> Estimator:
-        if plan.is_stage and plan.error_module not in plan.modules:
-            # The error is taken in another process, and what answers to perturbations here is the stage's output.
-            plan = replace(plan, errors={"": plan.model})
         return Estimator(plan, self._kind, self._form)
 
     def replan(self, plan: Plan) -> None:
@@ -114,7 +105,6 @@ class ObservingMechanism(DirectMechanism):
         """Take the hooks out and forget the forward pass."""
         super().remove()
         self._estimator.tape.drop()
-        self._ended = None
 
     @outside_compiled_code
     def _on_begin(self, state: PassState, call: Any) -> None:
@@ -131,22 +121,27 @@ class ObservingMechanism(DirectMechanism):
         raised = output is None and sys.exc_info()[0] is not None
         try:
             output = super()._on_end(call, args, kwargs, output)
-            if call.observed and not raised and self.plan.is_stage:
-                self._ended = call, (args, kwargs)
-            elif call.observed and call.memories and not raised:
+            if call.observed and not raised:
                 self._observe(call, (args, kwargs))
         finally:
-            if call.observed and self._ended is None:
+            if call.observed and not self.awaits_observing:
                 self._estimator.drop()
         return output
 
+    @property
+    def awaits_observing(self) -> bool:
+        """True if a pass has ended that is still to be observed."""
+        return False
+
     @outside_compiled_code
     def _observe(self, state: PassState, call: Any) -> None:
+        if not state.memories:
+            return
         groups, group_of = _grouped({name: memory for name, (memory, _) in state.memories.items()})
         # The estimating pass runs the model's forward(), behind its hooks: a call of the model is a pass of its own.
         with self.running(PassState(again=True, entered=True)):
             sites = [list(group.values()) for group in groups]
-            part = None if self.takes_all_rows else self._part([site for group in sites for site in group])
+            part = self._part([site for group in sites for site in group])
             responses = self._estimator.observe(call, sites, self._seed(), part)
         for name, (memory, c) in state.memories.items():
             response, rows = responses[group_of[name]], memory.sites[0].error
@@ -166,7 +161,9 @@ class ObservingMechanism(DirectMechanism):
             sender._seen(memory, observation)
 
     def _part(self, sites: Sequence[Site]) -> SamplePart | None:
-        """Draw the samples of this pass; None if these are all."""
+        """Draw the samples of this pass; None for all."""
+        if self.takes_all_rows:
+            return None
         counts = {site.error.shape[0] for site in sites}
         if len(counts) > 1:
             raise OptionError(
@@ -174,66 +171,6 @@ class ObservingMechanism(DirectMechanism):
                 "of the batch is the same for all. Leave rows out."
             )
         return self.part_of(counts.pop())
-
-    # -- in a stage of a pipeline --------------------------------------------------------------------------------------
-
-    @property
-    def awaits_observing(self) -> bool:
-        """True if the pass that has ended is to be observed."""
-        return self._ended is not None
-
-    def observe_stage(self, samples: int, entering: Sequence[Tensor]) -> StageEstimate:
-        """Run the estimating pass of the pass that has ended and awaits one.
-
-        Args:
-            samples: The number of samples of a micro-batch.
-            entering: The tangents of the stage's floating point arguments, in order; none in the first stage.
-        """
-        assert self._ended is not None
-        (state, call), self._ended = self._ended, None
-        # There is one error, and no memory where no tap lies below it in this stage.
-        memory, c = next(iter(state.memories.values()), (PassMemory(()), 0))
-        try:
-            with self.running(PassState(again=True, entered=True)):
-                part = self.part_of(samples)
-                (response,) = self._estimator.observe(call, [memory.sites], self._seed(), part, entering)
-        finally:
-            self._estimator.drop()
-        return StageEstimate(self._leaving(state, response), response, memory, c, self._seen)
-
-    def _leaving(self, state: PassState, response: Response) -> Sequence[Tensor]:
-        """Return the tangents of what the stage gives on; in the last stage that of the error."""
-        tangents = list(response.tangents[0].values())
-        ((name, output),) = state.errors.items()
-        final = final_activation(self, name, output.detach())
-        if final is None:
-            return tangents
-        (value,) = response.values[0].values()
-        return [final.change_before(tangents[0], value)]
-
-    def try_stage(
-        self, call: Call, sites: Sequence[Site], samples: int, entering: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
-        """Run an estimating pass before the first one that counts, without a trace, and return what leaves the stage.
-
-        Raises:
-            VerificationError: The stage runs a second time in another way, or its tangents do not fit its gradients.
-            ForwardDerivativeError: A layer has no forward-mode derivative, or no perturbation gets through.
-        """
-        plan, part = self._estimator.plan, self.part_of(samples)
-        with silent_rules(), own_graphs():
-            findings = check_second_run(plan, call)
-            if not findings:
-                with without_trace(plan, call):
-                    start = RunSnapshot.now(plan, call)
-                    response = self._estimator.run(call, start, sites, 0, part, entering)
-                    findings = check_adjoint(self._estimator, call, start, sites) if sites else []
-            if not findings and sites and not self.takes_all_rows:
-                with without_trace(plan, call):
-                    findings = check_sample_part(plan, call, sites, exact=self.exact_part)
-        if findings:
-            raise VerificationError(f"{findings[0]} No weight has learned.")
-        return list(response.tangents[0].values())
 
     def part_of(self, samples: int) -> SamplePart | None:
         """Return the samples of so many that the next estimating pass takes; None for all."""
