@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from bpfree.lab.cli import main
+from bpfree.lab.options.training import CompareOptions
 from bpfree.lab.settings.argument_errors import Mistake
 from support.cli import compare_options
 from support.scripts import Script
@@ -54,6 +56,18 @@ def test_arguments_go_to_the_network_of_the_data_that_a_file_names(tmp_path: Pat
     assert found is not None
     assert found.class_path == "bpfree.lab.models.CausalTransformer"
     assert found.init_args["blocks"] == 2
+
+
+def test_null_in_a_file_is_as_if_the_option_were_not_there(tmp_path: Path) -> None:
+    names = [entry.name for entry in fields(CompareOptions)]
+    (tmp_path / "asked.yaml").write_text("".join(f"{name}: null\n" for name in names))
+    found, plain = compare_options("--config", str(tmp_path / "asked.yaml")), CompareOptions()
+    optional = {name for name in names if getattr(found, name) is None}
+    assert {name: getattr(found, name) for name in names if name not in optional} == {
+        name: getattr(plain, name) for name in names if name not in optional
+    }
+    # What may be absent is: so a scale of a recipe takes back a number of passes.
+    assert {"epochs", "steps", "lr"} <= optional
 
 
 @pytest.mark.parametrize(

@@ -730,6 +730,20 @@ def test_numbers_of_another_folder_are_not_taken_for_this_ones(monkeypatch: pyte
         table(options(name="a.yaml"))
 
 
+def test_the_scale_whose_data_are_missing_is_named() -> None:
+    """Every scale is shown, so the data of one that is not asked for are needed as well."""
+    words = "{seeds: 1, data: text, text: {vocabulary: 280, context: 16}, model: CausalTransformer}"
+    clicks = "{seeds: 1, data: movielens, model: FM, cut: other data}"
+    rows = "rows: {BP: {rule: BP}}\ncolumns: {loss: {}}"
+    tiny_table.write(Path(), f"title: Two\n{rows}\nscales: {{full: {words}, small: {clicks}}}\n", "a")
+    tiny_text.folder(Path("words"))
+    shown = "shows its scale small too: give --data-dir a folder in which each data set has a folder of its name"
+    with pytest.raises(DataError, match=rf"ml-100k.inter is missing.* {shown}"):
+        table(options(name="a.yaml", data_dir="words"))
+    with pytest.raises(DataError, match=r"ml-100k.inter is missing. Check --data-dir, and files in the schema.$"):
+        table(options(name="a.yaml", data_dir="words", scale="small"))
+
+
 def test_other_files_of_a_data_set_than_are_read_now_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_data, "_KEPT", {})
     loaded = []

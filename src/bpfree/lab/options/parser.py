@@ -9,9 +9,10 @@ import itertools
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import Field, fields
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from docstring_parser import parse
@@ -158,6 +159,10 @@ def read_options(parser: Parser, parsed: Namespace, kind: type[Any]) -> Any:
     Raises:
         SettingsError: A value means nothing.
     """
+    for name, (entry, hint, _) in _described(kind).items():  # type: ignore[arg-type]
+        if parsed.get(name) is None and NoneType not in get_args(hint):
+            # null in a file, for what has no such value: as if it were not there
+            parsed[name] = Namespace() if is_dataclass(hint) else default(entry)
     values = parser.instantiate(parsed).as_dict()
     given = {entry.name: values[entry.name] for entry in fields(kind)}
     if given.get("model") is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from bpfree.lab.disk.leftovers import sweep
-from bpfree.lab.errors import RunError
+from bpfree.lab.errors import DataError, RunError
 from bpfree.lab.queue.snapshot import State
 from bpfree.lab.queue.work_protocol import Work
 from bpfree.lab.recipe.schema import Recipe, Scale
@@ -66,7 +66,15 @@ class TableRuns:
     def _wanted(self, scale: Scale, known: int) -> list[Work]:
         """Plan a scale with all seeds that are ``known``; return the runs whose records may lie in other tables."""
         seeds = max(scale.seeds, self._options.seeds or 0)
-        return [work for work in works(self._cells(scale, max(seeds, known))) if work.seed < seeds]
+        try:
+            return [work for work in works(self._cells(scale, max(seeds, known))) if work.seed < seeds]
+        except DataError as error:
+            if scale is self.scale:
+                raise
+            raise DataError(
+                f"{error} The table shows its scale {scale.name} too: give --data-dir a folder in which each data set has "
+                "a folder of its name."
+            ) from error
 
     def _of_other_tables(self, wanted: Container[str]) -> dict[str, dict[str, Any]]:
         """Read the records of these keys that lie in other tables' files; the first file with one is taken."""
