@@ -72,8 +72,8 @@ class TableRuns:
             if scale is self.scale:
                 raise
             raise DataError(
-                f"{error} The table shows its scale {scale.name} too: give --data-dir a folder in which each data set has "
-                "a folder of its name."
+                f"{error} The table shows its scale {scale.name} too: give --data-dir a folder in which each data set "
+                "has a folder of its name."
             ) from error
 
     def _of_other_tables(self, wanted: Container[str]) -> dict[str, dict[str, Any]]:
