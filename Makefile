@@ -11,11 +11,10 @@ PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --constraint const
 demo: $(VENV)/lab
 	$(RUN)/bpfree demo
 
-# By file: what the tests of a file share is then made once. Three at a time: some wait for processes. (pytest 9.2 and xdist 3.8 take no notice of groups.)
-# Of pytest's plugins only the one that is needed is loaded: the others' packages would be rewritten, assert by assert,
-# in every process.
+# One process imports and collects; three copies of it run file by file (tests/support/forks.py), because some wait for processes.
+# Of pytest's plugins none is needed: their packages would be rewritten, assert by assert.
 test: install
-	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=1 $(RUN)/python -m pytest -p xdist.plugin -n 3 --dist loadfile
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=1 $(RUN)/python -m pytest --forks 3
 
 check: install
 	$(RUN)/ruff format --check .

@@ -20,6 +20,9 @@ for devices in (torch.cuda, torch.xpu, torch.mtia):
         devices.manual_seed_all = lambda seed: None
 
 
+pytest_plugins = ["support.forks"]
+
+
 def pytest_collection_finish():
     # The collector would go through a million objects of imported modules again and again, and find nothing.
     gc.freeze()

@@ -77,7 +77,7 @@ def test_a_reduced_error_is_the_error_on_average(double):
     found = torch.zeros(C, C)
     for seed in range(400):
         model, (x, _) = mlp(), batch()
-        attachment = bpfree.attach(model, bpfree.DFA(feedback=low()), seed=seed, example_inputs=x)
+        attachment = bpfree.attach(model, bpfree.DFA(feedback=low()), seed=seed, verify=False, example_inputs=x)
         R = attachment.feedback.reduction["R"]
         found += R @ R.T / 400
     # An entry has a variance of at most 2 / RANK in one draw.

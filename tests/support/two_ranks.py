@@ -18,6 +18,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from support.one_fork import FORK
+
 Made = TypeVar("Made")
 
 _PATIENCE = 600
@@ -63,8 +65,8 @@ def copies() -> ForkServerContext:
 
 
 def once_per_run(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[], Made]) -> Made:
-    """Return what ``make()`` returns, made by one of pytest's workers for all of them."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    """Return what ``make()`` returns, made by one of pytest's processes for all of them."""
+    if FORK not in os.environ:
         return make()
     place = tmp_path_factory.getbasetemp().parent / f"{name}.pickle"
     with place.with_suffix(".lock").open("w") as lock:
