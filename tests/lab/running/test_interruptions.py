@@ -58,5 +58,5 @@ def test_an_interruption_while_a_claim_begins_leaves_no_thread(tmp_path: Path, m
     monkeypatch.setattr(threading.Thread, "start", interrupting)
     with pytest.raises(KeyboardInterrupt):
         claim.__enter__()
-    claim._pulse.join(60)
+    claim._pulse.join(300)
     assert threading.active_count() == before

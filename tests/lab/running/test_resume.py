@@ -151,7 +151,7 @@ def test_a_process_killed_within_an_epoch_is_continued_bit_for_bit(
 ) -> None:
     process = multiprocessing.get_context("fork").Process(target=kill, args=(tmp_path / "broken", text))
     process.start()
-    process.join(120)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     places = Places.of(FORWARD, text, tmp_path / "broken")
     assert torch.load(places.checkpoint, weights_only=True)["global_step"] == 7

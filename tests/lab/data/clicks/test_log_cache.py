@@ -227,12 +227,15 @@ def test_one_process_makes_a_cache_and_the_others_wait(
         with place.with_suffix(".lock").open("a") as lock:  # released before the pool waits for its threads
             fcntl.flock(lock, fcntl.LOCK_EX)
             others = [pool.submit(load_clicks, folder, settings) for _ in range(2)]
-            time.sleep(0.5)
+            said, end = "", time.monotonic() + 300
+            while said.count("another process reads this log; waiting for it") < 2:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+                said += capsys.readouterr().out
             assert not any(other.done() for other in others)
             assert made == []
         assert [everything(other.result()) for other in others] == [everything(load_clicks(folder, settings))] * 2
     assert len(made) == 3
-    assert "another process reads this log; waiting for it" in capsys.readouterr().out
 
 
 def test_large_files_are_not_read_again(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
