@@ -16,6 +16,8 @@ from support.cut_models import DEPTH, C, Residual, convnet, mlp
 from support.rule_contract import Subject, assert_rule_serves
 from support.two_ranks import run_on_two_ranks
 
+pytestmark = pytest.mark.long
+
 
 class Checkpointed(nn.Module):
     """Parts with taps run again in the backward pass."""

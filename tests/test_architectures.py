@@ -21,6 +21,8 @@ from support.rule_contract import (
     train,
 )
 
+pytestmark = pytest.mark.long
+
 CLASSES = 5
 RULES = [bpfree.DFA(), bpfree.FA(), bpfree.Shallow(), bpfree.DRTP()]
 by_rule = pytest.mark.parametrize("rule", RULES, ids=str)

@@ -13,6 +13,8 @@ from support.matrix import CELLS, FEATURES, ROWS, cell
 from support.page import PAGE, page
 from support.two_ranks import once_per_run, run_on_two_ranks
 
+pytestmark = pytest.mark.long
+
 LIGHTNING = importlib.util.find_spec("lightning") is not None
 
 

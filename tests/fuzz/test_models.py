@@ -12,6 +12,8 @@ from fuzz.hunt import Tally, hunt, judge, sample, shrink
 from fuzz.laws import LAWS
 from fuzz.variants import EXACT, VARIANTS
 
+pytestmark = pytest.mark.long
+
 MODELS = 300
 LEAST_ACCEPTED = 0.5
 """Of the models a rule must take more than this: laws that hold because all is refused say nothing."""

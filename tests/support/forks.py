@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import struct
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -34,6 +35,10 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     count = session.config.getoption("forks")
     if not count or session.testsfailed or session.config.option.collectonly:
         return None  # pytest's own loop
+    if threading.active_count() > 1:  # a copy has none but its first, and would wait for the others for ever
+        raise pytest.UsageError(
+            f"a module of tests has started a thread while it was imported: {threading.enumerate()}"
+        )
     pool = _Pool(session)
     try:
         pool.run(count)
@@ -68,7 +73,8 @@ class _Pool:
     def __init__(self, session: pytest.Session) -> None:
         self.session = session
         self.files = [list(tests) for _, tests in groupby(session.items, key=lambda item: item.path)]
-        self.files.sort(key=len, reverse=True)
+        # What is begun last keeps one process busy while the others have nothing left.
+        self.files.sort(key=lambda tests: (tests[0].get_closest_marker("long") is not None, len(tests)), reverse=True)
         assert len(self.files) <= _MOST_FILES
         # Whoever reads the next number runs the file.
         self.queue, end = os.pipe()

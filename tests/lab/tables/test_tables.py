@@ -37,6 +37,8 @@ from bpfree.lab.tables.work import Training
 from support import tiny_lab, tiny_table, tiny_text
 from support.interrupted_runs import Interrupting
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def tiny_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,8 @@ from support import tiny_text
 from support.cli import compare_options
 from support.interrupted_runs import Interrupting, assert_equal, crash
 
+pytestmark = pytest.mark.long
+
 SMALL = tiny_text.SMALL
 
 

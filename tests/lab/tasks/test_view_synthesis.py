@@ -19,6 +19,8 @@ from bpfree.lab.tasks.views import ViewSynthesis
 from support import tiny_scene
 from support.interrupted_runs import Interrupting, assert_equal, crash
 
+pytestmark = pytest.mark.long
+
 SMALL = {"depth": 3, "width": 32, "skips": [], "samples": 16, "fine_samples": 16, "noise": 0.1}
 
 
