@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from operator import attrgetter
 
 from torch import nn
 
 from bpfree.errors import ErrorPlacementError
 from bpfree.plan import Plan
 from bpfree.taps import select_taps
+
+_MODULES = attrgetter("_modules")  # asked of every module in every pass: several times as quick as a generator
 
 
 class ModuleTree:
@@ -31,7 +34,7 @@ class ModuleTree:
         for module, seen in self._holders:
             if module._modules != seen:
                 return True
-        return any(module._modules for module in self._leaves)
+        return any(map(_MODULES, self._leaves))
 
 
 def has_frozen_behind(model: nn.Module, tap: str) -> bool:

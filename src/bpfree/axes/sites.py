@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -101,24 +102,26 @@ class Site:
     positions_share: bool = False
     step: int | None = None
 
-    @property
+    # Sites are those of a layout, and serve all its passes: what follows from them is found once.
+
+    @cached_property
     def width(self) -> int:
         """n_l, the number of features of one row."""
         return product(self.features)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """The number of rows."""
         return product(self.batch)
 
-    @property
+    @cached_property
     def pairing(self) -> Pairing | None:
         """The assignment of the error's rows to the tap's rows; None if they are the same."""
         if self.batch == self.error.shape:
             return None
         return Pairing(self.error.shape, len(self.batch), self.step)
 
-    @property
+    @cached_property
     def arrangement(self) -> Arrangement:
         """The arrangement that turns rows of features into a tensor of the tap's shape."""
         return Arrangement((*self.batch, *self.features), self.axes)
@@ -147,7 +150,7 @@ class Arrangement(NamedTuple):  # compared in every pass, and a tuple is quicker
     @property
     def leads(self) -> bool:
         """True if the rows are the tensor's first axes."""
-        return self.axes == tuple(range(len(self.axes)))
+        return self.axes == (0,) or self.axes == tuple(range(len(self.axes)))
 
     def like(self, rows: Tensor, format: torch.memory_format) -> Tensor:
         """Return the same in the memory format of the tap's output."""
@@ -158,6 +161,8 @@ class Arrangement(NamedTuple):  # compared in every pass, and a tuple is quicker
 
 def leading(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Return the tensor with ``axes`` first, in their order."""
+    if axes == (0,):  # the usual case
+        return tensor
     first = tuple(range(len(axes)))
     return tensor if axes == first else tensor.movedim(axes, first)
 

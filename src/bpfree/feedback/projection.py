@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,13 +20,9 @@ from bpfree.feedback.lazy_buffers import LazyBuffers
 from bpfree.feedback.options import BLOCK, Feedback
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.reduction import Reduction
-from bpfree.feedback.signals import Signals
+from bpfree.feedback.signals import SignalKeys, Signals
 from bpfree.feedback.size import require_room
 from bpfree.feedback.spatial import Form
-
-Key: TypeAlias = tuple[str, Form, "Pairing | None"]
-"""The key of taps that share a signal: the matrix, its form, and their rows of the error."""
-
 
 _LAYOUTS = 64
 """The largest number of lists of sites whose keys are kept."""
@@ -53,7 +49,7 @@ class Projection(LazyBuffers):
         self.feedback = feedback
         self._sizes: tuple[int, int] | None = None  # c and the coefficients of the widest tap
         self._place: tuple[torch.dtype, torch.device] | None = None  # where and in which precision signals are made
-        self._known: dict[int, tuple[Sequence[Site], list[Key]]] = {}
+        self._known: dict[int, tuple[Sequence[Site], SignalKeys]] = {}
         self._prepared: tuple[Any, ...] = ()
         self.adjacency: Matrix | None = None
         self.reduction = None if feedback.rank is None else Reduction(feedback.rank, seed)
@@ -73,7 +69,7 @@ class Projection(LazyBuffers):
         if self._is_prepared(sites, c, place):
             return
         self._place = place
-        widest = max([form.size for _, form, _ in self._keys(sites)])
+        widest = max([form.size for _, form, _ in self._keys(sites).different])
         if self._sizes is None:
             self._sizes = (c, widest)
         elif c != self._sizes[0] or (self.feedback.depends_on_widest and widest > self._sizes[1]):
@@ -177,9 +173,9 @@ class Projection(LazyBuffers):
 
     def kinds(self, sites: Sequence[Site]) -> int:
         """Return the number of different signals for these taps: taps with the same matrix and form share one."""
-        return len(set(self._keys(sites)))
+        return len(self._keys(sites).different)
 
-    def _keys(self, sites: Sequence[Site]) -> list[Key]:
+    def _keys(self, sites: Sequence[Site]) -> SignalKeys:
         if torch.compiler.is_compiling():
             return self._found_keys(sites)
         # Passes of one layout have the very same sites: in nets of many small layers the keys would take longer than
@@ -191,8 +187,8 @@ class Projection(LazyBuffers):
             known = self._known[id(sites)] = (sites, self._found_keys(sites))
         return known[1]
 
-    def _found_keys(self, sites: Sequence[Site]) -> list[Key]:
-        return [(self.name(site), self.feedback.form(site), site.pairing) for site in sites]
+    def _found_keys(self, sites: Sequence[Site]) -> SignalKeys:
+        return SignalKeys([(self.name(site), self.feedback.form(site), site.pairing) for site in sites])
 
     def forward(self, error: Tensor, sites: Sequence[Site]) -> Signals:
         """Return one signal ``(N, n_l)`` per tap from the error ``(N, c)``, each made when it is asked for.
@@ -244,7 +240,10 @@ class Projection(LazyBuffers):
 
     def _factors(self, error: Tensor, name: str, form: Form) -> tuple[Tensor, Tensor]:
         # The scale goes onto the error, by far the smaller factor.
-        return error * self._scale(form), self[name][:, : form.size].to(error)
+        scale, B = self._scale(form), self[name]
+        if B.shape[1] != form.size:
+            B = B[:, : form.size]
+        return error if scale == 1.0 else error * scale, B.to(error)
 
     def _regenerated(self, error: Tensor, name: str, form: Form) -> Tensor:
         signal = error.new_empty(len(error), form.size)

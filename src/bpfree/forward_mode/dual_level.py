@@ -80,6 +80,7 @@ class Shared:
 
 
 def _open_level() -> None:
+    forward_mode._maybe_load_decompositions()  # type: ignore[no-untyped-call]  # derivatives that torch has in Python
     forward_mode.enter_dual_level()  # type: ignore[no-untyped-call]
 
 

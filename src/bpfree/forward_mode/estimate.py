@@ -7,7 +7,6 @@ GrAPE). Nothing is stored for a backward pass.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,14 +57,15 @@ class Observation:
 
     def correlations(self, rows: Tensor) -> list[Tensor]:
         """Return for every tap the mean of rows (x) v_l over its rows of the error ``(N, c)``, shape ``(c, m_l)``."""
-        return [_correlation(rows, v, site) for v, site in zip(self.perturbations, self.sites, strict=True)]
-
-
-def _correlation(rows: Tensor, v: Tensor, site: Site) -> Tensor:
-    pairing = site.pairing
-    if pairing is None:
-        return rows.T @ v.to(rows) / len(rows)
-    return pairing.gather(rows).T @ v.to(rows) / pairing.rows
+        across, count = rows.T, rows.shape[0]
+        found = []
+        for v, site in zip(self.perturbations, self.sites, strict=True):
+            pairing = site.pairing
+            if pairing is None:
+                found.append((across @ v.to(rows)).div_(count))
+            else:
+                found.append((pairing.gather(rows).T @ v.to(rows)).div_(pairing.rows))
+        return found
 
 
 @dataclass(frozen=True)
@@ -227,11 +227,11 @@ def at_taps(
     ``visit`` is given the tapped tensor alone, where a tap's module returns several values.
     """
     known = {site.name: site for site in sites}
-    calls: Counter[str] = Counter()
+    calls: dict[str, int] = {}
 
     def reach(name: str, module: nn.Module, args: Any, output: Any) -> Any:
-        calls[name] += 1
-        site = known.get(name if calls[name] == 1 else f"{name}#{calls[name]}")
+        call = calls[name] = calls.get(name, 0) + 1
+        site = known.get(name if call == 1 else f"{name}#{call}")
         if site is None:
             return None
         key = plan.tensor_keys.get(name)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,15 +13,24 @@ from bpfree.axes.sites import product
 
 Perturbations: TypeAlias = Literal["normal", "rademacher"]
 
+_FEW = 2**15
+"""So many signs are kept as they are: to make them of their bits again takes longer than other work on them."""
+
 Maker: TypeAlias = Callable[[], Tensor]
 """Makes a perturbation, the same each time."""
 
 
 def perturbation(shape: tuple[int, int], kind: Perturbations, like: Tensor, generator: torch.Generator) -> Tensor:
     """Draw numbers of mean 0 and variance 1: N(0, 1) for ``"normal"``, -1 or 1 for ``"rademacher"``."""
+    return _drawn(shape, kind, like.dtype, like.device, generator)
+
+
+def _drawn(
+    shape: tuple[int, int], kind: Perturbations, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> Tensor:
     if kind == "normal":
-        return torch.empty(shape, dtype=like.dtype, device=like.device).normal_(generator=generator)
-    return _as_signs(shape, like.dtype, _random_bytes(shape, like.device, generator))
+        return torch.empty(shape, dtype=dtype, device=device).normal_(generator=generator)
+    return _as_signs(shape, dtype, _random_bytes(shape, device, generator))
 
 
 def _random_bytes(shape: tuple[int, int], device: torch.device, generator: torch.Generator) -> Tensor:
@@ -33,7 +41,7 @@ def _random_bytes(shape: tuple[int, int], device: torch.device, generator: torch
 def _as_signs(shape: tuple[int, int], dtype: torch.dtype, bytes_: Tensor) -> Tensor:
     count = product(shape)
     signs = _signs(dtype, bytes_.device).index_select(0, bytes_.to(torch.int64))
-    return (signs if signs.numel() == count else signs.flatten()[:count]).view(shape)
+    return (signs if count % 8 == 0 else signs.flatten()[:count]).view(shape)
 
 
 @lru_cache(maxsize=64)
@@ -42,8 +50,7 @@ def _signs(dtype: torch.dtype, device: torch.device) -> Tensor:
     return (((torch.arange(256)[:, None] >> torch.arange(8)) & 1) * 2 - 1).to(device, dtype)
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):  # made for every tap in every pass, and a tuple is quicker at it
     """The recipe of one tap's perturbation, by which it can be drawn again.
 
     Attributes:
@@ -62,12 +69,11 @@ class Draw:
 
     def make(self) -> Tensor:
         """Draw the numbers, the same each time."""
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
-        return perturbation(self.shape, self.kind, like, self._generator())
+        return _drawn(self.shape, self.kind, self.dtype, self.device, self._generator())
 
     def keep(self) -> tuple[Maker, Tensor]:
-        """Return a maker that need not draw the numbers again, and the numbers. Signs take one bit each."""
-        if self.kind == "normal":
+        """Return a maker that need not draw the numbers again, and the numbers. Many signs take one bit each."""
+        if self.kind == "normal" or product(self.shape) <= _FEW:
             numbers = self.make()
             return (lambda: numbers), numbers
         bytes_ = _random_bytes(self.shape, self.device, self._generator())

@@ -89,5 +89,13 @@ class SamplePart:
 
     def of_sites(self, sites: Sequence[Site]) -> list[Site]:
         """Return the sites of a pass of these samples."""
-        count = len(self.numbers)
-        return [replace(site, batch=(count, *site.batch[1:]), error=self.of_error(site.error)) for site in sites]
+        return [self._of_site(site) for site in sites]
+
+    def _of_site(self, site: Site) -> Site:
+        # Kept with the site, as its cached properties are: every pass has as many samples.
+        count, found = self.numbers.shape[0], vars(site).get("_of_part")
+        if found is None or found.batch[0] != count:
+            found = replace(site, batch=(count, *site.batch[1:]), error=self.of_error(site.error))
+            vars(site)["_of_part"] = found
+        of_part: Site = found
+        return of_part

@@ -59,6 +59,16 @@ def first_order_only(backward: _Backward) -> _Backward:
     return checked
 
 
+def apply_function(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """Return ``function.apply(*arguments)``, without what torch does for its function transforms where there are none.
+
+    In nets of many small layers that takes as long as the function.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
+
+
 # -- a signal for every tap --------------------------------------------------------------------------------------------
 
 
@@ -87,7 +97,7 @@ def signals_from_error(
     arrivals = [_Arrival(tap) for tap in taps] if just_in_time else []
     # A checkpoint around the error's place alone makes this node once, and would miss what it saves in its second run.
     with nullcontext() if torch.compiler.is_compiling() else own_graphs():
-        result: Tensor = SignalsFromError.apply(make, arrivals, fetching, output, *taps)  # type: ignore[no-untyped-call]
+        result: Tensor = apply_function(SignalsFromError, make, arrivals, fetching, output, *taps)
     return result
 
 

@@ -96,9 +96,11 @@ class Mechanism(nn.Module):
     @property
     def active(self) -> bool:
         """True if a forward pass that starts now would train by the rule."""
-        if not torch.is_grad_enabled() or self._switches().pauses or being_exported():
+        if not torch.is_grad_enabled() or self._switches().pauses:
             return False
-        return torch.compiler.is_compiling() or not rules_are_silent()
+        if torch.compiler.is_compiling():  # also while a model is exported
+            return not being_exported()
+        return torch._C._get_tracing_state() is None and not rules_are_silent()
 
     def tell_once(self, about: str, what: str) -> None:
         """Warn of ``what``, once for each key ``about``."""

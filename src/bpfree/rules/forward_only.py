@@ -11,7 +11,7 @@ from torch import Tensor
 from bpfree.axes.sites import Site
 from bpfree.errors import OptionError, choice
 from bpfree.feedback.options import LATER
-from bpfree.feedback.signals import Signals
+from bpfree.feedback.signals import SignalKeys, Signals
 from bpfree.forward_mode.perturbations import Perturbations
 from bpfree.forward_mode.sample_part import Rows, check_rows
 from bpfree.mechanisms.base import Mechanism, Rule
@@ -90,7 +90,7 @@ class ForwardGradient(DirectRule):
             signal = v * self._of_rows(slopes, site)[:, None].to(v)
             return signal if part is None else part.spread(signal * (part.of / len(part.numbers)))
 
-        return Signals(along, [(site.name,) for site in delivery.sites])
+        return Signals(along, SignalKeys([(site.name,) for site in delivery.sites]))
 
     def _of_rows(self, slopes: Tensor, site: Site) -> Tensor:
         """Return, for each row of a tap, the sum of e . odot over its rows of the error."""

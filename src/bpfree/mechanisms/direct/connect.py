@@ -12,6 +12,7 @@ from torch import Tensor
 from bpfree.error_values import replace_errors
 from bpfree.errors import ErrorPlacementError, OptionError
 from bpfree.mechanisms.base import not_a_tensor, reached_twice
+from bpfree.mechanisms.direct.alternation import EVERY_TAP
 from bpfree.mechanisms.direct.delivery import GivenSignals, NoSignals
 from bpfree.mechanisms.direct.final_activation import final_activation
 from bpfree.mechanisms.direct.forward_pass import StoredGraphPass, TrainingPass
@@ -122,7 +123,7 @@ def connect_error(
         mechanism.first_error = name
     if torch.compiler.is_compiling() or sender.sites is not layout.sites:
         sender.sites = layout.sites
-    cut = [number for number in below if tapped.is_cut(number)]
+    cut = below if tapped.phase is EVERY_TAP else [number for number in below if tapped.is_cut(number)]
     if call.signals is not None:
         given = GivenSignals([call.signals.pop(tapped.places[number], None) for number in cut])
         return tapped.connect(output, given, cut, just_in_time=False)

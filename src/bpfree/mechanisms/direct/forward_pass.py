@@ -59,7 +59,7 @@ class TappedPass(ABC):
 
     def is_cut(self, number: int) -> bool:
         """Return whether the tap of this number is cut."""
-        return self.phase.cuts(number, self.places[number])
+        return self.phase is EVERY_TAP or self.phase.cuts(number, self.places[number])
 
     def last_cut(self) -> Cut:
         """Return the cut of the last tap; a checkpoint's second run repeats it, to save the same tensors."""
@@ -231,10 +231,10 @@ class StoredGraphPass(TrainingPass):
         """Raise TapOutputError if a tap's output is a view that was written to: torch has lost its graph then."""
         if torch.compiler.is_compiling():
             return
-        for number, (name, output) in enumerate(zip(self.places, self._outputs, strict=True)):
-            if self.is_cut(number) and output._version != self.versions[number] and output._is_view():
+        for number, output in enumerate(self._outputs):
+            if output._version != self.versions[number] and self.is_cut(number) and output._is_view():
                 raise TapOutputError(
-                    f"the output of tap {name!r} is a view, as linear layers make of tokens, and was changed in place "
+                    f"the output of tap {self.places[number]!r} is a view, as linear layers make of tokens, and was changed in place "
                     "behind it: its graph is lost then. Write the operation without '_' or inplace=True, or tap the "
                     "module that it is in."
                 )

@@ -19,6 +19,9 @@ from bpfree.mechanisms.direct.survey import Survey, SurveyPass
 if TYPE_CHECKING:
     from bpfree.mechanisms.direct.mechanism import DirectMechanism
 
+_FEW = 2**18
+"""So many numbers of different signals are made at once."""
+
 
 class Layouts:
     """Makes the layouts of the passes of one error, and remembers what earlier passes have shown.
@@ -43,9 +46,10 @@ class Layouts:
     ) -> Layout:
         """Return the layout of a pass with these taps below the error at ``output``; it is kept for equal shapes."""
         compiling = torch.compiler.is_compiling()
-        names, places = [tapped_pass.names[i] for i in below], [tapped_pass.places[i] for i in below]
-        shapes, formats = [tapped_pass.shapes[i] for i in below], [tapped_pass.formats[i] for i in below]
-        key = (output.shape, output.dtype, output.device, tuple(places), shapes, formats)
+        all_taps = (tapped_pass.names, tapped_pass.places, tapped_pass.shapes, tapped_pass.formats)
+        every = len(below) == len(tapped_pass.names)
+        names, places, shapes, formats = all_taps if every else ([one[i] for i in below] for one in all_taps)
+        key = (output.shape, output.dtype, output.device, tuple(places), tuple(shapes), tuple(formats))
         last = self.last
         if not compiling and last is not None and key == last.key:
             return last
@@ -56,7 +60,7 @@ class Layouts:
         rows, sites = lay_out(plan, error, tapped(names, places, shapes, self._channels), self._lengths)
         # One signal for all taps is made at once. A compiled graph cannot hold hooks on tensors inside it.
         several = isinstance(mechanism.feedback, Projection) and mechanism.feedback.kinds(sites) > 1
-        just_in_time = not compiling and (several or plan.streaming)
+        just_in_time = not compiling and (plan.streaming or (several and _are_large(sites)))
         like = _weights_like(plan.model, output)
         c = product(size for axis, size in enumerate(output.shape) if axis not in rows.axes)
         # A stage of a pipeline does not receive an error that no rule needs.
@@ -74,6 +78,11 @@ class Layouts:
         error = Place(ERROR, ERROR, tuple(found.errors[name].shape), channels[name])
         _, sites = lay_out(self._mechanism.plan, error, tapped(names, places, shapes, channels), set())
         return sites
+
+
+def _are_large(sites: Sequence[Site]) -> bool:
+    """Return whether signals had better not all exist at once; hooks that make them one at a time take time too."""
+    return sum(site.rows * site.width for site in sites) > _FEW
 
 
 def _weights_like(model: nn.Module, output: Tensor) -> Tensor:

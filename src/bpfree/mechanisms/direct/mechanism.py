@@ -166,7 +166,8 @@ class DirectMechanism(ErrorsFeedback):
 
     def cut_at_tap(self, name: str, module: nn.Module, args: Any, output: Any, *, alone: bool = False) -> Any:
         """Return what a tap hands on, its output cut; with ``alone`` no checkpoint around it is looked for."""
-        call = self._calls().top
+        calls = self._calls().calls
+        call = calls[-1] if calls else None
         compiled = torch.compiler.is_compiling() if call is None else call.is_compiled
         if not (alone or compiled) and hooks_on_saving() is not None:
             return self._in_checkpoints.cut(call, name, module, args, output)
@@ -183,7 +184,8 @@ class DirectMechanism(ErrorsFeedback):
         if place in tapped.aside:
             return None
         key = plan.tensor_keys.get(name)
-        tensor = take(output, key, name)
+        is_plain = key is None and isinstance(output, Tensor) and output.is_floating_point()
+        tensor = output if is_plain else take(output, key, name)
         if (module._backward_hooks or module._backward_pre_hooks) and module is not plan.model:
             tensor = with_backward_hooks(module, args, tensor)
         handed_on = tapped.cut(name, place, tensor)

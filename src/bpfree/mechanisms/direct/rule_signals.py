@@ -64,7 +64,7 @@ class RuleSignals(ErrorHandler):
             _check(signals, sites)
             return _shaped(signals, forms)
         signals = signals.shaped(forms)
-        return signals if layout.just_in_time else list(signals)
+        return signals if layout.just_in_time else signals.all()
 
     def on_tap_output(self, number: int, output: Tensor, error: Tensor) -> None:
         """Show the mechanism a tap's output, which the rerun has just made."""

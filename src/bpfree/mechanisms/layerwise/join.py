@@ -19,7 +19,7 @@ class Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, input: Tensor, weight: Callable[[], Tensor], rule: InputGradient) -> Tensor:
         """Return ``output``; only the shape of ``input`` and its place in the graph are kept."""
-        ctx.weight, ctx.rule, ctx.shape, ctx.format = weight, rule, input.shape, format_of(input)
+        ctx.signal = weight, rule, input.shape, format_of(input)
         # A tensor of its own, so that an in-place non-linearity may follow (see SignalsFromError).
         return output.detach()
 
@@ -28,5 +28,5 @@ class Join(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient itself for the layer, and the signal made with B for the layers below."""
         (grad,) = grads
-        signal = ctx.rule(grad, ctx.weight(), ctx.shape).to(memory_format=ctx.format)
-        return grad, signal, None, None
+        weight, rule, shape, format = ctx.signal
+        return grad, rule(grad, weight(), shape).to(memory_format=format), None, None

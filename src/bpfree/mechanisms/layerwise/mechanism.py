@@ -21,6 +21,7 @@ from bpfree.feedback.random import derived_seed
 from bpfree.layers.first_argument import first_argument, with_first
 from bpfree.layers.function import Call, Service, circumstances_of, find_service, function_gradient
 from bpfree.layers.kinds import input_gradient
+from bpfree.mechanisms.autograd import apply_function
 from bpfree.mechanisms.layerwise.calls import LayerCalls, ModelPass, end_outside
 from bpfree.mechanisms.layerwise.hooks import LayerwiseHooks
 from bpfree.mechanisms.layerwise.join import Join
@@ -140,6 +141,8 @@ class LayerwiseMechanism(LayerwiseHooks):
         if service.way == "ordinary":
             return None
         calls.inputs[name] = given, (args, kwargs), service
+        if key is None and len(args) == 1:  # the usual case
+            return (given.detach(),), kwargs
         return with_first((args, kwargs), key, given.detach())
 
     def _is_served_in_checkpoint(self, name: str, calls: LayerCalls) -> bool:
@@ -182,14 +185,16 @@ class LayerwiseMechanism(LayerwiseHooks):
                 "cannot send it a signal. Let it always return a tensor, or put what changes into a module of its own."
             )
         if weight is None:
-            weight = layer.weight.detach()  # type: ignore[operator]
+            # Modules look for their attributes in Python, in three dictionaries.
+            there: Any = layer._parameters.get("weight")
+            weight = (layer.weight if there is None else there).detach()
         delivered, gradient = (
             input_gradient(layer, given) if service.way == "formula" else (given, function_gradient(layer, call))
         )
         B = (lambda: weight) if calls.transporting else self._backward_weight(name, layer, weight)
         if calls.current is None and not torch.compiler.is_compiling():
             B = partial(end_outside, calls, B)
-        result: Tensor = Join.apply(output, delivered, B, gradient)  # type: ignore[no-untyped-call]
+        result: Tensor = apply_function(Join, output, delivered, B, gradient)
         return result
 
     def _backward_weight(self, name: str, layer: nn.Module, weight: Tensor) -> Callable[[], Tensor]:

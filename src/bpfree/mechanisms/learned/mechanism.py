@@ -75,7 +75,7 @@ class LearnedProjection(Projection):
         return f"{super().describe(site)}, learns"
 
 
-class _Step(NamedTuple):
+class _Step(NamedTuple):  # made for every matrix in every pass, and a tuple is quicker at it
     """A step that a matrix is to take against ``direction``."""
 
     name: str
@@ -105,6 +105,7 @@ class LearnedMechanism(DirectMechanism):
         self.norms = LazyBuffers()
         self._usual: dict[str, float] = {}
         self.width_elsewhere = 0
+        self._averages_evidence = type(rule).memory is not LearnedRule.memory
         # The layout whose matrices are all known.
         self._begun_with: Layout | None = None
 
@@ -134,19 +135,21 @@ class LearnedMechanism(DirectMechanism):
         if not evidence:
             return
         # The processes of a pipeline hold other taps, and have nothing to average.
-        alone = self.plan.is_stage
-        rows = (memory.rows or len(error)) * (1 if alone else ranks())
-        width = self.width_elsewhere + sum(self.feedback[name].shape[1] for name in evidence)
+        processes = 1 if self.plan.is_stage else ranks()
+        rows = (memory.rows or len(error)) * processes
+        matrices = {name: self.feedback[name] for name in evidence}
+        width = self.width_elsewhere + sum([matrix.shape[1] for matrix in matrices.values()])
+        overflows = may_overflow(error)
         steps: list[_Step] = []
         with torch.no_grad(), in_own_precision(error):
             for name, given in evidence.items():
-                given = given if alone else average_over_ranks(given)
-                sound = given.norm().isfinite() if may_overflow(error) else None
+                given = average_over_ranks(given) if processes > 1 else given
+                sound = given.norm().isfinite() if overflows else None
                 if sound is not None and sound.device.type == "cpu" and not sound:
                     continue
                 step = self.steps.count(name)
-                averaged = self._averaged(name, given, step, sound)
-                steps.append(self._step(name, averaged, Size(rows, width, step), sound))
+                averaged = self._averaged(name, given, step, sound) if self._averages_evidence else given
+                steps.append(self._step(name, matrices[name], averaged, Size(rows, width, step), sound))
             self._take(steps)
 
     def _averaged(self, name: str, evidence: Tensor, step: int, sound: Tensor | None) -> Tensor:
@@ -158,8 +161,7 @@ class LearnedMechanism(DirectMechanism):
         average = self.averages[name]
         return average.lerp_(evidence if sound is None else torch.where(sound, evidence, average), weight)
 
-    def _step(self, name: str, evidence: Tensor, size: Size, sound: Tensor | None) -> _Step:
-        matrix = self.feedback[name]
+    def _step(self, name: str, matrix: Tensor, evidence: Tensor, size: Size, sound: Tensor | None) -> _Step:
         if name not in self._usual:
             # After a load the matrix has grown already.
             self._usual[name] = max(float(self.norms[name]), float(matrix.detach().norm()))
