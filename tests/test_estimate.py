@@ -11,7 +11,7 @@ from torch import nn
 import bpfree
 from bpfree.feedback.spatial import cosine_modes
 from bpfree.forward_mode.estimate import Estimator
-from bpfree.forward_mode.perturbations import perturbation
+from bpfree.forward_mode.perturbations import Draw, perturbation
 from bpfree.mechanisms.direct.mechanism import DirectMechanism
 from bpfree.rerun.snapshot import preserved
 
@@ -246,6 +246,16 @@ def test_the_steady_cosine_follows_its_law(double, beta):
         rho = beta / (2 - beta) * 40 * total / (32 * J.square().sum())
         measured = float(torch.tensor([cosine[index] for cosine in cosines]).mean())
         assert measured == pytest.approx(float(1 / torch.sqrt(1 + rho)), rel=0.15)
+
+
+@pytest.mark.parametrize("kind", ["normal", "rademacher"])
+@pytest.mark.parametrize("rows", [3, 300])
+def test_what_writes_to_a_tangent_in_place_leaves_its_perturbation_alone(kind, rows):
+    draw = Draw((rows, 200), kind, 7, torch.float32, torch.device("cpu"))
+    make, numbers = draw.keep()
+    assert torch.equal(make(), draw.make())
+    numbers.mul_(2)
+    assert torch.equal(make(), draw.make())
 
 
 def test_rademacher_perturbations_are_fair_signs():

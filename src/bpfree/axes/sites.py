@@ -25,6 +25,8 @@ class ErrorRows:
 
     def of(self, error: Tensor, c: int) -> Tensor:
         """Return a tensor of the error's shape as rows ``(prod(shape), c)``."""
+        if self.axes == (0,) and error.dim() == 2:  # they are its rows
+            return error
         return leading(error, self.axes).reshape(-1, c)
 
     def restore(self, rows: Tensor, like: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ class Arrangement(NamedTuple):  # compared in every pass, and a tuple is quicker
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return rows ``(prod(batch), n_l)`` as a tensor of that shape."""
-        grid = rows.view(self.shape)
+        grid = rows if rows.shape == self.shape else rows.view(self.shape)
         return grid if self.leads else grid.movedim(tuple(range(len(self.axes))), self.axes)
 
     @property
@@ -155,7 +157,8 @@ class Arrangement(NamedTuple):  # compared in every pass, and a tuple is quicker
     def like(self, rows: Tensor, format: torch.memory_format) -> Tensor:
         """Return the same in the memory format of the tap's output."""
         if self.leads:
-            return rows.view(self.shape).to(memory_format=format)
+            grid = rows if rows.shape == self.shape else rows.view(self.shape)
+            return grid if grid.dim() < 4 and grid.is_contiguous() else grid.to(memory_format=format)
         return self(rows).contiguous(memory_format=format)
 
 

@@ -243,7 +243,9 @@ class Projection(LazyBuffers):
         scale, B = self._scale(form), self[name]
         if B.shape[1] != form.size:
             B = B[:, : form.size]
-        return error if scale == 1.0 else error * scale, B.to(error)
+        if B.dtype != error.dtype or B.device != error.device:
+            B = B.to(error)
+        return error if scale == 1.0 else error * scale, B
 
     def _regenerated(self, error: Tensor, name: str, form: Form) -> Tensor:
         signal = error.new_empty(len(error), form.size)

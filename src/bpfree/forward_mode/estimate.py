@@ -199,7 +199,8 @@ class Estimator:
 
     def direction(self, site: Site, coefficients: Tensor, like: Tensor) -> Tensor:
         """Return v_l in the shape of the tap's output ``like``, made from its ``(N, m_l)`` coefficients."""
-        return site.arrangement(self._form(site).expand(coefficients)).view(like.shape)
+        v = site.arrangement(self._form(site).expand(coefficients))
+        return v if v.shape == like.shape else v.view(like.shape)
 
     @contextmanager
     def _perturbed(self, own: OwnPass, sites: Sequence[Site], seed: int, made: dict[str, Maker]) -> Generator[None]:

@@ -75,11 +75,15 @@ class Draw(NamedTuple):  # made for every tap in every pass, and a tuple is quic
         """Return a maker that need not draw the numbers again, and the numbers. Many signs take one bit each."""
         if self.kind == "normal" or product(self.shape) <= _FEW:
             numbers = self.make()
-            return (lambda: numbers), numbers
+            return partial(self._unchanged, numbers, numbers._version), numbers
         bytes_ = _random_bytes(self.shape, self.device, self._generator())
         return partial(_as_signs, self.shape, self.dtype, bytes_.to(torch.uint8)), _as_signs(
             self.shape, self.dtype, bytes_
         )
+
+    def _unchanged(self, numbers: Tensor, version: int) -> Tensor:
+        # An in-place operation behind the tap writes to the tangent, which these numbers are.
+        return numbers if numbers._version == version else self.make()
 
     def _generator(self) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(self.seed)

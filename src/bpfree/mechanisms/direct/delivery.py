@@ -15,7 +15,7 @@ from bpfree.feedback.projectors import Projector
 from bpfree.forward_mode.estimate import Observation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """The knowledge of a direct rule when the error arrives.
 

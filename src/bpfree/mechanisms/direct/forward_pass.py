@@ -234,9 +234,9 @@ class StoredGraphPass(TrainingPass):
         for number, output in enumerate(self._outputs):
             if output._version != self.versions[number] and self.is_cut(number) and output._is_view():
                 raise TapOutputError(
-                    f"the output of tap {self.places[number]!r} is a view, as linear layers make of tokens, and was changed in place "
-                    "behind it: its graph is lost then. Write the operation without '_' or inplace=True, or tap the "
-                    "module that it is in."
+                    f"the output of tap {self.places[number]!r} is a view, as linear layers make of tokens, and was "
+                    "changed in place behind it: its graph is lost then. Write the operation without '_' or "
+                    "inplace=True, or tap the module that it is in."
                 )
 
     def _give_back(self) -> Tensor:
