@@ -58,13 +58,13 @@ def split(number: Tensor) -> tuple[Tensor, Tensor | None]:
     if dual._current_level < 0:
         return number, None
     # What torch's own unpack_dual() calls, several times as quick: it looks for an export and builds a named tuple.
-    primal, tangent = torch._VF._unpack_dual(number, level=0)  # type: ignore[attr-defined]
+    primal, tangent = torch._VF._unpack_dual(number, level=0)
     return primal, tangent
 
 
 def join(primal: Tensor, tangent: Tensor) -> Tensor:
     """Return the dual number of this value and this tangent, within :data:`dual_level`."""
-    number: Tensor = torch._VF._make_dual(primal, tangent, level=0)  # type: ignore[attr-defined]
+    number: Tensor = torch._VF._make_dual(primal, tangent, level=0)
     return number
 
 
