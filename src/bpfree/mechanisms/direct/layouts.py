@@ -46,10 +46,9 @@ class Layouts:
     ) -> Layout:
         """Return the layout of a pass with these taps below the error at ``output``; it is kept for equal shapes."""
         compiling = torch.compiler.is_compiling()
-        all_taps = (tapped_pass.names, tapped_pass.places, tapped_pass.shapes, tapped_pass.formats)
-        every = len(below) == len(tapped_pass.names)
-        names, places, shapes, formats = all_taps if every else ([one[i] for i in below] for one in all_taps)
-        key = (output.shape, output.dtype, output.device, tuple(places), tuple(shapes), tuple(formats))
+        names, places = [tapped_pass.names[i] for i in below], [tapped_pass.places[i] for i in below]
+        shapes, formats = [tapped_pass.shapes[i] for i in below], [tapped_pass.formats[i] for i in below]
+        key = (output.shape, output.dtype, output.device, tuple(places), shapes, formats)
         last = self.last
         if not compiling and last is not None and key == last.key:
             return last

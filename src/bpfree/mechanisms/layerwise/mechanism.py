@@ -187,7 +187,8 @@ class LayerwiseMechanism(LayerwiseHooks):
         if weight is None:
             # Modules look for their attributes in Python, in three dictionaries.
             there: Any = layer._parameters.get("weight")
-            weight = (layer.weight if there is None else there).detach()
+            found: Tensor = layer.weight if there is None else there  # type: ignore[assignment]
+            weight = found.detach()
         delivered, gradient = (
             input_gradient(layer, given) if service.way == "formula" else (given, function_gradient(layer, call))
         )
