@@ -108,6 +108,8 @@ def row(net: Net, name: str, subject: Subject | BioTorch, reference: Step, pairs
     found["time"] = timed(step, reference, pairs)
     # A compiled model would be traced anew to count them: they are those of the same rule without torch.compile.
     found["flops_ratio"] = None if subject.compiled else step.flops() / reference.flops()
+    if not subject.compiled:
+        found |= {"python_calls": step.python_calls(), "python_calls_reference": reference.python_calls()}
     return found | {"peak_bytes": step.peak_bytes(), "peak_bytes_reference": reference.peak_bytes()}
 
 

@@ -101,6 +101,7 @@ def test_step(rows):
         assert set(row["time"]) == TIME
         assert row["time"]["pairs"] == 2
         assert min(row["flops_ratio"], row["peak_bytes"], row["peak_bytes_reference"]) > 0
+        assert row["python_calls"] > row["python_calls_reference"] > 0
     assert rows[-1]["segments"] == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -58,6 +59,21 @@ class Step:
         with FlopCounterMode(display=False) as counter:
             self()
         return counter.get_total_flops() / self.period
+
+    def python_calls(self) -> float:
+        """The calls of Python functions in one step, on a CPU, whose backward pass runs in the same thread."""
+        counted = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal counted
+            counted += event == "call"
+
+        sys.setprofile(count)
+        try:
+            self()
+        finally:
+            sys.setprofile(None)
+        return counted / self.period
 
     def peak_bytes(self) -> int:
         """The most memory that a step takes, gradients included; those of the step before are gone by then."""
