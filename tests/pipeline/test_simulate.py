@@ -65,6 +65,19 @@ def test_an_estimating_pass_that_takes_longer_fills_the_pipeline_longer():
     assert late["direct, synchronous"].time == 8.75
 
 
+@pytest.mark.parametrize(
+    ("S", "M", "E", "gains"),
+    [
+        (2, 4, 0, ["1.36", "1.50"]), (2, 4, 0.25, ["1.25", "1.36"]), (2, 4, 1, ["1.00", "1.07"]),
+        (8, 8, 0, ["1.67", "2.25"]), (8, 8, 0.25, ["1.55", "2.05"]), (8, 8, 1, ["1.29", "1.61"]),
+    ],
+)  # fmt: skip
+def test_alternating_cuts_on_paper(S, M, E, gains):
+    """The table of docs/pipeline.md: with p = 2 half of the input gradients are formed."""
+    lines = table(simulate([StageTimes(1, 1, 1, local=1.5, estimate=E)] * S, M))
+    assert [line.split()[-1] for line in lines[-2:]] == gains
+
+
 def test_no_staleness_is_the_synchronous_schedule():
     found = by_name([StageTimes(2, 1, 3)] * 3, 5, staleness=0)
     assert found["direct, asynchronous"].time == pytest.approx(found["direct, synchronous"].time)
