@@ -103,7 +103,7 @@ class DirectSchedule(PipelineScheduleSingle):
 
     @property
     def sent_estimate_bytes(self) -> int:
-        """The bytes that this stage has sent for estimating passes: tangents forward, and back what answers to them."""
+        """Return the bytes that this stage has sent for estimating passes, tangents and what answers to them."""
         return self._estimates.sent_bytes if self._estimates else 0
 
     # -- one batch -------------------------------------------------------------------------------------------------
