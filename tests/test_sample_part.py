@@ -71,13 +71,9 @@ def targets(*shape):
 @pytest.fixture
 def seen(monkeypatch):
     """The observations of all estimating passes."""
-    found, before = [], ObservingMechanism._seen
-
-    def keep(mechanism, memory, observation):
-        found.append(observation)
-        before(mechanism, memory, observation)
-
-    for kind in (ObservingMechanism, *ObservingMechanism.__subclasses__()):
+    found, kinds = [], [ObservingMechanism]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
         if "_seen" in vars(kind):
             own = vars(kind)["_seen"]
             monkeypatch.setattr(
