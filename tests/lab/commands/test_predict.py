@@ -65,7 +65,10 @@ def test_the_test_rows_have_the_auc_of_the_record_without_their_labels(trained: 
     probabilities = torch.tensor([float(row["probability"]) for row in found])
     clicks = torch.tensor([int(row["clicked"]) for row in last])
     (record,) = trained.glob("*.json")
-    assert float(binary_auroc(probabilities, clicks)) == pytest.approx(json.loads(record.read_text())["auc"], abs=1e-6)
+    # Rows that are alike may differ in the last bit in batches of another size: half a pair each.
+    pairs = int(clicks.sum() * (1 - clicks).sum())
+    expected = json.loads(record.read_text())["auc"]
+    assert float(binary_auroc(probabilities, clicks)) == pytest.approx(expected, abs=2 / pairs)
     assert ((probabilities > 0) & (probabilities < 1)).all()
 
 
