@@ -8,9 +8,9 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from bpfree.rerun.own_graphs import with_version
+from bpfree.rerun.saved_tensors import hooked_saved_tensors
 
 
 class Versions:
@@ -38,7 +38,7 @@ class Versions:
                 self._in_use.add(saved)
             return saved
 
-        with saved_tensors_hooks(pack, _Saved.unpacked):
+        with hooked_saved_tensors(pack, _Saved.unpacked):
             yield
 
     def keep(self) -> None:

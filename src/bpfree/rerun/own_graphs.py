@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
+
+from bpfree.rerun.saved_tensors import hooked_saved_tensors
 
 
 class OverwrittenError(RuntimeError):
@@ -41,4 +42,4 @@ def own_graphs() -> AbstractContextManager[None]:
     """Return a context within which graphs keep their own saved tensors, also inside a checkpoint."""
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:  # nothing counts; torch.func wants no hooks
         return _NO_HOOKS
-    return saved_tensors_hooks(with_version, of_version)
+    return hooked_saved_tensors(with_version, of_version)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from bpfree.axes.sites import Site
 from bpfree.containers import tensors_in
@@ -28,6 +27,7 @@ from bpfree.mechanisms.direct.survey import Survey, SurveyPass
 from bpfree.rerun.arguments import holders_in
 from bpfree.rerun.checkpoints import checkpoints_off
 from bpfree.rerun.own_graphs import OverwrittenError, of_version, own_graphs, with_version
+from bpfree.rerun.saved_tensors import hooked_saved_tensors
 from bpfree.rerun.trial import copied, without_trace
 from bpfree.verification.finding import NOT_LEARNED, Finding
 from bpfree.verification.laws import GradientSketch
@@ -91,7 +91,7 @@ class Inspection:
             given = copied(self._call)
             # A checkpoint would run its part again from numbers of an earlier segment, which are gone by then.
             whole = nullcontext() if stored else checkpoints_off()
-            with saved_tensors_hooks(graph.pack, graph.unpack), whole, self._listening() as heard:
+            with hooked_saved_tensors(graph.pack, graph.unpack), whole, self._listening() as heard:
                 returned = self._run(PassState(tapped=found, again=True), given, watched)
             self.unheard = set(heard)
             if self._hooked_taps:

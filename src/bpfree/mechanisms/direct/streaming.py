@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from bpfree.errors import StreamingError
 from bpfree.mechanisms.autograd import first_order_only, used_record
@@ -29,6 +28,7 @@ from bpfree.plan import Plan
 from bpfree.rerun.arguments import Arguments
 from bpfree.rerun.fingerprint import Fingerprint
 from bpfree.rerun.own_graphs import own_graphs
+from bpfree.rerun.saved_tensors import hooked_saved_tensors
 from bpfree.rerun.snapshot import Autocast, RunSnapshot
 from bpfree.segments import Reach
 
@@ -137,7 +137,7 @@ class StreamingPass(TrainingPass):
         dry_run = (KeepingDryRun if self._keeps else DryRun)(tuple(self.names), self._seen)
         flat, outside = self._call.again()
         restored = self._snapshot.restored(self._plan.model)
-        with restored, own_graphs(), saved_tensors_hooks(_drop, refuse_gradients):
+        with restored, own_graphs(), hooked_saved_tensors(_drop, refuse_gradients):
             before = {id(tensor) for tensor in self._snapshot.graphs().values()}
             self._call.lend(flat)
             output = self._run(dry_run, self._call.put_together(flat))

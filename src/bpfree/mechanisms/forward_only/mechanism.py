@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
@@ -34,6 +33,7 @@ from bpfree.module_tree import ModuleTree, followed
 from bpfree.passes import Passes
 from bpfree.plan import Plan
 from bpfree.rerun.own_graphs import own_graphs
+from bpfree.rerun.saved_tensors import hooked_saved_tensors
 from bpfree.rerun.trial import copied, without_trace
 from bpfree.segments import graph_nodes
 
@@ -162,7 +162,7 @@ class ForwardOnlyMechanism(Mechanism):
     def _tell_of_kept(self, call: Call) -> None:
         """Warn of tensors that the model keeps with a graph in a plain pass, and without one in a pass of this rule."""
         try:
-            names = self._kept_in_a_plain_pass(call, saved_tensors_hooks(_nothing, _asked_for))
+            names = self._kept_in_a_plain_pass(call, hooked_saved_tensors(_nothing, _asked_for))
         except RuntimeError:  # a model that differentiates in its own pass needs what its graph stores
             names = self._kept_in_a_plain_pass(call, own_graphs())
         if names:
