@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -104,26 +103,24 @@ class Site:
     positions_share: bool = False
     step: int | None = None
 
-    # Sites are those of a layout, and serve all its passes: what follows from them is found once.
-
-    @cached_property
+    @property
     def width(self) -> int:
         """n_l, the number of features of one row."""
         return product(self.features)
 
-    @cached_property
+    @property
     def rows(self) -> int:
         """The number of rows."""
         return product(self.batch)
 
-    @cached_property
+    @property
     def pairing(self) -> Pairing | None:
         """The assignment of the error's rows to the tap's rows; None if they are the same."""
         if self.batch == self.error.shape:
             return None
         return Pairing(self.error.shape, len(self.batch), self.step)
 
-    @cached_property
+    @property
     def arrangement(self) -> Arrangement:
         """The arrangement that turns rows of features into a tensor of the tap's shape."""
         return Arrangement((*self.batch, *self.features), self.axes)
