@@ -31,6 +31,15 @@ def test_they_act_within_and_not_behind() -> None:
     assert top() is None
 
 
+def test_a_context_of_the_same_functions_around_them_stays() -> None:
+    with hooked_saved_tensors(torch.sin, torch.sin):
+        before = top()
+        with hooked_saved_tensors(torch.sin, torch.sin):
+            pass
+        assert top() == before
+    assert top() is None
+
+
 @pytest.mark.parametrize("outer", [False, True])
 def test_an_interrupt_where_torch_takes_them_off(outer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:

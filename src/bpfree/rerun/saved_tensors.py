@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +22,11 @@ def hooked_saved_tensors(pack: Callable[[Tensor], Any], unpack: Callable[[Any], 
         pack: Called with every tensor that a graph saves; what it returns is kept instead.
         unpack: Called with what is kept, when it is needed.
     """
-    hooks = saved_tensors_hooks(pack, unpack)
+    own = partial(pack)  # a context around this one may have the same function
     try:
-        with hooks:
+        with saved_tensors_hooks(own, unpack):
             yield
     finally:
         top = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        if top is not None and top[0] is hooks.pack_hook:
+        if top is not None and top[0] is own:
             torch._C._autograd._pop_saved_tensors_default_hooks()
