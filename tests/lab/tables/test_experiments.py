@@ -34,6 +34,7 @@ PARTLY_RUN = {
     ("launay2020-table4", "full"),
     ("launay2020-table4", "reduced"),
     ("launay2020-tableA2", "full"),
+    ("launay2020-tableA3", "movielens"),
     ("launay2020-tableA4", "full"),
     ("launay2020-tableA4", "reduced"),
 }
