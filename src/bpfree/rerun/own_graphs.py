@@ -10,8 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-
-from bpfree.rerun.saved_tensors import hooked_saved_tensors
+from torch.autograd.graph import saved_tensors_hooks
 
 
 class OverwrittenError(RuntimeError):
@@ -42,4 +41,4 @@ def own_graphs() -> AbstractContextManager[None]:
     """Return a context within which graphs keep their own saved tensors, also inside a checkpoint."""
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:  # nothing counts; torch.func wants no hooks
         return _NO_HOOKS
-    return hooked_saved_tensors(with_version, of_version)
+    return saved_tensors_hooks(with_version, of_version)

@@ -17,6 +17,7 @@ def hooked_saved_tensors(pack: Callable[[Tensor], Any], unpack: Callable[[Any], 
     """Return torch's context of the same arguments, whose hooks an interrupt within its end does not leave on.
 
     torch takes them off in a function of Python. Ctrl-C at its beginning would leave them on for the whole process.
+    ``own_graphs`` takes torch's own context all the same: it is recognized by its functions.
 
     Args:
         pack: Called with every tensor that a graph saves; what it returns is kept instead.
