@@ -11,7 +11,7 @@ from torch.distributed.pipelining import PipelineStage
 import bpfree
 import bpfree.pipeline
 from bpfree.mechanisms.direct.alternation import Phase
-from pipeline.test_schedules import M, assert_equal, batches, numbers, run
+from pipeline.test_schedules import M, assert_equal, batches, deep, numbers, run
 from support.two_ranks import run_on_ranks, run_on_two_ranks
 
 OWN = bpfree.DFA(feedback=bpfree.Feedback("launay2019", shared=False))
@@ -28,15 +28,6 @@ def mlp():
     return nn.Sequential(*layers, nn.Linear(6, 3)).double()
 
 
-def two_layers():
-    """Every segment holds two layers, so that a signal has a weight to pass."""
-    torch.manual_seed(0)
-    layers = []
-    for a, b, c in [(6, 7, 5), (5, 8, 6), (6, 4, 9)]:
-        layers += [nn.Linear(a, b), nn.Sigmoid(), nn.Linear(b, c), nn.Tanh()]
-    return nn.Sequential(*layers, nn.Linear(9, 3)).double()
-
-
 CASES = {
     "alternate 2": (mlp, OWN, {"alternate": 2}),
     "alternate 3": (mlp, OWN, {"alternate": 3}),
@@ -48,8 +39,8 @@ CASES = {
     "alternate 2, LMS": (mlp, bpfree.LMS(), {"alternate": 2}),
     "window 2": (mlp, OWN, {"window": 2}),
     "window 3": (mlp, OWN, {"window": 3}),
-    "FA within": (two_layers, OWN, {"within": bpfree.FA(), "taps": nn.Tanh}),
-    "KolenPollack within": (two_layers, OWN, {"within": bpfree.KolenPollack(), "taps": nn.Tanh}),
+    "FA within": (deep, OWN, {"within": bpfree.FA(), "taps": nn.Tanh}),
+    "KolenPollack within": (deep, OWN, {"within": bpfree.KolenPollack(), "taps": nn.Tanh}),
 }
 
 
@@ -170,7 +161,7 @@ def test_a_window_ends_where_its_stage_ends(by_case, window):
 @pytest.mark.parametrize("name", ["FA within", "KolenPollack within"])
 def test_other_backward_weights_inside_are_those_of_one_process(by_case, name):
     _, rule, options = CASES[name]
-    model = two_layers()
+    model = deep()
     attachment = bpfree.attach(model, rule, seed=4, **options)
     expected = trained(model, lambda step, x, y: learn(attachment, model, x, y), attachment.parameters())
     assert_equal([*by_case[0][name], *by_case[1][name]], expected)

@@ -11,7 +11,7 @@ from torch.distributed.pipelining import PipelineStage
 import bpfree
 import bpfree.pipeline
 from bpfree.lab.models.transformer import CausalTransformer
-from pipeline.test_schedules import WHERE, M, Part, assert_equal, batches, of_tokens, run
+from pipeline.test_schedules import WHERE, M, Part, assert_equal, batches, deep, of_tokens, run
 from support.two_ranks import run_on_ranks, run_on_two_ranks
 
 STEPS = 4
@@ -28,15 +28,6 @@ RULES = {
     "LMS": (bpfree.LMS(), {}),
     "LMS, one of two rows": (bpfree.LMS(rows=1), {}),
 }
-
-
-def deep():
-    """Six taps; a third of the layers for each of three stages."""
-    torch.manual_seed(0)
-    layers = []
-    for a, b, c in [(6, 7, 5), (5, 8, 6), (6, 4, 9)]:
-        layers += [nn.Linear(a, b), nn.Sigmoid(), nn.Linear(b, c), nn.Tanh()]
-    return nn.Sequential(*layers, nn.Linear(9, 3)).double()
 
 
 PARTS = {2: [slice(0, 4), slice(4, None)], 3: [slice(0, 4), slice(4, 8), slice(8, None)]}
