@@ -17,7 +17,7 @@ Built = Mapping[str, Any]
 
 _STAGE, _ERROR_AT = "stage_index", "error_at"
 _COUNTS = ("steps of alternating cuts", "passes of learned feedback")
-"""What every process counts by itself, and must have come to the same number of."""
+"""Counts that every process keeps by itself; all processes must have the same ones."""
 
 
 def built_with(attachment: StageAttachment, **schedule: Any) -> Built:

@@ -1,4 +1,4 @@
-"""What comes back, from the last stage to all others: every micro-batch's error, and what answers to perturbations."""
+"""Messages from the last stage to all others: the error of every micro-batch, and the output's tangent."""
 
 from __future__ import annotations
 

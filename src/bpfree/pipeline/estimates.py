@@ -27,7 +27,7 @@ from bpfree.pipeline.together import agreed, gathered
 from bpfree.rerun.snapshot import preserved
 
 _TAG = 1
-"""Of tangents, where a backend tells messages apart: none is taken for activations, whose shape it has."""
+"""The tag of tangents: activations have the same shape, and a backend with tags keeps them apart."""
 
 
 class Estimates:

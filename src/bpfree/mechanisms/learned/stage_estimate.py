@@ -13,7 +13,7 @@ from bpfree.mechanisms.direct.delivery import PassMemory
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """What one stage's estimating pass has made.
+    """The result of one stage's estimating pass.
 
     Attributes:
         leaving: The tangents of the floating point tensors that the stage gives to the next one, in order; in the last
