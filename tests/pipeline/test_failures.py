@@ -2,7 +2,6 @@
 
 import ctypes
 import re
-import socket
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch.distributed as dist
 import bpfree.pipeline
 from bpfree.errors import OptionError, StateError
 from support.scripts import Script
-from support.two_ranks import run_on_two_ranks
+from support.two_ranks import free_port, run_on_two_ranks
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "pipeline_example.py"
 STEPS, EVERY = 120, 10
@@ -44,12 +43,6 @@ def start(path, *arguments, logs):
         Script(path, *arguments, log=logs / f"rank{rank}.txt", environment=given | {"RANK": str(rank)})
         for rank in range(2)
     ]
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def outputs(processes):

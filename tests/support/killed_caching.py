@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from support.two_ranks import copies
+from support.copies import copies
 
 
 def _cache(folder: Path, schema: str, cache: Path, pause: float, piece: int, begins: Connection) -> None:

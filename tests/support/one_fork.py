@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from support.copies import serve_copies
+
 FILE, REPORT, WARNING, DONE, BROKEN = "file", "report", "warning", "done", "broken"
 """The kinds of messages: the number of a file that is begun, a report, a warning, a test's end, an error in no test."""
 FORK = "PYTEST_FORK"
@@ -57,6 +59,7 @@ def work(
     code = 1
     try:
         _settle(session.config, number, sender)
+        serve_copies(sender)
         _run(session, first, sender)
         while (found := next_file()) is not None:
             sender.send((FILE, found[0]))

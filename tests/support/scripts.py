@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from support.two_ranks import copies
+from support.copies import copies
 
 
 class Script:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
 import os
 import pickle
 import queue
 import socket
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
@@ -18,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from support.copies import copies
 from support.one_fork import FORK
 
 Made = TypeVar("Made")
@@ -33,9 +32,7 @@ def run_on_two_ranks(function: Callable[..., Any], *args: Any) -> list[Any]:
 
 def run_on_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """Run ``function(rank, *args)`` on ``count`` processes; return what each put out, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = copies()
     results = context.Queue()
     processes = [
@@ -54,14 +51,11 @@ def run_on_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[A
     return [found[rank][1] for rank in range(count)]
 
 
-def copies() -> ForkServerContext:
-    """Return a context that starts processes as copies of one that has imported all: imports outlast most tests.
-
-    There is one such server in a test process, which imports what it is told before its first process.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bpfree", "bpfree.lab.data", "torch._dynamo", __name__])
-    return context
+def free_port() -> int:
+    """Return a port of this machine that nothing uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def once_per_run(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[], Made]) -> Made:

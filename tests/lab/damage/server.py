@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
+
+from support.two_ranks import free_port
 
 _PLACES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), reverse=True)
 
@@ -27,9 +28,7 @@ class Server:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="bpfree-postgresql-")
         self._data = Path(self._folder.name) / "data"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         self.url = f"postgresql+psycopg://user:secret@127.0.0.1:{self._port}/postgres"
 
     def __enter__(self) -> Server:

@@ -14,7 +14,7 @@ from bpfree.lab.errors import WriteError
 from bpfree.lab.tables.command_options import TableOptions
 from bpfree.lab.tables.table import table
 from support import tiny_table
-from support.two_ranks import copies
+from support.copies import copies
 
 
 def write_half_and_be_killed(place: Path, temporary_files: str) -> None:

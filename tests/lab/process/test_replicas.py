@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("polars", reason="needs the extra [clicks] (polars)")
 
+from bpfree.lab import cli
 from bpfree.lab.data import load
 from bpfree.lab.data.clicks import Clicks, ClickSettings, ShuffledBlocks
 from bpfree.lab.errors import SettingsError
@@ -22,8 +20,25 @@ from bpfree.lab.options.training import CompareOptions, TrainOptions
 from bpfree.lab.process import replicas
 from bpfree.lab.tasks.clicks import scores
 from support import log_of_shops
+from support.scripts import Script
+from support.two_ranks import free_port
 
 EPOCHS, BATCH, LR = 2, 64, 0.05
+
+
+def launched(count: int, words: list[str], folder: Path) -> list[Script]:
+    """What ``torchrun --nproc-per-node COUNT -m bpfree.lab.cli WORDS`` starts, with the variables that it sets."""
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "0", "GROUP_RANK": "0"}
+    group |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [
+        Script(
+            Path(cli.__file__),
+            *words,
+            log=folder / f"log{rank}.txt",
+            environment=group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
 
 
 def test_two_processes_learn_as_one_from_their_rows_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,10 +47,10 @@ def test_two_processes_learn_as_one_from_their_rows_together(tmp_path: Path, mon
     words = ["train", "--data", "clicks", "--schema", str(log / "schema.yaml"), "--data-dir", str(log / "log")]
     words += ["--rule", "BP", "--model", "FM", "--model.width", "4", "--epochs", str(EPOCHS), "--lr", str(LR)]
     words += ["--batch-size", str(BATCH), "--settings.BP.optimizer", "SGD", "--threads", "1", "--out", str(tmp_path)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launch, "-m", "bpfree.lab.cli", *words], env=os.environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("result: ") == 1  # of two processes, one tells
+    processes = launched(2, words, tmp_path)
+    printed = "".join(process.output(300) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert printed.count("result: ") == 1  # of two processes, one tells
 
     data = load("clicks", log / "log", clicks=ClickSettings(schema=str(log / "schema.yaml")))
     assert isinstance(data, Clicks)
