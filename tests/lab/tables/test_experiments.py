@@ -28,13 +28,11 @@ PARTLY_RUN = {
     ("launay2019-table2", "full"),
     ("launay2020-figure2", "full"),
     ("launay2020-figureA2", "full"),
-    ("launay2020-table2", "movielens"),
     ("launay2020-table3", "full"),
     ("launay2020-table3", "reduced"),
     ("launay2020-table4", "full"),
     ("launay2020-table4", "reduced"),
     ("launay2020-tableA2", "full"),
-    ("launay2020-tableA3", "movielens"),
     ("launay2020-tableA4", "full"),
     ("launay2020-tableA4", "reduced"),
 }
