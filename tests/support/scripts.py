@@ -71,6 +71,7 @@ def _main(
     if "OMP_NUM_THREADS" in environment:  # which torch read when it was imported
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = [str(path), *arguments]
-    if without:
-        sys.modules[without] = None  # type: ignore[assignment]
+    for name in [without, *sys.modules] if without else []:
+        if f"{name}.".startswith(f"{without}."):
+            sys.modules[str(name)] = None  # type: ignore[assignment]
     runpy.run_path(str(path), run_name="__main__")
