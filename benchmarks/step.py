@@ -26,6 +26,7 @@ from common.timing import timed
 
 SUBJECTS: dict[str, Subject] = {
     "DFA": Subject(bpfree.DFA()),
+    "DFA, rank=64": Subject(bpfree.DFA(feedback=bpfree.Feedback(rank=64))),
     "DRTP": Subject(bpfree.DRTP()),
     "GrAPE": Subject(bpfree.GrAPE()),
     "GrAPE, every=4": Subject(bpfree.GrAPE(every=4)),
