@@ -8,7 +8,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
-import torch._decomp.decompositions_for_jvp  # early: the first dual number of every process imports it, for a second
 import torch._dynamo  # early: it looks for the file of every module that is there, for a second if they are thousands
 
 # Messages about what a compiled function changes are for logs that nobody reads.

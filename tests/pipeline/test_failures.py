@@ -11,11 +11,12 @@ import torch.distributed as dist
 
 import bpfree.pipeline
 from bpfree.errors import OptionError, StateError
-from support.scripts import Script
-from support.two_ranks import free_port, run_on_two_ranks
+from support.scripts import on_ranks
+from support.two_ranks import run_on_two_ranks
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "pipeline_example.py"
 STEPS, EVERY = 120, 10
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 PATIENCE = 300
 """Seconds, for a busy machine; far below the process group's timeout of 30 minutes."""
 
@@ -36,15 +37,6 @@ with bpfree.pipeline.watched_ranks(0.2):
 """
 
 
-def start(path, *arguments, logs):
-    """Two processes without torchrun, which would end the second one itself."""
-    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    return [
-        Script(path, *arguments, log=logs / f"rank{rank}.txt", environment=given | {"RANK": str(rank)})
-        for rank in range(2)
-    ]
-
-
 def outputs(processes):
     try:
         return [process.output(PATIENCE) for process in processes]
@@ -54,7 +46,8 @@ def outputs(processes):
 
 
 def train(folder, logs):
-    return start(EXAMPLE, f"--folder={folder}", f"--steps={STEPS}", f"--every={EVERY}", "--beat=0.2", logs=logs)
+    words = [f"--folder={folder}", f"--steps={STEPS}", f"--every={EVERY}", "--beat=0.2"]
+    return on_ranks(2, EXAMPLE, *words, logs=logs, environment=ONE_THREAD)
 
 
 def wait_for(happened):
@@ -95,7 +88,7 @@ def test_a_killed_stage_is_named_and_the_run_resumes_bit_for_bit(undisturbed, tm
 def test_a_killed_rank_of_a_data_parallel_run_is_named(tmp_path):
     """Rank 0 also holds the store in which the others look."""
     (tmp_path / "train.py").write_text(DATA_PARALLEL)
-    processes = start(tmp_path / "train.py", logs=tmp_path)
+    processes = on_ranks(2, tmp_path / "train.py", logs=tmp_path, environment=ONE_THREAD)
     wait_for(lambda: all(process.printed.startswith("under way\n") for process in processes))
     processes[0].kill()
     _, survivor = outputs(processes)

@@ -6,6 +6,7 @@ process, so that what they share is made once; a process that is free takes the 
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import struct
@@ -39,6 +40,9 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
         raise pytest.UsageError(
             f"a module of tests has started a thread while it was imported: {threading.enumerate()}"
         )
+    importlib.import_module(
+        "torch._decomp.decompositions_for_jvp"
+    )  # or each copy does, for a second, at its first dual number
     pool = _Pool(session)
     try:
         pool.run(count)

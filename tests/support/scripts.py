@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from support.copies import copies
+from support.two_ranks import free_port
 
 
 class Script:
@@ -59,6 +60,24 @@ class Script:
         return self.printed
 
 
+def on_ranks(count: int, path: Path, *arguments: str, logs: Path, environment: Mapping[str, str]) -> list[Script]:
+    """Start a script on so many processes, with the variables that torchrun sets and with these.
+
+    Rank r prints to ``rankR.txt`` in the folder ``logs``. No process ends another, as torchrun would.
+    """
+    size = str(count)
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    return [
+        Script(
+            path,
+            *arguments,
+            log=logs / f"rank{rank}.txt",
+            environment={**group, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
+
+
 def _main(
     path: Path, arguments: tuple[str, ...], log: Path, environment: Mapping[str, str], without: str | None
 ) -> None:
@@ -71,7 +90,7 @@ def _main(
     if "OMP_NUM_THREADS" in environment:  # which torch read when it was imported
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = [str(path), *arguments]
-    for name in [without, *sys.modules] if without else []:
-        if f"{name}.".startswith(f"{without}."):
-            sys.modules[str(name)] = None  # type: ignore[assignment]
+    if without:
+        parts = [name for name in sys.modules if name.startswith(f"{without}.")]
+        sys.modules.update(dict.fromkeys([without, *parts]))  # type: ignore[arg-type]
     runpy.run_path(str(path), run_name="__main__")

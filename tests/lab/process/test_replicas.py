@@ -20,25 +20,9 @@ from bpfree.lab.options.training import CompareOptions, TrainOptions
 from bpfree.lab.process import replicas
 from bpfree.lab.tasks.clicks import scores
 from support import log_of_shops
-from support.scripts import Script
-from support.two_ranks import free_port
+from support.scripts import on_ranks
 
 EPOCHS, BATCH, LR = 2, 64, 0.05
-
-
-def launched(count: int, words: list[str], folder: Path) -> list[Script]:
-    """What ``torchrun --nproc-per-node COUNT -m bpfree.lab.cli WORDS`` starts, with the variables that it sets."""
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "0", "GROUP_RANK": "0"}
-    group |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    return [
-        Script(
-            Path(cli.__file__),
-            *words,
-            log=folder / f"log{rank}.txt",
-            environment=group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(count)
-    ]
 
 
 def test_two_processes_learn_as_one_from_their_rows_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +31,8 @@ def test_two_processes_learn_as_one_from_their_rows_together(tmp_path: Path, mon
     words = ["train", "--data", "clicks", "--schema", str(log / "schema.yaml"), "--data-dir", str(log / "log")]
     words += ["--rule", "BP", "--model", "FM", "--model.width", "4", "--epochs", str(EPOCHS), "--lr", str(LR)]
     words += ["--batch-size", str(BATCH), "--settings.BP.optimizer", "SGD", "--threads", "1", "--out", str(tmp_path)]
-    processes = launched(2, words, tmp_path)
+    torchrun = {"TORCHELASTIC_RUN_ID": "0", "GROUP_RANK": "0"}  # by which Lightning knows it
+    processes = on_ranks(2, Path(cli.__file__), *words, logs=tmp_path, environment=torchrun)
     printed = "".join(process.output(300) for process in processes)
     assert [process.returncode for process in processes] == [0, 0], printed
     assert printed.count("result: ") == 1  # of two processes, one tells
