@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from bpfree.errors import BpfreeWarning
-
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -30,7 +28,7 @@ def run(patch, *options):
 def content(tmp_path_factory):
     """What it writes."""
     out = tmp_path_factory.mktemp("gpu") / "gpu.json"
-    with pytest.MonkeyPatch.context() as patch, pytest.warns(BpfreeWarning, match="fused attention"):
+    with pytest.MonkeyPatch.context() as patch:
         # More than enough, so that on a busy machine no time is used up.
         run(patch, "--device", "cpu", "--quick", "--seconds", 3600, "--threads", 1, "--out", out)
     return json.loads(out.read_text(encoding="utf-8"))

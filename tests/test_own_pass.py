@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from bpfree.forward_mode.attention import DifferentiableAttention
+from bpfree.forward_mode.by_hand import ByHand
 from bpfree.forward_mode.own_pass import OwnPass
 from support.rule_contract import assert_equal
 
@@ -130,7 +130,6 @@ def trained(kind, rule, options, act=None):
     return [*(p.grad for p in model.parameters()), *attachment.buffers()]
 
 
-@pytest.mark.filterwarnings("ignore:fused attention")
 @pytest.mark.parametrize("how", ["thread", "itself"])
 @pytest.mark.parametrize("name", NETS)
 @by_rule
@@ -237,66 +236,9 @@ def test_an_interrupted_call_inside_leaves_no_mode_off():
 
     model, x = nn.Sequential(nn.Linear(2, 2)), torch.zeros(1, 2)
     handle = model[0].register_forward_hook(interrupt)
-    with DifferentiableAttention(fused=False):
+    with ByHand():
         with OwnPass(model), pytest.raises(KeyboardInterrupt):
             model(x)
         assert torch._C._len_torch_function_stack() == 1
     assert torch._C._len_torch_function_stack() == 0
     handle.remove()
-
-
-MASK = torch.tensor([[True, False, True], [True, True, False], [True, True, True]])
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"is_causal": True},
-        {"scale": 0.3},
-        {"attn_mask": MASK},
-        {"attn_mask": torch.arange(9.0, dtype=torch.float64).view(3, 3)},
-        {"enable_gqa": True},
-        {"dropout_p": 0.4},
-    ],
-    ids=str,
-)
-def test_attention_without_fused_kernels_is_attention(options, double):
-    """Outputs are torch's, and its tangents are differences of them."""
-    generator = torch.Generator().manual_seed(0)
-    q, k, v, t = (torch.randn(2, 4, 3, 5, generator=generator) for _ in range(4))
-    if options.get("enable_gqa"):
-        k, v = k[:, :2], v[:, :2]
-
-    def attend(q):
-        torch.manual_seed(1)
-        return F.scaled_dot_product_attention(q, k, v, **options)
-
-    expected = attend(q), (attend(q + 1e-6 * t) - attend(q - 1e-6 * t)) / 2e-6
-    with DifferentiableAttention(fused=False):
-        found = torch.func.jvp(attend, (q,), (t,))
-    torch.testing.assert_close(found[0], expected[0])
-    torch.testing.assert_close(found[1], expected[1], atol=1e-8, rtol=1e-6)
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"need_weights": False}, {"need_weights": False, "attn_mask": ~MASK}, {"average_attn_weights": False}],
-    ids=str,
-)
-def test_multi_head_attention_without_fused_kernels_is_the_same(options, dropout, double):
-    torch.manual_seed(0)
-    layer, x = nn.MultiheadAttention(6, 2, batch_first=True, dropout=dropout), torch.randn(2, 3, 6)
-
-    def attend():
-        torch.manual_seed(1)
-        return layer(x, x, x, **options)
-
-    output, weights = attend()
-    with DifferentiableAttention(fused=False):
-        found, of_found = attend()
-    torch.testing.assert_close(found, output)
-    assert (weights is None) == (of_found is None)
-    if weights is not None:
-        torch.testing.assert_close(of_found, weights)

@@ -17,7 +17,7 @@ from fuzz.laws import Law
 from fuzz.passes import detach_learners, listening, runs
 from fuzz.variants import Variant
 
-_USUAL = ("is in no optimizer", "fused attention", "the model ends in a")
+_USUAL = ("is in no optimizer", "the model ends in a")
 """Warnings that excuse no wrong number."""
 
 

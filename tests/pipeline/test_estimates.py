@@ -174,7 +174,6 @@ def test_the_error_is_taken_before_a_softmax(other_errors, name):
     assert_equal([*other_errors[0][name], *other_errors[1][name]], [p.grad.numpy() for p in model.parameters()])
 
 
-@pytest.mark.filterwarnings("ignore:fused attention has no")
 def test_tokens_with_the_error_below_the_head(other_errors):
     model = language()
     bpfree.attach(model, bpfree.FDFA(), **WHERE)

@@ -20,10 +20,11 @@ from bpfree.axes.sites import Site
 from bpfree.compiled_code import outside_compiled_code
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
+from bpfree.forward_mode.dual_numbers import join, split
 from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.forward_mode.perturbations import Draw, Draws, Maker, Perturbations
 from bpfree.forward_mode.sample_part import SamplePart
-from bpfree.forward_mode.tangents import Call, DualPass, Tangents, join, split
+from bpfree.forward_mode.tangents import Call, DualPass, Tangents
 from bpfree.forward_mode.tape import Tape
 from bpfree.plan import Plan
 from bpfree.rerun.snapshot import RunSnapshot

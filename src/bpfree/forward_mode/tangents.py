@@ -1,26 +1,25 @@
 """A pass with tangents: a model runs with dual numbers up to where its errors are taken.
 
 Forward-mode derivatives are to be those of autograd. :class:`ForwardMode` sees to gradients that the model switches off
-(``grad_mode``), compiled parts, fused attention, and autograd functions without a forward-mode derivative
-(``surrogate_jvp``); :class:`DualPass` names layers that have none.
+(``grad_mode``), compiled parts, derivatives that torch lacks (``by_hand``), and autograd functions without a
+forward-mode derivative (``surrogate_jvp``); :class:`DualPass` names layers that have none.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-import torch.autograd.forward_ad as dual
 from torch import Tensor, nn
 
 from bpfree.distributed import is_sharded
 from bpfree.error_values import Path, error_tensors
-from bpfree.errors import BpfreeWarning, ForwardDerivativeError
-from bpfree.forward_mode.attention import differentiable_attention
+from bpfree.errors import ForwardDerivativeError
+from bpfree.forward_mode.by_hand import derivatives_by_hand
 from bpfree.forward_mode.dual_level import dual_level
+from bpfree.forward_mode.dual_numbers import join, split
 from bpfree.forward_mode.eager import eager
 from bpfree.forward_mode.grad_mode import GradModeWatch, frozen, watched_gradients
 from bpfree.forward_mode.own_pass import OwnPass
@@ -53,31 +52,16 @@ class DualOutputs(NamedTuple):
     values: Sequence[Tangents]
 
 
-def split(number: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return a dual number's value and its tangent; None for an ordinary tensor."""
-    if dual._current_level < 0:
-        return number, None
-    # What torch's own unpack_dual() calls, several times as quick: it looks for an export and builds a named tuple.
-    primal, tangent = torch._VF._unpack_dual(number, level=0)
-    return primal, tangent
-
-
-def join(primal: Tensor, tangent: Tensor) -> Tensor:
-    """Return the dual number of this value and this tangent, within :data:`dual_level`."""
-    number: Tensor = torch._VF._make_dual(primal, tangent, level=0)
-    return number
-
-
 class ForwardMode:
     """Runs passes with tangents on one model, and remembers what such passes need.
 
     Attributes:
-        fused: True if attention may still take fused kernels.
+        attention: True if the model is known to run attention.
         surrogates: The autograd functions whose forward-mode derivative is made of their backward.
     """
 
     def __init__(self) -> None:
-        self.fused = True
+        self.attention = False
         self.surrogates = SurrogateJvps()
         # Kind of pass -> whether the model does something in it for which gradients must be watched.
         self._watched: dict[Hashable, bool] = {}
@@ -100,7 +84,7 @@ class ForwardMode:
         watch = GradModeWatch() if self._watched.get(kind, True) and not is_sharded(model) else None
         with ExitStack() as stack:
             stack.enter_context(eager())
-            stack.enter_context(differentiable_attention(plan.modules, fused=self.fused))
+            stack.enter_context(derivatives_by_hand(plan.modules, attention=self.attention))
             stack.enter_context(self.surrogates.installed())
             stack.enter_context(dual_level())
             if watch is None:
@@ -120,15 +104,9 @@ class ForwardMode:
         if function is not None:
             self.surrogates.serve(function)
             return True
-        if not self.fused or "attention" not in str(error):
+        if self.attention or "attention" not in str(error):
             return False
-        self.fused = False
-        warnings.warn(
-            "fused attention has no forward-mode derivative: the estimating passes use PyTorch's math backend for "
-            "attention, the other passes stay as they are.",
-            BpfreeWarning,
-            stacklevel=2,
-        )
+        self.attention = True
         return True
 
 

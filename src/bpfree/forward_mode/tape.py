@@ -12,8 +12,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpfree.forward_mode.dual_numbers import join, split
 from bpfree.forward_mode.own_pass import OwnPass
-from bpfree.forward_mode.tangents import join, split
 from bpfree.layers.kinds import CONVOLUTIONS
 from bpfree.per_thread import PerThread
 

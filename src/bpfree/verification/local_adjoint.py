@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from bpfree.forward_mode.dual_numbers import split
 from bpfree.forward_mode.own_pass import OwnPass
-from bpfree.forward_mode.tangents import split
 
 _TF32 = 2.0**-10
 

@@ -20,12 +20,13 @@ from torch import Tensor
 from bpfree.axes.sites import Site
 from bpfree.error_values import error_tensors
 from bpfree.feedback.random import derived_seed
+from bpfree.forward_mode.dual_numbers import join, split
 from bpfree.forward_mode.eager import eager
 from bpfree.forward_mode.estimate import Estimator, at_taps
 from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.forward_mode.perturbations import perturbation
-from bpfree.forward_mode.tangents import Call, join, run_to, split
+from bpfree.forward_mode.tangents import Call, run_to
 from bpfree.rerun.checkpoints import checkpoints_around, checkpoints_off
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.verification.local_adjoint import Precision

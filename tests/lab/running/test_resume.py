@@ -31,8 +31,6 @@ from lab.damage.alter import altered
 from support import tiny_lab, tiny_text
 from support.interrupted_runs import STEPS, Interrupting, assert_equal, crash
 
-pytestmark = pytest.mark.filterwarnings("ignore:fused attention")  # the estimating passes' remark
-
 
 @pytest.fixture(autouse=True)
 def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -379,7 +379,6 @@ def _weights(settings: RunSettings, text: Text, place: Path) -> tuple[dict[str, 
 
 
 @pytest.mark.parametrize("label", ["BP", "DFA", "GrAPE", "FDFA"])
-@pytest.mark.filterwarnings("ignore:.*fused attention has no forward-mode derivative")
 def test_text_is_written_at_each_evaluation_and_changes_no_number(label: str, text: Text, tmp_path: Path) -> None:
     """There is dropout: one number drawn from torch's state, or one module left in evaluation mode, would show."""
     with_text, state = _weights(tiny_text.settings(label, details=True), text, tmp_path / "with")

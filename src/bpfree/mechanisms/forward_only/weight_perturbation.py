@@ -17,9 +17,10 @@ from bpfree.errors import OptionError
 from bpfree.feedback.lazy_buffers import LazyBuffers
 from bpfree.feedback.random import derived_seed
 from bpfree.forward_mode.dual_level import Shared
+from bpfree.forward_mode.dual_numbers import join, split
 from bpfree.forward_mode.eager import compiled
 from bpfree.forward_mode.perturbations import Perturbations, perturbation
-from bpfree.forward_mode.tangents import Call, DualPass, join, kind_of, nothing_arrives, split
+from bpfree.forward_mode.tangents import Call, DualPass, kind_of, nothing_arrives
 from bpfree.mechanisms.base import Rule
 from bpfree.mechanisms.forward_only.asked_parameters import AskedParameters, asking_class
 from bpfree.mechanisms.forward_only.mechanism import ForwardOnlyMechanism, GradientsOfError

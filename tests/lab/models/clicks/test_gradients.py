@@ -58,7 +58,6 @@ def test_gradients_by_dfa_are_the_formulas(name: str) -> None:
         )
 
 
-@pytest.mark.filterwarnings("ignore:fused attention has no forward-mode derivative")
 @pytest.mark.parametrize("rule", [bpfree.FDFA(), bpfree.GrAPE()], ids=str)
 @every_deep_model
 def test_gradients_by_learned_feedback_are_the_formulas(name: str, rule: Any) -> None:
