@@ -32,7 +32,6 @@ PARTLY_RUN = {
     ("launay2020-table3", "reduced"),
     ("launay2020-table4", "full"),
     ("launay2020-table4", "reduced"),
-    ("launay2020-table5", "reduced"),
     ("launay2020-tableA2", "full"),
     ("launay2020-tableA4", "full"),
     ("launay2020-tableA4", "reduced"),
