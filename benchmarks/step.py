@@ -133,7 +133,7 @@ def main() -> None:
     script.keep_memory()
     parser = script.parser(__doc__, "step.json")
     parser.add_argument("--nets", nargs="+", type=net, default=[net(text) for text in NETS], metavar="NET",
-                        help=f"depth x width @ batch, cnn@ or blocks@ (default: {' '.join(NETS)})")  # fmt: skip
+                        help=f"depth x width @ batch, cnn@, blocks@ or gpt2@ (default: {' '.join(NETS)})")  # fmt: skip
     parser.add_argument("--pairs", type=int, default=16, help="pairs of steps a row (default: 16)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -15,6 +15,7 @@ from bpfree.lab.models.cnn import CNN
 MLP_SPECIFICATION = re.compile(r"(\d+)x(\d+)@(\d+)(?:/(\d+))?")
 CNN_SPECIFICATION = re.compile(r"cnn@(\d+)")
 BLOCKS_SPECIFICATION = re.compile(r"(\d+)blocks@(\d+)")
+GPT2_SPECIFICATION = re.compile(r"gpt2@(\d+)")
 IMAGE = (3, 32, 32)
 
 
@@ -127,12 +128,58 @@ class Transformer:
 
     def data(self) -> tuple[Tensor, Tensor]:
         """Tokens and those that follow them, the same every time."""
-        torch.manual_seed(1)
-        text = torch.randint(0, self.classes, (self.batch, self.tokens + 1))
-        return text[:, :-1], text[:, 1:]
+        return _text(self.batch, self.tokens, self.classes)
 
 
-Net = MLP | ConvNet | Transformer
+@dataclass(frozen=True)
+class GPT2:
+    """The GPT-2 of Hugging Face's transformers, 6 layers of 256 from a config, with the taps that bpfree suggests."""
+
+    batch: int
+    tokens: int = 128
+    classes: int = 4000
+
+    @property
+    def name(self) -> str:
+        """How tables and files call it."""
+        return f"GPT-2 of transformers, 6 layers of 256, {self.batch} x {self.tokens} of {self.classes:,} tokens"
+
+    @property
+    def places(self) -> dict[str, Any]:
+        """Where feedback enters, as arguments of attach()."""
+        return {"taps": "blocks"}
+
+    def build(self) -> nn.Module:
+        """The network, with the same weights every time; its dropout is off."""
+        return _Logits(self)
+
+    def data(self) -> tuple[Tensor, Tensor]:
+        """Tokens and those that follow them, the same every time."""
+        return _text(self.batch, self.tokens, self.classes)
+
+
+class _Logits(nn.Module):
+    """A GPT-2 that returns its logits alone."""
+
+    def __init__(self, net: GPT2) -> None:
+        from transformers import GPT2Config, GPT2LMHeadModel  # takes seconds
+
+        super().__init__()
+        torch.manual_seed(0)
+        off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        self.model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=net.classes, n_positions=net.tokens, n_layer=6, n_embd=256, n_head=8, use_cache=False,
+                bos_token_id=0, eos_token_id=0, **off,
+            )
+        )  # fmt: skip
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.model(tokens).logits
+        return logits
+
+
+Net = MLP | ConvNet | Transformer | GPT2
 
 
 def _data(shape: tuple[int, ...], classes: int) -> tuple[Tensor, Tensor]:
@@ -140,10 +187,17 @@ def _data(shape: tuple[int, ...], classes: int) -> tuple[Tensor, Tensor]:
     return torch.randn(shape), torch.randint(0, classes, shape[:1])
 
 
+def _text(sequences: int, tokens: int, vocabulary: int) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    text = torch.randint(0, vocabulary, (sequences, tokens + 1))
+    return text[:, :-1], text[:, 1:]
+
+
 def net(text: str) -> Net:
     """The network of a command line.
 
-    ``16x2048@256`` (depth, width, batch), ``8x512@64/100`` (classes), ``cnn@64``, ``12blocks@16`` (sequences).
+    ``16x2048@256`` (depth, width, batch), ``8x512@64/100`` (classes), ``cnn@64``, ``12blocks@16``
+    (sequences), ``gpt2@4``.
 
     Raises:
         ValueError: ``text`` is none of these.
@@ -154,4 +208,6 @@ def net(text: str) -> Net:
         return ConvNet(int(found[1]))
     if found := BLOCKS_SPECIFICATION.fullmatch(text):
         return Transformer(int(found[1]), int(found[2]))
-    raise ValueError(f"{text!r} is no network: write 16x2048@256, 8x512@64/100, cnn@64 or 12blocks@16.")
+    if found := GPT2_SPECIFICATION.fullmatch(text):
+        return GPT2(int(found[1]))
+    raise ValueError(f"{text!r} is no network: write 16x2048@256, 8x512@64/100, cnn@64, 12blocks@16 or gpt2@4.")
