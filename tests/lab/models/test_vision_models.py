@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import bpfree
 from bpfree.lab.errors import SettingsError
-from bpfree.lab.models import CNN, MLP, VGG16, AlexNet, BottleneckMLP, LeNet4
+from bpfree.lab.models import CNN, MLP, VGG16, AlexNet, BottleneckMLP, LeNet4, ResNet
 from bpfree.lab.options.training import CompareOptions
 from bpfree.lab.settings.model import ModelSettings
 
@@ -30,6 +30,19 @@ VGG_CONVOLUTIONS = of_layers(
 VGG_NORMS = 2 * (2 * 64 + 2 * 128 + 3 * 256 + 6 * 512)
 ALEX_CONVOLUTIONS = of_layers((3, 64, 121), (64, 192, 25), (192, 384, 9), (384, 256, 9), (256, 256, 9))
 ALEX_NORMS = 2 * (64 + 192 + 384 + 256 + 256)
+
+
+def residual(blocks: int, projected: bool) -> int:
+    """Weights of a residual network: convolutions have no bias, and a channel two numbers to normalize by."""
+    found, channels = 3 * 16 * 9 + 2 * 16, 16
+    for width in (16, 32, 64):
+        for _ in range(blocks):
+            found += channels * width * 9 + width * width * 9 + 2 * 2 * width
+            found += channels * width + 2 * width if projected and channels != width else 0
+            channels = width
+    return found + 64 * 10 + 10
+
+
 ALEX_SMALL = of_layers((3, 64, 9), (64, 192, 9), (192, 384, 9), (384, 256, 9), (256, 256, 9))
 
 
@@ -39,6 +52,9 @@ def test_the_tables_of_layers_add_up_to_the_published_numbers() -> None:
     assert ALEX_CONVOLUTIONS + of_layers((9216, 4096, 1), (4096, 4096, 1), (4096, 1000, 1)) == 61_100_840
     # "138 million" (Simonyan and Zisserman 2014, table 2); VGG-16 on CIFAR-10 is usually said to have 15.25 million.
     assert VGG_CONVOLUTIONS + of_layers((512, 512, 1), (512, 512, 1), (512, 10, 1)) == 15_245_130
+    # He et al. 2016, table 6: ResNet-20 .27 million, ResNet-56 .85 million.
+    assert round(residual(3, projected=False), -4) == 270_000
+    assert round(residual(9, projected=False), -4) == 850_000
 
 
 @pytest.mark.parametrize(
@@ -59,6 +75,9 @@ def test_the_tables_of_layers_add_up_to_the_published_numbers() -> None:
         (AlexNet, LARGE, 1000, {"form": 224}, 61_100_840),
         (AlexNet, LARGE, 1000, {"form": 224, "batch_norm": True}, 61_100_840 + ALEX_NORMS),
         (VGG16, IMAGE, 10, {}, 15_245_130),
+        (ResNet, IMAGE, 10, {}, residual(3, projected=False)),
+        (ResNet, IMAGE, 10, {"shortcut": "projection"}, residual(3, projected=True)),
+        (ResNet, IMAGE, 10, {"blocks": 9}, residual(9, projected=False)),
         (VGG16, IMAGE, 100, {"hidden": []}, VGG_CONVOLUTIONS + of_layers((512, 100, 1))),
         (VGG16, LARGE, 1000, {"form": 224}, 138_357_544),
         (VGG16, LARGE, 1000, {"form": 224, "batch_norm": True}, 138_357_544 + VGG_NORMS),
@@ -86,6 +105,11 @@ def vgg_taps(edge: int, *linear: int) -> dict[str, int]:
 
 ALEX_32 = {"conv1": 64 * 8 * 8, "conv2": 192 * 4 * 4, "conv3": 384 * 4 * 4, "conv4": 256 * 4 * 4, "conv5": 256 * 2 * 2}
 ALEX_224 = {"conv1": 64 * 27**2, "conv2": 192 * 13**2, "conv3": 384 * 13**2, "conv4": 256 * 13**2, "conv5": 256 * 6**2}
+RESNET_TAPS = {"first": 16 * 32 * 32} | {
+    f"block{stage}_{block}": width * edge * edge
+    for stage, (width, edge) in enumerate([(16, 32), (32, 16), (64, 8)], start=1)
+    for block in (1, 2, 3)
+}
 CNN_TAPS = {"pool1": 32 * 15 * 15, "pool2": 64 * 7 * 7, "pool3": 64 * 3 * 3}
 
 
@@ -105,6 +129,8 @@ CNN_TAPS = {"pool1": 32 * 15 * 15, "pool2": 64 * 7 * 7, "pool3": 64 * 3 * 3}
         ("VGG16", IMAGE, {}, vgg_taps(32, 512, 512)),
         ("VGG16", IMAGE, {"batch_norm": True, "dropout": 0.5, "hidden": [9, 8]}, vgg_taps(32, 9, 8)),
         ("VGG16", (3, 64, 64), {"form": 224, "hidden": [9, 8]}, vgg_taps(64, 9, 8)),
+        ("ResNet", IMAGE, {}, RESNET_TAPS),
+        ("ResNet", IMAGE, {"shortcut": "projection"}, RESNET_TAPS),
     ],
 )
 def test_feedback_enters_where_the_papers_put_it(
@@ -169,6 +195,34 @@ def test_normalization_stands_between_a_deep_networks_convolution_and_its_non_li
     assert kinds(AlexNet(IMAGE, 10, hidden=[4, 4], dropout=0.5))[-7:] == [
         "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("shortcut", ["identity", "projection"])
+def test_a_residual_network_is_the_papers(shortcut: str) -> None:
+    """Beside the same network written with functions and its weights."""
+    torch.manual_seed(0)
+    model = ResNet(IMAGE, 10, 2, (4, 6, 9), shortcut).double()
+    weights, x = model.state_dict(), torch.randn(3, *IMAGE, dtype=torch.float64)
+    F = nn.functional
+
+    def normalized(x: Tensor, conv: str, norm: str, stride: int, padding: int = 1) -> Tensor:
+        x = F.conv2d(x, weights[f"{conv}.weight"], stride=stride, padding=padding)
+        return F.batch_norm(x, None, None, weights[f"{norm}.weight"], weights[f"{norm}.bias"], training=True)
+
+    h = normalized(x, "first.conv", "first.norm", 1).relu()
+    for stage in (1, 2, 3):
+        for block in (1, 2):
+            name, stride = f"block{stage}_{block}", 2 if (stage, block) in ((2, 1), (3, 1)) else 1
+            change = normalized(h, f"{name}.conv1", f"{name}.norm1", stride).relu()
+            change = normalized(change, f"{name}.conv2", f"{name}.norm2", 1)
+            if stride == 2 and shortcut == "identity":
+                kept = h[:, :, ::2, ::2]
+                h = torch.cat([kept, kept.new_zeros(3, change.shape[1] - kept.shape[1], *kept.shape[2:])], 1)
+            elif stride == 2:
+                h = normalized(h, f"{name}.shortcut.conv", f"{name}.shortcut.norm", 2, 0)
+            h = (h + change).relu()
+    expected = h.mean((2, 3)) @ weights["head.weight"].T + weights["head.bias"]
+    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ from bpfree.lab.models.deep import VGG16, AlexNet
 from bpfree.lab.models.lenet import LeNet4
 from bpfree.lab.models.mlp import MLP
 from bpfree.lab.models.radiance import NeRF, NeRFReleased, NeRFTiny
+from bpfree.lab.models.resnet import ResNet
 from bpfree.lab.models.transformer import CausalTransformer
 
 GRAPHS = ("ChebNet", "DNA", "GAT", "GCN", "GraphEncoder", "SplineNet")
 """Networks on graphs, which need the extra ``graphs``; loaded when they are asked for."""
 __all__ = [
     "AFN", "CNN", "FM", "MLP", "VGG16", "AlexNet", "AutoInt", "BottleneckMLP", "CausalTransformer", "DeepCross",
-    "DeepFM", "LeNet4", "NeRF", "NeRFReleased", "NeRFTiny", *GRAPHS,
+    "DeepFM", "LeNet4", "NeRF", "NeRFReleased", "NeRFTiny", "ResNet", *GRAPHS,
 ]  # fmt: skip
 
 

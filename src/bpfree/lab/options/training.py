@@ -75,12 +75,12 @@ class Options:
             --settings.DFA.optimizer SGD, --settings.DFA.window 2, --settings.Mine.rule my_file.MyRule.
         threads: Threads that torch computes with; by default its own choice.
         out: The folder for results; a name in runs/ by default.
-        model: The network: MLP (by default for images), BottleneckMLP, CNN, LeNet4, AlexNet, VGG16, CausalTransformer
-            (by default for text), DeepFM (by default for clicks), FM, DeepCross, AFN, AutoInt, GCN (by default for
-            nodes), ChebNet, SplineNet, GAT, DNA, GraphEncoder (by default for edges), NeRFReleased (by default for
-            scenes), NeRF, NeRFTiny, any torch.nn.Module by import path, or hf:PATH for a language model of transformers
-            from a config file or a folder with weights. Its arguments follow as --model.NAME; those called shape and
-            classes come from the data.
+        model: The network: MLP (by default for images), BottleneckMLP, CNN, LeNet4, AlexNet, VGG16, ResNet,
+            CausalTransformer (by default for text), DeepFM (by default for clicks), FM, DeepCross, AFN, AutoInt, GCN
+            (by default for nodes), ChebNet, SplineNet, GAT, DNA, GraphEncoder (by default for edges),
+            NeRFReleased (by default for scenes), NeRF, NeRFTiny, any torch.nn.Module by import path, or hf:PATH for a
+            language model of transformers from a config file or a folder with weights. Its arguments follow as
+            --model.NAME; those called shape and classes come from the data.
         taps: Names or glob patterns of the modules of the network after which feedback enters; by default what the
             network suggests (suggested_taps of its class), or every non-linearity.
         error_at: The name of the module at whose output the error is taken; by default what the network suggests
