@@ -22,8 +22,10 @@ from bpfree.lab.recipe.locate import find
 from bpfree.lab.recipe.reading import read
 from bpfree.lab.recipe.schema import Chart, Recipe
 from bpfree.lab.report import recipe_charts
+from bpfree.lab.report.alignment import curves
 from bpfree.lab.report.charts import finish
 from bpfree.lab.report.picture import vega_lite
+from bpfree.lab.report.text import with_code
 from bpfree.lab.tables import recipe_page
 from bpfree.lab.tables.cells import plan
 from bpfree.lab.tables.command_options import ReportOptions, TableOptions
@@ -171,18 +173,41 @@ def test_a_page_of_curves_says_what_its_rows_have_in_common_and_how_to_repeat_th
     for row, seeds in (("narrow", 1), ("wide", 2)):
         table(TableOptions(name="widths.yaml", scale="short", seeds=seeds, cell=[row]))
     shown = recipe_page.report(ReportOptions(name="widths.yaml", scale="short")).read_text(encoding="utf-8")
-    curves = Path("results/widths-curves.html").read_text(encoding="utf-8")
+    page = Path("results/widths-curves.html").read_text(encoding="utf-8")
     # 64 x 8 + 8 + 8 x 4 + 4 and 64 x 16 + 16 + 16 x 4 + 4; 180 and 210 of 240 images are trained on.
-    lead = re.search(r'<p class="lead">(.*?)</p>', curves, re.DOTALL)[1]
+    lead = re.search(r'<p class="lead">(.*?)</p>', page, re.DOTALL)[1]
     assert lead == (
         "Models of 556 to 1,108 parameters, trained on tiny in 2 rows (1 to 2 seeds, 1 epoch each); accuracy is "
         "measured on validation images after the last epoch. <strong>Cut: 1 of 2 epochs.</strong>"
     )
-    for text in (shown, curves):
+    for text in (shown, page):
         command = re.search(r'<code id="command">(.*?)</code>', text, re.DOTALL)[1]
         assert re.sub("<.*?>", "", command) == "bpfree table widths.yaml --scale short"
     for absent in ("Recovery", "recovery ratio", "÷ BP", "each rule", "n train", "n eval"):
-        assert absent not in curves.partition("<script")[0]
+        assert absent not in page.partition("<script")[0]
+
+
+@pytest.mark.parametrize(
+    ("taps", "shown"),
+    [
+        ((["a.act", "b.act"], ["a.act", "b.act"]), ["Tap a.act", "Tap b.act"]),
+        ((["a.act", "b.act"], []), ["Tap a.act", "Tap b.act"]),
+        ((["a.act", "b.act"], ["a.drop", "b.act"]), ["Tap 1", "Tap 2"]),
+        ((["h.0.norm", "h.0.act", "h.1.norm", "h.1.act"],) * 2, ["norm", "act", "Layer 1", "Layer 2"]),
+    ],
+)
+def test_taps_have_their_modules_names_where_all_runs_have_the_same(taps: Any, shown: list[str]) -> None:
+    runs = [
+        {"label": label, "epochs": [{"epoch": 1, "alignment": [{"name": name, "cosine_mean": 0.5} for name in names]}]}
+        for label, names in zip("XY", taps, strict=True)
+    ]
+    named = recipe_page._with_taps_of_one_name(runs)
+    comparison = {"runs": named, "summary": [{"label": label} for label in "XY"], "settings": {}}
+    assert list(curves(comparison)) == shown
+
+
+def test_commands_in_remarks_are_code_and_nothing_else_is_markup() -> None:
+    assert str(with_code("A `<b>` & `c d`.")) == "A <code>&lt;b&gt;</code> &amp; <code>c d</code>."
 
 
 def test_rows_whose_letters_are_the_same_have_pages_of_their_own() -> None:

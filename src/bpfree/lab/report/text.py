@@ -7,8 +7,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from markupsafe import Markup, escape
+
 DASH = "–"
 MINUS = "−"
+
+
+def with_code(line: str) -> Markup:
+    """Return a line in which what stands between backticks is shown as code."""
+    parts = [
+        escape(part) if place % 2 == 0 else Markup(f"<code>{escape(part)}</code>")
+        for place, part in enumerate(line.split("`"))
+    ]
+    return Markup("").join(parts)
 
 
 def is_number(value: object) -> bool:

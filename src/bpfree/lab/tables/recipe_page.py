@@ -152,10 +152,11 @@ def compared(
     for label, cell in cells.items():
         for work in cell.works:
             if isinstance(work, Training) and work.key in state.records:
-                runs.append(_numbered(state.records[work.key]) | {"label": label})
+                runs.append(state.records[work.key] | {"label": label})
                 first = first or work
     if first is None:
         return None
+    runs = _with_taps_of_one_name(runs)
     rows, task = all(label == cell.row for label, cell in cells.items()), TASKS[first.settings.task]
     return {
         "format": FORMAT,
@@ -197,16 +198,22 @@ def _repeated_seeds(options: ReportOptions, scale: Scale, entries: Sequence[Mapp
     return max(scale.seeds, *shown) if options.cell or len(shown) == 1 else scale.seeds
 
 
-def _numbered(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record whose taps are named 1, 2, ... in place of the modules' names.
+def _with_taps_of_one_name(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return records in which the same tap has the same name: 1, 2, ... where their modules' names differ.
 
     One row's model may have dropout and another's none: the same layer then has another name.
     """
-    epochs = [
-        epoch | {"alignment": [tap | {"name": str(place)} for place, tap in enumerate(epoch["alignment"], start=1)]}
-        for epoch in record["epochs"]
+    names = {tuple([tap["name"] for tap in epoch["alignment"]]) for run in runs for epoch in run["epochs"]}
+    if len(names - {()}) < 2:
+        return [dict(run) for run in runs]
+    return [
+        {**run, "epochs": [epoch | {"alignment": _numbered(epoch["alignment"])} for epoch in run["epochs"]]}
+        for run in runs
     ]
-    return {**record, "epochs": epochs}
+
+
+def _numbered(taps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{**tap, "name": str(place)} for place, tap in enumerate(taps, start=1)]
 
 
 def _file_names(recipe: Recipe) -> dict[str, str]:
