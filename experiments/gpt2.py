@@ -1,6 +1,6 @@
 """Train a GPT-2 of transformers, 4 blocks, by FDFA and by BP on Tiny Shakespeare, then on Brown from FDFA's weights.
 
-    python experiments/gpt2.py --shakespeare input.txt --brown FOLDER
+    python experiments/gpt2.py --shakespeare input.txt --brown FOLDER [--results results/gpt2/runs.json]
 
 The saved models are read by transformers in a process without bpfree, and write text. Runs that have finished are not
 repeated; an interrupted one goes on. FOLDER holds train, valid and test as `bpfree train --data text` reads them.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfree.lab.commands import main
-from bpfree.lab.disk.files import read_json
+from bpfree.lab.disk.files import read_json, write_json
 
 CONFIG = Path(__file__).with_name("gpt2-4-blocks.json")
 RULES = {"BP": [], "FDFA": ["--settings.FDFA.rule", "{class_path: FDFA, init_args: {beta: 0.05}}"]}
@@ -60,6 +60,22 @@ def report(title: str, found: dict[str, dict[str, Any]]) -> None:
     print(f"{title}: validation loss {said}; FDFA / BP {losses['FDFA'] / losses['BP']:.4f}", flush=True)
 
 
+def kept(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is kept of the runs: all but the model's path, which is of one machine."""
+    names = ("label", "seed", "epochs", "perplexity", "parameters", "environment")
+    return [
+        {name: record[name] for name in names}
+        | {"settings": {name: value for name, value in record["settings"].items() if name != "model"}}
+        for record in records.values()
+    ]
+
+
+def written(model: Path, prompt: str) -> str:
+    """Let transformers write with a saved model, in a process that cannot import bpfree."""
+    command = [sys.executable, "-c", WRITE, str(model), prompt]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def run(options: argparse.Namespace) -> None:
     """Train both rules on both texts, and let transformers write."""
     out = options.out
@@ -73,11 +89,14 @@ def run(options: argparse.Namespace) -> None:
     for rule in RULES:
         tuned[rule], brown = train(rule, out / f"brown-{rule}", options.tuning_steps, *words)
     report("Brown, from FDFA's weights", tuned)
-    for name, place, prompt in (("Tiny Shakespeare", model, "ROMEO:\n"), ("Brown", brown, "The")):
-        done = subprocess.run(
-            [sys.executable, "-c", WRITE, str(place), prompt], capture_output=True, text=True, check=True
-        )
-        print(f"--- {name}, FDFA, written by transformers alone:\n{done.stdout}", flush=True)
+    texts = {
+        name: written(place, prompt)
+        for name, place, prompt in (("Tiny Shakespeare", model, "ROMEO:\n"), ("Brown", brown, "The"))
+    }
+    for name, text in texts.items():
+        print(f"--- {name}, FDFA, written by transformers alone:\n{text}", flush=True)
+    if options.results:
+        write_json(options.results, {"Tiny Shakespeare": kept(first), "Brown": kept(tuned), "written": texts})
 
 
 if __name__ == "__main__":
@@ -85,6 +104,7 @@ if __name__ == "__main__":
     parser.add_argument("--shakespeare", type=Path, required=True)
     parser.add_argument("--brown", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/gpt2"))
+    parser.add_argument("--results", type=Path, help="a file for what was measured")
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--tuning-steps", type=int, default=300)
     run(parser.parse_args())
