@@ -24,9 +24,10 @@ from bpfree.forward_mode.dual_numbers import join, split
 from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.forward_mode.perturbations import Draw, Draws, Maker, Perturbations
 from bpfree.forward_mode.sample_part import SamplePart
-from bpfree.forward_mode.tangents import Call, DualPass, Tangents
+from bpfree.forward_mode.tangents import Call, DualPass, Tangents, kind_of
 from bpfree.forward_mode.tape import Tape
 from bpfree.plan import Plan
+from bpfree.rerun.random_state import RandomState
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.tap_values import put, take
 
@@ -129,17 +130,17 @@ class Estimator:
         self.tape.drop()
 
     @outside_compiled_code
-    def begin(self, call: Call, *, keep: bool, whole: bool = True) -> None:
+    def begin(self, call: Call, *, keep: bool, part: SamplePart | None = None) -> None:
         """Note that a forward pass begins that :meth:`observe` will be called for.
 
         Args:
             call: The model's arguments.
             keep: True if outputs and perturbations may be kept, which spares work and costs memory.
-            whole: True if the whole batch will be observed: outputs of another batch are of no use.
+            part: The samples that will be observed, as far as the arguments tell; None for the whole batch.
         """
         self._start, self._keep = RunSnapshot.now(self.plan, call), keep
-        if keep and whole:
-            self.tape.record()
+        if keep:
+            self.tape.record(part)
 
     @outside_compiled_code
     def observe(
@@ -180,13 +181,15 @@ class Estimator:
         Raises:
             ForwardDerivativeError: A layer has no forward-mode derivative, or no perturbation reaches the error.
         """
+        drawn = part is not None and not start.random.is_same(RandomState.now(self.plan.model))
         if part is not None:
             call, sites = part.of_call(call), part.of_sites(sites)
+        kind = None if part is None else kind_of(self.plan, call)
         made: dict[str, Maker] = {}
 
         @contextmanager
         def prepare(own: OwnPass) -> Generator[None]:
-            with self.tape.replayed(own), self._perturbed(own, sites, seed, made):
+            with self.tape.replayed(own, part, kind, drawn=drawn), self._perturbed(own, sites, seed, made):
                 yield
 
         tangents, values = self.dual_pass(call, prepare, start, entering)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from bpfree.axes.sites import Site
 from bpfree.compiled_code import outside_compiled_code
@@ -55,6 +56,8 @@ class ObservingMechanism(DirectMechanism):
         self._rows = rows
         self.takes_all_rows = isinstance(rows, float) and rows == 1.0
         self._estimator = self._make_estimator(plan)
+        # What part_of() was asked last, and its answer.
+        self._drawn: tuple[tuple[int, int], SamplePart | None] | None = None
 
     def _make_estimator(self, plan: Plan) -> Estimator:
         return Estimator(plan, self._kind, self._form)
@@ -112,7 +115,7 @@ class ObservingMechanism(DirectMechanism):
         state.observed = state.counts and self._is_wanted(state)
         if state.observed:
             # A pass that stores no graph must not keep anything that grows with the depth.
-            self._estimator.begin(call, keep=not self.plan.streaming, whole=self.takes_all_rows)
+            self._estimator.begin(call, keep=not self.plan.streaming, part=self._expected_part(call))
         else:
             self._estimator.tape.drop()
 
@@ -174,7 +177,18 @@ class ObservingMechanism(DirectMechanism):
 
     def part_of(self, samples: int) -> SamplePart | None:
         """Return the samples of so many that the next estimating pass takes; None for all."""
-        return SamplePart.draw(self._rows, samples, derived_seed(self._seed(), "rows"))
+        asked = samples, derived_seed(self._seed(), "rows")
+        if self._drawn is None or self._drawn[0] != asked:
+            self._drawn = asked, SamplePart.draw(self._rows, *asked)
+        return self._drawn[1]
+
+    def _expected_part(self, call: Any) -> SamplePart | None:
+        """Return the samples that will be observed, if the first axis of the first argument is that of the samples."""
+        if self.takes_all_rows:
+            return None
+        tensors = (leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor) and leaf.dim())
+        first = next(tensors, None)
+        return None if first is None else self.part_of(len(first))
 
     def _of_error(self, found: Sequence[Tangents], name: str, missing: Tensor) -> Tensor:
         """Return the tensor of the error ``name``; ``missing`` if the estimating pass did not reach it."""
