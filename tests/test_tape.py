@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import bpfree
 from bpfree.forward_mode.sample_part import SamplePart
 from bpfree.forward_mode.tape import Tape
+from bpfree.layers import kinds
 
 N = 6
 pytestmark = pytest.mark.usefixtures("double")
@@ -24,6 +25,23 @@ class Turned(nn.Module):
     def forward(self, x):  # (N, tokens, 4), with as many tokens as samples
         h = self.act(self.first(x.transpose(0, 1)).transpose(0, 1))
         return self.head(self.last(self.second(h.transpose(0, 1)).transpose(0, 1)).mean(1))
+
+
+class InAndOut(nn.Module):
+    """A linear layer whose weight is (in, out), of a kind that the library is told of."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight)
+
+
+@pytest.fixture(autouse=True)
+def served(monkeypatch):
+    monkeypatch.setattr(kinds, "_LINEAR", dict(kinds._LINEAR))
+    bpfree.serve_layer(InAndOut, transposed=True)
 
 
 def stack(*between):
@@ -51,6 +69,7 @@ MODELS = {
     "normalized over the batch": (lambda: stack(nn.BatchNorm1d(4)), flat(5), "0"),
     "convolutions": (images, lambda: torch.randn(N, 2, 6, 6), "0 2 5"),
     "channels last": (images, lambda: torch.randn(N, 2, 6, 6).to(memory_format=torch.channels_last), "0 2 5"),
+    "in and out": (lambda: stack(InAndOut(4, 4)), flat(5), "0 1 3 5 7"),
     "turned": (Turned, lambda: torch.randn(N, N, 4), "head"),
 }
 

@@ -10,13 +10,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bpfree.forward_mode.dual_numbers import join, split
 from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.forward_mode.sample_part import SamplePart
-from bpfree.layers.kinds import CONVOLUTIONS
+from bpfree.layers.kinds import linear_part
 from bpfree.per_thread import PerThread
 
 _CLOSE = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -49,9 +48,7 @@ class Tape:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        # Exactly these classes: a subclass may compute anything.
-        kinds = (nn.Linear, *CONVOLUTIONS)
-        self._layers = [layer for layer in model.modules() if type(layer) in kinds and "forward" not in vars(layer)]
+        self._layers = [part for part in model.modules() if linear_part(part) and "forward" not in vars(part)]
         self._recording = PerThread(_Recording)
         # Kind of pass -> the layers whose outputs for some samples are those in the whole batch.
         self._alike: dict[Hashable, dict[nn.Module, bool]] = {}
@@ -112,7 +109,7 @@ class Tape:
 
 def _replay(
     own: OwnPass,
-    layer: Any,
+    layer: nn.Module,
     forward: Callable[[Tensor], Tensor],
     outputs: deque[_Kept],
     alike: dict[nn.Module, bool] | None,
@@ -133,10 +130,9 @@ def _replay(
         output = forward(primal)
     if tangent is None:
         return output
-    linear = F.linear(tangent, layer.weight) if isinstance(layer, nn.Linear) else layer._conv_forward(
-        tangent, layer.weight, None
-    )  # fmt: skip
-    return join(output, linear.to(output.dtype))
+    linear = linear_part(layer)
+    assert linear is not None
+    return join(output, linear(tangent).to(output.dtype))
 
 
 def _looked_at(layer: nn.Module, output: Tensor, kept: Tensor, alike: dict[nn.Module, bool]) -> Tensor:

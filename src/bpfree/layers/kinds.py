@@ -83,6 +83,18 @@ def is_plain(layer: nn.Module) -> bool:
     )
 
 
+def linear_part(layer: Any) -> Callable[[Tensor], Tensor] | None:
+    """Return what ``layer`` does to its input but for its bias; None if its class is none of the known ones itself."""
+    if type(layer) is nn.Linear:
+        return lambda input: F.linear(input, layer.weight)
+    if type(layer) in CONVOLUTIONS:
+        return lambda input: layer._conv_forward(input, layer.weight, None)
+    transposed = _LINEAR.get(_path(type(layer)))
+    if transposed is None:
+        return None
+    return lambda input: input @ (layer.weight if transposed else layer.weight.T)
+
+
 def padded(layer: Convolution, input: Tensor) -> tuple[Tensor, int | tuple[int, ...]]:
     """Return ``layer``'s padded input, and the zeros that torch's gradient functions must still add on each side.
 
