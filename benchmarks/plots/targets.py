@@ -39,11 +39,29 @@ class Target:
         return median >= self.limit if self.at_least else median <= self.limit
 
 
+_CONVOLUTIONS = "3 conv (32-64-64) + 128, 3 x 32 x 32, batch 64"
+_BLOCKS = "12 blocks of 128, 16 x 128 of 4,000 tokens"
+_GPT2 = "GPT-2 of transformers, 6 layers of 256, 4 x 128 of 4,000 tokens"
 STEP_LIMITS: dict[tuple[str, str], float] = {
     ("16 x 2048, batch 256", "DFA"): 0.70,
     ("64 x 256, batch 64", "DFA"): 0.85,
     ("8 x 1024, batch 256", "compiled DFA"): 0.78,
     ("8 x 1024, batch 256", "bf16 DFA"): 0.40,
+    ("8 x 512, batch 256, 10000 classes", "DFA, rank=64"): 0.85,
+    ("8 x 64, batch 256", "DFA"): 0.95,
+    (_CONVOLUTIONS, "DFA"): 0.80,
+    ("8 x 256, batch 64", "FA"): 1.08,
+    ("8 x 1024, batch 256", "DFA, window=2"): 1.00,
+    ("8 x 1024, batch 256", "FDFA, rows=.125"): 0.85,
+    ("16 x 1024, batch 128", "FDFA, rows=.125"): 0.85,
+    ("8 x 256, batch 64", "FDFA, rows=.125"): 1.10,
+    (_CONVOLUTIONS, "FDFA, rows=.125"): 1.00,
+    (_BLOCKS, "FDFA, rows=.125"): 1.10,
+    (_GPT2, "FDFA, rows=.125"): 1.15,
+    (_GPT2, "DFA, alternate=2"): 1.00,
+    (_GPT2, "streaming DFA"): 1.35,
+    (_CONVOLUTIONS, "FDFA, rows=.125, alternate=2"): 0.95,
+    (_BLOCKS, "FDFA, rows=.125, alternate=2"): 1.05,
 }
 """Of a step's time beside its reference's."""
 
