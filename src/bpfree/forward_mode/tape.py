@@ -48,7 +48,8 @@ class Tape:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = [part for part in model.modules() if linear_part(part) and "forward" not in vars(part)]
+        found = {layer: type(layer) for layer in model.modules() if "forward" not in vars(layer)}
+        self._layers = {layer: kind for layer, kind in found.items() if linear_part(layer, kind)}
         self._recording = PerThread(_Recording)
         # Kind of pass -> the layers whose outputs for some samples are those in the whole batch.
         self._alike: dict[Hashable, dict[nn.Module, bool]] = {}
@@ -98,9 +99,10 @@ class Tape:
                 kept = {}
             alike = self._alike.setdefault(kind, {})
         try:
-            for layer in self._layers:
-                outputs = kept.get(layer) or deque()
-                vars(layer)["forward"] = partial(_replay, own, layer, layer.forward, outputs, alike)
+            for layer, made_as in self._layers.items():
+                linear, outputs = linear_part(layer, made_as), kept.get(layer) or deque()
+                assert linear is not None, "it was chosen for that"
+                vars(layer)["forward"] = partial(_replay, own, layer, layer.forward, linear, outputs, alike)
             yield
         finally:
             for layer in self._layers:
@@ -111,6 +113,7 @@ def _replay(
     own: OwnPass,
     layer: nn.Module,
     forward: Callable[[Tensor], Tensor],
+    linear: Callable[[Tensor], Tensor],
     outputs: deque[_Kept],
     alike: dict[nn.Module, bool] | None,
     input: Tensor,
@@ -130,8 +133,6 @@ def _replay(
         output = forward(primal)
     if tangent is None:
         return output
-    linear = linear_part(layer)
-    assert linear is not None
     return join(output, linear(tangent).to(output.dtype))
 
 

@@ -83,13 +83,18 @@ def is_plain(layer: nn.Module) -> bool:
     )
 
 
-def linear_part(layer: Any) -> Callable[[Tensor], Tensor] | None:
-    """Return what ``layer`` does to its input but for its bias; None if its class is none of the known ones itself."""
-    if type(layer) is nn.Linear:
+def linear_part(layer: Any, kind: type) -> Callable[[Tensor], Tensor] | None:
+    """Return what ``layer`` does to its input but for its bias; None if ``kind`` is not one of the known kinds itself.
+
+    Args:
+        layer: The layer.
+        kind: Its class, before anybody has put another in its place, as FSDP2 does.
+    """
+    if kind is nn.Linear:
         return lambda input: F.linear(input, layer.weight)
-    if type(layer) in CONVOLUTIONS:
+    if kind in CONVOLUTIONS:
         return lambda input: layer._conv_forward(input, layer.weight, None)
-    transposed = _LINEAR.get(_path(type(layer)))
+    transposed = _LINEAR.get(_path(kind))
     if transposed is None:
         return None
     return lambda input: input @ (layer.weight if transposed else layer.weight.T)

@@ -197,6 +197,12 @@ def test_normalization_stands_between_a_deep_networks_convolution_and_its_non_li
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("options", [{"blocks": 0}, {"widths": []}])
+def test_a_residual_network_without_blocks_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="needs blocks, and widths"):
+        ResNet(IMAGE, 10, **options)
+
+
 @pytest.mark.parametrize("shortcut", ["identity", "projection"])
 def test_a_residual_network_is_the_papers(shortcut: str) -> None:
     """Beside the same network written with functions and its weights."""

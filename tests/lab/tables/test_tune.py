@@ -328,7 +328,7 @@ def test_the_page_of_a_recipe() -> None:
     assert shown.links == ["tiny-curves.html"]
     curves = Path("results/tiny-curves.html").read_text()
     assert "Learning curves" in curves
-    assert "Tap 1" in curves
+    assert "Tap 2" in curves  # the non-linearity, behind Flatten and Linear
 
 
 def test_a_recipe_that_is_not_measured_has_a_page_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bpfree.lab.errors import SettingsError
 from bpfree.lab.models.image_network import ImageNetwork, Planes, stage
 from bpfree.lab.models.initialization import Initialization
 
@@ -35,7 +36,7 @@ class ResNet(ImageNetwork):
             PyTorch's own (``"torch"``).
 
     Raises:
-        SettingsError: The shape is not that of an image.
+        SettingsError: The shape is not that of an image, or there is no stage, or a stage without a block.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class ResNet(ImageNetwork):
         shortcut: Shortcut = "identity",
         initialization: Initialization = "he",
     ) -> None:
+        if blocks < 1 or not widths:
+            raise SettingsError(f"ResNet needs blocks, and widths: blocks={blocks}, widths={list(widths)}.")
         planes = Planes(shape, "ResNet")
         layers: dict[str, nn.Module] = {
             "first": stage(
