@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from common import nets
 from plots.measured import THROUGHPUT_RATIO, Measured
 
 CHECKPOINTED = "BP, checkpointed"
@@ -39,29 +40,20 @@ class Target:
         return median >= self.limit if self.at_least else median <= self.limit
 
 
-_CONVOLUTIONS = "3 conv (32-64-64) + 128, 3 x 32 x 32, batch 64"
-_BLOCKS = "12 blocks of 128, 16 x 128 of 4,000 tokens"
-_GPT2 = "GPT-2 of transformers, 6 layers of 256, 4 x 128 of 4,000 tokens"
-STEP_LIMITS: dict[tuple[str, str], float] = {
-    ("16 x 2048, batch 256", "DFA"): 0.70,
-    ("64 x 256, batch 64", "DFA"): 0.85,
-    ("8 x 1024, batch 256", "compiled DFA"): 0.78,
-    ("8 x 1024, batch 256", "bf16 DFA"): 0.40,
-    ("8 x 512, batch 256, 10000 classes", "DFA, rank=64"): 0.85,
-    ("8 x 64, batch 256", "DFA"): 0.95,
-    (_CONVOLUTIONS, "DFA"): 0.80,
-    ("8 x 256, batch 64", "FA"): 1.08,
-    ("8 x 1024, batch 256", "DFA, window=2"): 1.00,
-    ("8 x 1024, batch 256", "FDFA, rows=.125"): 0.85,
-    ("16 x 1024, batch 128", "FDFA, rows=.125"): 0.85,
-    ("8 x 256, batch 64", "FDFA, rows=.125"): 1.10,
-    (_CONVOLUTIONS, "FDFA, rows=.125"): 1.00,
-    (_BLOCKS, "FDFA, rows=.125"): 1.10,
-    (_GPT2, "FDFA, rows=.125"): 1.15,
-    (_GPT2, "DFA, alternate=2"): 1.00,
-    (_GPT2, "streaming DFA"): 1.35,
-    (_CONVOLUTIONS, "FDFA, rows=.125, alternate=2"): 0.95,
-    (_BLOCKS, "FDFA, rows=.125, alternate=2"): 1.05,
+_STEP_LIMITS: dict[str, dict[str, float]] = {
+    "16x2048@256": {"DFA": 0.70},
+    "64x256@64": {"DFA": 0.85},
+    "8x1024@256": {"compiled DFA": 0.78, "bf16 DFA": 0.40, "DFA, window=2": 1.00, "FDFA, rows=.125": 0.85},
+    "16x1024@128": {"FDFA, rows=.125": 0.85},
+    "8x512@256/10000": {"DFA, rank=64": 0.85},
+    "8x64@256": {"DFA": 0.95},
+    "8x256@64": {"FA": 1.08, "FDFA, rows=.125": 1.10},
+    "cnn@64": {"DFA": 0.80, "FDFA, rows=.125": 1.00, "FDFA, rows=.125, alternate=2": 0.95},
+    "12blocks@16": {"FDFA, rows=.125": 1.10, "FDFA, rows=.125, alternate=2": 1.05},
+    "gpt2@4": {"FDFA, rows=.125": 1.15, "DFA, alternate=2": 1.00, "streaming DFA": 1.35},
+}
+STEP_LIMITS = {
+    (nets.net(text).name, subject): limit for text, limits in _STEP_LIMITS.items() for subject, limit in limits.items()
 }
 """Of a step's time beside its reference's."""
 

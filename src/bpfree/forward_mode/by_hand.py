@@ -49,52 +49,58 @@ class ByHand(PassMode):
         return func(*args, **kwargs) if found is NotImplemented else found
 
 
-def _tangents(*numbers: Any) -> tuple[Tensor | None, ...]:
-    return tuple([split(number)[1] if isinstance(number, Tensor) else None for number in numbers])
+def _parts(number: Any) -> tuple[Any, Tensor | None]:
+    """Return a dual number's value and its tangent; a constant and None."""
+    if not isinstance(number, Tensor):
+        return number, None
+    value, tangent = split(number)
+    return (number, None) if tangent is None else (value, tangent)
+
+
+def _is_constant(*numbers: Any) -> bool:
+    return all(_parts(number)[1] is None for number in numbers)
 
 
 def _scaled(func: Any, *args: Any, **options: Any) -> Any:
     """A product or quotient of a dual number and a constant."""
     if options or len(args) != 2:
         return NotImplemented
-    left, right = args
-    of_left, of_right = _tangents(left, right)
-    if (of_left is None) == (of_right is None):
-        return NotImplemented
-    if of_right is None:
-        return join(func(split(left)[0], right), func(of_left, right))
-    return NotImplemented if func in _QUOTIENTS else join(func(left, split(right)[0]), func(left, of_right))
+    (left, of_left), (right, of_right) = map(_parts, args)
+    if of_left is not None and of_right is None:
+        return join(func(left, right), func(of_left, right))
+    if of_left is None and of_right is not None and func not in _QUOTIENTS:
+        return join(func(left, right), func(left, of_right))
+    return NotImplemented
 
 
 def _shifted(func: Any, *args: Any, **options: Any) -> Any:
     """A dual number, plus or minus a constant."""
     if options or len(args) != 2:
         return NotImplemented
-    left, right = args
-    tangent, of_right = _tangents(left, right)
-    if tangent is None or of_right is not None:
+    value, tangent = _parts(args[0])
+    if tangent is None or not _is_constant(args[1]):
         return NotImplemented
-    found = func(split(left)[0], right)
+    found = func(value, args[1])
     if found.shape != tangent.shape or found.dtype != tangent.dtype:
         return NotImplemented
     return join(found, tangent.clone())  # an in-place operation on one must not reach the other
 
 
 def _affine(func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
-    tangent, *constants = _tangents(input, weight, bias)
-    if tangent is None or constants != [None, None]:
+    value, tangent = _parts(input)
+    if tangent is None or not _is_constant(weight, bias):
         return NotImplemented
-    return join(func(split(input)[0], weight, bias), func(tangent, weight))
+    return join(func(value, weight, bias), func(tangent, weight))
 
 
 def _addmm(func: Any, *args: Any, **options: Any) -> Any:
     if options or len(args) != 3:
         return NotImplemented
     bias, input, weight = args
-    tangent, *constants = _tangents(input, weight, bias)
-    if tangent is None or constants != [None, None]:
+    value, tangent = _parts(input)
+    if tangent is None or not _is_constant(weight, bias):
         return NotImplemented
-    return join(func(bias, split(input)[0], weight), tangent @ weight)
+    return join(func(bias, value, weight), tangent @ weight)
 
 
 def _dropped(func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
@@ -115,7 +121,7 @@ def _normalized(
 ) -> Any:
     """Layer normalization, of whose input alone there is a tangent."""
     value, tangent = split(input)
-    if tangent is None or _tangents(weight, bias) != (None, None):
+    if tangent is None or not _is_constant(weight, bias):
         return NotImplemented
     if value.requires_grad:  # the mean and the deviation come without a graph
         return NotImplemented

@@ -75,10 +75,6 @@ class SamplePart:
         found = torch.empty_like(output[: len(self.numbers)])
         return torch.index_select(output, 0, self.numbers.to(output.device), out=found)
 
-    def is_same(self, other: SamplePart) -> bool:
-        """Return whether these are the same samples of as many."""
-        return self.of == other.of and torch.equal(self.numbers, other.numbers)
-
     def along(self, tensor: Tensor, axis: int = 0) -> Tensor:
         """Return the entries of these samples along an axis of N."""
         return tensor.index_select(axis, self.numbers.to(tensor.device))

@@ -198,14 +198,14 @@ def _repeated_seeds(options: ReportOptions, scale: Scale, entries: Sequence[Mapp
     return max(scale.seeds, *shown) if options.cell or len(shown) == 1 else scale.seeds
 
 
-def _with_taps_of_one_name(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _with_taps_of_one_name(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return records in which the same tap has the same name: 1, 2, ... where their modules' names differ.
 
     One row's model may have dropout and another's none: the same layer then has another name.
     """
     names = {tuple([tap["name"] for tap in epoch["alignment"]]) for run in runs for epoch in run["epochs"]}
     if len(names - {()}) < 2:
-        return [dict(run) for run in runs]
+        return list(runs)
     return [
         {**run, "epochs": [epoch | {"alignment": _numbered(epoch["alignment"])} for epoch in run["epochs"]]}
         for run in runs

@@ -56,7 +56,7 @@ class ObservingMechanism(DirectMechanism):
         self._rows = rows
         self.takes_all_rows = isinstance(rows, float) and rows == 1.0
         self._estimator = self._make_estimator(plan)
-        # What part_of() was asked last, and its answer.
+        # What part_of() was asked last, and its answer: outputs that were kept are of the very part that is observed.
         self._drawn: tuple[tuple[int, int], SamplePart | None] | None = None
 
     def _make_estimator(self, plan: Plan) -> Estimator:
