@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
+from bpfree.mechanisms.direct import layouts
 from support.by_hand import assert_same
 
 
@@ -118,24 +119,51 @@ def test_a_convolutional_step_takes_no_more_memory_than_backpropagation(feedback
     assert peak(bpfree.DFA(feedback=feedback)) <= 1.02 * peak(bpfree.BP())
 
 
-@pytest.mark.parametrize("widths", [(30, 30, 30), (30, 50, 20)], ids=["one signal", "just in time"])
-def test_another_consumer_of_a_tap_keeps_its_gradient(widths):
+@pytest.fixture(params=["one signal", "all at once", "just in time", "streaming"])
+def delivered(request, monkeypatch):
+    """The widths of a net whose signals are made in this way, and the options of ``attach``."""
+    if request.param == "just in time":  # however small they are
+        monkeypatch.setattr(layouts, "_FEW", 0)
+    return (30, 30, 30) if request.param == "one signal" else (30, 50, 20), {"streaming": request.param == "streaming"}
+
+
+def hooked_gradient(delivered, hook, change=lambda loss: loss):
+    """The gradient of the layer below tap 3, whose output ``hook`` gets in the forward pass, before the rule's hook."""
+    widths, options = delivered
+    torch.manual_seed(3)
+    model, attachment = attached(bpfree.Feedback(), widths=widths)
+    attachment.detach()
+    model[3].register_forward_hook(lambda module, args, out: hook(out))
+    bpfree.attach(model, bpfree.DFA(), **options)
+    x, y = torch.randn(6, 8), torch.randint(0, 10, (6,))
+    change(F.cross_entropy(model(x), y)).backward()
+    return model[2].weight.grad
+
+
+def test_another_consumer_of_a_tap_keeps_its_gradient(delivered):
+    if delivered[1]["streaming"]:
+        pytest.skip("streaming refuses what keeps a graph")
+
     # An auxiliary loss on a hidden activation, taken by a hook that came before the rule's.
     def gradient(with_output, with_auxiliary):
-        torch.manual_seed(3)
-        model, attachment = attached(bpfree.Feedback(), widths=widths)
-        attachment.detach()
         seen = []
-        model[3].register_forward_hook(lambda module, args, out: seen.append(out))
-        bpfree.attach(model, bpfree.DFA())
-        x, y = torch.randn(6, 8), torch.randint(0, 10, (6,))
-        loss = with_output * F.cross_entropy(model(x), y) + with_auxiliary * seen[0].square().mean()
-        loss.backward()
-        return model[2].weight.grad
+        return hooked_gradient(
+            delivered, seen.append, lambda loss: with_output * loss + with_auxiliary * seen[-1].square().mean()
+        )
 
     both = gradient(1.0, 1.0)
     torch.testing.assert_close(both, gradient(1.0, 0.0) + gradient(0.0, 1.0))
     assert gradient(0.0, 1.0).abs().max() > 0
+
+
+def test_a_hook_of_the_models_on_a_taps_output_sees_its_signal(delivered):
+    def halved(out):
+        if out.requires_grad:
+            out.register_hook(lambda signal: 0.5 * signal)
+
+    plain = hooked_gradient(delivered, lambda out: None)
+    assert plain.abs().max() > 0
+    torch.testing.assert_close(hooked_gradient(delivered, halved), 0.5 * plain)
 
 
 class QuantizedProjector(nn.Module):

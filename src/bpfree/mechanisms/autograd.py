@@ -94,7 +94,8 @@ def signals_from_error(
         just_in_time: Ask for each signal only when its segment is about to run, so that they never all exist at once.
         fetching: Says when the gradient of a side term runs back, and not that of the error.
     """
-    arrivals = [_Arrival(tap) for tap in taps] if just_in_time else []
+    # A hook of the model's own, which is there already, runs before ours: it must see the signal, and not the stand-in.
+    arrivals = [None if tap._backward_hooks else _Arrival(tap) for tap in taps] if just_in_time else []
     # A checkpoint around the error's place alone makes this node once, and would miss what it saves in its second run.
     with nullcontext() if torch.compiler.is_compiling() else own_graphs():
         result: Tensor = apply_function(SignalsFromError, make, arrivals, fetching, output, *taps)
@@ -135,7 +136,7 @@ class SignalsFromError(torch.autograd.Function):
     def forward(
         ctx: Any,
         make: MakeSignals,
-        arrivals: Sequence[_Arrival],
+        arrivals: Sequence[_Arrival | None],
         fetching: Fetching,
         output: Tensor,
         *taps: Tensor,
@@ -162,7 +163,10 @@ class SignalsFromError(torch.autograd.Function):
         (error,) = grads
         signals = ctx.make(error)
         if isinstance(signals, Signals):
-            signals = [arrival.announce(partial(signals.__getitem__, i)) for i, arrival in enumerate(ctx.arrivals)]
+            signals = [
+                signals[i] if arrival is None else arrival.announce(partial(signals.__getitem__, i))
+                for i, arrival in enumerate(ctx.arrivals)
+            ]
         return None, None, None, error, *signals
 
 
