@@ -68,6 +68,35 @@ def test_between_them_the_majority_has_it() -> None:
     assert limits(0.25, SEPARATE, feedback=True).limit == pytest.approx(1, abs=0.01)
 
 
+class Neighbours(nn.Module):
+    """o_t = (h_t + h_{t-1} / 4) W: a row's gradient is (e_t + e_{t+1} / 4) W^T."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tap, self.second = nn.Linear(6, 5), bpfree.Tap(), nn.Linear(5, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.tap(self.first(x))
+        return 1e-3 * self.second(h + nn.functional.pad(h, (0, 0, 1, 0))[..., :-1, :] / 4)
+
+
+def test_rows_without_an_error_of_their_own_do_not_outweigh_the_others() -> None:
+    """One row in five has an error of 1e-6: W is right in all others, and what is called the limit must be as good."""
+    torch.manual_seed(0)
+    model = Neighbours()
+    counts = torch.where(torch.arange(10) % 5 == 2, 1e-6, 1.0)[:, None]
+
+    def closure(seed: int) -> Callable[[], Tensor]:
+        x, y = torch.randn(2, 40, 10, 6, generator=torch.Generator().manual_seed(seed)).split([1, 1])
+        return lambda: (counts * (model(x[0]) - y[0, ..., :3]).square()).mean()
+
+    with bpfree.attach(model, SEPARATE, taps=bpfree.Tap, example_inputs=torch.randn(2, 10, 6)) as attachment:
+        attachment.feedback["tap:5"].copy_(model.second.weight.detach())
+        (found,) = alignment_limits(attachment, closure(1), closure(2))
+    assert 0.7 < found.learned < 0.9
+    assert found.limit > found.learned - 0.01
+
+
 def test_every_tap_below_the_error_has_a_limit() -> None:
     torch.manual_seed(0)
     arguments = {"blocks": 2, "width": 8, "heads": 2, "hidden": 12, "placement": "local", "attention": "dense"}

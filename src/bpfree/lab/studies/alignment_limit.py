@@ -23,8 +23,9 @@ class TapLimit:
     Attributes:
         name: The tap.
         learned: The mean cosine of the rule's signal e_t B and backpropagation's gradient g_t.
-        limit: The same of e_t B*, where B* minimizes the squared distance to g_t on other rows. Rows count alike
-            whatever the size of their error.
+        limit: The same of e_t B*, where B* minimizes on other rows the squared distance to g_t, divided by the sizes of
+            e_t and g_t: rows count alike, and one with hardly an error of its own, whose gradient comes from other
+            rows, does not outweigh all others.
     """
 
     name: str
@@ -55,8 +56,9 @@ def alignment_limits(
     learned = {tap.name: tap.cosine_mean for tap in bpfree.alignment(attachment, measured, jacobian=False).taps}
     found = []
     for name, gradient in gradients.items():
-        sizes = errors.norm(dim=1, keepdim=True).clamp(min=torch.finfo(errors.dtype).tiny)
-        best = torch.linalg.lstsq(errors / sizes, gradient / sizes, driver="gelsd").solution
+        sizes = (errors.norm(dim=1, keepdim=True) * gradient.norm(dim=1, keepdim=True)).sqrt()
+        weights = torch.where(sizes > 0, 1 / sizes, 0)
+        best = torch.linalg.lstsq(errors * weights, gradient * weights, driver="gelsd").solution
         cosines = torch.cosine_similarity(new_errors @ best, new_gradients[name], dim=1, eps=0)
         found.append(TapLimit(name, learned[name], float(cosines.nanmean())))
     return tuple(found)
