@@ -14,6 +14,7 @@ from typing import Any
 
 from bpfree.lab.disk.files import read_json
 from bpfree.lab.report.alignment_kinds import by_layer, over_training, table
+from bpfree.lab.tables.result import FORMAT, of_format
 
 
 def texts(result: Mapping[str, Any], labels: list[str] | None, number: str) -> Iterator[str]:
@@ -39,7 +40,8 @@ def main() -> None:
         "--number", default="cosine_mean", help="cosine_mean, cosine_feedback, norm_signal, norm_bp ..."
     )
     options = parser.parse_args()
-    found = list(texts(read_json(options.file), options.label, options.number))
+    content = of_format(options.file, FORMAT) or read_json(options.file)
+    found = list(texts(content, options.label, options.number))
     print("\n".join(found) or "No run of this file has alignment: it was never measured, or the labels are others.")
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bpfree.lab.disk.files import write_json
+from bpfree.lab.disk.files import read_json, write_json
+from bpfree.lab.tables import result
 from support import tiny_text
 
 ROOT = Path(__file__).parents[3]
@@ -52,6 +53,8 @@ def test_limits_of_a_cell_are_printed(tmp_path: Path, monkeypatch, capsys) -> No
     text = printed("where_alignment_is_lost", record, **where)
     assert next(line for line in text if "evaluation" in line).endswith("cosine_mean after evaluation 2")
     assert ["tap", "layer", "1", "layer", "2", "mean"] in [line.split() for line in text]
+    document = {"format": result.FORMAT, "name": "tiny", "records": [read_json(record)]}
+    assert printed("where_alignment_is_lost", result.write(document, tmp_path), **where) == text
 
 
 def test_a_file_without_alignment_says_so(tmp_path: Path, monkeypatch, capsys) -> None:
