@@ -34,6 +34,7 @@ RULES = [
     bpfree.FDFA(every=2, perturbations="normal"),
     bpfree.FDFA(feedback=bpfree.Feedback(shared=False, modes=1)),
     bpfree.LMS(),
+    bpfree.LMS(perturbations="hadamard"),
     bpfree.LMS(stepped_by="optimizer"),
     bpfree.DKP(),
     bpfree.ForwardGradient("activations"),

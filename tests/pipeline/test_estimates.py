@@ -18,6 +18,8 @@ STEPS = 4
 RULES = {
     "FDFA": (bpfree.FDFA(), {}),
     "FDFA, normal": (bpfree.FDFA(perturbations="normal"), {}),
+    "FDFA, Hadamard signs": (bpfree.FDFA(perturbations="hadamard"), {}),
+    "LMS, Hadamard signs, every second pass": (bpfree.LMS(perturbations="hadamard", every=2), {}),
     "FDFA, every second pass": (bpfree.FDFA(every=2), {}),
     "FDFA, one of two rows": (bpfree.FDFA(rows=0.5), {}),
     "FDFA, of rank 2": (bpfree.FDFA(feedback=bpfree.Feedback(shared=False, rank=2)), {}),

@@ -20,6 +20,7 @@ RULES = [
     bpfree.GrAPE(estimate="cumulative"),
     bpfree.FDFA(),
     bpfree.LMS(),
+    bpfree.LMS(perturbations="hadamard"),
     bpfree.DKP(),
 ]
 

@@ -21,6 +21,7 @@ from bpfree.compiled_code import outside_compiled_code
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
 from bpfree.forward_mode.dual_numbers import join, split
+from bpfree.forward_mode.hadamard import Columns, HadamardDraw, Turn
 from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.forward_mode.perturbations import Draw, Draws, Maker, Perturbations
 from bpfree.forward_mode.sample_part import SamplePart
@@ -150,6 +151,7 @@ class Estimator:
         seed: int,
         part: SamplePart | None = None,
         entering: Sequence[Tensor] = (),
+        turn: Turn | None = None,
     ) -> list[Response]:
         """Run the pass that began once more for every group of taps, with perturbations drawn from ``seed``.
 
@@ -159,13 +161,14 @@ class Estimator:
             seed: The seed.
             part: The samples that it runs on; None for all.
             entering: The tangents that the arguments have already, of these samples.
+            turn: The place of the pass among others, for perturbations of a Hadamard matrix.
 
         Raises:
             ForwardDerivativeError: A layer has no forward-mode derivative, or no perturbation reaches the error.
         """
         assert self._start is not None
         start, self._start = self._start, None
-        return [self.run(call, start, sites, seed, part, entering) for sites in groups]
+        return [self.run(call, start, sites, seed, part, entering, turn) for sites in groups]
 
     def run(
         self,
@@ -175,6 +178,7 @@ class Estimator:
         seed: int,
         part: SamplePart | None = None,
         entering: Sequence[Tensor] = (),
+        turn: Turn | None = None,
     ) -> Response:
         """Run a pass that began from ``start`` once more, with perturbations drawn from ``seed`` at these taps.
 
@@ -186,19 +190,31 @@ class Estimator:
             call, sites = part.of_call(call), part.of_sites(sites)
         kind = None if part is None else kind_of(self.plan, call)
         made: dict[str, Maker] = {}
+        columns = None  # random signs, where no estimate is made of the pass
+        if turn is not None and self._kind == "hadamard":
+            columns = turn.columns({site.name: self._form(site).size for site in sites})
 
         @contextmanager
         def prepare(own: OwnPass) -> Generator[None]:
-            with self.tape.replayed(own, part, kind, drawn=drawn), self._perturbed(own, sites, seed, made):
+            with self.tape.replayed(own, part, kind, drawn=drawn), self._perturbed(own, sites, seed, made, columns):
                 yield
 
         tangents, values = self.dual_pass(call, prepare, start, entering)
         reached = [site for site in sites if site.name in made]
         return Response(tangents, Draws([made[site.name] for site in reached]), reached, values, part)
 
-    def draw(self, site: Site, like: Tensor, seed: int) -> Draw:
-        """Return the recipe of a tap's perturbation, for an output ``like`` this and a pass with this seed."""
+    def draw(self, site: Site, like: Tensor, seed: int, columns: Columns | None = None) -> Draw | HadamardDraw:
+        """Return the recipe of a tap's perturbation, for an output ``like`` this and a pass with this seed.
+
+        Args:
+            site: The tap.
+            like: Its output.
+            seed: The seed of the pass.
+            columns: The taps' columns of a Hadamard matrix; None for numbers that are drawn.
+        """
         shape = (site.rows, self._form(site).size)
+        if columns is not None:
+            return columns.draw(site.name, shape, like)
         return Draw(shape, self._kind, derived_seed(seed, site.name), like.dtype, like.device)
 
     def direction(self, site: Site, coefficients: Tensor, like: Tensor) -> Tensor:
@@ -207,14 +223,16 @@ class Estimator:
         return v if v.shape == like.shape else v.view(like.shape)
 
     @contextmanager
-    def _perturbed(self, own: OwnPass, sites: Sequence[Site], seed: int, made: dict[str, Maker]) -> Generator[None]:
+    def _perturbed(
+        self, own: OwnPass, sites: Sequence[Site], seed: int, made: dict[str, Maker], columns: Columns | None
+    ) -> Generator[None]:
         """Within this context every tap adds its perturbation to the tangent that passes."""
 
         def add(site: Site, output: Tensor) -> Tensor | None:
             if not torch._C._is_fwd_grad_enabled():  # what the model computes without gradients is a constant
                 return None
             primal, tangent = split(output)
-            draw = self.draw(site, primal, seed)
+            draw = self.draw(site, primal, seed, columns)
             made[site.name], coefficients = draw.keep() if self._keep else (draw.make, draw.make())
             v = self.direction(site, coefficients, primal)
             return join(primal, v if tangent is None else tangent + v)

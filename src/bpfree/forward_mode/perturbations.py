@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bpfree.axes.sites import product
 
-Perturbations: TypeAlias = Literal["normal", "rademacher"]
+Perturbations: TypeAlias = Literal["normal", "rademacher", "hadamard"]
 
 _FEW = 2**15
 """So many signs are kept as they are: to make them of their bits again takes longer than other work on them."""
@@ -21,7 +21,7 @@ Maker: TypeAlias = Callable[[], Tensor]
 
 
 def perturbation(shape: tuple[int, int], kind: Perturbations, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw numbers of mean 0 and variance 1: N(0, 1) for ``"normal"``, -1 or 1 for ``"rademacher"``."""
+    """Draw numbers of mean 0 and variance 1: N(0, 1) for ``"normal"``, else -1 or 1."""
     return _drawn(shape, kind, like.dtype, like.device, generator)
 
 
@@ -30,7 +30,7 @@ def _drawn(
 ) -> Tensor:
     if kind == "normal":
         return torch.empty(shape, dtype=dtype, device=device).normal_(generator=generator)
-    return _as_signs(shape, dtype, _random_bytes(shape, device, generator))
+    return signs_of_bits(shape, dtype, _random_bytes(shape, device, generator))
 
 
 def _random_bytes(shape: tuple[int, int], device: torch.device, generator: torch.Generator) -> Tensor:
@@ -38,9 +38,10 @@ def _random_bytes(shape: tuple[int, int], device: torch.device, generator: torch
     return torch.empty(-(-product(shape) // 8), dtype=torch.int64, device=device).random_(0, 256, generator=generator)
 
 
-def _as_signs(shape: tuple[int, int], dtype: torch.dtype, bytes_: Tensor) -> Tensor:
+def signs_of_bits(shape: tuple[int, int], dtype: torch.dtype, bytes_: Tensor) -> Tensor:
+    """Return -1 and 1 for the bits of bytes, the lowest bit of each first; bits beyond ``shape`` are left out."""
     count = product(shape)
-    signs = _signs(dtype, bytes_.device).index_select(0, bytes_.to(torch.int64))
+    signs = _signs(dtype, bytes_.device).index_select(0, bytes_.flatten().to(torch.int64))
     return (signs if count % 8 == 0 else signs.flatten()[:count]).view(shape)
 
 
@@ -77,7 +78,7 @@ class Draw(NamedTuple):  # made for every tap in every pass, and a tuple is quic
             numbers = self.make()
             return partial(self._unchanged, numbers, numbers._version), numbers
         bytes_ = _random_bytes(self.shape, self.device, self._generator())
-        return partial(_as_signs, self.shape, self.dtype, bytes_.to(torch.uint8)), _as_signs(
+        return partial(signs_of_bits, self.shape, self.dtype, bytes_.to(torch.uint8)), signs_of_bits(
             self.shape, self.dtype, bytes_
         )
 

@@ -19,6 +19,7 @@ from bpfree.axes.sites import ErrorRows, Site, product
 from bpfree.errors import ErrorPlacementError, StageError
 from bpfree.feedback.options import Feedback
 from bpfree.feedback.projection import Projection
+from bpfree.forward_mode.hadamard import columns_of
 from bpfree.mechanisms.autograd import mark
 from bpfree.mechanisms.learned.mechanism import LearnedMechanism
 from bpfree.pipeline.stage import StageAttachment, mechanism_of
@@ -121,6 +122,7 @@ class Agreement:
         given: The shapes and dtypes of the tensors that the stage before gives to it; none in the first stage.
         outputs: Those of the tensors that it gives itself.
         width_elsewhere: The number of coefficients of the other stages' taps, calls of one module counted once.
+        columns_elsewhere: The columns of perturbations of the taps in the stages before this process's, and behind it.
     """
 
     shape: torch.Size
@@ -134,6 +136,7 @@ class Agreement:
     given: Sequence[Outline] = ()
     outputs: Sequence[Outline] = ()
     width_elsewhere: int = 0
+    columns_elsewhere: tuple[int, int] = (0, 0)
 
     @classmethod
     def reach(cls, attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Agreement:
@@ -196,6 +199,7 @@ class Agreement:
             given=surveys[own - 1].outputs if own else (),
             outputs=surveys[own].outputs,
             width_elsewhere=sum(widths[name] for name in elsewhere),
+            columns_elsewhere=(sum(map(columns_of, sizes[:first])), sum(map(columns_of, sizes[last:]))),
         )
 
     def settle(self, attachment: StageAttachment) -> None:
@@ -207,6 +211,7 @@ class Agreement:
             mechanism.feedback.expect(self.widest, self.c)
         if isinstance(mechanism, LearnedMechanism):
             mechanism.width_elsewhere = self.width_elsewhere
+            mechanism.columns_elsewhere = self.columns_elsewhere
         if mechanism.alternation is not None:
             mechanism.alternation.place(self.first, self.ends)
         attachment.expect(self.stand_in(attachment.stage.device))

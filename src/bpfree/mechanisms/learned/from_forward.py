@@ -14,6 +14,7 @@ from bpfree.feedback.options import LATER
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
 from bpfree.forward_mode.estimate import Observation
+from bpfree.forward_mode.hadamard import Turn
 from bpfree.forward_mode.perturbations import Perturbations
 from bpfree.forward_mode.sample_part import Rows, check_rows
 from bpfree.mechanisms.direct.delivery import PassMemory
@@ -31,7 +32,8 @@ class ForwardLearnedRule(LearnedRule):
 
     Args:
         perturbations: The distribution of v: random signs (``"rademacher"``), several times cheaper to draw on a CPU
-            and a little less noisy, or ``"normal"``, as in the papers.
+            and a little less noisy than ``"normal"``, as in the papers; or signs that are orthogonal over many passes
+            (``"hadamard"``), so that taps and features hardly blur each other's estimates.
         rows: The samples of an estimating pass, drawn anew for each: their fraction of the batch (a float), or their
             number (an int). 1.0 takes all. An estimate from fewer samples costs less and is noisier: take a smaller
             step of the feedback. A sample is a row of the batch with all of its tokens or positions. Models whose
@@ -44,7 +46,7 @@ class ForwardLearnedRule(LearnedRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice("perturbations", self.perturbations, ("normal", "rademacher"))
+        choice("perturbations", self.perturbations, ("normal", "rademacher", "hadamard"))
         check_rows(self.rows)
 
     def mechanism(self, plan: Plan) -> LearnedMechanism:
@@ -80,9 +82,18 @@ class ForwardLearnedMechanism(StageObservingMechanism, LearnedMechanism):
         return state.learning
 
     def _seed(self) -> int:
+        return derived_seed(
+            self.feedback.numbers["seed"], "perturbations", self.averages.numbers["passes"], self._process
+        )
+
+    @property
+    def _process(self) -> int:
         # The stages of a pipeline draw as one process does.
-        process = 0 if self.plan.is_stage else rank()
-        return derived_seed(self.feedback.numbers["seed"], "perturbations", self.averages.numbers["passes"], process)
+        return 0 if self.plan.is_stage else rank()
+
+    def _turn(self) -> Turn:
+        seed = derived_seed(self.feedback.numbers["seed"], "hadamard", self._process)
+        return Turn(seed, (self.averages.numbers["passes"] - 1) // self.rule.every, *self.columns_elsewhere)
 
     def _seen(self, memory: PassMemory, observation: Observation) -> None:
         if not len(observation.change):  # an empty batch says nothing

@@ -93,6 +93,7 @@ class LearnedMechanism(DirectMechanism):
 
     Attributes:
         width_elsewhere: The number of coefficients of the taps in other stages of a pipeline.
+        columns_elsewhere: The columns of perturbations of the taps in stages before and behind this one.
     """
 
     rule: LearnedRule
@@ -105,6 +106,7 @@ class LearnedMechanism(DirectMechanism):
         self.norms = LazyBuffers()
         self._usual: dict[str, float] = {}
         self.width_elsewhere = 0
+        self.columns_elsewhere = (0, 0)
         self._averages_evidence = type(rule).memory is not LearnedRule.memory
         # The layout whose matrices are all known.
         self._begun_with: Layout | None = None

@@ -16,6 +16,7 @@ from bpfree.errors import OptionError
 from bpfree.feedback.random import derived_seed
 from bpfree.feedback.spatial import Form
 from bpfree.forward_mode.estimate import Estimator, Observation
+from bpfree.forward_mode.hadamard import Turn
 from bpfree.forward_mode.perturbations import Perturbations
 from bpfree.forward_mode.sample_part import Rows, SamplePart
 from bpfree.forward_mode.tangents import Tangents
@@ -78,6 +79,10 @@ class ObservingMechanism(DirectMechanism):
     def _seed(self) -> int:
         """Return the seed of this pass's perturbations."""
         raise NotImplementedError
+
+    def _turn(self) -> Turn | None:
+        """Return the place of this pass among those whose estimates are averaged; None if they are not."""
+        return None
 
     def _seen(self, memory: PassMemory, observation: Observation) -> None:
         """Take the observation of the forward pass that ``memory`` is about."""
@@ -145,7 +150,7 @@ class ObservingMechanism(DirectMechanism):
         with self.running(PassState(again=True, entered=True)):
             sites = [list(group.values()) for group in groups]
             part = self._part([site for group in sites for site in group])
-            responses = self._estimator.observe(call, sites, self._seed(), part)
+            responses = self._estimator.observe(call, sites, self._seed(), part, turn=self._turn())
         for name, (memory, c) in state.memories.items():
             response, rows = responses[group_of[name]], memory.sites[0].error
             output = state.errors[name].detach()

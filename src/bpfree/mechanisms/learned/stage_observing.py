@@ -80,7 +80,7 @@ class StageObservingMechanism(ObservingMechanism):
         try:
             with self.running(PassState(again=True, entered=True)):
                 part = self.part_of(samples)
-                (response,) = self._estimator.observe(call, [memory.sites], self._seed(), part, entering)
+                (response,) = self._estimator.observe(call, [memory.sites], self._seed(), part, entering, self._turn())
         finally:
             self._estimator.drop()
         return StageEstimate(self._leaving(state, response), response, memory, c, self._seen)
