@@ -27,6 +27,7 @@ AGAIN = [
     (bpfree.GrAPE(), {}),
     (bpfree.FDFA(), {}),
     (bpfree.LMS(), {}),
+    (bpfree.LMS(perturbations="hadamard"), {}),
     (bpfree.ForwardGradient("activations"), {}),
     (bpfree.ForwardGradient("weights"), {}),
     (bpfree.PEPITA(), {}),

@@ -130,7 +130,9 @@ def test_samples_are_found_along_another_axis_and_among_keywords(double, seen, a
     assert [site.batch for site in one.sites] == [(4, 4)] * 2
 
 
-@pytest.mark.parametrize("rule", [bpfree.FDFA(), bpfree.GrAPE(), bpfree.LMS()], ids=str)
+@pytest.mark.parametrize(
+    "rule", [bpfree.FDFA(), bpfree.GrAPE(), bpfree.LMS(), bpfree.LMS(perturbations="hadamard")], ids=str
+)
 def test_all_rows_are_the_rule_as_it_was(rule):
     """Three ways to take all: without rows=, as a fraction, as a number that is not below N."""
     x, learned = inputs(N, 5), []

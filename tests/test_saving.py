@@ -25,6 +25,7 @@ RULES = [
     bpfree.GrAPE(),
     bpfree.FDFA(every=2),
     bpfree.LMS(),
+    bpfree.LMS(perturbations="hadamard"),
     bpfree.DKP(),
     bpfree.KolenPollack(),
     bpfree.WeightMirror(),
