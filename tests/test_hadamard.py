@@ -24,12 +24,12 @@ def passes(count, rows, seed=5, **place):
 
 
 @pytest.mark.parametrize("rows", [1, 4, 6, 64, 100])
-def test_columns_are_orthogonal_over_every_turn_of_the_matrix(rows):
+def test_columns_are_orthogonal_over_every_round_of_the_matrix(rows):
     v = passes(-(-3 * ORDER // rows), rows)
     assert set(v.unique().tolist()) == {-1.0, 1.0}
     for start in range(0, 3 * ORDER, ORDER):
-        turn = v[start : start + ORDER]
-        assert torch.equal(turn.T @ turn, ORDER * torch.eye(51).double())
+        rows_of_round = v[start : start + ORDER]
+        assert torch.equal(rows_of_round.T @ rows_of_round, ORDER * torch.eye(51).double())
     assert not torch.equal(v[:ORDER], v[ORDER : 2 * ORDER])
 
 
@@ -73,7 +73,7 @@ def linear_net():
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_an_average_over_one_turn_is_the_jacobian_where_it_stands_still(every):
+def test_an_average_over_one_round_is_the_jacobian_where_it_stands_still(every):
     """B is the plain mean of 16 estimates from 4 rows each. Random signs leave an error of 1 / sqrt(64) at least."""
 
     def error(perturbations):
@@ -91,7 +91,7 @@ def test_an_average_over_one_turn_is_the_jacobian_where_it_stands_still(every):
     assert error("rademacher") > 0.1
 
 
-def test_least_mean_squares_arrives_in_one_turn_with_the_whole_step():
+def test_least_mean_squares_arrives_within_three_rounds_with_the_whole_step():
     """mu = N / (sum m + N), a little below the step that projects onto what N orthogonal rows have shown."""
     model, x, y = linear_net(), torch.randn(1, 5).double(), torch.randint(3, (1,))
     attachment = bpfree.attach(model, bpfree.LMS(scale=1.0, perturbations="hadamard"), taps=bpfree.Tap)

@@ -111,9 +111,9 @@ class HadamardDraw(NamedTuple):  # made for every tap in every pass, and a tuple
         first, last = self.first_column // 8, (self.first_column + columns_of(self.shape[1])) // 8
         parts, row, end = [], self.first_row, self.first_row + self.shape[0]
         while row < end:
-            turn, start = divmod(row, self.order)
+            round_, start = divmod(row, self.order)
             count = min(end - row, self.order - start)
-            rows, flips = _drawn_order(self.order, derived_seed(self.seed, turn), self.device)
+            rows, flips = _drawn_order(self.order, derived_seed(self.seed, round_), self.device)
             parts.append(_bytes(rows[start : start + count], first, last, self.order) ^ flips[first:last])
             row += count
         return torch.cat(parts)
