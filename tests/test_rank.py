@@ -121,8 +121,8 @@ def test_estimates_are_those_of_the_reduced_output(double, rule):
     mine, theirs = attachment.mechanism, twin.mechanism
     drawn = mine._estimator.draw
 
-    def by_name(site, like, seed):
-        return drawn(next(one for one in mine.sites if one.name == taps[site.name]), like, seed)
+    def by_name(site, like, seed, columns):
+        return drawn(next(one for one in mine.sites if one.name == taps[site.name]), like, seed, columns)
 
     theirs._estimator.draw = by_name
     attachment.detach()
