@@ -72,12 +72,7 @@ class BestMatrixMechanism(LearnedMechanism):
     def _on_begin(self, state: PassState, call: Any) -> None:
         super()._on_begin(state, call)
         if state.counts:
-            self._start = RunSnapshot.now(self.plan, call)
-
-    def _on_end(self, state: PassState, args: Any, kwargs: Any, output: Any) -> Any:
-        if state.counts:
-            self._call = args, kwargs
-        return super()._on_end(state, args, kwargs, output)
+            self._start, self._call = RunSnapshot.now(self.plan, call), call
 
     def learn(self, memory: PassMemory, error: Tensor) -> None:
         """Let every matrix become the best one."""
@@ -94,8 +89,8 @@ class BestMatrixMechanism(LearnedMechanism):
             product = rows.T @ site.rows_of(gradient).double()
             before = self._products.get(site.name)
             self._products[site.name] = product if before is None else decay * before + product
-        ridge = self.rule.ridge * errors.diagonal().mean() * torch.eye(len(errors), dtype=errors.dtype)
-        factor = torch.linalg.cholesky(errors + ridge)
+        ridge = self.rule.ridge * errors.diagonal().mean()
+        factor = torch.linalg.cholesky(errors + ridge * torch.eye(len(errors)).to(errors))
         return [torch.cholesky_solve(self._products[site.name], factor) for site in sites]
 
     def _gradients(self, sites: Sequence[Site], error: Tensor) -> Sequence[Tensor]:

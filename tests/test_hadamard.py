@@ -102,20 +102,15 @@ def test_least_mean_squares_arrives_within_three_rounds_with_the_whole_step():
 
 
 def test_one_module_that_runs_three_times_has_columns_for_every_run():
-    class Thrice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.cell, self.tap, self.head = nn.Linear(5, 5), bpfree.Tap(), nn.Linear(5, 3)
-
-        def forward(self, x):
-            for _ in range(3):
-                x = self.tap(self.cell(x))
-            return self.head(x)
-
     torch.manual_seed(0)
-    model, x, y = Thrice().double(), torch.randn(4, 5).double(), torch.randint(3, (4,))
+    cell, tap, head = nn.Linear(5, 5), bpfree.Tap(), nn.Linear(5, 3)
+    model, x, y = (
+        nn.Sequential(cell, tap, cell, tap, cell, tap, head).double(),
+        torch.randn(4, 5).double(),
+        torch.randint(3, (4,)),
+    )
     attachment = bpfree.attach(model, bpfree.FDFA(beta=1e-9, perturbations="hadamard"), taps=bpfree.Tap)
     for _ in range(8):  # 3 x 8 columns: the order is 32
         F.cross_entropy(model(x), y).backward()
-    W, H = model.cell.weight, model.head.weight
-    torch.testing.assert_close(attachment.feedback["tap:5"], (H + H @ W + H @ W @ W) / 3, rtol=1e-10, atol=1e-10)
+    W, H = cell.weight, head.weight
+    torch.testing.assert_close(attachment.feedback["1:5"], (H + H @ W + H @ W @ W) / 3, rtol=1e-10, atol=1e-10)

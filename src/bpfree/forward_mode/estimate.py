@@ -161,7 +161,7 @@ class Estimator:
             seed: The seed.
             part: The samples that it runs on; None for all.
             entering: The tangents that the arguments have already, of these samples.
-            turn: The place of the pass among others, for perturbations of a Hadamard matrix.
+            turn: The place of the pass among others, for perturbations of a Hadamard matrix; None for random ones.
 
         Raises:
             ForwardDerivativeError: A layer has no forward-mode derivative, or no perturbation reaches the error.
@@ -190,9 +190,7 @@ class Estimator:
             call, sites = part.of_call(call), part.of_sites(sites)
         kind = None if part is None else kind_of(self.plan, call)
         made: dict[str, Maker] = {}
-        columns = None  # random signs, where no estimate is made of the pass
-        if turn is not None and self._kind == "hadamard":
-            columns = turn.columns({site.name: self._form(site).size for site in sites})
+        columns = None if turn is None else turn.columns({site.name: self._form(site).size for site in sites})
 
         @contextmanager
         def prepare(own: OwnPass) -> Generator[None]:

@@ -91,7 +91,9 @@ class ForwardLearnedMechanism(StageObservingMechanism, LearnedMechanism):
         # The stages of a pipeline draw as one process does.
         return 0 if self.plan.is_stage else rank()
 
-    def _turn(self) -> Turn:
+    def _turn(self) -> Turn | None:
+        if self._kind != "hadamard":
+            return None
         seed = derived_seed(self.feedback.numbers["seed"], "hadamard", self._process)
         return Turn(seed, (self.averages.numbers["passes"] - 1) // self.rule.every, *self.columns_elsewhere)
 

@@ -81,7 +81,7 @@ class ObservingMechanism(DirectMechanism):
         raise NotImplementedError
 
     def _turn(self) -> Turn | None:
-        """Return the place of this pass among those whose estimates are averaged; None if they are not."""
+        """Return the place of this pass among those whose perturbations are orthogonal; None for random ones."""
         return None
 
     def _seen(self, memory: PassMemory, observation: Observation) -> None:
