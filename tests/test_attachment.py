@@ -292,6 +292,55 @@ def test_a_copy_with_its_attachment_can_be_detached():
     bpfree.attach(twin, bpfree.FA())
 
 
+class CopiesItself(nn.Linear):
+    """As layers of some libraries do: its copy has its weights, and none of its hooks."""
+
+    def __deepcopy__(self, memo):
+        twin = type(self)(self.in_features, self.out_features)
+        twin.load_state_dict(self.state_dict())
+        return twin
+
+
+@pytest.mark.parametrize("passed", [False, True])
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        (bpfree.DFA(), {"taps": CopiesItself}),
+        (bpfree.DFA(), {"taps": CopiesItself, "window": 2}),
+        (bpfree.DFA(), {"taps": CopiesItself, "alternate": 2, "within": bpfree.FA()}),
+        (bpfree.DFA(), {"taps": ["0"], "error_at": "2"}),
+        (bpfree.DRTP(), {"taps": CopiesItself, "streaming": True}),
+        (bpfree.FDFA(), {"taps": CopiesItself}),
+        (bpfree.FA(), {}),
+        (bpfree.FA(), {"error_at": "2"}),
+        (bpfree.KolenPollack(), {}),
+        (bpfree.PEPITA(), {"taps": nn.Tanh}),
+        (bpfree.ForwardGradient("activations"), {"taps": CopiesItself}),
+    ],
+    ids=str,
+)
+def test_a_copy_of_layers_that_copy_themselves_learns_as_the_original(rule, options, passed):
+    x, y = batch()
+    torch.manual_seed(0)
+    model = nn.Sequential(CopiesItself(6, 8), nn.Tanh(), CopiesItself(8, 8), nn.Tanh(), CopiesItself(8, 4))
+    attachment = bpfree.attach(model, rule, seed=1, **options)
+
+    def learn(model, attachment):
+        attachment.targets(y)
+        F.cross_entropy(model(x), y).backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    if passed:
+        learn(model, attachment)
+        model.zero_grad()
+    twin = copy.deepcopy(model)
+    (of_twin,) = bpfree.attachments(twin)
+    for found, expected in zip(learn(twin, of_twin), learn(model, attachment), strict=True):
+        assert torch.equal(found, expected)
+    of_twin.detach()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in twin.modules())
+
+
 @pytest.mark.parametrize("options", [{}, {"window": 2}, {"streaming": True}, {"threads": 2}], ids=str)
 def test_a_frozen_output_layer_passes_its_error(options):
     model, (x, y) = network().eval(), batch()

@@ -239,7 +239,63 @@ class Counter:
         return output + self.n + Counter.total
 
 
-MODELS = [Attribute, InPlace, Objects, Containers, NewContainer, Generators, GlobalRandom, Hooked]
+class Functions(Net):
+    """Tensors and lists in the defaults of functions, in arguments given beforehand, and behind a bound method."""
+
+    def __init__(self):
+        super().__init__()
+
+        def written(h, pair=(torch.zeros(7), [0.0]), *, by=torch.ones(7)):  # noqa: B006, B008
+            pair[0].add_(h.mean(0))
+            pair[1].append(pair[1][-1] + 1)
+            return pair[0] * by.mul_(1.1) + pair[1][-1]
+
+        def given(level, h, *, scale):
+            return level.add_(h.mean(0)) * scale.mul_(0.9)
+
+        self.written, self.given = written, partial(given, torch.zeros(7), scale=torch.ones(7))
+        self.bound = torch.full((7,), 2.0).__rsub__
+
+    def factor(self, h):
+        return self.bound(self.written(h) + self.given(h)).clone()
+
+    def seen(self):
+        (pair,), options = self.written.__defaults__, self.written.__kwdefaults__
+        return pair[0], *pair[1], options["by"], self.given.args[0], self.given.keywords["scale"]
+
+
+class OnTensors(Net):
+    """Attributes of parameters, buffers and plain tensors, as libraries of per-sample gradients keep them."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("level", torch.ones(7))
+        self.plain = torch.ones(7)
+        self.level.gain = 2.0
+        self.plain.log = []
+
+    def factor(self, h):
+        weight = self.below.weight
+        weight.calls = getattr(weight, "calls", 0) + 1
+        self.plain.log.append(weight.calls)
+        return self.level * self.level.gain + self.plain.log[-1] * weight.calls
+
+    def seen(self):
+        return self.below.weight.calls, *self.plain.log, self.level.gain
+
+
+MODELS = [
+    Attribute,
+    InPlace,
+    Objects,
+    Containers,
+    NewContainer,
+    Generators,
+    GlobalRandom,
+    Hooked,
+    Functions,
+    OnTensors,
+]
 
 
 def batches(count=4):
@@ -464,6 +520,30 @@ def test_objects_among_the_arguments_change_once(rule, options):
         F.cross_entropy(found[-1], y).backward()
     assert_same([output.detach() for output in found], expected)
     assert_same([given[1].calls, *given[1].seen, given[1].cache], [given[0].calls, *given[0].seen, given[0].cache])
+
+
+class OfTuple(Net):
+    def forward(self, given):
+        x, (gain, counts) = given
+        counts.append(gain * len(counts))
+        return super().forward(x * sum(counts))
+
+
+@again
+def test_tuples_among_the_arguments(rule, options):
+    if isinstance(rule, bpfree.PEPITA):
+        pytest.skip("PEPITA adds to its first argument, which must be a tensor")
+    (xs, y), expected, found = batches(), [], []
+    plain, model = OfTuple(), OfTuple()
+    bpfree.attach(model, rule, **options)
+    gain, counts = torch.tensor(2.0), ([1.0], [1.0])
+    for x in xs:
+        with torch.no_grad():
+            expected.append(plain((x, (gain, counts[0]))))
+        found.append(model((x, (gain, counts[1]))))
+        F.cross_entropy(found[-1], y).backward()
+    assert_same([output.detach() for output in found], expected)
+    assert_same(counts[1], counts[0])
 
 
 @pytest.mark.parametrize("options", [{}, {"streaming": True}, {"window": 2}, {"threads": 2}], ids=str)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from operator import attrgetter
+from typing import Any
 
 from torch import nn
 
@@ -22,15 +23,27 @@ class ModuleTree:
 
     Args:
         model: The model, with the modules that are known.
+
+    Attributes:
+        is_copy: True if it came with a copy of the model, whose modules may have lost their hooks: a module can say
+            itself how it is copied.
     """
+
+    is_copy = False
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
         self._holders = [(module, dict(module._modules)) for module in modules if module._modules]
         self._leaves = [module for module in modules if not module._modules]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a copy."""
+        return {"_holders": [], "_leaves": [], "is_copy": True}
+
     def has_changed(self) -> bool:
-        """Return whether a module now holds other modules than before. Modules are compared by identity."""
+        """Return whether a module now holds other modules than before, or is a copy. Modules are compared by identity."""
+        if self.is_copy:
+            return True
         for module, seen in self._holders:
             if module._modules != seen:
                 return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, fields
@@ -164,6 +164,13 @@ class Mechanism(nn.Module):
 
     def put_right(self) -> None:
         """Put back what passes of this thread have changed that were interrupted from the keyboard."""
+
+    def _has_lost_hooks(self, handles: Iterable[RemovableHandle]) -> bool:
+        """Return whether hooks of these handles are missing: a module can say itself how it is copied."""
+        modules = list(self.plan.model.modules())
+        there = {id(hooks) for module in modules for hooks in (module._forward_pre_hooks, module._forward_hooks)}
+        hooked = ((handle.hooks_dict_ref(), handle.id) for handle in handles)
+        return any(id(hooks) not in there or key not in hooks for hooks, key in hooked)
 
     def remove(self) -> None:
         """Take the hooks out, and drop everything that a forward pass left."""

@@ -36,6 +36,10 @@ from bpfree.rerun.holders import (
 from bpfree.rerun.holders_of_code import LEAVES, UNTOUCHED, code_holders, function_holder, is_foreign, is_ours
 
 
+_PLAIN = (Tensor, nn.Parameter)
+"""Classes of tensors that have no attributes of their own."""
+
+
 def is_leaf(value: Any) -> bool:
     """Return whether ``value`` cannot hold other objects. Tensors count as such values too."""
     return type(value) in LEAVES or isinstance(value, Tensor)
@@ -72,9 +76,12 @@ def look_into(holder: Holder, known: Mapping[int, Holder]) -> None:
         return
     entries = list(holder.entries()) if not _is_large(holder) else []
     holder.tensors = [
-        (key, value) for key, value in entries if isinstance(value, Tensor) and _is_state(holder.name(key), value)
+        (key, value)
+        for key, value in (entries if holder.can_replace else ())
+        if isinstance(value, Tensor) and _is_state(holder.name(key), value)
     ]
     found = [child for key, value in entries if (child := _place(holder, key, value, known)) is not None]
+    found += _of_tensors(holder, entries, known)
     if isinstance(holder, ModuleAttributes):
         found += _of_module(holder, known)
     holder.children = [*found, *code_holders(holder, known)]
@@ -161,6 +168,18 @@ def _object(label: str, value: Any) -> Holder | None:
 
 def _as_names(slots: Any) -> Sequence[str]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _of_tensors(holder: Holder, entries: Sequence[tuple[Any, Any]], known: Mapping[int, Holder]) -> Iterator[Holder]:
+    """Yield the places of the attributes that the user's code keeps on tensors, of a module on its parameters too."""
+    weights = holder.held._parameters.items() if isinstance(holder, ModuleAttributes) else ()
+    for key, tensor in (*weights, *entries):
+        if not isinstance(tensor, Tensor) or not vars(tensor):
+            continue
+        if is_foreign(type(tensor).__module__) and type(tensor) not in _PLAIN:
+            continue  # what a sharded weight keeps is torch's
+        there = known.get(id(tensor))
+        yield there if there is not None and there.held is tensor else Attributes(holder.name(key), tensor)
 
 
 # -- modules ---------------------------------------------------------------------------------------------------------

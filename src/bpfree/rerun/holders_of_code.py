@@ -26,6 +26,8 @@ from bpfree.rerun.holders import (
     Holder,
     Items,
     Members,
+    Method,
+    Partial,
     Slots,
     Variables,
 )
@@ -59,12 +61,10 @@ def is_foreign(module: str | None) -> bool:
 def function_holder(label: str, value: Any) -> Holder | None:
     """Return the place of a function, a method or a partial function; None if it keeps nothing."""
     if isinstance(value, partial):
-        return Function(label, value, [value.func, value.args, value.keywords])
+        return Partial(label, value)
     if isinstance(value, MethodType):
-        return Function(label, value, [value.__self__, value.__func__])
-    if is_foreign(value.__module__):
-        return None
-    return Function(label, value, [value.__defaults__, value.__kwdefaults__])
+        return Method(label, value)
+    return None if is_foreign(value.__module__) else Function(label, value)
 
 
 def code_holders(holder: Holder, known: Mapping[int, Holder]) -> Iterator[Holder]:

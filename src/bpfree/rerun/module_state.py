@@ -116,7 +116,7 @@ class Moment:
             copy = written.copy
             if copy is not None:
                 if id(copy) not in standing_in:
-                    standing_in[id(copy)] = copy.clone()
+                    standing_in[id(copy)] = _twin(copy)
                 written.holder.replace(written.key, standing_in[id(copy)])
 
     def changed(self) -> list[str]:
@@ -235,7 +235,7 @@ class State:
             for key, tensor in holder.tensors:
                 if id(tensor) not in copies:
                     copied = key in buffers or self._is_copied(holder, key, tensor)
-                    copies[id(tensor)] = tensor.clone() if copied else None
+                    copies[id(tensor)] = _twin(tensor) if copied else None
                 found.append(Written(holder, key, tensor, tensor._version, copies[id(tensor)]))
         return found
 
@@ -264,6 +264,14 @@ class State:
         """Note which tensors have been written to since ``moment``: from now on, every pass copies them."""
         large = (written for written in moment.tensors if written.tensor.numel() > _SMALL)
         self._written.update(written.name for written in large if written.tensor._version != written.version)
+
+
+def _twin(tensor: Tensor) -> Tensor:
+    """Return a copy with the tensor's own attributes, which ``clone()`` leaves out."""
+    twin = tensor.clone()
+    for name, value in vars(tensor).items():
+        vars(twin).setdefault(name, value)
+    return twin
 
 
 def _made(holder: Holder, key: Any) -> bool:

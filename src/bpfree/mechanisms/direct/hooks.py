@@ -36,7 +36,7 @@ class DirectHooks(Mechanism):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy or a pickle, without what passes have shown: a copy finds that again."""
-        return {**self.__dict__, "_tree": None, "_known": {}}
+        return {**self.__dict__, "_known": {}}
 
     @property
     def cuts(self) -> dict[str, Cut]:
@@ -79,8 +79,10 @@ class DirectHooks(Mechanism):
 
     def _look_at_model(self) -> None:
         """Follow the model where its modules or its hooks have changed."""
-        if self._tree is None:  # a copy
+        if self._tree.is_copy:
             self._note_modules()
+            if self._has_lost_hooks(self._handles):
+                self.replan(self.plan)
         elif not self.plan.is_stage and self._tree.has_changed():
             self._follow_model()
         self._let_cuts_be_last()
@@ -101,7 +103,7 @@ class DirectHooks(Mechanism):
         )
 
     def _note_modules(self) -> None:
-        self._tree: ModuleTree | None = ModuleTree(self.plan.model)
+        self._tree = ModuleTree(self.plan.model)
         self._known = dict(self.plan.model.named_modules())
 
     def _let_cuts_be_last(self) -> None:

@@ -117,11 +117,11 @@ class WeightsMechanism(ForwardOnlyMechanism):
         # Within transforms of torch.func a tangent would belong to them, and would be lost after them.
         with temporarily_clear_interpreter_stack():
             if not torch._C._is_fwd_grad_enabled():  # the model computes without gradients here: a constant
-                return parameter.detach()
+                return _standing_in(parameter, parameter.detach())
             if parameter not in directions:
                 state.seen.places[parameter] = module, name
                 directions[parameter] = self._drawn(parameter, len(directions))
-            return join(parameter.detach(), directions[parameter])
+            return _standing_in(parameter, join(parameter.detach(), directions[parameter]))
 
     def _drawn(self, parameter: Tensor, number: int) -> Tensor:
         seed, passes = self.feedback.numbers["seed"], self.feedback.numbers["passes"]
@@ -157,3 +157,10 @@ def _along(change: Tensor, directions: dict[Tensor, Tensor], error: Tensor) -> d
     """Return (sum e . odot) V for every V, in place: the memory of the direction becomes that of the gradient."""
     slope = (error.to(torch.promote_types(error.dtype, torch.float32)) * change).sum()
     return {parameter: direction.mul_(slope.to(direction)) for parameter, direction in directions.items()}
+
+
+def _standing_in(parameter: Tensor, number: Tensor) -> Tensor:
+    """Return the ``number`` that a pass gets for a parameter, with the attributes that the user's code keeps on it."""
+    if type(parameter) is nn.Parameter:  # what another class keeps there may be its own
+        number.__dict__ = vars(parameter)
+    return number

@@ -103,8 +103,7 @@ class LayerwiseHooks(Mechanism):
         """Serve layers that came into the model since the last training pass, and forget layers that went."""
         if not self._tree.has_changed():
             return
-        before, plan = self.plan, followed(self.plan)
-        self.plan = plan
+        self.plan = plan = followed(self.plan)
         layers = _served(plan.model)
         new, gone = newcomers(self._layers, layers), newcomers(layers, self._layers)
         for name in list(self._hooked):
@@ -118,9 +117,10 @@ class LayerwiseHooks(Mechanism):
                 self._take_in(name, layer)
             if name not in self._hooked:
                 self._hook(name, layer)
-        for name in newcomers(before.errors, plan.errors):
-            self._error_handles[name].remove()
-            self._error_handles[name] = plan.errors[name].register_forward_hook(partial(self._leave, name))
+        for name, module in plan.errors.items():
+            if self._error_handles[name].id not in module._forward_hooks:
+                self._error_handles[name].remove()
+                self._error_handles[name] = module.register_forward_hook(partial(self._leave, name))
         if new or gone:
             warnings.warn(self._told_of(new, gone), BpfreeWarning, stacklevel=2)
 

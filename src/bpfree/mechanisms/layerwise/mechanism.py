@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,7 +114,11 @@ class LayerwiseMechanism(LayerwiseHooks):
     def _require_same_model(self, name: str) -> None:
         """Raise VerificationError if layers that are new in the model may have run in this pass without B."""
         if self._tree.has_changed():
+            pairs = self._hooked.values()
+            is_whole_copy = self._tree.is_copy and not self._has_lost_hooks(chain.from_iterable(pairs))
             self._follow_model()
+            if is_whole_copy:
+                return
             raise VerificationError(
                 f"modules of the model have changed, and layer {name!r} was reached without a call of the model: new "
                 f"layers that ran before it had no backward weights of {self.rule} yet. They have them now: run this "

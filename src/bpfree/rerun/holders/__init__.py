@@ -7,15 +7,17 @@ holds the same objects, not copies of them.
 ``attributes.py``   the attributes of objects and modules
 ``containers.py``   dictionaries, lists, deques, sets and bytearrays
 ``variables.py``    variables of closures, modules and classes
+``functions.py``    functions, with the defaults of their arguments
 ``numbers.py``      generators of random numbers and numpy arrays
-``unchanging.py``   tuples, functions and arguments: they do not change, but contain places that do
+``unchanging.py``   tuples, methods and arguments: they do not change, but contain places that do
 """
 
 from bpfree.rerun.holders.attributes import Attributes, ModuleAttributes, Slots
 from bpfree.rerun.holders.base import Holder
 from bpfree.rerun.holders.containers import MANY, Entries, Items, Members, RuleBuffers
+from bpfree.rerun.holders.functions import Function, Partial
 from bpfree.rerun.holders.numbers import Numbers, array_holder
-from bpfree.rerun.holders.unchanging import Arguments, Collection, Fixed, Function, Unchanging
+from bpfree.rerun.holders.unchanging import Arguments, Collection, Fixed, Method, Unchanging
 from bpfree.rerun.holders.variables import ClassScope, Closure, Variables
 
 __all__ = [
@@ -31,8 +33,10 @@ __all__ = [
     "Holder",
     "Items",
     "Members",
+    "Method",
     "ModuleAttributes",
     "Numbers",
+    "Partial",
     "RuleBuffers",
     "Slots",
     "Unchanging",

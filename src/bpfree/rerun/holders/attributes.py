@@ -52,7 +52,10 @@ class Attributes(Holder):
 
 
 class ModuleAttributes(Attributes):
-    """The attributes and buffers of a module. Its submodules and hooks are looked at, but never changed."""
+    """The attributes and buffers of a module, and which of its parameters have attributes of their own.
+
+    Its submodules and hooks are looked at, but never changed.
+    """
 
     __slots__ = ("_buffers", "_hooks", "_modules", "_pre_hooks", "_skipped")
 
@@ -70,13 +73,15 @@ class ModuleAttributes(Attributes):
         hooks = len(self._hooks), len(self._pre_hooks)
         attributes = self._attributes.copy()
         compared = tuple(attributes.values())[self._skipped :]
-        return attributes, compared, self._buffers.copy(), self._modules.copy(), *hooks
+        return attributes, compared, self._buffers.copy(), self._modules.copy(), *hooks, self._with_attributes()
 
     def matches(self, kept: Any) -> bool:
         """Return whether it holds the objects of this copy."""
         now = self._attributes
-        attributes, compared, buffers, modules, _, _ = kept
+        attributes, compared, buffers, modules, _, _, with_attributes = kept
         if len(now) != len(attributes) or now.get("training") is not attributes.get("training"):
+            return False
+        if self.held._parameters and self._with_attributes() != with_attributes:
             return False
         if compared and not all(map(is_, islice(now.values(), self._skipped, None), compared)):
             return False
@@ -86,13 +91,16 @@ class ModuleAttributes(Attributes):
 
     def is_known(self) -> bool:
         """Return whether it has as many hooks and submodules as at the last look."""
-        _, _, _, modules, hooks, pre_hooks = self.kept
+        _, _, _, modules, hooks, pre_hooks, _ = self.kept
         return len(self._hooks) == hooks and len(self._pre_hooks) == pre_hooks and len(self._modules) == len(modules)
 
     def put(self, kept: Any) -> None:
         """Make it hold the objects of this copy."""
         _put(self._attributes, kept[0])
         _put(self._buffers, kept[2])
+        for parameter in self.held._parameters.values():
+            if type(parameter) is nn.Parameter and id(parameter) not in kept[-1]:
+                vars(parameter).clear()
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
         """Return pairs of a name and the attribute or buffer there."""
@@ -102,6 +110,10 @@ class ModuleAttributes(Attributes):
     def replace(self, key: Any, value: Any) -> None:
         """Put ``value`` in the place of the attribute or buffer ``key``."""
         (self._buffers if key in self._buffers else self._attributes)[key] = value
+
+    def _with_attributes(self) -> list[int]:
+        """Return the identities (``id``) of the parameters that have attributes of their own."""
+        return [id(one) for one in self.held._parameters.values() if one is not None and one.__dict__]
 
 
 class Slots(Holder):

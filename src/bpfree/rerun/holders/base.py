@@ -51,6 +51,11 @@ class Holder(ABC):
         """Return pairs of a key and the object there."""
         return ()
 
+    @property
+    def can_replace(self) -> bool:
+        """True if an entry can be replaced."""
+        return True
+
     def at(self, key: Any) -> Any:
         """Return the entry ``key``."""
         return next(value for place, value in self.entries() if place is key or place == key)

@@ -39,6 +39,11 @@ class Arguments(Unchanging):
 
     __slots__ = ()
 
+    @property
+    def can_replace(self) -> bool:
+        """False: they belong to the caller."""
+        return False
+
     def entries(self) -> Iterable[tuple[Any, Any]]:
         """Return pairs of an argument's number or name and the object."""
         return list(self.held.items())
@@ -48,21 +53,22 @@ class Arguments(Unchanging):
         return f"argument {key!r}"
 
 
-class Function(Unchanging):
-    """A function: its closure, its defaults, the object it is bound to, and the global variables it uses."""
+class Method(Unchanging):
+    """A method of an object."""
 
-    __slots__ = ("_parts",)
+    __slots__ = ()
 
-    def __init__(self, label: str, held: object, parts: Sequence[Any]) -> None:
-        super().__init__(label, held)
-        self._parts = parts
+    @property
+    def can_replace(self) -> bool:
+        """False: a method stays that of its object."""
+        return False
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
-        """Return pairs of a number and a part of the function: its defaults, or the object it is bound to."""
-        return list(enumerate(self._parts))
+        """Return the object and the function."""
+        return [("object", self.held.__self__), ("function", self.held.__func__)]
 
     def name(self, key: Any) -> str:
-        """Return the function's name: its parts have no names."""
+        """Return the method's name: its parts have no names."""
         return self.label
 
 
@@ -74,6 +80,11 @@ class Fixed(Unchanging):
     def __init__(self, label: str, held: tuple[Any, ...], above: Holder, key: Any) -> None:
         super().__init__(label, held)
         self._above, self._key = above, key
+
+    @property
+    def can_replace(self) -> bool:
+        """True if the place that holds the tuple can hold another."""
+        return self._above.can_replace
 
     def entries(self) -> Iterable[tuple[Any, Any]]:
         """Return pairs of a position and the object there, of the tuple that the place holds now."""
