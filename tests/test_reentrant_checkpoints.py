@@ -237,3 +237,19 @@ def test_torchs_function_is_as_it_was_when_the_last_rule_is_detached():
     assert dict(vars(CheckpointFunction)) != before
     second.detach()
     assert dict(vars(CheckpointFunction)) == before
+
+
+def test_a_library_may_derive_from_torchs_function():
+    class Derived(CheckpointFunction):
+        @staticmethod
+        def forward(ctx, function, preserve, *given):
+            calls.append(given)
+            return CheckpointFunction.forward(ctx, function, preserve, *given)
+
+    calls = []
+    (model, x, _), (other, *_) = setting(parts=()), setting()
+    bpfree.attach(model, bpfree.DFA())
+    model(x)
+    Derived.apply(other.blocks[0], True, x.requires_grad_()).sum().backward()
+    assert len(calls) == 1
+    assert other.blocks[0][0].weight.grad.any()

@@ -23,19 +23,21 @@ _TORCHS: Any = CheckpointFunction
 def watch_reentrant_parts() -> None:
     """Let every rule in a pass hear of the re-entrant checkpoints that it runs, before they run."""
     if "apply" not in vars(_TORCHS):
-        _TORCHS.apply = staticmethod(_ask_and_apply)
+        _TORCHS.apply = classmethod(_ask_and_apply)
 
 
 def forget_reentrant_parts() -> None:
     """Give torch's function back as it was, if no rule is attached any more."""
-    if _TORCHS.apply is _ask_and_apply and not any(mechanism.is_installed for mechanism in MECHANISMS):
+    is_ours = getattr(_TORCHS.apply, "__func__", None) is _ask_and_apply
+    if is_ours and not any(mechanism.is_installed for mechanism in MECHANISMS):
         del _TORCHS.apply
 
 
-def _ask_and_apply(function: Callable[..., Any], *given: Any) -> Any:
+def _ask_and_apply(kind: Any, function: Callable[..., Any], *given: Any) -> Any:
     for mechanism in MECHANISMS:
-        mechanism.on_reentrant_part(function)
-    return super(_TORCHS, _TORCHS).apply(function, *given)
+        if mechanism.is_installed:  # another thread may be making one
+            mechanism.on_reentrant_part(function)
+    return super(_TORCHS, kind).apply(function, *given)
 
 
 def reentrant_part(function: Callable[..., Any], model: nn.Module, where: str, rule: object) -> SecondRunError:
