@@ -136,7 +136,11 @@ class Autoencoder(nn.Module):
 
 @pytest.mark.parametrize(
     ("rule", "options"),
-    [(bpfree.DFA(), {"streaming": True}), (bpfree.ForwardGradient("weights"), {}), (bpfree.PEPITA(), {})],
+    [
+        (bpfree.DFA(), {"streaming": True, "verify": False}),
+        (bpfree.ForwardGradient("weights"), {}),
+        (bpfree.PEPITA(), {}),
+    ],
     ids=["streaming", "ForwardGradient", "PEPITA"],
 )
 def test_a_second_result_without_a_graph_is_warned_of(batch, rule, options):

@@ -223,7 +223,6 @@ def test_a_window_serves_where_such_a_term_is_only_looked_at():
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.filterwarnings("ignore:besides what comes of")
 def test_a_stream_has_no_such_loss_and_refuses():
     model, x, _ = setting("attribute")
     bpfree.attach(model, bpfree.DFA(), streaming=True)

@@ -123,9 +123,10 @@ def attach(
         TapShapeError: In a forward pass: a tap does not share the error's samples, or sizes leave open which axes are
             which.
         FeedbackSizeError: In a forward pass: the matrices would be larger than ``Feedback(max_bytes=)``.
-        StreamingError: In a forward pass: a path leads around a cut.
+        StreamingError: In a forward pass: a path leads around a cut. In a backward pass: a loss goes around
+            ``error_at``, where no graph is stored.
         SecondRunError: In a forward pass or its backward pass: the model runs again, and an argument or a weight is not
-            what it was.
+            what it was; or a part is checkpointed with ``use_reentrant=True``.
         SecondDerivativeError: In a backward pass: gradients of gradients are asked for.
         ForwardDerivativeError: In a forward pass: :class:`bpfree.ForwardGradient` meets a layer without a forward-mode
             derivative.

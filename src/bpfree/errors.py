@@ -61,7 +61,10 @@ class SecondDerivativeError(BpfreeError, RuntimeError):
 
 
 class SecondRunError(BpfreeError, RuntimeError):
-    """A model cannot run a second time as it ran the first: its arguments or weights are other ones."""
+    """A model cannot run a second time as it ran the first: its arguments or weights are other ones.
+
+    So is a part that torch runs again by re-entrant autograd: its first run has no graph.
+    """
 
 
 class VerificationError(BpfreeError, RuntimeError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, fields
@@ -27,6 +27,7 @@ from bpfree.feedback.lazy_buffers import LazyBuffers
 from bpfree.finite import ERROR, Watch
 from bpfree.forward_mode.grad_mode import rules_are_silent
 from bpfree.forward_mode.switches import switches_put_back
+from bpfree.mechanisms.reentrant_checkpoints import forget_reentrant_parts
 from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
 from bpfree.registry import MECHANISMS
@@ -165,6 +166,14 @@ class Mechanism(nn.Module):
     def put_right(self) -> None:
         """Put back what passes of this thread have changed that were interrupted from the keyboard."""
 
+    @property
+    def is_installed(self) -> bool:
+        """True if the hooks are in the model."""
+        return bool(self._handles)
+
+    def on_reentrant_part(self, function: Callable[..., Any]) -> None:
+        """Called where this thread runs ``function`` by a re-entrant checkpoint; raise if a pass cannot have that."""
+
     def _has_lost_hooks(self, handles: Iterable[RemovableHandle]) -> bool:
         """Return whether hooks of these handles are missing: a module can say itself how it is copied."""
         modules = list(self.plan.model.modules())
@@ -177,6 +186,7 @@ class Mechanism(nn.Module):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        forget_reentrant_parts()
 
     @contextmanager
     def paused(self) -> Generator[None]:

@@ -31,9 +31,10 @@ def warn_of_results(returned: Any, given: Any, error_name: str, way: object) -> 
         if isinstance(entry, Tensor) and not entry.requires_grad and id(entry) not in arguments and _learnable(entry):
             warnings.warn(
                 f"{way}: the model returns a tensor {tuple(entry.shape)} without a graph besides what comes of "
-                f"{error_name!r}. All below {error_name!r} learns from the error there alone: a loss term of that "
-                "tensor would teach it nothing. Take the error where such terms meet (error_at=...), or choose a way "
-                "that stores the graph. If the tensor is only looked at, all is well.",
+                f"{error_name!r}. What runs before {error_name!r} learns from the error there alone: a loss term of "
+                "that tensor would teach nothing, also not the layers that made it. Take the error where such terms "
+                "meet (error_at=...), or choose a way that stores the graph. If the tensor is only looked at, all is "
+                "well.",
                 BpfreeWarning,
                 stacklevel=2,
             )

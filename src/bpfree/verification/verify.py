@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpfree.attachment import Attachment
-from bpfree.errors import VerificationError
+from bpfree.errors import StreamingError, VerificationError
 from bpfree.mechanisms.direct.inspection import Inspection
 from bpfree.mechanisms.direct.mechanism import DirectMechanism
 from bpfree.mechanisms.forward_only.mechanism import ForwardOnlyMechanism
@@ -68,7 +68,7 @@ def verify(attachment: Attachment, *args: Any, **kwargs: Any) -> Verification:
             checks += ["adjoint"] if mechanism.takes_all_rows else ["adjoint", "part of the batch"]
         try:
             findings += Inspection(mechanism, (args, kwargs), thorough=True).findings
-        except VerificationError as error:
+        except (VerificationError, StreamingError) as error:
             findings.append(Finding("taught", plan.error_name or "(model)", str(error), ""))
     runs_again = plan.streaming or isinstance(mechanism, ObservingMechanism | ForwardOnlyMechanism)
     if runs_again or findings:

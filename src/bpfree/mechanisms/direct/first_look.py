@@ -68,13 +68,6 @@ class FirstLook:
             inspection = Inspection(mechanism, call)
         survey = self._surveys[kind] = inspection.survey
         mechanism.finals.update(survey.finals)
-        if survey.returned and mechanism.plan.streaming:
-            mechanism.tell_once(
-                "sides",
-                f"besides what comes of {mechanism.plan.where} the model returns tensors that were made below it: with "
-                "streaming=True no graph is stored there, and a loss of them teaches nothing below. Train without "
-                "streaming; if they are only looked at, all is well.",
-            )
         if inspection.unheard:
             mechanism.tell_once(
                 "backward hooks",

@@ -104,7 +104,10 @@ class TrainingPass(TappedPass):
         handed_on: The tensors that the taps gave to the next layers.
         fetching: True if a side term fetches its gradient from this pass's graph.
         several: True if several errors are taken: the taps may get signals from each of them.
+        stores_graph: True if what is made below the error has the graph of its segment when the pass ends.
     """
+
+    stores_graph = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -22,10 +22,12 @@ from bpfree.mechanisms.direct.alternation import EVERY_TAP, Phase
 from bpfree.mechanisms.direct.exact_signals import ExactSignals
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.side_terms import fetched_through
-from bpfree.mechanisms.direct.streaming import refuse_gradients
+from bpfree.mechanisms.direct.streaming import keeps_graphs, refuse_gradients
 from bpfree.mechanisms.direct.survey import Survey, SurveyPass
 from bpfree.rerun.arguments import holders_in
 from bpfree.rerun.checkpoints import checkpoints_off
+from bpfree.rerun.find_holders import objects_among
+from bpfree.rerun.module_state import State
 from bpfree.rerun.own_graphs import OverwrittenError, of_version, own_graphs, with_version
 from bpfree.rerun.saved_tensors import hooked_saved_tensors
 from bpfree.rerun.trial import copied, without_trace
@@ -97,6 +99,8 @@ class Inspection:
             if self._hooked_taps:
                 self.unheard |= found.idle & self._hooked_taps
             self.survey = Survey.of(found, returned, self._kept(given))
+            if plan.streaming:
+                self._require_kept_graphs(found, given)
             del returned, heard
             laid_out = self._laid_out(found)
             self.sites = {site.name: site for _, _, sites in laid_out for site in sites}
@@ -122,6 +126,12 @@ class Inspection:
         """Yield the tensors with a graph that the model, its hooks and its arguments keep."""
         places = [*self._mechanism.plan.state.holders, *holders_in(*given)]
         return (tensor for holder in places for _, tensor in holder.tensors if tensor.requires_grad)
+
+    def _require_kept_graphs(self, found: SurveyPass, given: Any) -> None:
+        """Raise StreamingError if tensors are kept behind the error's place, where no dry run finds them."""
+        graphs = self._mechanism.plan.state.graphs() | State(objects_among(*given)).graphs()
+        if left := [name for name, kept in graphs.items() if found.is_kept_behind(kept)]:
+            raise keeps_graphs(left)
 
     def _laid_out(self, found: SurveyPass) -> list[_LaidOut]:
         """Return every error with the taps below it, and their sites."""

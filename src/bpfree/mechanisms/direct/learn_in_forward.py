@@ -25,6 +25,8 @@ class LearnInForwardPass(TrainingPass):
         ends: The leaves that every segment ends in.
     """
 
+    stores_graph = False
+
     def __init__(
         self,
         names: Sequence[str],

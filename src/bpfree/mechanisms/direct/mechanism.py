@@ -11,7 +11,7 @@ whole (:mod:`bpfree.mechanisms.direct.first_look`).
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from bpfree.mechanisms.direct.rule_signals import RuleSignals
 from bpfree.mechanisms.direct.survey import Survey
 from bpfree.mechanisms.direct.tap_table import TapTable
 from bpfree.mechanisms.no_gradient_warnings import warn_of_input_gradients
+from bpfree.mechanisms.reentrant_checkpoints import reentrant_part, watch_reentrant_parts
 from bpfree.per_thread import PerThread
 from bpfree.plan import Plan
 from bpfree.rerun.checkpoints import checkpoints_around, hooks_on_saving
@@ -128,6 +129,7 @@ class DirectMechanism(ErrorsFeedback):
         if active:
             if not compiling:
                 self._look_at_model()
+                watch_reentrant_parts()  # in a copy of the model too, which nobody has attached
                 warn_of_input_gradients((*args, *kwargs.values()), self.tell_once, self.rule)
                 self.first_look.at(call, *stack.arguments)
             call.tapped = self.start_pass(call.survey, self._phase(call))
@@ -200,6 +202,21 @@ class DirectMechanism(ErrorsFeedback):
             "called alone, or model.forward() in place of model(), and trains by plain backpropagation. Call the model "
             "itself, attach the rule to that part, or say attachment.paused() where this is meant.",
         )
+
+    def on_reentrant_part(self, function: Callable[..., Any]) -> None:
+        """Raise SecondRunError in a pass with a graph: taps cannot cut the part, and it learns nothing behind a cut."""
+        self.put_right()  # a pass that Ctrl-C has ended has no part in this
+        call = self._calls().top
+        if call is None or not torch.is_grad_enabled():
+            return
+        if call.tapped is not None:
+            places = call.tapped.places
+            where = f"behind tap {places[-1]!r}" if places else "before the first tap"
+        elif call.again:
+            where = "in the estimating pass"
+        else:  # plain autograd
+            return
+        raise reentrant_part(function, self.plan.model, where, self.rule)
 
     # -- where the error is taken --------------------------------------------------------------------------------------
 

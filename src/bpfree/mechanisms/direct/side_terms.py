@@ -9,7 +9,7 @@ gradient in front of the gate and gives it to the tap's output.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from bpfree.errors import OptionError
+from bpfree.errors import BpfreeError
 from bpfree.mechanisms.autograd import Fetching, Gate, first_order_only
 from bpfree.segments import graph_nodes
 
@@ -92,22 +92,20 @@ class RefusedTerm(torch.autograd.Function):
     """Identity on a side term for which this kind of pass has no gradient: a loss of it raises an error."""
 
     @staticmethod
-    def forward(ctx: Any, term: Tensor) -> Tensor:
-        """Return the same numbers."""
+    def forward(ctx: Any, refusal: Callable[[], BpfreeError], term: Tensor, anchor: Tensor) -> Tensor:
+        """Return ``term``; with ``anchor`` it has a graph in any case."""
+        ctx.refusal = refusal
         return term.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
-        """Raise OptionError."""
-        raise OptionError(
-            "a loss was made of a tensor that the model returns, or keeps on itself, besides its output, and window= "
-            "has no gradient for it. Leave the window out: the plain rule teaches the layers below it exactly."
-        )
+        """Raise the error."""
+        raise ctx.refusal()
 
 
-def refused(term: Tensor) -> Tensor:
-    """Return ``term``; a loss of it raises an error."""
-    result: Tensor = RefusedTerm.apply(term)  # type: ignore[no-untyped-call]
+def refused(term: Tensor, refusal: Callable[[], BpfreeError]) -> Tensor:
+    """Return ``term``; a loss of it raises the error that ``refusal`` makes."""
+    result: Tensor = RefusedTerm.apply(refusal, term, torch.empty(0, requires_grad=True))  # type: ignore[no-untyped-call]
     return result
 
 

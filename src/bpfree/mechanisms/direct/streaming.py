@@ -23,7 +23,6 @@ from bpfree.mechanisms.direct.delivery import ErrorHandler
 from bpfree.mechanisms.direct.forward_pass import TappedPass, TrainingPass
 from bpfree.mechanisms.direct.second_runs import DryRun, KeepingDryRun, LearningRun
 from bpfree.mechanisms.direct.segment_leaves import SegmentLeaves, kind_of_pass
-from bpfree.mechanisms.no_gradient_warnings import warn_of_results
 from bpfree.plan import Plan
 from bpfree.rerun.arguments import Arguments
 from bpfree.rerun.fingerprint import Fingerprint
@@ -51,6 +50,8 @@ class StreamingPass(TrainingPass):
         compare: True if reruns are compared with this run.
         keeps: True if the model keeps or returns tensors that it has made of taps' outputs.
     """
+
+    stores_graph = False
 
     def __init__(
         self,
@@ -82,10 +83,8 @@ class StreamingPass(TrainingPass):
             torch.set_grad_enabled(True)
 
     def on_end(self, output: Any) -> None:
-        """Warn of tensors that the model returns besides the output at which its error arrives."""
+        """Drop the last tap's output."""
         self.handed_on.clear()
-        if self._plan.error_name:
-            warn_of_results(output, self._call.flat, self._plan.error_name, "streaming=True")
 
     def cut(self, name: str, place: str, output: Tensor) -> Tensor:
         """Take the output of a tap's call. Only the last output is kept: the error may be taken there."""
@@ -146,7 +145,7 @@ class StreamingPass(TrainingPass):
             lent = before | set(map(id, outside))
             left = [name for name, kept in self._snapshot.graphs().items() if id(kept) not in lent]
         if left:
-            raise _keeps_graphs(left)
+            raise keeps_graphs(left)
         entries = dry_run.entries if isinstance(dry_run, KeepingDryRun) else []
         return SegmentLeaves.of(
             self.names, [reach.without(entries) for reach in dry_run.reaches], outside, self._plan.model
@@ -167,7 +166,8 @@ class StreamingPass(TrainingPass):
         return result
 
 
-def _keeps_graphs(names: Sequence[str]) -> StreamingError:
+def keeps_graphs(names: Sequence[str]) -> StreamingError:
+    """Make the error for tensors of these names, whose graphs a streaming pass does not have."""
     named = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return StreamingError(
         f"the forward pass keeps tensors with a graph below the error's place: {named}. Streaming stores no graph, so "

@@ -52,6 +52,7 @@ class SurveyPass(TappedPass):
         marks: The marked errors.
         errors: The tensor of every error, before its mark.
         graphless: The calls of taps in parts that run without a graph.
+        stand_ins: The nodes of the leaves that stand for outputs of taps below which nothing learns.
     """
 
     def __init__(self, at_tap: Callable[[], object] = lambda: None) -> None:
@@ -62,6 +63,7 @@ class SurveyPass(TappedPass):
         self.errors: dict[str, Tensor] = {}
         self.marks: dict[str, Tensor] = {}
         self.graphless: list[str] = []
+        self.stand_ins: set[Any] = set()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the taps' outputs and the errors with their names."""
@@ -78,6 +80,8 @@ class SurveyPass(TappedPass):
     def _take(self, output: Tensor) -> Tensor:
         self._at_tap()
         marked = _marked(output)
+        if not output.requires_grad:
+            self.stand_ins.update(following for following, _ in marked.grad_fn.next_functions)  # type: ignore[union-attr]
         self.taps.append(marked)
         self._versions.append(marked._version)
         return marked
@@ -100,6 +104,31 @@ class SurveyPass(TappedPass):
             if marks.intersection(below[1:]) and not any(hasattr(node, "variable") for node in below):
                 found.add(name)
         return found
+
+    @property
+    def exits(self) -> dict[Any, None]:
+        """The nodes of the marked errors."""
+        return {mark.grad_fn: None for mark in self.marks.values()}
+
+    @property
+    def _taken(self) -> int:
+        """The number of the last error's node: autograd counts nodes in the order in which they are made."""
+        return max((node._sequence_nr() for node in self.exits), default=0)
+
+    def is_without_graph(self, term: Tensor) -> bool:
+        """Return whether something learns from ``term`` by a way, around the errors, that ran before they were taken.
+
+        A pass that stores no graph has none there.
+        """
+        exits, taken = self.exits, self._taken
+        before = (node for node in graph_nodes(term, stops=exits) if node not in exits and node._sequence_nr() < taken)
+        ends = (end for node in before for end, _ in node.next_functions if hasattr(end, "variable"))
+        return any(end not in self.stand_ins for end in ends)
+
+    def is_kept_behind(self, term: Tensor) -> bool:
+        """Return whether ``term`` was made after the errors had been taken, and is partly without a graph."""
+        node = term.grad_fn
+        return node is not None and node._sequence_nr() > self._taken and self.is_without_graph(term)
 
     def reach_again(self, name: str, output: Any) -> Any:
         """Mark the errors of one place."""
@@ -126,7 +155,8 @@ class Survey:
         below: For every error, the calls of taps below it.
         soft: The calls of taps whose outputs a side term uses, without passing an error.
         sides: True if there are side terms at all: tensors that are returned or kept, and have a graph below an error.
-        returned: True if some side terms are returned.
+        returned: The paths of the returned tensors.
+        graphless_terms: The paths of the returned tensors that are partly without a graph in a pass that stores none.
         finals: For every error that a final softmax or sigmoid has made, this function.
         flat: The calls of taps with no layer between them and an error.
         graphless: The calls of taps in parts that run without a graph.
@@ -138,7 +168,8 @@ class Survey:
     below: Mapping[str, frozenset[str]]
     soft: frozenset[str] = frozenset()
     sides: bool = False
-    returned: bool = False
+    returned: frozenset[tuple[Any, ...]] = frozenset()
+    graphless_terms: frozenset[tuple[Any, ...]] = frozenset()
     finals: Mapping[str, FinalActivation] = field(default_factory=dict)
     flat: frozenset[str] = frozenset()
     graphless: frozenset[str] = frozenset()
@@ -168,7 +199,7 @@ class Survey:
             for key, tensor in found.errors.items()
         }
         used = frozenset().union(*below.values())
-        exits: dict[Any, None] = {mark.grad_fn: None for mark in found.marks.values()}
+        exits = found.exits
         stops: dict[Any, str | None] = {node: place for node, place in nodes.items() if place in used} | exits
         marks = {id(mark) for mark in found.marks.values()}
         sides = [tensor for _, tensor in tensors_in(returned) if tensor.requires_grad and id(tensor) not in marks]
@@ -178,13 +209,13 @@ class Survey:
             place for term in (*sides, *kept) for node in nodes_below(term, stops) if (place := stops[node])
         )
         inner = Reach.of(*found.errors.values()).inner
-        is_returned = any(has_nodes_in(tensor, inner, exits) for tensor in sides)
         return cls(
             places=frozenset(found.places),
             below=below,
             soft=soft,
-            sides=is_returned or any(has_nodes_in(tensor, inner, exits) for tensor in kept),
-            returned=is_returned,
+            sides=any(has_nodes_in(tensor, inner, exits) for tensor in (*sides, *kept)),
+            returned=frozenset(path for path, _ in tensors_in(returned)),
+            graphless_terms=frozenset(path for path, term in tensors_in(returned) if found.is_without_graph(term)),
             finals={key: final for key, tensor in found.errors.items() if (final := FinalActivation.of(tensor))},
             flat=frozenset().union(*(_flat(tensor, nodes) for tensor in found.errors.values())),
             graphless=frozenset(found.graphless),

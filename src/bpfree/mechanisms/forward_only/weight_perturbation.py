@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +24,7 @@ from bpfree.forward_mode.tangents import Call, DualPass, kind_of, nothing_arrive
 from bpfree.mechanisms.base import Rule
 from bpfree.mechanisms.forward_only.asked_parameters import AskedParameters, asking_class
 from bpfree.mechanisms.forward_only.mechanism import ForwardOnlyMechanism, GradientsOfError
+from bpfree.mechanisms.reentrant_checkpoints import reentrant_part, watch_reentrant_parts
 from bpfree.plan import Plan
 from bpfree.rerun.snapshot import RunSnapshot
 
@@ -67,6 +68,7 @@ class WeightsMechanism(ForwardOnlyMechanism):
     def _start(self, call: Call, stack: ExitStack) -> None:
         if torch.compiler.is_compiling():
             raise compiled()
+        watch_reentrant_parts()
         kind, mode = kind_of(self.plan, call), self._rehearsal.mode
         if not mode.knows(kind):
             # A rehearsal finds errors that name the layer; an error in the model's own pass could not be given a name.
@@ -75,6 +77,13 @@ class WeightsMechanism(ForwardOnlyMechanism):
             self.feedback.numbers["passes"] += 1
         stack.enter_context(mode.entered(self.plan, kind, freeze=False))
         stack.enter_context(self._perturbed())
+
+    def on_reentrant_part(self, function: Callable[..., Any]) -> None:
+        """Raise SecondRunError in a pass with tangents: those of weights do not come out of the part."""
+        self.put_right()  # a pass that Ctrl-C has ended has no part in this
+        state = self._passes.now()
+        if state is not None and isinstance(state.seen, _Directions) and torch._C._is_fwd_grad_enabled():
+            raise reentrant_part(function, self.plan.model, "in its pass with tangents", self.rule)
 
     def _follow_model(self) -> None:
         before = self.plan
