@@ -172,6 +172,52 @@ def test_error_at_before_a_named_tap():
     bpfree.attach(model, bpfree.DFA(), error_at="2", example_inputs=X)
 
 
+class Twin(nn.Module):
+    """A Siamese model: one encoder sees both views, and the model returns their distance."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+
+    def forward(self, x, z):
+        return self.encoder(x) - self.encoder(z)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("taps", [["encoder.1"], None], ids=["named", "default"])
+@pytest.mark.parametrize("options", [{}, {"streaming": True}, {"window": 2}], ids=str)
+def test_an_errors_module_that_is_called_twice(options, taps, verify):
+    model = Twin()
+    bpfree.attach(model, bpfree.DFA(), taps=taps, error_at="encoder.2", verify=verify, **options)
+    with pytest.raises(errors.ErrorPlacementError, match=r"'encoder\.2' was reached twice.*[Aa]ttach the rule to"):
+        model(X, X + 1)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("rule", [bpfree.ForwardGradient("weights"), bpfree.PEPITA()], ids=str)
+def test_an_errors_module_that_is_called_twice_without_a_graph(rule):
+    model = Twin()
+    bpfree.attach(model, rule, error_at="encoder.2")
+    with pytest.raises(errors.ErrorPlacementError, match=r"'encoder\.2' was reached twice"):
+        model(X, X + 1)
+
+
+def test_a_rule_on_the_part_that_is_called_twice():
+    """What the message advises: each call is a pass of its own, and the layers get the sum of both."""
+    torch.manual_seed(0)
+    model, z = Twin(), X + 1
+    attachment = bpfree.attach(model.encoder, bpfree.DFA(), taps=["1"], error_at="2")
+    apart = model(X, z)
+    apart.square().sum().backward()
+    B = attachment.feedback.matrix(attachment.mechanism.sites[0])
+    with torch.no_grad():
+        expected = torch.zeros(8, 6)
+        for view, e in ((X, 2 * apart), (z, -2 * apart)):
+            h = model.encoder[:2](view)
+            expected += (e @ B * (1 - h * h)).T @ view
+    torch.testing.assert_close(model.encoder[0].weight.grad, expected)
+
+
 def test_a_tap_must_not_cut_the_output_layer_off():
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4), nn.LogSoftmax(1))
     bpfree.attach(model, bpfree.DFA(), taps=nn.Linear)

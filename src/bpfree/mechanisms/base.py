@@ -256,7 +256,11 @@ def not_a_tensor(plan: Plan, output: object) -> ErrorPlacementError:
 def reached_twice(name: str) -> ErrorPlacementError:
     """Make the error for a forward pass that reaches an error's place twice."""
     where = repr(name) if name else "the model's output"
-    return ErrorPlacementError(f"error_at: {where} was reached twice in one forward pass.")
+    return ErrorPlacementError(
+        f"error_at: {where} was reached twice in one forward pass, and a pass takes each error once. Attach the rule to "
+        "the part of the model that is called twice, taps and error_at included: each of its calls is then a pass of "
+        "its own. Or give that part both inputs as one batch, or name a module further up that every pass reaches once."
+    )
 
 
 def not_reached(name: str) -> ErrorPlacementError:

@@ -183,10 +183,9 @@ def _require_learning_behind(plan: Plan, tapped: TrainingPass, output: Tensor) -
         )
 
 
-def require_default_tap(plan: Plan, name: str) -> None:
-    """Raise ErrorPlacementError if a tap above the error was named; default taps there are left alone."""
-    if plan.explicit:
-        raise ErrorPlacementError(
-            f"tap {name!r} was reached after error_at={plan.error_name!r}. What lies above error_at is "
-            "trained exactly and cannot hold a tap: leave that tap out, or take the error further up."
-        )
+def tap_above_error(plan: Plan, name: str) -> ErrorPlacementError:
+    """Make the error for a tap above the error that the user named; default taps there are left alone."""
+    return ErrorPlacementError(
+        f"tap {name!r} was reached after error_at={plan.error_name!r}. What lies above error_at is "
+        "trained exactly and cannot hold a tap: leave that tap out, or take the error further up."
+    )

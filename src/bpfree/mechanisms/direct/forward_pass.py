@@ -30,6 +30,7 @@ class TappedPass(ABC):
         places: The names of these calls: the module's name, with ``#2``, ``#3``, ... from its second call on.
         aside: The calls that are left alone: no error lies above them.
         reached: The errors' places that the pass has reached.
+        late: The first tap that the user named and that was called after all of them; None if there is none.
         phase: Which taps are cut; through the others the graph goes on.
     """
 
@@ -40,6 +41,7 @@ class TappedPass(ABC):
         self.places: list[str] = []
         self.aside: frozenset[str] = frozenset()
         self.reached: set[str] = set()
+        self.late: str | None = None
         self._calls: dict[str, int] = {}
 
     def count_call(self, name: str) -> str:

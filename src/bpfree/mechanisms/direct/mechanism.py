@@ -25,7 +25,7 @@ from bpfree.mechanisms.direct.alternation import EVERY_TAP, Alternation, Phase
 from bpfree.mechanisms.direct.backward_hooks import with_backward_hooks
 from bpfree.mechanisms.direct.checkpointed_taps import CheckpointedTaps
 from bpfree.mechanisms.direct.choose_pass import PassChooser
-from bpfree.mechanisms.direct.connect import connect_error, require_default_tap, take_errors
+from bpfree.mechanisms.direct.connect import connect_error, take_errors, tap_above_error
 from bpfree.mechanisms.direct.delivery import Layout, PassMemory
 from bpfree.mechanisms.direct.errors_feedback import ErrorsFeedback
 from bpfree.mechanisms.direct.exchange_terms import exchange_terms
@@ -177,8 +177,8 @@ class DirectMechanism(ErrorsFeedback):
         if tapped is None:
             return None
         if tapped.reached and len(tapped.reached) == len(plan.errors):
-            if isinstance(tapped, TrainingPass):
-                require_default_tap(plan, name)
+            if plan.explicit and tapped.late is None:
+                tapped.late = name
             return None
         place = tapped.count_call(name)
         if place in tapped.aside:
@@ -268,6 +268,9 @@ class DirectMechanism(ErrorsFeedback):
             return None
         if not tapped.reached:
             raise not_reached(self.plan.error_name)
+        # Not at the tap itself: if it is called again because the error's module is, that is the cause to name.
+        if tapped.late is not None:
+            raise tap_above_error(self.plan, tapped.late)
         tapped.on_end(output)
         output = exchange_terms(self.plan, call, tapped, output, (args, kwargs))
         self._table.note(call, tapped)
