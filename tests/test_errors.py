@@ -428,3 +428,70 @@ def test_a_lone_tap_where_the_error_is_taken_is_named(error_at: str) -> None:
     attachment = bpfree.attach(model, bpfree.DFA(), taps=["2"], error_at=error_at)
     with pytest.raises(errors.ErrorPlacementError, match="only tap that was reached, '2', stands where the error is"):
         attachment.model(torch.randn(5, 4)).sum().backward()
+
+
+def fail(module, args, output):
+    raise KeyError("of the user's hook")
+
+
+OF_EVERY_KIND = [
+    bpfree.DFA(),
+    bpfree.FDFA(),
+    bpfree.DKP(),
+    bpfree.FA(),
+    bpfree.PEPITA(),
+    bpfree.ForwardGradient("weights"),
+]
+
+
+@pytest.mark.parametrize("rule", OF_EVERY_KIND, ids=str)
+def test_an_error_in_a_hook_on_the_model_is_the_only_one(rule, recwarn):
+    """Torch still calls the hooks behind it, and warns of what they raise: none of ours does."""
+    model = mlp()
+    model.register_forward_hook(fail)
+    bpfree.attach(model, rule, verify=False)
+    with pytest.raises(KeyError, match="of the user's hook"):
+        model(X)
+    assert not [warning for warning in recwarn if "always_call" in str(warning.message)]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.FDFA(), bpfree.DKP()], ids=str)
+def test_a_refusal_at_the_models_output_is_the_only_one(rule, verify, recwarn):
+    model = Embeds(lambda o: {"classes": o.argmax(-1)})
+    bpfree.attach(model, rule, verify=verify)
+    with pytest.raises(errors.ErrorPlacementError, match="dict"):
+        model(X)
+    assert not [warning for warning in recwarn if "always_call" in str(warning.message)]
+
+
+@pytest.mark.parametrize("rule", OF_EVERY_KIND, ids=str)
+def test_a_pass_while_another_error_is_handled_is_a_pass_as_all_others(rule):
+    found = []
+    for handled in (False, True):
+        torch.manual_seed(0)
+        model = mlp()
+        bpfree.attach(model, rule, seed=0)
+        for _ in range(2):
+            try:
+                if handled:
+                    raise MemoryError
+                output = model(X)
+            except MemoryError:  # as where a batch that was too large is run anew, in parts
+                output = model(X)
+            F.cross_entropy(output, torch.arange(5) % 4).backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.PEPITA()], ids=str)
+def test_what_is_refused_at_the_end_of_a_pass_is_so_while_another_error_is_handled(rule):
+    model = nn.ModuleDict({"body": mlp(), "other": nn.Linear(6, 4)})
+    model.forward = lambda x: model["body"](x)
+    bpfree.attach(model, rule, error_at="other")
+    try:
+        raise MemoryError
+    except MemoryError:
+        with pytest.raises(errors.ErrorPlacementError, match="'other' was not reached"):
+            model(X)

@@ -40,16 +40,14 @@ def take_errors(mechanism: DirectMechanism, call: PassState, tapped: TrainingPas
         ErrorPlacementError: There is no error in it, or the module was reached before in this pass.
         OptionError: It holds several errors, and an option allows one alone.
     """
-    # Noted before anything raises: _end_pass runs all the same, and must not raise a second error.
-    twice = place in tapped.reached
+    if place in tapped.reached:
+        raise reached_twice(place)
     tapped.reached.add(place)
     if len(tapped.reached) == len(mechanism.plan.errors):
         tapped.close()
     found = errors_of(output, partial(_is_error, call, tapped, place))
     if not found:
         raise not_a_tensor(mechanism.plan, output)
-    if twice:
-        raise reached_twice(place)
     alone = len(mechanism.plan.errors) == 1 and isinstance(output, Tensor)
     if not alone:
         _require_plain_pass(mechanism.plan)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bpfree.axes.sites import Site
 from bpfree.errors import StreamingError, VerificationError
-from bpfree.mechanisms.base import being_exported, not_reached, running_again
+from bpfree.mechanisms.base import being_exported, exception_handled, not_reached, running_again
 from bpfree.mechanisms.direct.alternation import EVERY_TAP, Alternation, Phase
 from bpfree.mechanisms.direct.backward_hooks import with_backward_hooks
 from bpfree.mechanisms.direct.checkpointed_taps import CheckpointedTaps
@@ -119,12 +119,14 @@ class DirectMechanism(ErrorsFeedback):
         stack = self._calls()
         top = stack.top
         if top is not None and top.again and not top.entered:
-            top.entered, top.around = True, checkpoints_around()
+            top.entered, top.around, top.handled = True, checkpoints_around(), exception_handled()
             return None
         compiling, active, again = torch.compiler.is_compiling(), self.active, self.recomputing()
         call = PassState(is_compiled=True) if compiling else PassState(sys._getframe(1), checkpoints_around())
         # The second run of a checkpoint is no training pass of its own, unless the first run had no gradients.
         call.counts = active and (not again or stack.ungraded)
+        if not compiling:
+            call.handled = exception_handled()
         if active:
             if not compiling:
                 self._look_at_model()
@@ -263,8 +265,8 @@ class DirectMechanism(ErrorsFeedback):
 
     def _on_end(self, call: PassState, args: Any, kwargs: Any, output: Any) -> Any:
         tapped = call.tapped
-        # Without an output the forward pass raised: that error goes to the user, not ours.
-        if not isinstance(tapped, TrainingPass) or output is None:
+        # Where the pass has raised, that error goes to the user, not ours.
+        if not isinstance(tapped, TrainingPass) or output is None or call.has_raised:
             return None
         if not tapped.reached:
             raise not_reached(self.plan.error_name)
