@@ -48,9 +48,11 @@ def take_errors(mechanism: DirectMechanism, call: PassState, tapped: TrainingPas
     found = errors_of(output, partial(_is_error, call, tapped, place))
     if not found:
         raise not_a_tensor(mechanism.plan, output)
-    alone = len(mechanism.plan.errors) == 1 and isinstance(output, Tensor)
-    if not alone:
-        _require_plain_pass(mechanism.plan)
+    alone = len(mechanism.plan.errors) == len(found) == 1
+    if alone:
+        tapped.error_path = next(iter(found))
+    else:
+        _require_plain_pass(mechanism.plan, [error_key(place, path) for path in found])
         tapped.several = True
     connected: dict[str, Tensor] = {}
     for path, tensor in found.items():
@@ -60,13 +62,13 @@ def take_errors(mechanism: DirectMechanism, call: PassState, tapped: TrainingPas
         # Also a stage where nothing learns must send the error to the other stages.
         stands_in = mechanism.plan.is_stage and not exit_.requires_grad
         connected[path] = exit_.detach().requires_grad_() if stands_in else exit_
-    return connected[""] if alone else replace_errors(output, connected)
+    return connected[""] if isinstance(output, Tensor) else replace_errors(output, connected)
 
 
 def _is_error(call: PassState, tapped: TrainingPass, place: str, path: str, tensor: Tensor) -> bool:
-    """Return whether a tensor among several is an error although cuts have left it without a graph."""
+    """Return whether a tensor in a container is an error although the pass has left it without a graph."""
     if call.survey is None:
-        return tapped.ends_in_tap(tensor) is not None
+        return not tapped.has_graph or tapped.ends_in_tap(tensor) is not None
     return bool(call.survey.below.get(error_key(place, path)))
 
 
@@ -138,13 +140,19 @@ def connect_error(
     return tapped.connect(output, handler, cut, just_in_time=layout.just_in_time)
 
 
-def _require_plain_pass(plan: Plan) -> None:
-    """Raise OptionError if options that allow one error alone are used with several errors."""
-    if plan.streaming or plan.window > 1:
-        raise OptionError(
-            f"streaming=True and window={plan.window}: with several errors every pass stores its graph, and has no "
-            "window. Leave these options out, or take one error alone (error_at=)."
-        )
+def _require_plain_pass(plan: Plan, errors: Sequence[str]) -> None:
+    """Raise OptionError if an option that allows one error alone is used with several errors."""
+    if not plan.streaming and plan.window == 1:
+        return
+    option, needs = (
+        ("streaming=True", "stores no graph") if plan.streaming else (f"window={plan.window}", "carries signals")
+    )
+    names = ", ".join(map(repr, list(plan.errors) if len(plan.errors) > 1 else errors))
+    what = "error_at names" if len(plan.errors) > 1 else f"{plan.where} holds several tensors,"
+    raise OptionError(
+        f"{what} {names}: these are several errors, and a pass {needs} for one error alone. Leave {option} out, or "
+        "take one error: error_at= with one module whose output is one tensor."
+    )
 
 
 def _below(call: PassState, tapped: TrainingPass, name: str, *, alone: bool) -> Sequence[int]:

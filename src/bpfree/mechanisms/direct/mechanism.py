@@ -327,7 +327,7 @@ class DirectMechanism(ErrorsFeedback):
         finally:
             del calls[known:]
 
-    def _rerun(self, aside: frozenset[str], phase: Phase, tapped: TappedPass, call: Any) -> Tensor:
+    def _rerun(self, aside: frozenset[str], phase: Phase, tapped: TappedPass, call: Any) -> Any:
         """Run the model on ``call``, (args, kwargs), as far as the error's place, and return the output there."""
         tapped.aside, tapped.phase = aside, phase
         if not self._handles:
@@ -340,8 +340,7 @@ class DirectMechanism(ErrorsFeedback):
             with self.running(PassState(tapped=tapped, again=True)):
                 self.plan.model(*args, **kwargs)
         except StopForward as reached:
-            output: Tensor = reached.output
-            return output
+            return reached.output
         raise not_reached(self.plan.error_name)
 
     def check_estimates(self, call: Any, sites: Sequence[Site], *, thorough: bool) -> list[Finding]:
