@@ -109,7 +109,8 @@ def known_names(model: nn.Module, prefix: str = "") -> dict[str, str]:
 def tensor_keys(taps: TapChoice, chosen: Mapping[str, nn.Module], model: nn.Module, prefix: str = "") -> dict[str, Key]:
     """Return the place of the tap's tensor in the outputs of the ``chosen`` modules, for those where it was given.
 
-    ``chosen`` are modules of ``model``, named as :func:`select_taps` does. If several entries of a mapping match one module, the last one counts.
+    ``chosen`` are modules of ``model``, named as :func:`select_taps` does. If several entries of a mapping match one
+    module, the last one counts.
 
     Raises:
         TapSelectionError: A place is not a valid one.

@@ -275,7 +275,7 @@ class DirectMechanism(ErrorsFeedback):
             raise tap_above_error(self.plan, tapped.late)
         tapped.on_end(output)
         output = exchange_terms(self.plan, call, tapped, output, (args, kwargs))
-        self._table.note(call, tapped)
+        self._table.note(call, tapped, output)
         if call.first and call.survey is not None:
             self._require_same_outputs(call, call.survey)
         return output
