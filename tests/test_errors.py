@@ -265,6 +265,61 @@ def test_a_tap_without_the_errors_batch():
         model(X)
 
 
+class Crossing(nn.Module):
+    """A block that hands on two streams; the first has four rows for each sample."""
+
+    def __init__(self, pack):
+        super().__init__()
+        self.one, self.two, self.pack = nn.Linear(6, 4), nn.Linear(6, 4), pack
+
+    def forward(self, x):
+        return self.pack(torch.tanh(self.one(x.repeat_interleave(4, 0))), torch.tanh(self.two(x)))
+
+
+class Crossed(nn.Module):
+    def __init__(self, pack):
+        super().__init__()
+        self.block, self.head = Crossing(pack), nn.Linear(4, 3)
+
+    def forward(self, x):
+        found = self.block(x)
+        many, one = found.values() if isinstance(found, dict) else (found[0], found[-1])
+        return self.head(one + many.unflatten(0, (-1, 4)).mean(1))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize(
+    ("pack", "says", "other"),
+    [
+        (lambda many, one: (many, one), r"a tuple.*at 0 was taken: taps={'block': 1}", 1),
+        (lambda many, one: (many, None, one), r"a tuple.*at 0 was taken: taps={'block': 2}", 2),
+        (lambda many, one: {"many": many, "one": one}, r"a dict.*at 'many' was taken: taps={'block': 'one'}", "one"),
+    ],
+    ids=["tuple", "with None", "dictionary"],
+)
+def test_a_tap_of_several_tensors_says_which_was_taken(pack, says, other, verify):
+    model = Crossed(pack)
+    attachment = bpfree.attach(model, bpfree.DFA(), taps="block", verify=verify)
+    with pytest.raises(errors.TapShapeError, match=r"'block' has the shape \(20, 4\).*hands on " + says):
+        model(X)
+    attachment.detach()
+    bpfree.attach(model, bpfree.DFA(), taps={"block": other}, verify=verify)
+    model(X).sum().backward()  # as the message says
+    assert model.block.two.weight.grad is not None
+
+
+def test_a_tap_of_one_tensor_says_nothing_of_others():
+    class Pooled(Crossed):
+        def forward(self, x):
+            return self.head(self.block(x)[0].unflatten(0, (-1, 4)).mean(1))
+
+    model = Pooled(lambda many, one: (many, many.argmax(1)))
+    bpfree.attach(model, bpfree.DFA(), taps="block")
+    with pytest.raises(errors.TapShapeError) as told:
+        model(X)
+    assert "hands on" not in str(told.value)
+
+
 def test_a_tap_without_features():
     model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 0), nn.Tanh(), nn.Linear(0, 2))
     bpfree.attach(model, bpfree.DFA())

@@ -188,6 +188,8 @@ class DirectMechanism(ErrorsFeedback):
         key = plan.tensor_keys.get(name)
         is_plain = key is None and isinstance(output, Tensor) and output.is_floating_point()
         tensor = output if is_plain else take(output, key, name)
+        if not (is_plain or compiled):
+            self.layouts.note_container(name, output, key)
         if (module._backward_hooks or module._backward_pre_hooks) and module is not plan.model:
             tensor = with_backward_hooks(module, args, tensor)
         handed_on = tapped.cut(name, place, tensor)
