@@ -142,6 +142,53 @@ def test_ways_of_different_widths_need_matrices_of_their_own():
         model(X, which).sum().backward()
 
 
+class Dropping(nn.Module):
+    """Leaves out the layers that it is told to, as layerdrop does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(2))
+        self.head, self.dropped = nn.Linear(6, 4), ()
+
+    def forward(self, x):
+        for number, layer in enumerate(self.layers):
+            x = x if number in self.dropped else layer(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("options", [{}, {"verify": False}, {"streaming": True}, {"window": 2}], ids=str)
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.FDFA(), bpfree.DKP()], ids=str)
+def test_a_pass_that_leaves_out_all_taps(rule, options):
+    """It is refused as such, and who skips the step trains on as if it had never been."""
+    found = []
+    for steps in ((None, (1,)), (None, (0, 1), (1,))):
+        torch.manual_seed(0)
+        model = Dropping()
+        bpfree.attach(model, rule, taps="layers.*.1", seed=0, **options)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for dropped in steps:
+            model.dropped = dropped or ()
+            optimizer.zero_grad()
+            if dropped == (0, 1):
+                with pytest.raises(errors.ErrorPlacementError, match=r"reached no tap.*earlier passes did.*skip this"):
+                    model(X)
+                continue
+            F.cross_entropy(model(X), torch.arange(5) % 4).backward()
+            optimizer.step()
+        found.append([parameter.detach() for parameter in model.parameters()])
+    if not isinstance(rule, bpfree.FDFA):  # whose perturbations are drawn by the number of the pass
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_a_first_pass_that_leaves_out_all_taps():
+    model = Dropping()
+    model.dropped = (0, 1)
+    bpfree.attach(model, bpfree.DFA(), taps="layers.*.1")
+    with pytest.raises(errors.ErrorPlacementError, match=r"no tap was reached before the model's output. Name taps"):
+        model(X)
+
+
 def test_error_at_is_not_reached():
     class Branch(nn.Module):
         def __init__(self):

@@ -17,7 +17,7 @@ from bpfree.mechanisms.direct.delivery import GivenSignals, NoSignals
 from bpfree.mechanisms.direct.final_activation import final_activation
 from bpfree.mechanisms.direct.forward_pass import StoredGraphPass, TrainingPass
 from bpfree.mechanisms.direct.pass_state import PassState
-from bpfree.mechanisms.direct.survey import error_key, errors_of
+from bpfree.mechanisms.direct.survey import Survey, error_key, errors_of
 from bpfree.module_tree import has_frozen_behind
 from bpfree.plan import Plan
 from bpfree.tabulate import name_some
@@ -113,7 +113,7 @@ def connect_error(
             return output
         if not alone:
             return output
-        raise _no_tap_below(call, mechanism.plan, at_error)
+        raise _no_tap_below(mechanism, call.survey, at_error)
     if alone:
         _require_learning_behind(mechanism.plan, tapped, output)
     sender = mechanism.of_error(name, first=first)
@@ -164,20 +164,27 @@ def _below(call: PassState, tapped: TrainingPass, name: str, *, alone: bool) -> 
     return [number for number, place in enumerate(tapped.places) if place not in others]
 
 
-def _no_tap_below(call: PassState, plan: Plan, at_error: str | None) -> ErrorPlacementError:
+def _no_tap_below(mechanism: DirectMechanism, survey: Survey | None, at_error: str | None) -> ErrorPlacementError:
+    plan = mechanism.plan
     if at_error is not None:
         return ErrorPlacementError(
             f"the only tap that was reached, {at_error!r}, stands where the error is taken, {plan.where}: nothing "
             "below it would learn from feedback. Tap other modules (taps=...), or train it by bpfree.BP()."
         )
-    if call.survey is None or not call.survey.places:
+    if survey is not None and survey.places and not survey.places - survey.unreached:
         return ErrorPlacementError(
-            f"no tap was reached before {plan.where}. Name taps that the forward pass runs through below it."
+            f"{name_some(survey.places)} were reached, and {plan.where} does not depend on what they hand on: "
+            "the model takes it out of the graph, or differentiates within its own forward pass, as for forces. Tap "
+            "other modules (taps=...), or train it by bpfree.BP()."
+        )
+    if mechanism.sites:
+        return ErrorPlacementError(
+            f"this pass reached no tap before {plan.where}, and earlier passes did: the model may leave out layers at "
+            "random (layerdrop). Also tap modules that every pass runs through (taps=...), set the model's layerdrop "
+            "to 0, or skip this step: catch bpfree.errors.ErrorPlacementError around the model, and go on."
         )
     return ErrorPlacementError(
-        f"{name_some(call.survey.places)} were reached, and {plan.where} does not depend on what they hand on: "
-        "the model takes it out of the graph, or differentiates within its own forward pass, as for forces. Tap "
-        "other modules (taps=...), or train it by bpfree.BP()."
+        f"no tap was reached before {plan.where}. Name taps that the forward pass runs through below it."
     )
 
 
