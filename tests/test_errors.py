@@ -297,6 +297,42 @@ def test_a_changed_shape_at_a_tap():
         model(torch.randn(2, 9))
 
 
+def test_images_of_another_size():
+    """One number a channel serves every size, as the message says: B is the same at each position."""
+
+    def attached(**options):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 4, 1), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+        model = nn.Sequential(*layers)
+        return model, bpfree.attach(model, bpfree.DFA(feedback=bpfree.Feedback(**options)), seed=0)
+
+    model, _ = attached()
+    model(torch.randn(2, 3, 6, 6))
+    with pytest.raises(errors.TapShapeError, match=r"144 features.*256.*Feedback\(modes=1\) serves every size"):
+        model(torch.randn(2, 3, 8, 8))
+    model, attachment = attached(modes=1)
+    for size in (6, 8, 1, 3, 9):
+        x = torch.randn(2, 3, size, size)
+        model.zero_grad()
+        output = model(x)
+        output.square().sum().backward()
+        B = attachment.feedback["shared"] * attachment.rule.feedback.scale(4, 4, 5)
+        signal = (2 * output.detach() @ B / size)[:, :, None, None]  # of one over the root of the positions
+        with torch.no_grad():
+            d = signal * (1 - model[:2](x).square())
+        torch.testing.assert_close(model[0].weight.grad[..., 0, 0], torch.einsum("nchw,nkhw->ck", d, x))
+
+
+def test_taps_that_are_no_maps_hear_nothing_of_images():
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.Tanh(), nn.Linear(8, 3))
+    attachment = bpfree.attach(model, bpfree.DFA(), example_inputs=X)
+    model[1], model[3] = nn.Linear(6, 9), nn.Linear(9, 3)
+    with pytest.warns(bpfree.BpfreeWarning, match="has changed"), pytest.raises(errors.TapShapeError) as told:
+        model(X)
+    assert "modes" not in str(told.value)
+    attachment.detach()
+
+
 def test_a_tap_without_the_errors_batch():
     class Pooled(nn.Module):
         def __init__(self):
