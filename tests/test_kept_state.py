@@ -245,7 +245,7 @@ class Functions(Net):
     def __init__(self):
         super().__init__()
 
-        def written(h, pair=(torch.zeros(7), [0.0]), *, by=torch.ones(7)):  # noqa: B006, B008
+        def written(h, pair=(torch.zeros(7), [0.0]), *, by=torch.ones(7)):  # noqa: B008
             pair[0].add_(h.mean(0))
             pair[1].append(pair[1][-1] + 1)
             return pair[0] * by.mul_(1.1) + pair[1][-1]

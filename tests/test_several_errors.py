@@ -110,6 +110,23 @@ def test_signals_of_named_errors_add_up(weights, value_first, shared):
         torch.testing.assert_close(ours, expected, atol=1e-14, rtol=1e-10)
 
 
+@pytest.mark.parametrize("rule", [bpfree.FDFA(), bpfree.GrAPE(), bpfree.LMS()], ids=str)
+def test_feedback_of_each_error_learns_in_whichever_order_they_are_computed(rule):
+    found = []
+    for value_first in (False, True):
+        model, x, actions, returns = setting(value_first=value_first)
+        attachment = bpfree.attach(model, rule, error_at=("policy", "value"), seed=2)
+        for _ in range(3):
+            model.zero_grad()
+            p, v = model(x)
+            (F.cross_entropy(p, actions) + F.mse_loss(v, returns)).backward()
+        B = matrices(attachment, ("policy", "value"))
+        assert all(B[name]["trunk.1"].any() for name in B)
+        found.append([B["policy"]["trunk.1"], *B["value"].values(), *gradients(model)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-14, rtol=1e-10)
+
+
 @pytest.mark.parametrize("pack", list(PACKED))
 def test_every_tensor_that_the_model_returns_is_an_error(pack):
     model, x, actions, returns = setting(pack)

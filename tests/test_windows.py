@@ -34,6 +34,16 @@ def test_a_window_of_one_is_the_plain_rule_and_a_deep_one_is_backpropagation(dou
     assert_same(gradients(name, rule, window=DEPTH + 1), gradients(name, bpfree.BP()))
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_window_deeper_than_the_model_runs_nothing_more(double, name, monkeypatch):
+    runs, plain = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *given, **options: runs.append(1) or plain(*given, **options))
+    found = gradients(name, bpfree.DFA(), window=DEPTH + 1)
+    enough = len(runs)
+    assert_same(gradients(name, bpfree.DFA(), window=50 * DEPTH), found)
+    assert len(runs) == 2 * enough
+
+
 @pytest.mark.parametrize("window", [2, 3])
 def test_a_window_is_the_form_written_out(double, window):
     """The signal of tap l + w - 1 goes down w - 1 segments; near the top the error does."""

@@ -102,7 +102,9 @@ def attach(
         seed: The seed of everything that the rule draws. The global random state is neither read nor changed.
         verify: For direct rules: run the first pass of every kind with its whole graph, to find side heads and further
             losses and to check that the model learns what the rule says (:func:`bpfree.verify`). False saves these
-            passes; a model that returns one tensor and keeps no tensor on itself learns the same.
+            passes. A model that returns one tensor and keeps none on itself learns the same where the error is taken at
+            one place; of several places each sends its error to every tap that ran before it, also to those whose
+            output it does not depend on.
         example_inputs: A tensor, or the arguments of one forward pass (a tuple, or a mapping of keyword arguments). It
             is run at once to find the shapes. Without it the first forward pass finds them; the numbers drawn are the
             same.

@@ -41,7 +41,7 @@ class ModuleTree:
         return {"_holders": [], "_leaves": [], "is_copy": True}
 
     def has_changed(self) -> bool:
-        """Return whether a module now holds other modules than before, or is a copy. Modules are compared by identity."""
+        """Return whether a module holds others than before, compared by identity, or came with a copy."""
         if self.is_copy:
             return True
         for module, seen in self._holders:

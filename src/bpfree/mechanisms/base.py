@@ -171,7 +171,7 @@ class Mechanism(nn.Module):
         modules = list(self.plan.model.modules())
         there = {id(hooks) for module in modules for hooks in (module._forward_pre_hooks, module._forward_hooks)}
         hooked = ((handle.hooks_dict_ref(), handle.id) for handle in handles)
-        return any(id(hooks) not in there or key not in hooks for hooks, key in hooked)
+        return any(hooks is None or id(hooks) not in there or key not in hooks for hooks, key in hooked)
 
     def remove(self) -> None:
         """Take the hooks out, and drop everything that a forward pass left."""

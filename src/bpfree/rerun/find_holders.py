@@ -35,7 +35,6 @@ from bpfree.rerun.holders import (
 )
 from bpfree.rerun.holders_of_code import LEAVES, UNTOUCHED, code_holders, function_holder, is_foreign, is_ours
 
-
 _PLAIN = (Tensor, nn.Parameter)
 """Classes of tensors that have no attributes of their own."""
 

@@ -135,7 +135,8 @@ class _Record:
         together: bool,
         is_stage: bool,
     ) -> None:
-        self._make, self._window, self._arrived = make, window, arrived
+        self._make, self._arrived = make, arrived
+        self._window = min(window, len(taps) + 1)  # signals have come through all segments then
         reaches = [Reach.of(root) for root in (*taps, output)]
         numbers = {id(entry): number for number, entry in enumerate(entries)}
         self._segments: list[_Segment] = []

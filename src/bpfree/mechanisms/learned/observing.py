@@ -162,7 +162,7 @@ class ObservingMechanism(DirectMechanism):
             if final is not None:
                 tangent = final.change_before(tangent, output)
             observation = response.observation(rows.of(tangent, c), memory.sites)
-            sender = self.of_error(name, first=name == next(iter(state.memories)))
+            sender = self.of_error(name, first=name == self.first_error)
             assert isinstance(sender, ObservingMechanism)
             sender._seen(memory, observation)
 
