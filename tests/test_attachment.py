@@ -519,6 +519,57 @@ def test_a_long_list_of_signals_is_folded():
     assert "cell: the signals of tap, tap#2-9 add up" in str(attachment)
 
 
+class Ensemble(nn.Module):
+    """The mean of two heads, and a layer above it; one layer is not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.below, self.tap = nn.Linear(6, 8), bpfree.Tap()
+        self.first, self.second, self.above, self.unused = (nn.Linear(n, 3) for n in (8, 8, 3, 3))
+
+    def forward(self, x):
+        h = self.tap(torch.tanh(self.below(x)))
+        return self.above((self.first(h) + self.second(h)) / 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"verify": False}, {"threads": 2}, {"streaming": True}], ids=str)
+@pytest.mark.filterwarnings("ignore:besides what comes of:bpfree.BpfreeWarning")
+def test_the_table_names_the_layers_that_no_error_passes(options):
+    """What is said to have an exact gradient has backpropagation's, and what no signal reaches has none."""
+    torch.manual_seed(0)
+    model, x = Ensemble(), torch.randn(5, 6)
+    model(x).square().sum().backward()
+    exact = {name: layer.weight.grad for name, layer in model.named_children() if name not in ("tap", "unused")}
+    model.zero_grad()
+    attachment = bpfree.attach(model, bpfree.DFA(), error_at="second", **options)
+    model(x).square().sum().backward()
+    text = str(attachment)
+    past = ["above"] if "streaming" in options else ["first", "above"]
+    missed = ["first", "unused"] if "streaming" in options else ["unused"]
+    assert f"No error passes {', '.join(past)}: exact gradient" in text
+    assert f"No signal reaches {', '.join(missed)}: not used" in text
+    for name in past:
+        torch.testing.assert_close(getattr(model, name).weight.grad, exact[name])
+    assert all(getattr(model, name).weight.grad is None for name in missed)
+    # With the first look the other head teaches the layer below the tap too, and the table says so.
+    assert ("below: the signals of tap, (past the error) add up" in text) == (options in ({}, {"threads": 2}))
+
+
+def test_the_table_names_a_layer_of_a_loss_that_the_model_keeps():
+    class Keeps(Ensemble):
+        def forward(self, x):
+            h = self.tap(torch.tanh(self.below(x)))
+            self.balance = self.first(h).square().mean()
+            return self.second(h)
+
+    model = Keeps()
+    attachment = bpfree.attach(model, bpfree.DFA())
+    (model(torch.randn(5, 6)).sum() + model.balance).backward()
+    assert "No error passes first: exact gradient" in str(attachment)
+    assert "No signal reaches above, unused: not used" in str(attachment)
+    assert model.first.weight.grad is not None
+
+
 def test_taps_are_chosen_by_type_name_pattern_and_predicate():
     def chosen(taps):
         with bpfree.attach(network(), bpfree.DFA(), taps=taps) as attachment:

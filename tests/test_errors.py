@@ -142,6 +142,53 @@ def test_ways_of_different_widths_need_matrices_of_their_own():
         model(X, which).sum().backward()
 
 
+class Dropping(nn.Module):
+    """Leaves out the layers that it is told to, as layerdrop does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(2))
+        self.head, self.dropped = nn.Linear(6, 4), ()
+
+    def forward(self, x):
+        for number, layer in enumerate(self.layers):
+            x = x if number in self.dropped else layer(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("options", [{}, {"verify": False}, {"streaming": True}, {"window": 2}], ids=str)
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.FDFA(), bpfree.DKP()], ids=str)
+def test_a_pass_that_leaves_out_all_taps(rule, options):
+    """It is refused as such, and who skips the step trains on as if it had never been."""
+    found = []
+    for steps in ((None, (1,)), (None, (0, 1), (1,))):
+        torch.manual_seed(0)
+        model = Dropping()
+        bpfree.attach(model, rule, taps="layers.*.1", seed=0, **options)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for dropped in steps:
+            model.dropped = dropped or ()
+            optimizer.zero_grad()
+            if dropped == (0, 1):
+                with pytest.raises(errors.ErrorPlacementError, match=r"reached no tap.*earlier passes did.*skip this"):
+                    model(X)
+                continue
+            F.cross_entropy(model(X), torch.arange(5) % 4).backward()
+            optimizer.step()
+        found.append([parameter.detach() for parameter in model.parameters()])
+    if not isinstance(rule, bpfree.FDFA):  # whose perturbations are drawn by the number of the pass
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_a_first_pass_that_leaves_out_all_taps():
+    model = Dropping()
+    model.dropped = (0, 1)
+    bpfree.attach(model, bpfree.DFA(), taps="layers.*.1")
+    with pytest.raises(errors.ErrorPlacementError, match=r"no tap was reached before the model's output. Name taps"):
+        model(X)
+
+
 def test_error_at_is_not_reached():
     class Branch(nn.Module):
         def __init__(self):
@@ -170,6 +217,52 @@ def test_error_at_before_a_named_tap():
     attachment.detach()
     # Taps that nobody named are left alone above error_at: what lies there is exact.
     bpfree.attach(model, bpfree.DFA(), error_at="2", example_inputs=X)
+
+
+class Twin(nn.Module):
+    """A Siamese model: one encoder sees both views, and the model returns their distance."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+
+    def forward(self, x, z):
+        return self.encoder(x) - self.encoder(z)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("taps", [["encoder.1"], None], ids=["named", "default"])
+@pytest.mark.parametrize("options", [{}, {"streaming": True}, {"window": 2}], ids=str)
+def test_an_errors_module_that_is_called_twice(options, taps, verify):
+    model = Twin()
+    bpfree.attach(model, bpfree.DFA(), taps=taps, error_at="encoder.2", verify=verify, **options)
+    with pytest.raises(errors.ErrorPlacementError, match=r"'encoder\.2' was reached twice.*[Aa]ttach the rule to"):
+        model(X, X + 1)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("rule", [bpfree.ForwardGradient("weights"), bpfree.PEPITA()], ids=str)
+def test_an_errors_module_that_is_called_twice_without_a_graph(rule):
+    model = Twin()
+    bpfree.attach(model, rule, error_at="encoder.2")
+    with pytest.raises(errors.ErrorPlacementError, match=r"'encoder\.2' was reached twice"):
+        model(X, X + 1)
+
+
+def test_a_rule_on_the_part_that_is_called_twice():
+    """What the message advises: each call is a pass of its own, and the layers get the sum of both."""
+    torch.manual_seed(0)
+    model, z = Twin(), X + 1
+    attachment = bpfree.attach(model.encoder, bpfree.DFA(), taps=["1"], error_at="2")
+    apart = model(X, z)
+    apart.square().sum().backward()
+    B = attachment.feedback.matrix(attachment.mechanism.sites[0])
+    with torch.no_grad():
+        expected = torch.zeros(8, 6)
+        for view, e in ((X, 2 * apart), (z, -2 * apart)):
+            h = model.encoder[:2](view)
+            expected += (e @ B * (1 - h * h)).T @ view
+    torch.testing.assert_close(model.encoder[0].weight.grad, expected)
 
 
 def test_a_tap_must_not_cut_the_output_layer_off():
@@ -204,6 +297,42 @@ def test_a_changed_shape_at_a_tap():
         model(torch.randn(2, 9))
 
 
+def test_images_of_another_size():
+    """One number a channel serves every size, as the message says: B is the same at each position."""
+
+    def attached(**options):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 4, 1), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+        model = nn.Sequential(*layers)
+        return model, bpfree.attach(model, bpfree.DFA(feedback=bpfree.Feedback(**options)), seed=0)
+
+    model, _ = attached()
+    model(torch.randn(2, 3, 6, 6))
+    with pytest.raises(errors.TapShapeError, match=r"144 features.*256.*Feedback\(modes=1\) serves every size"):
+        model(torch.randn(2, 3, 8, 8))
+    model, attachment = attached(modes=1)
+    for size in (6, 8, 1, 3, 9):
+        x = torch.randn(2, 3, size, size)
+        model.zero_grad()
+        output = model(x)
+        output.square().sum().backward()
+        B = attachment.feedback["shared"] * attachment.rule.feedback.scale(4, 4, 5)
+        signal = (2 * output.detach() @ B / size)[:, :, None, None]  # of one over the root of the positions
+        with torch.no_grad():
+            d = signal * (1 - model[:2](x).square())
+        torch.testing.assert_close(model[0].weight.grad[..., 0, 0], torch.einsum("nchw,nkhw->ck", d, x))
+
+
+def test_taps_that_are_no_maps_hear_nothing_of_images():
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.Tanh(), nn.Linear(8, 3))
+    attachment = bpfree.attach(model, bpfree.DFA(), example_inputs=X)
+    model[1], model[3] = nn.Linear(6, 9), nn.Linear(9, 3)
+    with pytest.warns(bpfree.BpfreeWarning, match="has changed"), pytest.raises(errors.TapShapeError) as told:
+        model(X)
+    assert "modes" not in str(told.value)
+    attachment.detach()
+
+
 def test_a_tap_without_the_errors_batch():
     class Pooled(nn.Module):
         def __init__(self):
@@ -217,6 +346,61 @@ def test_a_tap_without_the_errors_batch():
     bpfree.attach(model, bpfree.DFA())
     with pytest.raises(errors.TapShapeError, match=r"'tanh'.*\(5, 4\).*\(1, 2\)"):
         model(X)
+
+
+class Crossing(nn.Module):
+    """A block that hands on two streams; the first has four rows for each sample."""
+
+    def __init__(self, pack):
+        super().__init__()
+        self.one, self.two, self.pack = nn.Linear(6, 4), nn.Linear(6, 4), pack
+
+    def forward(self, x):
+        return self.pack(torch.tanh(self.one(x.repeat_interleave(4, 0))), torch.tanh(self.two(x)))
+
+
+class Crossed(nn.Module):
+    def __init__(self, pack):
+        super().__init__()
+        self.block, self.head = Crossing(pack), nn.Linear(4, 3)
+
+    def forward(self, x):
+        found = self.block(x)
+        many, one = found.values() if isinstance(found, dict) else (found[0], found[-1])
+        return self.head(one + many.unflatten(0, (-1, 4)).mean(1))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize(
+    ("pack", "says", "other"),
+    [
+        (lambda many, one: (many, one), r"a tuple.*at 0 was taken: taps={'block': 1}", 1),
+        (lambda many, one: (many, None, one), r"a tuple.*at 0 was taken: taps={'block': 2}", 2),
+        (lambda many, one: {"many": many, "one": one}, r"a dict.*at 'many' was taken: taps={'block': 'one'}", "one"),
+    ],
+    ids=["tuple", "with None", "dictionary"],
+)
+def test_a_tap_of_several_tensors_says_which_was_taken(pack, says, other, verify):
+    model = Crossed(pack)
+    attachment = bpfree.attach(model, bpfree.DFA(), taps="block", verify=verify)
+    with pytest.raises(errors.TapShapeError, match=r"'block' has the shape \(20, 4\).*hands on " + says):
+        model(X)
+    attachment.detach()
+    bpfree.attach(model, bpfree.DFA(), taps={"block": other}, verify=verify)
+    model(X).sum().backward()  # as the message says
+    assert model.block.two.weight.grad is not None
+
+
+def test_a_tap_of_one_tensor_says_nothing_of_others():
+    class Pooled(Crossed):
+        def forward(self, x):
+            return self.head(self.block(x)[0].unflatten(0, (-1, 4)).mean(1))
+
+    model = Pooled(lambda many, one: (many, many.argmax(1)))
+    bpfree.attach(model, bpfree.DFA(), taps="block")
+    with pytest.raises(errors.TapShapeError) as told:
+        model(X)
+    assert "hands on" not in str(told.value)
 
 
 def test_a_tap_without_features():
@@ -382,3 +566,70 @@ def test_a_lone_tap_where_the_error_is_taken_is_named(error_at: str) -> None:
     attachment = bpfree.attach(model, bpfree.DFA(), taps=["2"], error_at=error_at)
     with pytest.raises(errors.ErrorPlacementError, match="only tap that was reached, '2', stands where the error is"):
         attachment.model(torch.randn(5, 4)).sum().backward()
+
+
+def fail(module, args, output):
+    raise KeyError("of the user's hook")
+
+
+OF_EVERY_KIND = [
+    bpfree.DFA(),
+    bpfree.FDFA(),
+    bpfree.DKP(),
+    bpfree.FA(),
+    bpfree.PEPITA(),
+    bpfree.ForwardGradient("weights"),
+]
+
+
+@pytest.mark.parametrize("rule", OF_EVERY_KIND, ids=str)
+def test_an_error_in_a_hook_on_the_model_is_the_only_one(rule, recwarn):
+    """Torch still calls the hooks behind it, and warns of what they raise: none of ours does."""
+    model = mlp()
+    model.register_forward_hook(fail)
+    bpfree.attach(model, rule, verify=False)
+    with pytest.raises(KeyError, match="of the user's hook"):
+        model(X)
+    assert not [warning for warning in recwarn if "always_call" in str(warning.message)]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.FDFA(), bpfree.DKP()], ids=str)
+def test_a_refusal_at_the_models_output_is_the_only_one(rule, verify, recwarn):
+    model = Embeds(lambda o: {"classes": o.argmax(-1)})
+    bpfree.attach(model, rule, verify=verify)
+    with pytest.raises(errors.ErrorPlacementError, match="dict"):
+        model(X)
+    assert not [warning for warning in recwarn if "always_call" in str(warning.message)]
+
+
+@pytest.mark.parametrize("rule", OF_EVERY_KIND, ids=str)
+def test_a_pass_while_another_error_is_handled_is_a_pass_as_all_others(rule):
+    found = []
+    for handled in (False, True):
+        torch.manual_seed(0)
+        model = mlp()
+        bpfree.attach(model, rule, seed=0)
+        for _ in range(2):
+            try:
+                if handled:
+                    raise MemoryError
+                output = model(X)
+            except MemoryError:  # as where a batch that was too large is run anew, in parts
+                output = model(X)
+            F.cross_entropy(output, torch.arange(5) % 4).backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.PEPITA()], ids=str)
+def test_what_is_refused_at_the_end_of_a_pass_is_so_while_another_error_is_handled(rule):
+    model = nn.ModuleDict({"body": mlp(), "other": nn.Linear(6, 4)})
+    model.forward = lambda x: model["body"](x)
+    bpfree.attach(model, rule, error_at="other")
+    try:
+        raise MemoryError
+    except MemoryError:
+        with pytest.raises(errors.ErrorPlacementError, match="'other' was not reached"):
+            model(X)

@@ -318,12 +318,98 @@ def test_a_state_with_several_errors_is_restored():
         assert attachment.feedbacks[name]["trunk.1"].any()
 
 
-@pytest.mark.parametrize("options", [{"window": 2}, {"streaming": True}])
-def test_ways_that_serve_one_error_say_so(options):
-    model, x, *_ = setting()
-    bpfree.attach(model, bpfree.DFA(), error_at=("policy", "value"), **options)
-    with pytest.raises(errors.OptionError, match="several errors"):
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("pack", [None, *PACKED])
+@pytest.mark.parametrize(
+    ("options", "says", "says_not"),
+    [({"window": 2}, "window=2", "streaming"), ({"streaming": True}, "streaming=True", "window")],
+    ids=["window", "streaming"],
+)
+def test_ways_that_serve_one_error_say_so(options, says, says_not, pack, verify):
+    """The message names the option that was given, that one alone, and the errors."""
+    model, x, *_ = setting(pack or "tuple")
+    bpfree.attach(model, bpfree.DFA(), error_at=("policy", "value") if pack is None else None, verify=verify, **options)
+    named = ("0", "1") if pack == "tuple" else ("policy", "value")
+    with pytest.raises(errors.OptionError, match=f"{named[0]!r}, {named[1]!r}: these are several errors") as told:
         model(x)
+    assert says in str(told.value)
+    assert says_not not in str(told.value)
+
+
+@dataclass
+class Answer:
+    """An output as transformers' models have it."""
+
+    logits: torch.Tensor
+    loss: torch.Tensor | None = None
+
+
+ONE_IN = {
+    "dict": lambda o: {"loss": None, "logits": o},
+    "nested": lambda o: {"heads": [{"logits": o}]},
+    "tuple": lambda o: (o.argmax(1), o),
+    "dataclass": lambda o: Answer(o),
+}
+UNPACKED = {
+    "dict": lambda o: o["logits"],
+    "nested": lambda o: o["heads"][0]["logits"],
+    "tuple": lambda o: o[1],
+    "dataclass": lambda o: o.logits,
+}
+
+
+class Boxed(nn.Module):
+    """Three segments; the output stands in a container, or is the output itself for None."""
+
+    def __init__(self, pack):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+        self.pack = ONE_IN.get(pack, lambda o: o)
+
+    def forward(self, x):
+        return self.pack(self.body(x))
+
+
+def gradients_of_two_steps(rule, pack, **options):
+    torch.manual_seed(0)
+    model, x, y = Boxed(pack), torch.randn(10, 6), torch.randint(0, 3, (10,))
+    attachment = bpfree.attach(model, rule, seed=0, **options)
+    for _ in range(2):
+        if isinstance(rule, bpfree.DRTP):
+            attachment.targets(y)
+        F.cross_entropy(UNPACKED.get(pack, lambda o: o)(model(x)), y).backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("pack", ONE_IN)
+@pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.FDFA(), bpfree.DKP(), bpfree.DRTP()], ids=str)
+@pytest.mark.parametrize("options", [{}, {"window": 2}, {"streaming": True}, {"threads": 2}], ids=str)
+def test_one_tensor_in_a_container_is_one_error(options, rule, pack, verify):
+    """The model learns as one does that returns the tensor itself."""
+    ours = gradients_of_two_steps(rule, pack, verify=verify, **options)
+    expected = gradients_of_two_steps(rule, None, verify=verify, **options)
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("pack", ONE_IN)
+def test_a_window_over_all_segments_is_backpropagation_in_a_container_too(pack):
+    ours = gradients_of_two_steps(bpfree.DFA(), pack, window=3)
+    for one, other in zip(ours, gradients_of_two_steps(bpfree.BP(), pack), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_second_run_that_returns_something_else():
+    class Forgetful(Boxed):
+        def forward(self, x):
+            output = self.body(x)
+            return [output] if torch.is_grad_enabled() else {"logits": output}  # the first run has no graph
+
+    model = Forgetful(None)
+    bpfree.attach(model, bpfree.DFA(), streaming=True, verify=False)
+    with pytest.raises(errors.StreamingError, match="the second run of the model returned nothing at 'logits'"):
+        model(torch.randn(10, 6))
 
 
 def test_a_loss_of_the_models_own_asks_for_the_place():

@@ -1,6 +1,7 @@
 """Which modules are taps: by default, by pattern, and inside outputs of several tensors."""
 
 import ast
+import copy
 import re
 import warnings
 
@@ -352,3 +353,66 @@ def test_a_place_that_means_nothing_is_refused():
             bpfree.attach(Network(), bpfree.DFA(), taps={"pair": key})
     with pytest.raises(errors.TapSelectionError, match=r"nothing in the model matches 'par'.*'pair'"):
         bpfree.attach(Network(), bpfree.DFA(), taps={"par": 0})
+
+
+class Distilled(nn.Module):
+    """As vit_pytorch's Dino: a net that is registered by itself too, and so has two names, and a copy of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        self.student, self.teacher = nn.ModuleDict({"net": self.net}), nn.ModuleDict({"net": copy.deepcopy(self.net)})
+
+    def forward(self, x):
+        return self.student["net"](x)
+
+
+@pytest.mark.parametrize(
+    ("taps", "named"),
+    [
+        ("student.net.1", ["net.1"]),
+        (["student.net.1", "net.0"], ["net.0", "net.1"]),
+        ("student.net.?", ["net.0", "net.1", "net.2"]),
+        ({"student.net.1": None}, ["net.1"]),
+        ("*.net.1", ["teacher.net.1"]),  # a pattern that matches first names means these alone
+    ],
+    ids=str,
+)
+def test_a_tap_may_go_by_any_of_its_names(taps, named):
+    model = Distilled()
+    attachment = bpfree.attach(model, bpfree.DFA(), taps=taps)
+    assert list(attachment.taps) == named
+    assert all(model.get_submodule(name) is module for name, module in attachment.taps.items())
+
+
+def test_a_model_learns_the_same_by_any_of_its_modules_names():
+    found = []
+    for prefix in ("net", "student.net"):
+        torch.manual_seed(0)
+        model = Distilled()
+        bpfree.attach(model, bpfree.DFA(), taps=f"{prefix}.1", error_at=f"{prefix}.2")
+        model(torch.ones(4, 6)).square().sum().backward()
+        found.append([parameter.grad for parameter in model.net.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_tensor_of_a_tap_is_named_by_a_second_name():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
+            self.parts = nn.ModuleDict({"rnn": self.rnn})
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[1][0][0])
+
+    model = Recurrent()
+    attachment = bpfree.attach(model, bpfree.DFA(), taps={"parts.rnn": (1, 0)}, sample_axes={"*": 1})
+    model(torch.randn(4, 5, 6)).sum().backward()
+    assert {site.name: site.features for site in attachment.mechanism.sites} == {"rnn": (1, 8)}
+
+
+def test_one_module_under_two_names_is_one_error():
+    with pytest.raises(errors.ErrorPlacementError, match="several different ones"):
+        bpfree.attach(Distilled(), bpfree.DFA(), error_at=("net", "student.net"))

@@ -157,7 +157,7 @@ def attach(
         threads=threads,
         placed=error_at is not None,
         verify=verify,
-        tensor_keys=tensor_keys(taps, chosen),
+        tensor_keys=tensor_keys(taps, chosen, model),
         sample_axes=sample_axes,
     )
     mechanism = rule.mechanism(plan)

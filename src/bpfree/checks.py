@@ -14,6 +14,7 @@ from bpfree.mechanisms.direct.mechanism import DirectMechanism
 from bpfree.mechanisms.direct.rule import DirectRule
 from bpfree.mechanisms.layerwise.rule import LayerwiseRule
 from bpfree.plan import SampleAxes
+from bpfree.taps import known_names
 
 
 def check_options(rule: Rule, window: int, streaming: bool, threads: int | None) -> None:
@@ -132,6 +133,9 @@ def error_modules(model: nn.Module, names: str | Sequence[str] | None) -> dict[s
     """
     modules = dict(model.named_modules())
     asked = [names or ""] if names is None or isinstance(names, str) else list(names)
+    if any(name not in modules for name in asked):
+        known = known_names(model)
+        asked = [known.get(name, name) for name in asked]
     if not asked or len(set(asked)) < len(asked):
         raise ErrorPlacementError(f"error_at={names!r}: name one module, or several different ones.")
     for name in asked:

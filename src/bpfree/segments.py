@@ -7,10 +7,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from bpfree.plan import Plan
 from bpfree.tabulate import fold_names
+
+_PAST = "(past the error)"
+"""The source of the gradients that layers get from what a model returns or keeps, and that pass no error."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Segments:
         learners: For every call of a tap, in forward order, the layers that its signal reaches; a module stands for all
             its layers.
         exact: For every error, the layers that it reaches itself.
-        remarks: Remarks for the user on layers reached by several signals, and on layers reached by none.
+        remarks: Remarks for the user on layers reached by several signals, by no error, and by nothing.
     """
 
     learners: Mapping[str, str]
@@ -30,9 +33,13 @@ class Segments:
 
     @staticmethod
     def of(
-        plan: Plan, places: Sequence[str], taps: Sequence[Sequence[Tensor]], errors: Mapping[str, Sequence[Tensor]]
+        plan: Plan,
+        places: Sequence[str],
+        taps: Sequence[Sequence[Tensor]],
+        errors: Mapping[str, Sequence[Tensor]],
+        past: Sequence[Tensor],
     ) -> Segments:
-        """Name the leaves in which the graphs of the taps, cut as they are, and of the errors end."""
+        """Name the leaves in which the graphs of the taps, cut as they are, of the errors, and past the errors end."""
         owners = {parameter: name.rpartition(".")[0] for name, parameter in plan.model.named_parameters()}
         holders = Counter(above for owner in set(owners.values()) for above in _lineage(owner or "(model)"))
         signals: dict[str, list[str]] = {}
@@ -46,9 +53,11 @@ class Segments:
 
         learners = {place: named(place, leaves) for place, leaves in zip(places, taps, strict=True)}
         exact = {name: named(name or "(output)", leaves) for name, leaves in errors.items()}
-        remarks = _added(signals)
-        if "" in plan.errors:  # what lies above error_at is not known yet, and learns exactly
-            remarks += _missed(owners, signals)
+        named(_PAST, past)
+        only_past = [layer for layer, sources in signals.items() if sources == [_PAST]]
+        trained = _unique(owner for parameter, owner in owners.items() if parameter.requires_grad)
+        missed = [layer for layer in trained if layer and layer not in signals]
+        remarks = [*_added(signals), *_past(_whole(only_past, holders)), *_missed(_whole(missed, holders), plan)]
         return Segments(learners, exact, remarks)
 
 
@@ -61,10 +70,19 @@ def _added(signals: dict[str, list[str]]) -> list[str]:
     ]
 
 
-def _missed(owners: dict[nn.Parameter, str], signals: dict[str, list[str]]) -> list[str]:
-    missed = _unique(name for parameter, name in owners.items() if parameter.requires_grad)
-    missed = [layer for layer in missed if layer and layer not in signals]
-    return [f"No signal reaches {', '.join(missed)}: not used in this forward pass, or below a cut."] if missed else []
+def _past(layers: Sequence[str]) -> list[str]:
+    if not layers:
+        return []
+    return [f"No error passes {', '.join(fold_names(layers))}: exact gradient, above the error or on a path beside it."]
+
+
+def _missed(layers: Sequence[str], plan: Plan) -> list[str]:
+    if not layers:
+        return []
+    streams = ", or on a path beside the error, of which streaming stores no graph" if plan.streaming else ""
+    return [
+        f"No signal reaches {', '.join(fold_names(layers))}: not used in this forward pass, or below a cut{streams}."
+    ]
 
 
 def _whole(layers: Sequence[str], holders: Mapping[str, int]) -> list[str]:

@@ -35,6 +35,20 @@ def take(output: Any, key: Key, name: str) -> Tensor:
     return found
 
 
+def told_of_several(output: Any, key: Key, name: str) -> str:
+    """Return what an error about a tap's shape adds: which tensor was taken. Nothing where there is no other."""
+    taken = take(output, key, name)
+    places = [(path, value) for path, value in tensors_in(output) if value.is_floating_point()]
+    here = [_as_key(path) for path, value in places if value is taken]
+    others = [_as_key(path) for path, value in places if value is not taken]
+    if not here or not others:
+        return ""
+    return (
+        f" {name!r} hands on a {type(output).__name__}, of which the tensor at {here[0]!r} was taken: "
+        f"taps={{{name!r}: {others[0]!r}}} takes another."
+    )
+
+
 def put(output: Any, key: Key, tensor: Tensor) -> Any:
     """Return ``output`` with ``tensor`` in the place of the one that :func:`take` found at the same ``key``.
 
@@ -101,6 +115,11 @@ def _key_of(output: Any, step: int | str) -> Any:
     return list(keys)[step] if isinstance(step, int) and step not in keys else step
 
 
+def _as_key(path: tuple[Any, ...]) -> Any:
+    """Return a path as ``taps=`` takes it."""
+    return path[0] if len(path) == 1 else path
+
+
 def _text(value: Any) -> str:
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
 
@@ -110,5 +129,5 @@ def _valid(output: Any) -> str:
     places = [path for path, value in tensors_in(output) if value.is_floating_point() and path]
     if not places:
         return "Leave the key out." if isinstance(output, Tensor) else "There is none in this output."
-    shown = ", ".join(repr(path[0] if len(path) == 1 else path) for path in places)
+    shown = ", ".join(repr(_as_key(path)) for path in places)
     return f"There are floating point tensors at: {shown}."

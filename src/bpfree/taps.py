@@ -89,7 +89,7 @@ def select_taps(model: nn.Module, taps: TapChoice, prefix: str = "") -> dict[str
             raise TapSelectionError("taps=: the predicate is false for every module of the model.")
     else:
         parts: Iterable[TapPart] = [taps] if isinstance(taps, type | str) else taps
-        found = {part: _matches(part, modules) for part in parts}
+        found = {part: _matches(part, modules, model, prefix) for part in parts}
         if not found:
             raise TapSelectionError("taps= is empty: name at least one module, or leave it out.")
         chosen = {name for names in found.values() for name in names}
@@ -97,10 +97,20 @@ def select_taps(model: nn.Module, taps: TapChoice, prefix: str = "") -> dict[str
     return {name: module for name, module in modules.items() if name in chosen}
 
 
-def tensor_keys(taps: TapChoice, chosen: Mapping[str, nn.Module]) -> dict[str, Key]:
+def known_names(model: nn.Module, prefix: str = "") -> dict[str, str]:
+    """Return, for every name by which ``model`` can be asked for a module, the one that ``named_modules()`` gives.
+
+    A module that is registered in several places has several names, and is known by the first one alone.
+    """
+    first = {module: name for name, module in model.named_modules(prefix=prefix)}
+    return {name: first[module] for name, module in model.named_modules(prefix=prefix, remove_duplicate=False)}
+
+
+def tensor_keys(taps: TapChoice, chosen: Mapping[str, nn.Module], model: nn.Module, prefix: str = "") -> dict[str, Key]:
     """Return the place of the tap's tensor in the outputs of the ``chosen`` modules, for those where it was given.
 
-    If several entries of a mapping match one module, the last one counts.
+    ``chosen`` are modules of ``model``, named as :func:`select_taps` does. If several entries of a mapping match one
+    module, the last one counts.
 
     Raises:
         TapSelectionError: A place is not a valid one.
@@ -108,7 +118,7 @@ def tensor_keys(taps: TapChoice, chosen: Mapping[str, nn.Module]) -> dict[str, K
     keys = {name: module.output for name, module in chosen.items() if isinstance(module, Tap)}
     if isinstance(taps, Mapping):
         for part, key in taps.items():
-            keys.update(dict.fromkeys(_matches(part, chosen), key))
+            keys.update(dict.fromkeys(_matches(part, chosen, model, prefix), key))
     for name, key in keys.items():
         steps = key if isinstance(key, tuple) else (key,)
         if key is not None and not all(isinstance(step, int | str) for step in steps):  # callers are not type-checked
@@ -158,9 +168,16 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _matches(part: TapPart, modules: Mapping[str, nn.Module]) -> list[str]:
+def _named(pattern: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+
+
+def _matches(part: TapPart, modules: Mapping[str, nn.Module], model: nn.Module, prefix: str) -> list[str]:
     if isinstance(part, str):
-        found = [name for name in modules if name == part or fnmatch.fnmatchcase(name, part)]
+        found = _named(part, modules)
+        if not found:  # the other names of modules that have several
+            known = known_names(model, prefix)
+            found = list(dict.fromkeys(known[name] for name in _named(part, known) if known[name] in modules))
         hint = nearest(part, modules) if modules else "The model has no submodules."
     elif isinstance(part, type):  # callers are not type-checked
         found = [name for name, module in modules.items() if isinstance(module, part)]

@@ -316,6 +316,18 @@ class _ByData(torch.optim.SGD):
                 parameter.data = parameter.data - 0.1 * parameter.grad
 
 
+@pytest.mark.parametrize("rule", [bpfree.KolenPollack(), bpfree.DKP()], ids=str)
+def test_a_filter_that_leaves_feedback_out_is_named(rule):
+    """Usual code gives an optimizer the parameters that require gradients: the rule's own do not."""
+    x, y = batch("mlp")
+    attachment = bpfree.attach(mlp(), rule)
+    given = [parameter for parameter in both(attachment) if parameter.requires_grad]
+    assert not set(given).intersection(attachment.parameters())
+    optimizer = torch.optim.SGD(given, lr=0.1)
+    with pytest.warns(bpfree.BpfreeWarning, match=r"no optimizer has it.*requires_grad is False.*leaves it out"):
+        train(attachment.model, optimizer, x, y, 6)
+
+
 @pytest.mark.parametrize("kind", FUSED)
 def test_an_optimizer_that_counts_no_writes_is_told_as_well(kind):
     x, y = batch("mlp")

@@ -37,13 +37,21 @@ def _calls(names: Sequence[str]) -> tuple[list[int], dict[str, int]]:
 
 
 def tapped(
-    names: Sequence[str], calls: Sequence[str], shapes: Sequence[Sequence[int]], channels: Mapping[str, int | None]
+    names: Sequence[str],
+    calls: Sequence[str],
+    shapes: Sequence[Sequence[int]],
+    channels: Mapping[str, int | None],
+    notes: Mapping[str, str],
 ) -> list[Place]:
-    """Return the calls of tap modules of these names, one of ``shapes`` each; ``channels`` by the names of calls."""
+    """Return the calls of tap modules of these names, one of ``shapes`` each.
+
+    ``channels`` are by the names of calls, ``notes`` by those of modules.
+    """
     numbers, counts = _calls(names)
     found = zip(calls, names, shapes, numbers, strict=True)
     return [
-        Place(call, name, tuple(shape), channels.get(call), number, counts[name]) for call, name, shape, number in found
+        Place(call, name, tuple(shape), channels.get(call), number, counts[name], notes.get(name, ""))
+        for call, name, shape, number in found
     ]
 
 
@@ -118,7 +126,7 @@ def _asked(plan: Plan, place: Place) -> tuple[int, ...] | None:
     if any(not 0 <= axis < dims for axis in found) or len(set(found)) < len(found):
         raise TapShapeError(
             f"{_named(place)} has the shape {place.shape}, and its axes {axes} are to number rows (sample_axes= or "
-            f"batch_dims=): name different ones, of 0 to {dims - 1}."
+            f"batch_dims=): name different ones, of 0 to {dims - 1}.{place.note}"
         )
     return found
 
@@ -177,7 +185,7 @@ def _require_unambiguous(plan: Plan, error: Place, axes: tuple[int, ...], taps: 
                 f"tap {tap.name!r} has the shape {tap.shape} and the error {error.shape}: the error's axes "
                 f"{of_error} may be the tap's positions, axes {of_tap}. Say which: sample_axes={{'error': "
                 f"{per_position}}} gives each position its own error, sample_axes={{'error': 0}} each sample the "
-                "errors of all its positions."
+                f"errors of all its positions.{tap.note}"
             )
 
 
@@ -205,6 +213,7 @@ def _tap_axes(plan: Plan, tap: Place, error: Place, rows: ErrorRows, lengths: se
                 f"tap {tap.name!r} has the shape {tap.shape} and the error {error.shape}: its axes {asked} do not have "
                 f"the sizes of the error's rows, {rows.shape} at its axes {rows.axes}. Leave that tap out, take the "
                 "error elsewhere (error_at=), or say otherwise which axes number rows (batch_dims=, sample_axes=)."
+                f"{tap.note}"
             )
         return asked
     axes = _shared(tap, rows.shape, lengths)
@@ -235,7 +244,7 @@ def _no_samples(tap: Place, error: Place, rows: ErrorRows) -> TapShapeError:
         )
     return TapShapeError(
         f"tap {tap.name!r} has the shape {tap.shape} and the error {error.shape}: they need the same first 1 "
-        f"dimension(s), the batch. {advice}"
+        f"dimension(s), the batch. {advice}{tap.note}"
     )
 
 
@@ -248,7 +257,9 @@ def _site(plan: Plan, tap: Place, axes: tuple[int, ...], rows: ErrorRows) -> Sit
     of_features = [axis for axis in range(len(tap.shape)) if axis not in axes]
     features = tap.sizes(of_features)
     if 0 in features:
-        raise TapShapeError(f"tap {tap.name!r} has the shape {tap.shape}: it has no features to send a signal to.")
+        raise TapShapeError(
+            f"tap {tap.name!r} has the shape {tap.shape}: it has no features to send a signal to.{tap.note}"
+        )
     channel = _channel(tap, of_features)
     # Without batch_dims=, which says that what is left is features.
     share = plan.batch_dims is None and len(features) == 2 and channel == 1

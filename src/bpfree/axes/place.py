@@ -17,6 +17,7 @@ class Place:
         channel: The axis of the channels as far as it is known (:mod:`bpfree.axes.channels`).
         call: Which call of the module in this pass this is, from 0.
         calls: The number of its calls in this pass.
+        note: What an error about it adds, where it is one of several tensors that the tap hands on.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Place:
     channel: int | None = None
     call: int = 0
     calls: int = 1
+    note: str = ""
 
     @property
     def channels_at(self) -> int | None:

@@ -17,6 +17,13 @@ _TWINS: weakref.WeakKeyDictionary[LazyBuffers, weakref.WeakSet[LazyBuffers]] = w
 """Deep copies, by what they are copies of; not an attribute, so that no copy and no pickle takes them along."""
 
 
+REQUIRES_NO_GRADIENT = (
+    "Its requires_grad is False, because the rule makes its gradient and not autograd: [p for p in parameters if "
+    "p.requires_grad] leaves it out."
+)
+"""What a warning adds about a reserved parameter that no optimizer has."""
+
+
 class LazyBuffers(nn.Module):
     """Named tensors that are drawn when their shapes are known.
 

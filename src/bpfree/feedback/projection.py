@@ -77,7 +77,7 @@ class Projection(LazyBuffers):
                 f"the feedback was drawn for an error of {self._sizes[0]} numbers and taps of at most "
                 f"{self._sizes[1]} features; this forward pass has {c} and {widest}. Sizes may change only in the "
                 "batch dimensions: attach again for a model of another shape. Where passes take different ways, give "
-                "every tap a matrix of its own: bpfree.Feedback(shared=False)."
+                f"every tap a matrix of its own: bpfree.Feedback(shared=False).{self._advice_for_maps(sites, c)}"
             )
         if self.reduction is not None:
             self.reduction.prepare(c, like)
@@ -88,6 +88,13 @@ class Projection(LazyBuffers):
                 self._provide(name, site, size, width, like)
         if not torch.compiler.is_compiling():
             self._prepared = sites, c, place, self.changes
+
+    def _advice_for_maps(self, sites: Sequence[Site], c: int) -> str:
+        """Return what an error about sizes adds where taps are maps: with one number a channel any size is right."""
+        are_maps = any(len(site.features) > 1 and not self.feedback.form(site).positions for site in sites)
+        if not are_maps or self._sizes is None or c != self._sizes[0]:
+            return ""
+        return " Where images of several sizes are trained on: bpfree.Feedback(modes=1) serves every size."
 
     def _length(self, c: int) -> int:
         """Return the number of rows that matrices have for an error of ``c`` numbers."""

@@ -8,6 +8,7 @@ A rule is an immutable description; everything that it draws and learns lives in
 
 from __future__ import annotations
 
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -254,6 +255,15 @@ def taught(error: Tensor) -> Tensor:
     return touched.flatten(1).any(1) if touched.dim() > 1 else touched
 
 
+def exception_handled() -> BaseException | None:
+    """Return the exception that is being handled now.
+
+    Where a pass raises, torch calls the hooks at the model's end all the same, and makes a warning of what they raise.
+    Such a hook is called while another exception is handled than at the begin of the pass.
+    """
+    return sys.exc_info()[1]
+
+
 def not_a_tensor(plan: Plan, output: object) -> ErrorPlacementError:
     """Make the error for an error's place whose output is not one floating point tensor."""
     found = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else f"of type {type(output).__name__}"
@@ -266,7 +276,11 @@ def not_a_tensor(plan: Plan, output: object) -> ErrorPlacementError:
 def reached_twice(name: str) -> ErrorPlacementError:
     """Make the error for a forward pass that reaches an error's place twice."""
     where = repr(name) if name else "the model's output"
-    return ErrorPlacementError(f"error_at: {where} was reached twice in one forward pass.")
+    return ErrorPlacementError(
+        f"error_at: {where} was reached twice in one forward pass, and a pass takes each error once. Attach the rule "
+        "to the part of the model that is called twice, taps and error_at included: each of its calls is then a pass "
+        "of its own. Or give that part both inputs as one batch, or name a module further up that a pass reaches once."
+    )
 
 
 def not_reached(name: str) -> ErrorPlacementError:

@@ -100,7 +100,7 @@ class Survey:
 
     def tapped(self) -> list[Place]:
         """Return the calls of taps."""
-        return tapped(self.names, numbered(self.names), self.shapes, self.channels)
+        return tapped(self.names, numbered(self.names), self.shapes, self.channels, {})
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_last"}

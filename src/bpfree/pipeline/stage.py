@@ -100,7 +100,7 @@ def attach_stage(
         is_stage=True,
         prefix=prefix,
         placed=error_at is not None,
-        tensor_keys=tensor_keys(taps, chosen),
+        tensor_keys=tensor_keys(taps, chosen, model, prefix),
     )
     mechanism = rule.mechanism(plan)
     if not isinstance(mechanism, DirectMechanism):

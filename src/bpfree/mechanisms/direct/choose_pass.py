@@ -38,7 +38,7 @@ class PassChooser:
         carried: With a window, the signals that the taps' segments learned from in the last backward pass.
     """
 
-    def __init__(self, plan: Plan, rerun: Callable[[frozenset[str], Phase, TappedPass, Any], Tensor]) -> None:
+    def __init__(self, plan: Plan, rerun: Callable[[frozenset[str], Phase, TappedPass, Any], Any]) -> None:
         self._plan, self._rerun = plan, rerun
         self._leaves: dict[Any, SegmentLeaves] = {}
         # The kinds of streaming passes whose runs have been compared.

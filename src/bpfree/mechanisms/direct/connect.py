@@ -17,7 +17,7 @@ from bpfree.mechanisms.direct.delivery import GivenSignals, NoSignals
 from bpfree.mechanisms.direct.final_activation import final_activation
 from bpfree.mechanisms.direct.forward_pass import StoredGraphPass, TrainingPass
 from bpfree.mechanisms.direct.pass_state import PassState
-from bpfree.mechanisms.direct.survey import error_key, errors_of
+from bpfree.mechanisms.direct.survey import Survey, error_key, errors_of
 from bpfree.module_tree import has_frozen_behind
 from bpfree.plan import Plan
 from bpfree.tabulate import name_some
@@ -40,19 +40,19 @@ def take_errors(mechanism: DirectMechanism, call: PassState, tapped: TrainingPas
         ErrorPlacementError: There is no error in it, or the module was reached before in this pass.
         OptionError: It holds several errors, and an option allows one alone.
     """
-    # Noted before anything raises: _end_pass runs all the same, and must not raise a second error.
-    twice = place in tapped.reached
+    if place in tapped.reached:
+        raise reached_twice(place)
     tapped.reached.add(place)
     if len(tapped.reached) == len(mechanism.plan.errors):
         tapped.close()
     found = errors_of(output, partial(_is_error, call, tapped, place))
     if not found:
         raise not_a_tensor(mechanism.plan, output)
-    if twice:
-        raise reached_twice(place)
-    alone = len(mechanism.plan.errors) == 1 and isinstance(output, Tensor)
-    if not alone:
-        _require_plain_pass(mechanism.plan)
+    alone = len(mechanism.plan.errors) == len(found) == 1
+    if alone:
+        tapped.error_path = next(iter(found))
+    else:
+        _require_plain_pass(mechanism.plan, [error_key(place, path) for path in found])
         tapped.several = True
     connected: dict[str, Tensor] = {}
     for path, tensor in found.items():
@@ -62,13 +62,13 @@ def take_errors(mechanism: DirectMechanism, call: PassState, tapped: TrainingPas
         # Also a stage where nothing learns must send the error to the other stages.
         stands_in = mechanism.plan.is_stage and not exit_.requires_grad
         connected[path] = exit_.detach().requires_grad_() if stands_in else exit_
-    return connected[""] if alone else replace_errors(output, connected)
+    return connected[""] if isinstance(output, Tensor) else replace_errors(output, connected)
 
 
 def _is_error(call: PassState, tapped: TrainingPass, place: str, path: str, tensor: Tensor) -> bool:
-    """Return whether a tensor among several is an error although cuts have left it without a graph."""
+    """Return whether a tensor in a container is an error although the pass has left it without a graph."""
     if call.survey is None:
-        return tapped.ends_in_tap(tensor) is not None
+        return not tapped.has_graph or tapped.ends_in_tap(tensor) is not None
     return bool(call.survey.below.get(error_key(place, path)))
 
 
@@ -113,7 +113,7 @@ def connect_error(
             return output
         if not alone:
             return output
-        raise _no_tap_below(call, mechanism.plan, at_error)
+        raise _no_tap_below(mechanism, call.survey, at_error)
     if alone:
         _require_learning_behind(mechanism.plan, tapped, output)
     sender = mechanism.of_error(name, first=first)
@@ -140,13 +140,19 @@ def connect_error(
     return tapped.connect(output, handler, cut, just_in_time=layout.just_in_time)
 
 
-def _require_plain_pass(plan: Plan) -> None:
-    """Raise OptionError if options that allow one error alone are used with several errors."""
-    if plan.streaming or plan.window > 1:
-        raise OptionError(
-            f"streaming=True and window={plan.window}: with several errors every pass stores its graph, and has no "
-            "window. Leave these options out, or take one error alone (error_at=)."
-        )
+def _require_plain_pass(plan: Plan, errors: Sequence[str]) -> None:
+    """Raise OptionError if an option that allows one error alone is used with several errors."""
+    if not plan.streaming and plan.window == 1:
+        return
+    option, needs = (
+        ("streaming=True", "stores no graph") if plan.streaming else (f"window={plan.window}", "carries signals")
+    )
+    names = ", ".join(map(repr, list(plan.errors) if len(plan.errors) > 1 else errors))
+    what = "error_at names" if len(plan.errors) > 1 else f"{plan.where} holds several tensors,"
+    raise OptionError(
+        f"{what} {names}: these are several errors, and a pass {needs} for one error alone. Leave {option} out, or "
+        "take one error: error_at= with one module whose output is one tensor."
+    )
 
 
 def _below(call: PassState, tapped: TrainingPass, name: str, *, alone: bool) -> Sequence[int]:
@@ -158,20 +164,27 @@ def _below(call: PassState, tapped: TrainingPass, name: str, *, alone: bool) -> 
     return [number for number, place in enumerate(tapped.places) if place not in others]
 
 
-def _no_tap_below(call: PassState, plan: Plan, at_error: str | None) -> ErrorPlacementError:
+def _no_tap_below(mechanism: DirectMechanism, survey: Survey | None, at_error: str | None) -> ErrorPlacementError:
+    plan = mechanism.plan
     if at_error is not None:
         return ErrorPlacementError(
             f"the only tap that was reached, {at_error!r}, stands where the error is taken, {plan.where}: nothing "
             "below it would learn from feedback. Tap other modules (taps=...), or train it by bpfree.BP()."
         )
-    if call.survey is None or not call.survey.places:
+    if survey is not None and survey.places and not survey.places - survey.unreached:
         return ErrorPlacementError(
-            f"no tap was reached before {plan.where}. Name taps that the forward pass runs through below it."
+            f"{name_some(survey.places)} were reached, and {plan.where} does not depend on what they hand on: "
+            "the model takes it out of the graph, or differentiates within its own forward pass, as for forces. Tap "
+            "other modules (taps=...), or train it by bpfree.BP()."
+        )
+    if mechanism.sites:
+        return ErrorPlacementError(
+            f"this pass reached no tap before {plan.where}, and earlier passes did: the model may leave out layers at "
+            "random (layerdrop). Also tap modules that every pass runs through (taps=...), set the model's layerdrop "
+            "to 0, or skip this step: catch bpfree.errors.ErrorPlacementError around the model, and go on."
         )
     return ErrorPlacementError(
-        f"{name_some(call.survey.places)} were reached, and {plan.where} does not depend on what they hand on: "
-        "the model takes it out of the graph, or differentiates within its own forward pass, as for forces. Tap "
-        "other modules (taps=...), or train it by bpfree.BP()."
+        f"no tap was reached before {plan.where}. Name taps that the forward pass runs through below it."
     )
 
 
@@ -183,10 +196,9 @@ def _require_learning_behind(plan: Plan, tapped: TrainingPass, output: Tensor) -
         )
 
 
-def require_default_tap(plan: Plan, name: str) -> None:
-    """Raise ErrorPlacementError if a tap above the error was named; default taps there are left alone."""
-    if plan.explicit:
-        raise ErrorPlacementError(
-            f"tap {name!r} was reached after error_at={plan.error_name!r}. What lies above error_at is "
-            "trained exactly and cannot hold a tap: leave that tap out, or take the error further up."
-        )
+def tap_above_error(plan: Plan, name: str) -> ErrorPlacementError:
+    """Make the error for a tap above the error that the user named; default taps there are left alone."""
+    return ErrorPlacementError(
+        f"tap {name!r} was reached after error_at={plan.error_name!r}. What lies above error_at is "
+        "trained exactly and cannot hold a tap: leave that tap out, or take the error further up."
+    )

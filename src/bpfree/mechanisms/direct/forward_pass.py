@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bpfree.axes.memory_format import format_of
+from bpfree.error_values import Path
 from bpfree.errors import TapOutputError
 from bpfree.mechanisms.autograd import Fetching, gated, signals_from_error
 from bpfree.mechanisms.direct.alternation import EVERY_TAP, Phase
@@ -30,6 +31,8 @@ class TappedPass(ABC):
         places: The names of these calls: the module's name, with ``#2``, ``#3``, ... from its second call on.
         aside: The calls that are left alone: no error lies above them.
         reached: The errors' places that the pass has reached.
+        error_path: Where the error is in the output at its place, if it is the only one; "" if it is that output.
+        late: The first tap that the user named and that was called after all of them; None if there is none.
         phase: Which taps are cut; through the others the graph goes on.
     """
 
@@ -40,6 +43,8 @@ class TappedPass(ABC):
         self.places: list[str] = []
         self.aside: frozenset[str] = frozenset()
         self.reached: set[str] = set()
+        self.error_path: Path = ""
+        self.late: str | None = None
         self._calls: dict[str, int] = {}
 
     def count_call(self, name: str) -> str:
@@ -105,9 +110,11 @@ class TrainingPass(TappedPass):
         fetching: True if a side term fetches its gradient from this pass's graph.
         several: True if several errors are taken: the taps may get signals from each of them.
         stores_graph: True if what is made below the error has the graph of its segment when the pass ends.
+        has_graph: True if the error has the graph of the last segment when the pass reaches it.
     """
 
     stores_graph = True
+    has_graph = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from bpfree.feedback.projection import Projection
 from bpfree.mechanisms.direct.delivery import Layout
 from bpfree.mechanisms.direct.forward_pass import TrainingPass
 from bpfree.mechanisms.direct.survey import Survey, SurveyPass
+from bpfree.tap_values import Key, told_of_several
 
 if TYPE_CHECKING:
     from bpfree.mechanisms.direct.mechanism import DirectMechanism
@@ -36,10 +37,17 @@ class Layouts:
         # The axes of channels, and the taps whose tokens are not the error's.
         self._channels: dict[str, int] = {}
         self._lengths: set[str] = set()
+        # What errors add about taps that hand on several tensors.
+        self._notes: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the last layout: a copy finds the layout of its own passes."""
         return {**self.__dict__, "last": None}
+
+    def note_container(self, name: str, output: Any, key: Key) -> None:
+        """Note once for each tap which of several tensors in its output is the tap's, for errors about its shape."""
+        if name not in self._notes:
+            self._notes[name] = told_of_several(output, key, name)
 
     def of_pass(
         self, tapped_pass: TrainingPass, error_name: str, output: Tensor, below: Sequence[int], survey: Survey | None
@@ -56,7 +64,7 @@ class Layouts:
         if survey is not None:
             self._channels |= {call: axis for call, axis in survey.channels.items() if axis is not None}
         error = Place(ERROR, ERROR, tuple(output.shape), self._channels.get(error_name))
-        rows, sites = lay_out(plan, error, tapped(names, places, shapes, self._channels), self._lengths)
+        rows, sites = lay_out(plan, error, tapped(names, places, shapes, self._channels, self._notes), self._lengths)
         # One signal for all taps is made at once. A compiled graph cannot hold hooks on tensors inside it.
         several = isinstance(mechanism.feedback, Projection) and mechanism.feedback.kinds(sites) > 1
         just_in_time = not compiling and (plan.streaming or (several and _are_large(sites)))
@@ -75,7 +83,7 @@ class Layouts:
         shapes, channels = [found.taps[number].shape for number in below], survey.channels
         names, places = [found.names[number] for number in below], [found.places[number] for number in below]
         error = Place(ERROR, ERROR, tuple(found.errors[name].shape), channels[name])
-        _, sites = lay_out(self._mechanism.plan, error, tapped(names, places, shapes, channels), set())
+        _, sites = lay_out(self._mechanism.plan, error, tapped(names, places, shapes, channels, self._notes), set())
         return sites
 
 

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from bpfree.axes.sites import Site
 from bpfree.errors import StreamingError, VerificationError
-from bpfree.mechanisms.base import being_exported, not_reached, running_again
+from bpfree.mechanisms.base import being_exported, exception_handled, not_reached, running_again
 from bpfree.mechanisms.direct.alternation import EVERY_TAP, Alternation, Phase
 from bpfree.mechanisms.direct.backward_hooks import with_backward_hooks
 from bpfree.mechanisms.direct.checkpointed_taps import CheckpointedTaps
 from bpfree.mechanisms.direct.choose_pass import PassChooser
-from bpfree.mechanisms.direct.connect import connect_error, require_default_tap, take_errors
+from bpfree.mechanisms.direct.connect import connect_error, take_errors, tap_above_error
 from bpfree.mechanisms.direct.delivery import Layout, PassMemory
 from bpfree.mechanisms.direct.errors_feedback import ErrorsFeedback
 from bpfree.mechanisms.direct.exchange_terms import exchange_terms
@@ -120,12 +120,14 @@ class DirectMechanism(ErrorsFeedback):
         stack = self._calls()
         top = stack.top
         if top is not None and top.again and not top.entered:
-            top.entered, top.around = True, checkpoints_around()
+            top.entered, top.around, top.handled = True, checkpoints_around(), exception_handled()
             return None
         compiling, active, again = torch.compiler.is_compiling(), self.active, self.recomputing()
         call = PassState(is_compiled=True) if compiling else PassState(sys._getframe(1), checkpoints_around())
         # The second run of a checkpoint is no training pass of its own, unless the first run had no gradients.
         call.counts = active and (not again or stack.ungraded)
+        if not compiling:
+            call.handled = exception_handled()
         if active:
             if not compiling:
                 self._look_at_model()
@@ -179,8 +181,8 @@ class DirectMechanism(ErrorsFeedback):
         if tapped is None:
             return None
         if tapped.reached and len(tapped.reached) == len(plan.errors):
-            if isinstance(tapped, TrainingPass):
-                require_default_tap(plan, name)
+            if plan.explicit and tapped.late is None:
+                tapped.late = name
             return None
         place = tapped.count_call(name)
         if place in tapped.aside:
@@ -188,6 +190,8 @@ class DirectMechanism(ErrorsFeedback):
         key = plan.tensor_keys.get(name)
         is_plain = key is None and isinstance(output, Tensor) and output.is_floating_point()
         tensor = output if is_plain else take(output, key, name)
+        if not (is_plain or compiled):
+            self.layouts.note_container(name, output, key)
         if (module._backward_hooks or module._backward_pre_hooks) and module is not plan.model:
             tensor = with_backward_hooks(module, args, tensor)
         handed_on = tapped.cut(name, place, tensor)
@@ -280,14 +284,17 @@ class DirectMechanism(ErrorsFeedback):
 
     def _on_end(self, call: PassState, args: Any, kwargs: Any, output: Any) -> Any:
         tapped = call.tapped
-        # Without an output the forward pass raised: that error goes to the user, not ours.
-        if not isinstance(tapped, TrainingPass) or output is None:
+        # Where the pass has raised, that error goes to the user, not ours.
+        if not isinstance(tapped, TrainingPass) or output is None or call.has_raised:
             return None
         if not tapped.reached:
             raise not_reached(self.plan.error_name)
+        # Not at the tap itself: if it is called again because the error's module is, that is the cause to name.
+        if tapped.late is not None:
+            raise tap_above_error(self.plan, tapped.late)
         tapped.on_end(output)
         output = exchange_terms(self.plan, call, tapped, output, (args, kwargs))
-        self._table.note(call, tapped)
+        self._table.note(call, tapped, output)
         if call.first and call.survey is not None:
             self._require_same_outputs(call, call.survey)
         return output
@@ -339,7 +346,7 @@ class DirectMechanism(ErrorsFeedback):
         finally:
             del calls[known:]
 
-    def _rerun(self, aside: frozenset[str], phase: Phase, tapped: TappedPass, call: Any) -> Tensor:
+    def _rerun(self, aside: frozenset[str], phase: Phase, tapped: TappedPass, call: Any) -> Any:
         """Run the model on ``call``, (args, kwargs), as far as the error's place, and return the output there."""
         tapped.aside, tapped.phase = aside, phase
         if not self._handles:
@@ -352,8 +359,7 @@ class DirectMechanism(ErrorsFeedback):
             with self.running(PassState(tapped=tapped, again=True)):
                 self.plan.model(*args, **kwargs)
         except StopForward as reached:
-            output: Tensor = reached.output
-            return output
+            return reached.output
         raise not_reached(self.plan.error_name)
 
     def check_estimates(self, call: Any, sites: Sequence[Site], *, thorough: bool) -> list[Finding]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bpfree.mechanisms.base import exception_handled
 from bpfree.mechanisms.direct.delivery import PassMemory
 from bpfree.mechanisms.direct.forward_pass import TappedPass
 from bpfree.mechanisms.direct.survey import Survey
@@ -36,6 +37,7 @@ class PassState:
         learning: True if the feedback learns from it.
         observed: True if an estimating pass is to run after it.
         memories: For every error the memory of this pass and c, the number of the error's features.
+        handled: The exception that was being handled when it began; None where there was none, as nearly always.
     """
 
     frame: FrameType | None = None
@@ -53,6 +55,12 @@ class PassState:
     learning: bool = False
     observed: bool = False
     memories: dict[str, tuple[PassMemory, int]] = field(default_factory=dict)
+    handled: BaseException | None = None
+
+    @property
+    def has_raised(self) -> bool:
+        """True if an exception of this call is on its way. In compiled code no hook is called then."""
+        return not self.is_compiled and exception_handled() is not self.handled
 
 
 class PassStack:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bpfree.error_values import Path, error_tensors
 from bpfree.errors import StreamingError
 from bpfree.mechanisms.direct.forward_pass import Cut, TappedPass
 from bpfree.mechanisms.direct.segment_leaves import SegmentLeaves
@@ -15,6 +17,20 @@ from bpfree.rerun.fingerprint import Fingerprint
 from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.snapshot import Autocast
 from bpfree.segments import Reach
+
+
+def error_in(output: Any, path: Path) -> Tensor:
+    """Return the error in the output at its place, in a second run.
+
+    Raises:
+        StreamingError: The first run had a tensor at ``path``, and this one has none.
+    """
+    found = error_tensors(output)
+    if path not in found:
+        raise StreamingError(
+            f"where the error is taken the second run of the model returned nothing at {path!r}: {_MAY_DEPEND}"
+        )
+    return found[path]
 
 
 class DryRun(TappedPass):

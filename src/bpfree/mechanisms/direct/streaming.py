@@ -17,11 +17,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from bpfree.error_values import Path
 from bpfree.errors import StreamingError
 from bpfree.mechanisms.autograd import first_order_only, used_record
 from bpfree.mechanisms.direct.delivery import ErrorHandler
 from bpfree.mechanisms.direct.forward_pass import TappedPass, TrainingPass
-from bpfree.mechanisms.direct.second_runs import DryRun, KeepingDryRun, LearningRun
+from bpfree.mechanisms.direct.second_runs import DryRun, KeepingDryRun, LearningRun, error_in
 from bpfree.mechanisms.direct.segment_leaves import SegmentLeaves, kind_of_pass
 from bpfree.plan import Plan
 from bpfree.rerun.arguments import Arguments
@@ -31,7 +32,7 @@ from bpfree.rerun.saved_tensors import hooked_saved_tensors
 from bpfree.rerun.snapshot import Autocast, RunSnapshot
 from bpfree.segments import Reach
 
-Rerun: TypeAlias = Callable[[TappedPass, Any], Tensor]
+Rerun: TypeAlias = Callable[[TappedPass, Any], Any]
 """Runs the model on arguments as far as the error's place, cut by the given pass; returns the output there."""
 
 
@@ -52,6 +53,7 @@ class StreamingPass(TrainingPass):
     """
 
     stores_graph = False
+    has_graph = False
 
     def __init__(
         self,
@@ -139,7 +141,7 @@ class StreamingPass(TrainingPass):
         with restored, own_graphs(), hooked_saved_tensors(_drop, refuse_gradients):
             before = {id(tensor) for tensor in self._snapshot.graphs().values()}
             self._call.lend(flat)
-            output = self._run(dry_run, self._call.put_together(flat))
+            output = error_in(self._run(dry_run, self._call.put_together(flat)), self.error_path)
             dry_run.reaches.append(Reach.of(output))
             dry_run.compare(len(self.names), output)
             lent = before | set(map(id, outside))
@@ -154,7 +156,9 @@ class StreamingPass(TrainingPass):
     def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
         """Return the output; in its backward pass the model runs again and its segments learn."""
         leaves, model = self._found(output), self._plan.model
-        rerun = PendingRerun(tuple(self.names), handler, leaves, model, self._run, self._snapshot, self._seen)
+        rerun = PendingRerun(
+            tuple(self.names), self.error_path, handler, leaves, model, self._run, self._snapshot, self._seen
+        )
         outside = [self._call.flat[place] for place in self._call.outside]
         if not outside and not any(leaves.ends):
             return output
@@ -192,6 +196,7 @@ class PendingRerun:
 
     Attributes:
         names: The taps that the first run reached.
+        path: Where the error is in the output at its place.
         handler: Makes the signals.
         leaves: The leaves of its segments.
         model: The model.
@@ -201,6 +206,7 @@ class PendingRerun:
     """
 
     names: tuple[str, ...]
+    path: Path
     handler: ErrorHandler
     leaves: SegmentLeaves
     model: nn.Module
@@ -219,7 +225,7 @@ class PendingRerun:
             shown = left.shown if self.seen is not None or self.snapshot.has_gradient_hooks else nullcontext
             rerun = LearningRun(self.names, signals, passed, self.leaves, outside, now, self.seen, shown)
             call.lend(flat)
-            output = self.run(rerun, call.put_together(flat))
+            output = error_in(self.run(rerun, call.put_together(flat)), self.path)
         rerun.compare(len(self.names), output)
         rerun.send(len(self.names), output, error)
         self.handler.on_end(error)

@@ -15,6 +15,7 @@ from bpfree.containers import tensors_in
 from bpfree.error_values import error_tensors, replace_errors
 from bpfree.errors import ErrorPlacementError
 from bpfree.mechanisms.autograd import mark
+from bpfree.mechanisms.base import reached_twice
 from bpfree.mechanisms.direct.final_activation import FinalActivation
 from bpfree.mechanisms.direct.forward_pass import Cut, TappedPass
 from bpfree.mechanisms.direct.side_terms import has_nodes_in, nodes_below
@@ -131,7 +132,13 @@ class SurveyPass(TappedPass):
         return node is not None and node._sequence_nr() > self._taken and self.is_without_graph(term)
 
     def reach_again(self, name: str, output: Any) -> Any:
-        """Mark the errors of one place."""
+        """Mark the errors of one place.
+
+        Raises:
+            ErrorPlacementError: The pass was at this place before.
+        """
+        if name in self.reached:
+            raise reached_twice(name)
         self.reached.add(name)
         marks = {}
         for path, tensor in errors_of(output, lambda path, tensor: False).items():

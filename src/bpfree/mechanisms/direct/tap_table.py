@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from bpfree.containers import tensors_in
 from bpfree.mechanisms.direct.forward_pass import TrainingPass
 from bpfree.mechanisms.direct.pass_state import PassState
-from bpfree.segments import Segments
+from bpfree.segments import Segments, graph_nodes
 from bpfree.tabulate import fold_names
 
 if TYPE_CHECKING:
@@ -33,8 +35,8 @@ class TapTable:
         self._segments.clear()
         self._last = None
 
-    def note(self, call: PassState, tapped: TrainingPass) -> None:
-        """Note the segments of a pass that has ended."""
+    def note(self, call: PassState, tapped: TrainingPass, returned: Any) -> None:
+        """Note the segments of a pass that has ended, and has returned this."""
         if torch.compiler.is_compiling():
             return
         plan = self._mechanism.plan
@@ -44,10 +46,17 @@ class TapTable:
             ends = {name: tapped.ends(output) for name, output in call.errors.items()}
             below = next(iter(ends.values()))[:-1]
             last = {name: found[-1] for name, found in ends.items()}
-            known = Segments.of(plan, tapped.places, below, last)
+            known = Segments.of(plan, tapped.places, below, last, self._past_errors(call, returned))
             passed = {place: "(not cut in this step)" for i, place in enumerate(tapped.places) if not tapped.is_cut(i)}
             known = self._segments[kind] = replace(known, learners={**known.learners, **passed})
         self._last = known
+
+    def _past_errors(self, call: PassState, returned: Any) -> list[Tensor]:
+        """Return the leaves that a loss of what the model returns, or keeps on itself, reaches past the errors."""
+        kept = (tensor for holder in self._mechanism.plan.state.holders for _, tensor in holder.tensors)
+        roots = [*(tensor for _, tensor in tensors_in(returned)), *kept]
+        exits = {exit_.grad_fn for exit_ in call.exits.values()}
+        return [node.variable for node in graph_nodes(*roots, stops=exits) if hasattr(node, "variable")]
 
     def rows(self) -> tuple[list[str], list[list[str]], list[str]]:
         """Return the header, a row for each tap (shape, feedback, the layers that learn from it), and remarks."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -27,7 +27,15 @@ from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.own_pass import aside
 from bpfree.forward_mode.tangents import Call
 from bpfree.mechanisms.autograd import gradients_from_error
-from bpfree.mechanisms.base import Mechanism, Rule, not_a_tensor, not_reached, reached_twice, running_again
+from bpfree.mechanisms.base import (
+    Mechanism,
+    Rule,
+    exception_handled,
+    not_a_tensor,
+    not_reached,
+    reached_twice,
+    running_again,
+)
 from bpfree.mechanisms.no_gradient_warnings import warn_of_a_call, warn_of_arguments, warn_of_results
 from bpfree.module_tree import ModuleTree, followed
 from bpfree.passes import Passes
@@ -51,6 +59,7 @@ class GraphlessPass:
         left: True if its output has left through the rule's function.
         seen: The mechanism's own record of the pass.
         graph: The output with the graph that the model itself has made below it, if the model differentiates.
+        handled: The exception that was being handled when it began; None where there was none, as nearly always.
     """
 
     changes: ExitStack | None = None
@@ -58,6 +67,7 @@ class GraphlessPass:
     left: bool = False
     seen: Any = None
     graph: Tensor | None = None
+    handled: BaseException | None = field(default_factory=exception_handled)
 
     def close(self) -> None:
         """Put back everything that the pass has changed."""
@@ -222,8 +232,8 @@ class ForwardOnlyMechanism(Mechanism):
             return
         missed = state.changes is not None
         state.close()
-        # `output` is None when the forward pass raised: the user gets that error, not ours.
-        if missed and output is not None:
+        # Where the pass has raised, the user gets that error, not ours.
+        if missed and output is not None and exception_handled() is state.handled:
             raise not_reached(self.plan.error_name)
         if state.left and self.plan.error_name:
             warn_of_results(output, (args, kwargs), self.plan.error_name, self.rule)

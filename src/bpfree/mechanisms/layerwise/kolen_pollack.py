@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from bpfree.distributed import whole
 from bpfree.errors import BpfreeWarning, UnsupportedLayerError
-from bpfree.feedback.lazy_buffers import at_least_single
+from bpfree.feedback.lazy_buffers import REQUIRES_NO_GRADIENT, at_least_single
 from bpfree.layers.kinds import is_computed
 from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism
 from bpfree.mechanisms.layerwise.rule import LayerwiseRule
@@ -203,9 +203,9 @@ class KolenPollackMechanism(LayerwiseMechanism):
         B = self.feedback[name]
         if watch.only_w_moved(weight, B):
             self._warn(
-                f"the weight of layer {name!r} was changed, its backward weights have a gradient and were not: no "
-                "optimizer has them, so B does not learn. Give it both, torch.optim.SGD([*model.parameters(), "
-                "*attachment.parameters()], lr=.1, weight_decay=1e-3)."
+                f"the weight of layer {name!r} was changed, and its backward weight B has a gradient and was not: no "
+                "optimizer has it, so B does not learn. Give it both, torch.optim.SGD([*model.parameters(), "
+                f"*attachment.parameters()], lr=.1, weight_decay=1e-3). {REQUIRES_NO_GRADIENT}"
             )
         watch.look(weight, B)
         # A copy: code that scales or clips both gradients would otherwise act on one tensor twice.

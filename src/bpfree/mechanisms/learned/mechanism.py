@@ -14,7 +14,7 @@ from bpfree.axes.sites import Site
 from bpfree.compiled_code import outside_compiled_code
 from bpfree.distributed import average_over_ranks, ranks
 from bpfree.errors import BpfreeWarning, FeedbackDivergedError, TapShapeError, shape_of
-from bpfree.feedback.lazy_buffers import LazyBuffers, at_least_single
+from bpfree.feedback.lazy_buffers import REQUIRES_NO_GRADIENT, LazyBuffers, at_least_single
 from bpfree.feedback.projection import Projection
 from bpfree.feedback.spatial import Form
 from bpfree.finite import may_overflow
@@ -210,7 +210,8 @@ class LearnedMechanism(DirectMechanism):
         if size.step == _PATIENCE and self.rule.begins_at_zero and not bool(matrix.any()):
             warnings.warn(
                 f"the feedback of tap {name!r} has had a gradient for {_PATIENCE - 1} steps and is still zero: no "
-                "optimizer has it. Give it one: torch.optim.Adam(attachment.parameters(), 1e-4).",
+                "optimizer has it. Give it one: torch.optim.Adam(attachment.parameters(), 1e-4). "
+                f"{REQUIRES_NO_GRADIENT}",
                 BpfreeWarning,
                 stacklevel=2,
             )

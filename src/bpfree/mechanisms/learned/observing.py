@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -125,8 +124,7 @@ class ObservingMechanism(DirectMechanism):
             self._estimator.tape.drop()
 
     def _on_end(self, call: PassState, args: Any, kwargs: Any, output: Any) -> Any:
-        # Behind an exception torch goes through the hooks, which an estimating pass would add to. None may be a result.
-        raised = output is None and sys.exc_info()[0] is not None
+        raised = call.has_raised  # torch goes through the hooks then, which an estimating pass would add to
         try:
             output = super()._on_end(call, args, kwargs, output)
             if call.observed and not raised:
