@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
+from bpfree.compiled_code import outside_compiled_code
 from bpfree.rerun.module_state import Moment, State
 from bpfree.rerun.random_state import RandomState
 
@@ -62,6 +63,7 @@ class LeftBehind:
         states: The state of the model first, then that of the arguments, if they keep anything.
     """
 
+    @outside_compiled_code
     def __init__(self, model: nn.Module, states: Sequence[tuple[State, Moment]]) -> None:
         self._model, self._random = model, RandomState.now(model)
         self._of_model = states[0][0]
