@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ from common import results, script
 from common.nets import MLP, Net, net
 from common.subjects import Step, Subject, best_segments
 from common.timing import timed
+
+CHANNELS = bpfree.LMS(scale=1.0, every=4, perturbations="hadamard", feedback=bpfree.Feedback(shared=False, modes=1))
+"""Feedback of one number a channel, which learns in every fourth step."""
 
 SUBJECTS: dict[str, Subject] = {
     "DFA": Subject(bpfree.DFA()),
@@ -36,12 +39,12 @@ SUBJECTS: dict[str, Subject] = {
     "FDFA, rows=.25": Subject(bpfree.FDFA(rows=0.25)),
     "FDFA, rows=.125": Subject(bpfree.FDFA(rows=0.125)),
     "FDFA, rows=.125, alternate=2": Subject(bpfree.FDFA(rows=0.125), alternate=2),
-    "FDFA, rows=.25, every=2": Subject(bpfree.FDFA(rows=0.25, every=2)),
-    "FDFA, rows=.25, every=4": Subject(bpfree.FDFA(rows=0.25, every=4)),
     "FDFA, every=8": Subject(bpfree.FDFA(every=8)),
     "FDFA, every=8, alternate=2": Subject(bpfree.FDFA(every=8), alternate=2),
     "LMS": Subject(bpfree.LMS()),
-    "LMS, rows=.125, Hadamard": Subject(bpfree.LMS(rows=0.125, perturbations="hadamard")),
+    "LMS, channels, every=4": Subject(CHANNELS),
+    "LMS, channels, every=4, alternate=2": Subject(CHANNELS, alternate=2),
+    "LMS, channels, rows=.25, every=2": Subject(replace(CHANNELS, rows=0.25, every=2)),
     "DKP": Subject(bpfree.DKP()),
     "DFA, alternate=2": Subject(bpfree.DFA(), alternate=2),
     "DFA, window=2": Subject(bpfree.DFA(), window=2),
