@@ -25,6 +25,7 @@ RECIPES = [path for path in FILES if "title" in content_of(path)]
 COMPARISONS = [path for path in FILES if path not in RECIPES]
 TABLES = [path for path in sorted((ROOT / "results").glob("*.json")) if of_format(path, FORMAT)]
 PARTLY_RUN = {
+    ("fast-brown", "full"),
     ("fast-cifar10", "full"),
     ("language-beyond", "reduced"),
     ("launay2019-table2", "full"),
