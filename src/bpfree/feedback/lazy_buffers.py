@@ -21,7 +21,7 @@ REQUIRES_NO_GRADIENT = (
     "Its requires_grad is False, because the rule makes its gradient and not autograd: [p for p in parameters if "
     "p.requires_grad] leaves it out."
 )
-"""What a warning adds about a reserved parameter that no optimizer has."""
+"""The sentence that a warning adds where no optimizer has the feedback."""
 
 
 class LazyBuffers(nn.Module):
