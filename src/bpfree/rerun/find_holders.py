@@ -33,7 +33,7 @@ from bpfree.rerun.holders import (
     Slots,
     array_holder,
 )
-from bpfree.rerun.holders_of_code import LEAVES, UNTOUCHED, code_holders, function_holder, is_foreign, is_ours
+from bpfree.rerun.holders_of_code import LEAVES, UNTOUCHED, code_holders, function_holder, is_foreign, is_ours, known_or
 
 _PLAIN = (Tensor, nn.Parameter)
 """Classes of tensors that have no attributes of their own."""
@@ -177,8 +177,7 @@ def _of_tensors(holder: Holder, entries: Sequence[tuple[Any, Any]], known: Mappi
             continue
         if is_foreign(type(tensor).__module__) and type(tensor) not in _PLAIN:
             continue  # what a sharded weight keeps is torch's
-        there = known.get(id(tensor))
-        yield there if there is not None and there.held is tensor else Attributes(holder.name(key), tensor)
+        yield known_or(known, tensor, partial(Attributes, holder.name(key)))
 
 
 # -- modules ---------------------------------------------------------------------------------------------------------
@@ -189,8 +188,7 @@ def _of_module(holder: ModuleAttributes, known: Mapping[int, Holder]) -> Iterato
     module: Any = holder.held
     for name, child in module._modules.items():
         if child is not None and not is_ours(type(child)):
-            there = known.get(id(child))
-            yield there if there is not None and there.held is child else ModuleAttributes(holder.name(name), child)
+            yield known_or(known, child, partial(ModuleAttributes, holder.name(name)))
     where = f"of {holder.label!r}" if holder.label else "of the model"
     for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
         if not _is_own_hook(hook):

@@ -76,15 +76,16 @@ def code_holders(holder: Holder, known: Mapping[int, Holder]) -> Iterator[Holder
     elif isinstance(holder, Attributes | Slots):
         for base in type(held).__mro__:
             if not is_foreign(base.__module__) and not is_ours(base):
-                yield _known_or(known, base, _class)
+                yield known_or(known, base, _class)
         yield from _of_globals(holder.label, list(_methods(type(held))), known)
     elif isinstance(holder, Entries | Items | Members) and not is_foreign(type(held).__module__):
         own = getattr(held, "__dict__", None)  # of a subclass, whose objects have attributes besides
         if isinstance(own, dict):
-            yield _known_or(known, own, partial(Entries, holder.label))
+            yield known_or(known, own, partial(Entries, holder.label))
 
 
-def _known_or(known: Mapping[int, Holder], held: Any, make: Callable[[Any], Holder]) -> Holder:
+def known_or(known: Mapping[int, Holder], held: Any, make: Callable[[Any], Holder]) -> Holder:
+    """Return the place of ``held`` if it is known, else the one that ``make`` makes of it."""
     there = known.get(id(held))
     return there if there is not None and there.held is held else make(held)
 
@@ -93,7 +94,7 @@ def _of_closure(label: str, function: FunctionType, known: Mapping[int, Holder])
     """Yield the place of the variables of a function's closure."""
     names = [name for name in function.__code__.co_freevars if name != "__class__"]
     if names:
-        yield _known_or(known, function.__closure__, lambda held: Variables(label, held, names, Closure(function)))
+        yield known_or(known, function.__closure__, lambda held: Variables(label, held, names, Closure(function)))
 
 
 def _class(held: type) -> Holder:
