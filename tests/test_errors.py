@@ -189,7 +189,12 @@ def test_a_first_pass_that_leaves_out_all_taps():
         model(X)
 
 
-def test_error_at_is_not_reached():
+@pytest.mark.parametrize(
+    "rule",
+    [bpfree.DFA(), bpfree.FDFA(), bpfree.ForwardGradient(), bpfree.ForwardGradient("weights"), bpfree.PEPITA()],
+    ids=str,
+)
+def test_error_at_is_not_reached(rule):
     class Branch(nn.Module):
         def __init__(self):
             super().__init__()
@@ -204,7 +209,7 @@ def test_error_at_is_not_reached():
             return self.head(self.tanh(self.one(x)))
 
     model = Branch()
-    bpfree.attach(model, bpfree.DFA(), error_at="other")
+    bpfree.attach(model, rule, error_at="other")
     with pytest.raises(errors.ErrorPlacementError, match="'other' was not reached"):
         model(X)
 

@@ -249,5 +249,4 @@ def run_to(model: nn.Module, own: OwnPass, errors: Sequence[nn.Module], call: Ca
         output = model.forward(*args, **kwargs)
         if model in errors:
             outputs[model] = output
-    assert outputs, "the pass before reached an error with the same inputs"
     return [outputs.get(module) for module in errors]
