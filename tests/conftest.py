@@ -33,6 +33,7 @@ def pytest_collection_finish():
 def _keep_what_is_imported():
     gc.collect()
     gc.freeze()  # what the files before have imported
+    torch.compiler.reset()  # what they have compiled: at its limit of recompilations torch compiles no more
 
 
 @pytest.fixture(autouse=True)

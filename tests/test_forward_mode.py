@@ -244,6 +244,30 @@ def test_forward_gradients_of_weights_refuse_compiled_models_by_name(way):
     torch.compiler.reset()
 
 
+def test_where_torch_has_given_up_compiling_forward_gradients_of_weights_are_those_of_the_plain_model(double):
+    x = torch.randn(4, 5)
+
+    def model_with(rule):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, CLASSES))
+        bpfree.attach(model, rule, seed=0)
+        return model
+
+    def gradients(model, run):
+        run(x).square().sum().backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    plain = model_with(bpfree.ForwardGradient("weights"))
+    expected = gradients(plain, plain)
+    with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=1):
+        for rule in (bpfree.BP(), bpfree.Shallow(), bpfree.BP()):
+            torch.compile(model_with(rule), backend="aot_eager")(x)
+        model = model_with(bpfree.ForwardGradient("weights"))
+        found = gradients(model, torch.compile(model, backend="aot_eager"))
+    torch.compiler.reset()
+    torch.testing.assert_close(found, expected)
+
+
 def test_threads_that_overlap_leave_compiling_as_it_was():
     from bpfree.forward_mode.tangents import eager
 
