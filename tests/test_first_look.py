@@ -25,6 +25,7 @@ WRITES = {
     "by an out= argument": lambda layer: torch.neg(layer.weight.detach(), out=layer.weight.data),
     "with others": lambda layer: torch._foreach_mul_([layer.weight.data, layer.bias.data], 2.0),
     "a new .data": lambda layer: setattr(layer.weight, "data", torch.zeros_like(layer.weight)),
+    "a new parameter": lambda layer: setattr(layer, "weight", nn.Parameter(layer.weight * 0.5)),
 }
 
 

@@ -27,8 +27,7 @@ def weights_put_back(model: nn.Module) -> Generator[TorchDispatchMode]:
         yield guard
     finally:
         for owner, before in owners:
-            if owner._parameters != before:
-                owner._parameters.update(before)
+            owner._parameters.update(before)
         for parameter, data in held:
             if parameter.data_ptr() != data.data_ptr():  # parameter.data = something else
                 parameter.data = data
