@@ -103,6 +103,40 @@ def test_weights_that_are_only_lent_are_told(batch, rule, options):
         loss.backward()
 
 
+@pytest.mark.parametrize("learns_first", [False, True])
+def test_a_parameter_that_is_frozen_or_unfrozen_before_its_error_comes_is_named(batch, learns_first):
+    x, y = batch
+    model = mlp()
+    bpfree.attach(model, bpfree.DFA(), streaming=True)
+    model[2].weight.requires_grad_(learns_first)
+    loss = F.cross_entropy(model(x), y)
+    model[2].weight.requires_grad_(not learns_first)
+    with pytest.raises(errors.SecondRunError, match=r"'2\.weight'.*Freeze and unfreeze"):
+        loss.backward()
+
+
+class RegisteringAnew(nn.Module):
+    """Takes a weight out of its layer and puts it back, as code that exchanges it for one call does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = mlp()
+
+    def forward(self, x):
+        parameters = self.layers[0]._parameters
+        parameters["weight"] = parameters.pop("weight")
+        return self.layers(x)
+
+
+@pytest.mark.parametrize(("rule", "options"), AGAIN, ids=str)
+def test_the_same_weights_registered_in_another_order_have_not_changed(batch, rule, options):
+    x, y = batch
+    model = RegisteringAnew()
+    with bpfree.attach(model, rule, **options):
+        F.cross_entropy(model(x), y).backward()
+    assert all(parameter.grad is not None for parameter in model.layers[4].parameters())
+
+
 @pytest.mark.parametrize("rule", [bpfree.DFA(), bpfree.FDFA(), bpfree.FA(), bpfree.ForwardGradient("weights")], ids=str)
 def test_lent_weights_learn_where_the_forward_pass_is_all(batch, rule):
     x, y = batch

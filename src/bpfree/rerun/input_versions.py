@@ -54,24 +54,30 @@ class InputVersions:
         # FSDP2 exchanges a layer's weights for as long as it runs.
         if (there and _versions(self.weights) == self.versions) or is_sharded(model):
             return
+        changed = self._changed(model)
+        if changed is None:  # the model has registered them anew, in another order
+            return
         raise SecondRunError(
-            f"parameter {self._changed(model)!r} is not what it was when the forward pass began, and "
+            f"parameter {changed!r} is not what it was when the forward pass began, and "
             "this way of learning runs the model once more. Weights that torch.func.functional_call lends are gone by "
             "then: put them into the model. What the model itself moves in its forward pass would move twice: make it "
-            "a buffer, or move it in the training loop."
+            "a buffer, or move it in the training loop. Freeze and unfreeze parameters before the forward pass, or "
+            "after loss.backward()."
         )
 
-    def _changed(self, model: nn.Module) -> str:
-        """Return the name of the first parameter that has changed."""
+    def _changed(self, model: nn.Module) -> str | None:
+        """Return the name of the first parameter that is another one, was written to or learns otherwise than before.
+
+        None if there is none.
+        """
         paths = {module: f"{path}." if path else "" for path, module in model.named_modules()}
-        versions = iter(self.versions)
+        versions = zip(self.versions, _versions(self.weights), strict=True)
         for owner, known in zip(self.owners, self.weights, strict=True):
             for name, weight in known.items():
-                version = next(versions)
-                moved = weight is not None and version is not None and _version(weight) != version
-                if moved or owner._parameters.get(name) is not weight:
+                before, now = next(versions)
+                if before != now or owner._parameters.get(name) is not weight:
                     return paths.get(owner, "") + name
-        raise AssertionError("a parameter has changed")
+        return None
 
 
 def _versions(weights: Sequence[Mapping[str, Tensor | None]]) -> list[int | None]:
