@@ -17,10 +17,11 @@ from bpfree.axes.layout import batch_dims
 from bpfree.axes.sites import Site, product
 from bpfree.errors import TapSelectionError
 from bpfree.feedback.projection import Projection
+from bpfree.mechanisms.base import Mechanism
 from bpfree.mechanisms.direct.alternation import Phase
 from bpfree.rerun.snapshot import preserved
 from bpfree.tabulate import tabulate
-from bpfree.watched_pass import WatchedPass, observe, senders, sites_of
+from bpfree.watched_pass import WatchedPass, observe, sites_of
 
 _AFFORDABLE = 64
 """The numbers of error up to which the mean Jacobian is measured unasked."""
@@ -200,20 +201,21 @@ def _with_jacobian(attachment: Attachment, seen: WatchedPass, asked: bool | None
     errors = {name: error for name, error in seen.errors.items() if error is not None}
     if not isinstance(attachment.feedback, Projection) or not errors or asked is False:
         return False
-    found = senders(attachment)
-    numbers = sum(product(error.shape) // _error_rows(found.get(name)) for name, error in errors.items())
+    senders = attachment.mechanism.by_error
+    numbers = sum(product(error.shape) // _error_rows(senders.get(name)) for name, error in errors.items())
     return bool(asked) or numbers <= _AFFORDABLE
 
 
-def _error_rows(sender: Any) -> int:
+def _error_rows(sender: Mechanism | None) -> int:
     """Return the number of rows of an error in the last pass."""
-    return max(max((product(site.error.shape) for site in getattr(sender, "sites", ())), default=1), 1)
+    sites = () if sender is None else sender.sites
+    return max([1, *(product(site.error.shape) for site in sites)])
 
 
 def _feedback_cosines(attachment: Attachment, exact: WatchedPass) -> dict[str, float]:
     """Return cos(B_l, E[J_l]) by tap; of all errors above a tap together, whose signals add up."""
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for error, sender in senders(attachment).items():
+    for error, sender in attachment.mechanism.by_error.items():
         found = exact.jacobians.get(error, {})
         for site in sender.sites if found else ():
             if site.name in found:

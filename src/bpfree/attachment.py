@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.errors import OptionError, StateError, TargetsError
-from bpfree.feedback.lazy_buffers import name_of
 from bpfree.feedback.options import is_unused
 from bpfree.feedback.projection import Matrix, Projection
 from bpfree.mechanisms.base import Mechanism, Rule
@@ -101,9 +100,7 @@ class Attachment(nn.Module):
     @property
     def feedbacks(self) -> Mapping[str, nn.Module]:
         """The feedback of each error by the error's name, as in ``feedbacks["value"]``."""
-        further: Mapping[str, Any] = getattr(self.mechanism, "further", {})
-        first = getattr(self.mechanism, "first_error", self.mechanism.plan.error_name)
-        return {first: self.feedback, **{name_of(key): mechanism.feedback for key, mechanism in further.items()}}
+        return {name: mechanism.feedback for name, mechanism in self.mechanism.by_error.items()}
 
     def targets(self, targets: Tensor | Mapping[str, Tensor]) -> None:
         """Give the targets of this step, before ``loss.backward()``: for rules that learn from them (DRTP).

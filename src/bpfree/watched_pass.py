@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from bpfree.attachment import Attachment
 from bpfree.axes.sites import Site
-from bpfree.feedback.lazy_buffers import name_of
 from bpfree.forward_mode.grad_mode import rules_are_silent
 from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.jacobian import mean_jacobians
@@ -42,16 +41,9 @@ class WatchedPass:
         return {name: output for name, output in found if name.partition("#")[0] in taps}
 
 
-def senders(attachment: Attachment) -> dict[str, Any]:
-    """Return the mechanisms that hold the feedback of each error, by the error's name."""
-    mechanism: Any = attachment.mechanism
-    further = {name_of(key): found for key, found in getattr(mechanism, "further", {}).items()}
-    return {getattr(mechanism, "first_error", mechanism.plan.error_name): mechanism, **further}
-
-
 def sites_of(attachment: Attachment) -> dict[str, Site]:
     """Return the sites of the last pass by name, of rules that have some."""
-    return {site.name: site for sender in senders(attachment).values() for site in getattr(sender, "sites", ())}
+    return {site.name: site for sender in attachment.mechanism.by_error.values() for site in sender.sites}
 
 
 def observe(
@@ -62,7 +54,7 @@ def observe(
     with _watching(attachment, seen, places), torch.enable_grad():
         loss = closure()
     if jacobian:
-        for name, sender in senders(attachment).items():
+        for name, sender in attachment.mechanism.by_error.items():
             seen.jacobians[name] = _jacobians(attachment, seen, seen.errors.get(name), sender)
     if seen.outputs:
         pairs = zip(_arriving(attachment, loss, seen.outputs), seen.outputs, strict=True)
@@ -70,7 +62,7 @@ def observe(
     return seen
 
 
-def _jacobians(attachment: Attachment, seen: WatchedPass, error: Tensor | None, sender: Any) -> dict[str, Tensor]:
+def _jacobians(attachment: Attachment, seen: WatchedPass, error: Tensor | None, sender: Mechanism) -> dict[str, Tensor]:
     """Return the mean Jacobians of an error's place with respect to the taps below it."""
     taps = _comparable(attachment, seen, sender)
     if error is None or not taps:
@@ -79,9 +71,9 @@ def _jacobians(attachment: Attachment, seen: WatchedPass, error: Tensor | None, 
     return dict(zip(taps, mean_jacobians(error, list(taps.values()), dims), strict=True))
 
 
-def _comparable(attachment: Attachment, seen: WatchedPass, sender: Any) -> dict[str, Tensor]:
+def _comparable(attachment: Attachment, seen: WatchedPass, sender: Mechanism) -> dict[str, Tensor]:
     """Return the outputs of an error's taps that have all its rows, in the leading axes of both."""
-    sites = {site.name: site for site in getattr(sender, "sites", ())}
+    sites = {site.name: site for site in sender.sites}
     taps = seen.at(attachment.mechanism.plan.taps)
 
     def leads(site: Site) -> bool:

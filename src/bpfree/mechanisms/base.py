@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from bpfree.axes.sites import Site
 from bpfree.error_values import tensors_of
 from bpfree.errors import BpfreeWarning, ErrorPlacementError
 from bpfree.feedback.lazy_buffers import LazyBuffers
@@ -77,6 +78,8 @@ class Mechanism(nn.Module):
     """
 
     feedback: Any
+    sites: tuple[Site, ...] = ()
+    """The taps that the last pass reached; none where a rule sends them no signals."""
     is_given_error = False
     """True if the mechanism gets the error before anything below has a gradient, and checks the error itself."""
 
@@ -166,6 +169,11 @@ class Mechanism(nn.Module):
 
     def put_right(self) -> None:
         """Put back what passes of this thread have changed that were interrupted from the keyboard."""
+
+    @property
+    def by_error(self) -> Mapping[str, Mechanism]:
+        """The mechanisms with the feedback of each error, by the error's name; the first is this one."""
+        return {self.plan.error_name: self}
 
     @property
     def is_installed(self) -> bool:

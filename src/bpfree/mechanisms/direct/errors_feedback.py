@@ -13,6 +13,7 @@ from bpfree.feedback.lazy_buffers import key_of, name_of
 from bpfree.feedback.projection import Projection
 from bpfree.feedback.projectors import projection
 from bpfree.feedback.random import derived_seed
+from bpfree.mechanisms.base import Mechanism
 from bpfree.mechanisms.direct.hooks import DirectHooks
 from bpfree.plan import Plan
 from bpfree.taps import nothing_to_tap
@@ -56,6 +57,12 @@ class ErrorsFeedback(DirectHooks):
         assert type(found) is type(self)
         return found
 
+    @property
+    def by_error(self) -> Mapping[str, Mechanism]:
+        """The mechanisms with the feedback of each error, by the error's name; the first is this one."""
+        further: Any = self.further
+        return {self.first_error: self, **{name_of(key): mechanism for key, mechanism in further.items()}}
+
     def take_targets(self) -> Tensor | None:
         """Return the targets that were given and not used yet, and forget them."""
         targets = self._targets
@@ -70,14 +77,13 @@ class ErrorsFeedback(DirectHooks):
         if isinstance(targets, Tensor):
             self._targets = targets
             return
-        known = {self.first_error: self, **{name_of(key): found for key, found in self.further.items()}}
+        known = self.by_error
         for name, given in targets.items():
             if name not in known:
                 raise TargetsError(
                     f"targets are given for {name!r}, and there is no such error. {nearest(name, known)}"
                 )
-            sender: Any = known[name]
-            sender.targets(given)
+            known[name].targets(given)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         if isinstance(self.feedback, Projection) and not self.feedback.feedback.shared:

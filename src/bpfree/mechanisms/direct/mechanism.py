@@ -55,7 +55,6 @@ class DirectMechanism(ErrorsFeedback):
     """Hooks, passes and feedback of one direct rule on one model.
 
     Attributes:
-        sites: The taps that the last pass reached.
         passes: Chooses the kind of each pass.
         layouts: Makes the layouts of passes.
         first_look: Inspects the first pass of each kind.
@@ -68,7 +67,6 @@ class DirectMechanism(ErrorsFeedback):
 
     def __init__(self, rule: DirectRule, plan: Plan) -> None:
         super().__init__(rule, plan)
-        self.sites: tuple[Site, ...] = ()
         self.passes = PassChooser(plan, self._rerun)
         self.layouts = Layouts(self)
         self.first_look = FirstLook(self)

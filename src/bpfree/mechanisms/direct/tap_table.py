@@ -76,7 +76,7 @@ class TapTable:
 
     def _row(self, place: str, layers: str) -> list[str]:
         """Return one tap's row; with several errors it names the feedback of every error above the tap."""
-        senders: list[Any] = [self._mechanism, *self._mechanism.further.values()]
+        senders = self._mechanism.by_error.values()
         known = [(sender, site) for sender in senders for site in sender.sites if site.name == place]
         shape = "x".join(map(str, ("N", *known[0][1].features))) if known else ""
         return [place, shape, " + ".join(sender.feedback.describe(site) for sender, site in known), layers]
