@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bpfree.axes.layout import resized
 from bpfree.distributed import is_sharded, ranks
-from bpfree.mechanisms.direct.alternation import EVERY_TAP, Phase
+from bpfree.mechanisms.direct.alternation import Phase
 from bpfree.mechanisms.direct.delivery import ErrorHandler, Layout
 from bpfree.mechanisms.direct.forward_pass import StoredGraphPass, TappedPass, TrainingPass
 from bpfree.mechanisms.direct.learn_in_forward import LearnInForwardPass
@@ -88,7 +88,7 @@ class PassChooser:
         make_handler: Callable[..., ErrorHandler] | None,
         aside: frozenset[str],
         survey: Survey,
-        phase: Phase = EVERY_TAP,
+        phase: Phase,
     ) -> TrainingPass:
         """Make the pass that begins.
 
@@ -100,18 +100,6 @@ class PassChooser:
             survey: The survey of such a pass.
             phase: Which taps it cuts.
         """
-        started = self._start(known, make_handler, aside, survey, phase)
-        started.phase = phase
-        return started
-
-    def _start(
-        self,
-        known: Layout | None,
-        make_handler: Callable[..., ErrorHandler] | None,
-        aside: frozenset[str],
-        survey: Survey,
-        phase: Phase,
-    ) -> TrainingPass:
         if self._plan.window > 1:
             self.carried = []
             # For measurements: autograd has no gradient of a tap's output here that they could ask for.

@@ -35,7 +35,7 @@ from bpfree.mechanisms.direct.forward_pass import TappedPass, TrainingPass
 from bpfree.mechanisms.direct.layouts import Layouts
 from bpfree.mechanisms.direct.pass_state import PassStack, PassState
 from bpfree.mechanisms.direct.rule_signals import RuleSignals
-from bpfree.mechanisms.direct.survey import Survey
+from bpfree.mechanisms.direct.survey import NO_SURVEY, Survey
 from bpfree.mechanisms.direct.tap_table import TapTable
 from bpfree.mechanisms.no_gradient_warnings import warn_of_input_gradients
 from bpfree.mechanisms.reentrant_checkpoints import reentrant_part, watch_reentrant_parts
@@ -152,8 +152,8 @@ class DirectMechanism(ErrorsFeedback):
         ready = not self.rule.needs_error and self._targets is not None
         aside = frozenset() if survey is None else self.first_look.left_alone(survey)
         handler = self.make_handler if ready else None
-        tapped = self.passes.start(self.layouts.last, handler, aside, survey or Survey(frozenset(), {}), phase)
-        tapped.aside = aside
+        tapped = self.passes.start(self.layouts.last, handler, aside, survey or NO_SURVEY, phase)
+        tapped.aside, tapped.phase = aside, phase
         return tapped
 
     def _on_begin(self, state: PassState, call: Any) -> None:

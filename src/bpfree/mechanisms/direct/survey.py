@@ -231,6 +231,10 @@ class Survey:
         )
 
 
+NO_SURVEY = Survey(frozenset(), {})
+"""The survey of a pass that was not looked at."""
+
+
 def _flat(error: Tensor, taps: Mapping[Any, str]) -> set[str]:
     """Return the calls of taps with no layer (no parameter of two dimensions or more) between them and ``error``."""
     found: set[str] = set()
