@@ -156,3 +156,13 @@ class Reach:
             seen.add(node)
             open_nodes.extend(following for following, _ in node.next_functions)
         return cls(list(found), seen)
+
+
+def first_overlap(parts: Iterable[set[Any]]) -> int | None:
+    """Return the number of the first of these sets that has an entry of one before it; None if none has."""
+    seen: set[Any] = set()
+    for number, part in enumerate(parts):
+        if not seen.isdisjoint(part):
+            return number
+        seen |= part
+    return None

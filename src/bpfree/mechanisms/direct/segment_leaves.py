@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bpfree.errors import StreamingError
 from bpfree.mechanisms.direct.alternation import Phase
 from bpfree.plan import Plan
-from bpfree.segments import Reach
+from bpfree.segments import Reach, first_overlap
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,13 @@ def kind_of_pass(plan: Plan, names: Sequence[str], outside: Sequence[int], phase
 
 
 def _check_cuts(names: Sequence[str], reaches: Sequence[Reach]) -> None:
-    seen: set[Any] = set()
-    for name, reach in zip(names, reaches, strict=True):
-        if not seen.isdisjoint(reach.inner):
-            raise StreamingError(
-                f"a path leads around the cut below {name!r} (a residual connection past the tap, for example): the "
-                "graph of an earlier segment is needed there again. Put the taps where everything passes, such as on "
-                "the blocks (taps=...), or train without streaming."
-            )
-        seen |= reach.inner
+    number = first_overlap(reach.inner for reach in reaches)
+    if number is not None:
+        raise StreamingError(
+            f"a path leads around the cut below {names[number]!r} (a residual connection past the tap, for example): "
+            "the graph of an earlier segment is needed there again. Put the taps where everything passes, such as on "
+            "the blocks (taps=...), or train without streaming."
+        )
 
 
 def _tied(model: nn.Module) -> set[nn.Parameter]:

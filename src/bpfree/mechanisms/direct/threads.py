@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bpfree.mechanisms.autograd import MakeSignals, gradients_from_error, signals_from_error
 from bpfree.mechanisms.direct.delivery import ErrorHandler
 from bpfree.mechanisms.direct.forward_pass import StoredGraphPass
-from bpfree.segments import Reach
+from bpfree.segments import Reach, first_overlap
 
 _Segment = tuple[Tensor, Tensor]
 """A segment's root, and the root's signal."""
@@ -84,15 +84,9 @@ class ThreadChoice:
         )
 
 
-def _separate(roots: Sequence[Tensor]) -> bool:
-    seen: set[Any] = set()
-    for root in roots:
-        reach = Reach.of(root)
-        found = reach.inner | set(reach.leaves)
-        if not seen.isdisjoint(found):
-            return False
-        seen |= found
-    return True
+def _are_separate(roots: Sequence[Tensor]) -> bool:
+    """Return whether the segments that end in these tensors share neither a leaf nor a part of the graph."""
+    return first_overlap(reach.inner.union(reach.leaves) for reach in map(Reach.of, roots)) is None
 
 
 class ThreadedPass(StoredGraphPass):
@@ -116,7 +110,7 @@ class ThreadedPass(StoredGraphPass):
         below = [self.outputs[number] for number in taps]
         choice, kind = self._choice, (tuple(self.names), self.phase, self._learning)
         if not choice.knows(kind):
-            if _separate([*below, output]):
+            if _are_separate([*below, output]):
                 return self._run_by(partial(_run_watched, partial(choice.found, kind)), output, handler, below)
             choice.found(kind, separate=False)
         concurrent = choice.concurrent(kind)

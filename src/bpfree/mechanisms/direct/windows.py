@@ -22,7 +22,7 @@ from bpfree.mechanisms.autograd import MakeSignals, gradients_from_error, mark
 from bpfree.mechanisms.direct.delivery import ErrorHandler
 from bpfree.mechanisms.direct.forward_pass import Cut, StoredGraphPass
 from bpfree.rerun.arguments import Arguments
-from bpfree.segments import Reach
+from bpfree.segments import Reach, first_overlap
 
 
 class WindowedPass(StoredGraphPass):
@@ -150,7 +150,9 @@ class _Record:
         self._tops = {number for number in range(len(taps)) if is_stage and number not in followed}
         self.learners = list(dict.fromkeys(leaf for segment in self._segments for leaf in segment.own))
         each = sum(len(segment.own) for segment in self._segments)
-        self._separate = not together and _are_separate(reaches) and len(self.learners) == each
+        # Apart if no leaf is shared, and no path leads around a cut, into a segment further down.
+        apart = len(self.learners) == each and first_overlap(reach.inner for reach in reaches) is None
+        self._separate = apart and not together
 
     def gradients(self, error: Tensor) -> Sequence[Tensor | None]:
         """Return one gradient for each leaf that learns, from dL/do."""
@@ -233,16 +235,6 @@ class _Record:
         """Note the signal of a segment, from the top down."""
         if self._arrived is not None:
             self._arrived.insert(0, signal)
-
-
-def _are_separate(segments: Sequence[Reach]) -> bool:
-    """Return whether no path leads around a cut, into a segment further down."""
-    seen: set[Any] = set()
-    for segment in segments:
-        if not seen.isdisjoint(segment.inner):
-            return False
-        seen |= segment.inner
-    return True
 
 
 def _run(root: Tensor, leaves: Sequence[Tensor], signal: Tensor | None, *, again: bool) -> Sequence[Tensor | None]:
