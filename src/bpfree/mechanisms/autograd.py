@@ -154,12 +154,7 @@ class SignalsFromError(torch.autograd.Function):
         """Return the error itself for the output, and one signal per tap."""
         if ctx.fetching.under_way:
             return (None,) * len(ctx.needs_input_grad)
-        try:
-            _ = ctx.saved_tensors
-        except RuntimeError as freed:
-            raise used_record(
-                "Run the model again before the next loss.backward(), or pass retain_graph=True to the first."
-            ) from freed
+        require_unused(ctx)
         (error,) = grads
         signals = ctx.make(error)
         if isinstance(signals, Signals):
@@ -234,6 +229,18 @@ class GradientsFromError(torch.autograd.Function):
             )
         made = make(grads[0])
         return None, None, None, *made, *((None,) if ctx.anchor is not None else ())
+
+
+def require_unused(ctx: Any) -> None:
+    """Raise UsedRecordError in a second backward pass: the first one has freed what ``ctx`` saved."""
+    try:
+        _ = ctx.saved_tensors
+    except RuntimeError as freed:
+        if "modified by an inplace operation" in str(freed):
+            raise
+        raise used_record(
+            "Run the model again before the next loss.backward(), or pass retain_graph=True to the first."
+        ) from freed
 
 
 def used_record(remedy: str) -> UsedRecordError:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bpfree.error_values import Path
 from bpfree.errors import StreamingError
-from bpfree.mechanisms.autograd import first_order_only, used_record
+from bpfree.mechanisms.autograd import first_order_only, require_unused
 from bpfree.mechanisms.direct.delivery import ErrorHandler
 from bpfree.mechanisms.direct.forward_pass import TappedPass, TrainingPass
 from bpfree.mechanisms.direct.second_runs import DryRun, KeepingDryRun, LearningRun, error_in
@@ -255,12 +255,5 @@ class Stream(torch.autograd.Function):
     @first_order_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Run the model again, and return the gradients that were added up."""
-        try:
-            _ = ctx.saved_tensors
-        except RuntimeError as freed:
-            if "modified by an inplace operation" in str(freed):
-                raise
-            raise used_record(
-                "Run the model again before the next loss.backward(), or pass retain_graph=True to the first."
-            ) from freed
+        require_unused(ctx)
         return None, None, None, None, *ctx.second(ctx.call, grads[0])
