@@ -53,10 +53,9 @@ def exchange_terms(plan: Plan, call: PassState, tapped: TrainingPass, output: An
 def _exchanged(plan: Plan, call: PassState, tapped: TrainingPass) -> Callable[[Tensor], Tensor | None] | None:
     """Return the function that makes the replacement of a side term; None if all of them may stay."""
     if tapped.soft_taps:
-        exits = {exit_.grad_fn for exit_ in call.exits.values()}
-        return partial(joined_to_taps, tapped.soft_taps, exits, tapped.fetching)
+        return partial(joined_to_taps, tapped.soft_taps, call.exit_nodes, tapped.fetching)
     if plan.window > 1 and call.survey is not None and call.survey.sides:
-        exits = {exit_.grad_fn for exit_ in call.exits.values()}
+        exits = call.exit_nodes
         inner = Reach.of(*tapped.outputs, *call.errors.values()).inner
         return lambda term: refused(term, _no_window) if has_nodes_in(term, inner, exits) else None
     return None

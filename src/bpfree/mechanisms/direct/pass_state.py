@@ -58,6 +58,11 @@ class PassState:
     handled: BaseException | None = None
 
     @property
+    def exit_nodes(self) -> set[Any]:
+        """The nodes of the graph through which its errors arrive."""
+        return {exit_.grad_fn for exit_ in self.exits.values()}
+
+    @property
     def has_raised(self) -> bool:
         """True if an exception of this call is on its way. In compiled code no hook is called then."""
         return not self.is_compiled and exception_handled() is not self.handled

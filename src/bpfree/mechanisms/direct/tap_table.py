@@ -55,8 +55,7 @@ class TapTable:
         """Return the leaves that a loss of what the model returns, or keeps on itself, reaches past the errors."""
         kept = (tensor for holder in self._mechanism.plan.state.holders for _, tensor in holder.tensors)
         roots = [*(tensor for _, tensor in tensors_in(returned)), *kept]
-        exits = {exit_.grad_fn for exit_ in call.exits.values()}
-        return [node.variable for node in graph_nodes(*roots, stops=exits) if hasattr(node, "variable")]
+        return [node.variable for node in graph_nodes(*roots, stops=call.exit_nodes) if hasattr(node, "variable")]
 
     def rows(self) -> tuple[list[str], list[list[str]], list[str]]:
         """Return the header, a row for each tap (shape, feedback, the layers that learn from it), and remarks."""
