@@ -159,9 +159,9 @@ class TrainingPass(TappedPass):
 
     def uncut(self) -> Tensor:
         """Take the last tap back, and return its output."""
-        for entries in (self.names, self.places, self.shapes, self.formats, self.versions, self.handed_on):
+        for entries in (self.names, self.places, self.shapes, self.formats, self.versions):
             entries.pop()
-        return self._give_back()
+        return self._give_back(self.handed_on.pop())
 
     def close(self) -> None:
         """Put back everything that the pass has changed. Called where the error is taken, or else at the pass's end."""
@@ -174,8 +174,8 @@ class TrainingPass(TappedPass):
         return output.requires_grad
 
     @abstractmethod
-    def _give_back(self) -> Tensor:
-        """Forget the last tap, and return its output."""
+    def _give_back(self, handed_on: Tensor) -> Tensor:
+        """Forget the last tap, which has handed this on, and return its output."""
 
     @abstractmethod
     def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
@@ -249,7 +249,7 @@ class StoredGraphPass(TrainingPass):
                     "inplace=True, or tap the module that it is in."
                 )
 
-    def _give_back(self) -> Tensor:
+    def _give_back(self, handed_on: Tensor) -> Tensor:
         output = self._outputs.pop()
         self._soft_taps = [tap for tap in self._soft_taps if tap.output is not output]
         return output

@@ -71,18 +71,19 @@ class LearnInForwardPass(TrainingPass):
 
     def _take(self, output: Tensor) -> Tensor:
         number = len(self.names) - 1
-        name = self.names[number]
         signal, self._sent = self._signals[self._sent], self._sent + 1
         if signal is not None and output.requires_grad:
             if signal.shape != output.shape:
-                raise _way_changes(f"tap {name!r} in the shape {tuple(output.shape)}", str(tuple(signal.shape)))
+                raise _way_changes(
+                    f"tap {self.names[number]!r} in the shape {tuple(output.shape)}", str(tuple(signal.shape))
+                )
             require_finite(output, f"the output of tap {self.names[number]!r}")
             with own_graphs():  # a checkpoint that the pass is in does not see what backward functions save
                 torch.autograd.backward(output, signal.to(output.dtype))
             self._left_gradients += [_LeftGradient(leaf) for leaf in self._ends[number][:1] if leaf.grad is not None]
         return output.detach()
 
-    def _give_back(self) -> Tensor:
+    def _give_back(self, handed_on: Tensor) -> Tensor:
         raise AssertionError("a tap that ends the model is not cut")
 
     def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:

@@ -91,7 +91,8 @@ class StreamingPass(TrainingPass):
     def cut(self, name: str, place: str, output: Tensor) -> Tensor:
         """Take the output of a tap's call. Only the last output is kept: the error may be taken there."""
         handed_on = super().cut(name, place, output)
-        self.handed_on[:-1] = [_GONE] * (len(self.handed_on) - 1)
+        if len(self.handed_on) > 1:
+            self.handed_on[-2] = _GONE
         return handed_on
 
     def _take(self, output: Tensor) -> Tensor:
@@ -102,16 +103,10 @@ class StreamingPass(TrainingPass):
     def _let_pass(self, output: Tensor) -> Tensor:
         return self._take(output)  # there is no graph that could go on
 
-    def uncut(self) -> Tensor:
-        """Take the last tap back, and return its output, which has no graph."""
-        output = self.handed_on[-1]
-        super().uncut()
+    def _give_back(self, handed_on: Tensor) -> Tensor:
         if self._seen:
             self._seen.pop()
-        return output
-
-    def _give_back(self) -> Tensor:
-        return torch.empty(0)
+        return handed_on  # neither has a graph
 
     def ends(self, output: Tensor) -> Sequence[Sequence[Tensor]]:
         """Return the leaves that every segment ends in."""

@@ -36,9 +36,7 @@ class WindowedPass(StoredGraphPass):
         is_stage: Windows end at the taps behind which no segment of this process lies.
     """
 
-    def __init__(
-        self, window: int, arrived: list[Tensor | None] | None, *, together: bool, is_stage: bool = False
-    ) -> None:
+    def __init__(self, window: int, arrived: list[Tensor | None] | None, *, together: bool, is_stage: bool) -> None:
         super().__init__()
         self._window, self._arrived, self._is_together, self._is_stage = window, arrived, together, is_stage
         # Arguments that require a gradient, by the leaves that stand for them below.
@@ -78,9 +76,9 @@ class WindowedPass(StoredGraphPass):
         # It hands on a leaf that requires a gradient.
         return _entry
 
-    def _give_back(self) -> Tensor:
+    def _give_back(self, handed_on: Tensor) -> Tensor:
         self._entries.pop()
-        return super()._give_back()
+        return super()._give_back(handed_on)
 
     @outside_compiled_code
     def connect(self, output: Tensor, handler: ErrorHandler, taps: Sequence[int], *, just_in_time: bool) -> Tensor:
