@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
 from bpfree.distributed import whole
-from bpfree.errors import BpfreeWarning, UnsupportedLayerError
+from bpfree.errors import UnsupportedLayerError
 from bpfree.feedback.lazy_buffers import REQUIRES_NO_GRADIENT, at_least_single
 from bpfree.layers.kinds import is_computed
 from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism
@@ -102,7 +101,6 @@ class KolenPollackMechanism(LayerwiseMechanism):
             self._take_in(name, layer)
         self._watched: dict[str, _Watch] = {}
         self._passed_down: set[str] = set()
-        self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
         # Parameters are copied without their hooks: a copy's first forward pass puts them in again.
@@ -194,24 +192,21 @@ class KolenPollackMechanism(LayerwiseMechanism):
         if watch is None or not isinstance(weight, Tensor):
             return
         if weight.grad is None:
-            self._warn(
+            self.tell_once(
+                "gradients of W",
                 f"layer {name!r} has no gradient when the backward pass ends, and its backward weights learn from it "
                 "then: they did not. An optimizer's step in the backward pass is not for this rule, nor are weights "
-                "that torch.func.functional_call lends."
+                "that torch.func.functional_call lends.",
             )
             return
         B = self.feedback[name]
         if watch.only_w_moved(weight, B):
-            self._warn(
+            self.tell_once(
+                "gradients of W",
                 f"the weight of layer {name!r} was changed, and its backward weight B has a gradient and was not: no "
                 "optimizer has it, so B does not learn. Give it both, torch.optim.SGD([*model.parameters(), "
-                f"*attachment.parameters()], lr=.1, weight_decay=1e-3). {REQUIRES_NO_GRADIENT}"
+                f"*attachment.parameters()], lr=.1, weight_decay=1e-3). {REQUIRES_NO_GRADIENT}",
             )
         watch.look(weight, B)
         # A copy: code that scales or clips both gradients would otherwise act on one tensor twice.
         B.grad = whole(weight.grad.detach()).to(B, copy=True)
-
-    def _warn(self, what: str) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(what, BpfreeWarning, stacklevel=2)
