@@ -25,7 +25,7 @@ from bpfree.forward_mode.tangents import Call, run_to
 from bpfree.rerun.checkpoints import checkpoints_off
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.verification.finding import Finding
-from bpfree.verification.local_adjoint import ModuleCalls, Precision
+from bpfree.verification.local_adjoint import ModuleCalls, Precision, dot
 from bpfree.verification.segment_adjoint import Sides, compare_segments
 
 
@@ -124,7 +124,7 @@ def _compare(estimator: Estimator, call: Call, start: RunSnapshot, site: Site, s
     # Of size 1, whatever the model's units: half precision would overflow.
     size = max((float(change.detach().abs().max()) for _, change in changes if change.numel()), default=0.0) or 1.0
     u = [change / size if bool(change.any()) else _signs(change) for _, change in changes]
-    forward = sum(_dot(one, change) for one, (_, change) in zip(u, changes, strict=True))
+    forward = sum(dot(one, change) for one, (_, change) in zip(u, changes, strict=True))
     taps = [(plain.taps[site.name], v) for v in seen.perturbations]
     gradients = _gradients([error for error, _ in changes], [tap for tap, _ in taps], u)
     backward = squares = 0.0
@@ -149,10 +149,6 @@ def _signs(like: Tensor) -> Tensor:
     """Return random signs u for an error that no perturbation moves: right only if its gradients are zero too."""
     generator = torch.Generator(like.device).manual_seed(0)
     return torch.empty_like(like).bernoulli_(generator=generator) * 2 - 1
-
-
-def _dot(left: Tensor, right: Tensor) -> float:
-    return float((left.detach().double() * right.detach().double()).sum())
 
 
 def _finding(sides: Sides, tolerance: float, suspect: str, *, name_module: bool) -> Finding:

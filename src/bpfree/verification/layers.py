@@ -27,7 +27,7 @@ def check_layers(attachment: Attachment, args: tuple[Any, ...], kwargs: Mapping[
     a forward pass without a graph, and two forward and backward passes of each layer; no number of the model, of the
     attachment or of the global random state moves.
     """
-    mechanism = next((part for part in _parts(attachment) if isinstance(part, LayerwiseMechanism)), None)
+    mechanism = next((part for part in attachment.parts() if isinstance(part, LayerwiseMechanism)), None)
     if mechanism is None:
         return []
     check, model = _LayersCheck(mechanism), attachment.model
@@ -40,10 +40,6 @@ def check_layers(attachment: Attachment, args: tuple[Any, ...], kwargs: Mapping[
     ):
         model(*args, **kwargs)
     return check.findings
-
-
-def _parts(attachment: Attachment) -> tuple[nn.Module | None, ...]:
-    return attachment.mechanism, attachment.within
 
 
 class _LayersCheck:

@@ -160,12 +160,13 @@ def _fits(call: _ModuleCall, tolerance: float) -> bool:
     w = [torch.ones_like(tensor) if t is None or not bool(t.any()) else t for tensor, t in outputs]
     inputs = [tensor for tensor, _ in moving]
     found = torch.autograd.grad([y for y, _ in outputs], inputs, w, retain_graph=True, allow_unused=True)
-    forward = sum(_sum(one, t) for one, (_, t) in zip(w, outputs, strict=True) if t is not None)
+    forward = sum(dot(one, t) for one, (_, t) in zip(w, outputs, strict=True) if t is not None)
     products = [g.double() * t.double() for g, (_, t) in zip(found, moving, strict=True) if g is not None]
     backward = sum(float(product.sum()) for product in products)
     scale = abs(forward) + math.sqrt(sum(float(product.square().sum()) for product in products))
     return abs(forward - backward) <= tolerance * scale
 
 
-def _sum(left: Tensor, right: Tensor) -> float:
-    return float((left.double() * right.double()).sum())
+def dot(left: Tensor, right: Tensor) -> float:
+    """Return the sum of the products of two tensors' numbers, in double precision."""
+    return float((left.detach().double() * right.detach().double()).sum())
