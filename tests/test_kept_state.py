@@ -20,7 +20,7 @@ from torch import nn
 import bpfree
 from bpfree import errors
 from bpfree.rerun import module_state
-from bpfree.rerun.module_state import holders_of
+from bpfree.rerun.module_state import State
 from bpfree.verification.second_run import check_second_run
 
 AGAIN = [
@@ -764,14 +764,16 @@ def test_a_stream_stays_a_stream_when_its_model_calls_itself():
 def test_holders_name_and_replace_what_they_hold():
     model = Losses()
     model(batches()[0][0])
-    named = {holder.name(key): (holder, key, value) for holder in holders_of(model) for key, value in holder.entries()}
+    named = {
+        holder.name(key): (holder, key, value) for holder in State(model).holders for key, value in holder.entries()
+    }
     assert {"energy", "terms['kl']", "each[0]", "heard[0]", "head.in_features"} <= named.keys()
     for name in ("energy", "terms['kl']", "each[0]"):
         holder, key, value = named[name]
         holder.replace(key, value * 0 + 7)
     assert [float(value) for value in (model.energy, model.terms["kl"], model.each[0])] == [7, 7, 7]
     model.pair = (torch.zeros(1), torch.ones(1))
-    (pair,) = [holder for holder in holders_of(model) if holder.label == "pair"]
+    (pair,) = [holder for holder in State(model).holders if holder.label == "pair"]
     pair.replace(0, torch.ones(2))
     pair.replace(1, torch.ones(3))
     assert [len(entry) for entry in model.pair] == [2, 3]

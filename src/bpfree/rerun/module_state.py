@@ -30,16 +30,6 @@ STALE: Any = object()
 """Stands in place of a copy, and says that the place must be looked at again."""
 
 
-def holders_of(model: nn.Module) -> Sequence[Holder]:
-    """Return the places where ``model`` and its hooks keep things.
-
-    A place has ``entries()``, ``replace(key, value)`` and ``name(key)``.
-
-    To look before every pass, use :class:`State`: it remembers the places it has found.
-    """
-    return State(model).holders
-
-
 @dataclass(frozen=True)
 class Written:
     """A tensor in a place, as it was when a pass began.
