@@ -25,9 +25,10 @@ from bpfree.forward_mode.hadamard import Columns, HadamardDraw, Turn
 from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.forward_mode.perturbations import Draw, Draws, Maker, Perturbations
 from bpfree.forward_mode.sample_part import SamplePart
-from bpfree.forward_mode.tangents import Call, DualPass, Tangents, kind_of
+from bpfree.forward_mode.tangents import DualPass, Tangents, kind_of
 from bpfree.forward_mode.tape import Tape
 from bpfree.plan import Plan
+from bpfree.rerun.arguments import Call
 from bpfree.rerun.random_state import RandomState
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.tap_values import put, take

@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as dual
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from bpfree.forward_mode.dual_numbers import split
 from bpfree.forward_mode.grad_mode import pass_modes_off
 from bpfree.rerun.module_state import State
 
@@ -30,7 +30,7 @@ def aside(args: Any, kwargs: Any) -> ExitStack | None:
 
 
 def _has_tangent(argument: Any) -> bool:
-    return isinstance(argument, Tensor) and dual.unpack_dual(argument).tangent is not None  # type: ignore[no-untyped-call]
+    return isinstance(argument, Tensor) and split(argument)[1] is not None
 
 
 class OwnPass:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from bpfree.axes.sites import ErrorRows, Site
 from bpfree.errors import OptionError
-from bpfree.forward_mode.tangents import Call
+from bpfree.rerun.arguments import Call
 
 Rows: TypeAlias = "int | float"
 """The samples of an estimating pass: their number (int), or their fraction of the batch (float)."""

@@ -26,12 +26,10 @@ from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.forward_mode.surrogate_jvp import SurrogateJvps, function_without_jvp
 from bpfree.forward_mode.switches import switches_put_back
 from bpfree.plan import Plan
+from bpfree.rerun.arguments import Call
 from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.rerun.stop import StopForward
-
-Call: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
-"""The arguments and keyword arguments of one forward pass."""
 
 Prepare: TypeAlias = Callable[[OwnPass], AbstractContextManager[Any]]
 """Returns a context manager that brings the perturbations into one attempt at a pass."""
@@ -215,10 +213,10 @@ def with_tangents(call: Call, entering: Sequence[Tensor]) -> Call:
     """Return the arguments of a pass with tangents for the floating point tensors among the positional ones."""
     args, kwargs = call
     tangents = iter(entering)
-    return tuple([join(arg, next(tangents)) if has_tangent(arg) else arg for arg in args]), kwargs
+    return tuple([join(arg, next(tangents)) if can_have_tangent(arg) else arg for arg in args]), kwargs
 
 
-def has_tangent(argument: Any) -> bool:
+def can_have_tangent(argument: Any) -> bool:
     """Return whether an argument can have a tangent."""
     return isinstance(argument, Tensor) and argument.is_floating_point()
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from bpfree.rerun.arguments import Call
+
 
 def first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str | None, Any]:
     """Return the first argument of a call of ``module``: its name where it was given by name, and its value.
@@ -25,7 +27,7 @@ def first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
     return (None, None) if name is None else (name, kwargs[name])
 
 
-def with_first(call: tuple[tuple[Any, ...], Mapping[str, Any]], name: str | None, value: Any) -> tuple[Any, Any]:
+def with_first(call: Call, name: str | None, value: Any) -> tuple[Any, Any]:
     """Return ``call``, (args, kwargs), with ``value`` in the place of the first argument."""
     args, kwargs = call
     return ((value, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: value})

@@ -10,11 +10,11 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,10 @@ from bpfree.compiled_code import outside_compiled_code
 from bpfree.layers.first_argument import first_argument, with_first
 from bpfree.layers.kinds import InputGradient, input_gradient, is_computed, is_plain
 from bpfree.precision import in_own_precision
+from bpfree.rerun.arguments import Call
 from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.random_state import RandomState
 from bpfree.rerun.snapshot import Autocast
-
-Call: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bpfree.errors import StageError
 from bpfree.forward_mode.estimate import itself
-from bpfree.forward_mode.tangents import has_tangent
+from bpfree.forward_mode.tangents import can_have_tangent
 from bpfree.mechanisms.learned.from_forward import ForwardLearnedMechanism
 from bpfree.mechanisms.learned.stage_estimate import StageEstimate
 from bpfree.pipeline.agreement import Agreement, Outline
@@ -156,4 +156,4 @@ def zero_tangents(mechanism: ForwardLearnedMechanism, given: Sequence[Any], samp
     """Return tangents of zeros for the tensors that the stage before gives, of the samples that a pass takes."""
     part = mechanism.part_of(samples)
     args, _ = (given, {}) if part is None else part.of_call((tuple(given), {}))
-    return [torch.zeros_like(one) for one in args if has_tangent(one)]
+    return [torch.zeros_like(one) for one in args if can_have_tangent(one)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
@@ -12,6 +12,9 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from bpfree.rerun.find_holders import objects_among
 from bpfree.rerun.holders import Holder
 from bpfree.rerun.module_state import State
+
+Call: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""The arguments and keyword arguments of one call of a module."""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ class RunSnapshot:
         model: The places where the model and its hooks keep things.
         moment: The contents of these places when the pass began.
         arguments: The places inside the arguments, and their contents when the pass began; None if there are none.
-        operands: The arguments and weights.
+        inputs: The arguments and weights.
         parts: The model's modules.
     """
 
@@ -119,7 +119,7 @@ class RunSnapshot:
     model: State
     moment: Moment
     arguments: tuple[State, Moment] | None
-    operands: InputVersions
+    inputs: InputVersions
     parts: Sequence[nn.Module]
 
     @classmethod
@@ -152,7 +152,7 @@ class RunSnapshot:
         Raises:
             SecondRunError: The arguments or weights differ from those of the first run, or this run has changed them.
         """
-        self.operands.check(model)
+        self.inputs.check(model)
         states = [(self.model, self.moment), *([self.arguments] if self.arguments else [])]
         left = LeftBehind(model, states)
         with ExitStack() as stack:
@@ -165,7 +165,7 @@ class RunSnapshot:
             self.random.restore()
             yield left
         left.check()
-        self.operands.check(model)
+        self.inputs.check(model)
 
     @property
     def has_gradient_hooks(self) -> bool:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bpfree.distributed import ranks
 from bpfree.plan import Plan
-from bpfree.rerun.arguments import Arguments
+from bpfree.rerun.arguments import Arguments, Call
 from bpfree.rerun.find_holders import objects_among
 from bpfree.rerun.module_state import State
 from bpfree.rerun.random_state import RandomState
@@ -60,7 +60,7 @@ def _without_backward_hooks(model: nn.Module) -> Generator[None]:
             hooks.update(entries)
 
 
-def copied(call: tuple[tuple[Any, ...], Mapping[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def copied(call: Call) -> Call:
     """Return the arguments of a pass with copies of their tensors, for a run that may write to them."""
     given = Arguments.of(*call)
     flat = [_copy(entry) if isinstance(entry, Tensor) else entry for entry in given.flat]

@@ -21,7 +21,8 @@ from bpfree.forward_mode.eager import eager
 from bpfree.forward_mode.estimate import Estimator, at_taps
 from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.own_pass import OwnPass
-from bpfree.forward_mode.tangents import Call, run_to
+from bpfree.forward_mode.tangents import run_to
+from bpfree.rerun.arguments import Call
 from bpfree.rerun.checkpoints import checkpoints_off
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.verification.finding import Finding

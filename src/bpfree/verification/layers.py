@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.layers.first_argument import first_argument, with_first
-from bpfree.layers.function import Call, precision
+from bpfree.layers.function import precision
 from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism
+from bpfree.rerun.arguments import Call
 from bpfree.rerun.snapshot import preserved
 from bpfree.verification.finding import Finding
 

@@ -14,8 +14,9 @@ from bpfree.forward_mode.eager import eager
 from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.forward_mode.sample_part import SamplePart
-from bpfree.forward_mode.tangents import Call, run_to
+from bpfree.forward_mode.tangents import run_to
 from bpfree.plan import Plan
+from bpfree.rerun.arguments import Call
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.verification.finding import Finding
 from bpfree.verification.laws import bound, relative

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bpfree.errors import SecondRunError
 from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.plan import Plan
+from bpfree.rerun.arguments import Call
 from bpfree.rerun.fingerprint import Fingerprint
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.rerun.stop import StopForward
@@ -27,22 +28,22 @@ _SOURCES = (
 )
 
 
-def check_second_run(plan: Plan, arguments: tuple[tuple[Any, ...], Mapping[str, Any]]) -> list[Finding]:
+def check_second_run(plan: Plan, call: Call) -> list[Finding]:
     """Run the model twice from the state that it has now, without a graph, and compare the outputs of its modules.
 
     The model, its hooks and the random state are left as they are. No rule may act meanwhile.
 
     Args:
         plan: The model, its taps and its error's place.
-        arguments: The model's arguments, (args, kwargs).
+        call: The model's arguments.
 
     Returns:
         The first module whose output differs, if one does, and the state that could not be put back.
     """
-    snapshot = RunSnapshot.now(plan, arguments)
+    snapshot = RunSnapshot.now(plan, call)
     kept = snapshot.model.now()
     try:
-        runs = [_outputs(plan, arguments, snapshot) for _ in range(2)]
+        runs = [_outputs(plan, call, snapshot) for _ in range(2)]
     except SecondRunError as told:
         return [Finding(_CHECK, plan.error_name or "(model)", str(told), "")]
     names = {module: name for name, module in plan.model.named_modules()}
@@ -50,11 +51,9 @@ def check_second_run(plan: Plan, arguments: tuple[tuple[Any, ...], Mapping[str, 
     return found + [_not_put_back(name) for name in kept.changed()]
 
 
-def _outputs(
-    plan: Plan, arguments: tuple[tuple[Any, ...], Mapping[str, Any]], snapshot: RunSnapshot
-) -> list[tuple[nn.Module, Fingerprint]]:
+def _outputs(plan: Plan, call: Call, snapshot: RunSnapshot) -> list[tuple[nn.Module, Fingerprint]]:
     """Return fingerprints of the modules' outputs, in the order in which they return, up to the error's place."""
-    args, kwargs = arguments
+    args, kwargs = call
     seen: list[tuple[nn.Module, Fingerprint]] = []
     keep = partial(_keep, seen, plan.error_module)
     parts = [module for module in plan.modules if module is not plan.model]

@@ -26,7 +26,8 @@ from bpfree.forward_mode.estimate import Estimator, at_taps
 from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.forward_mode.perturbations import perturbation
-from bpfree.forward_mode.tangents import Call, run_to
+from bpfree.forward_mode.tangents import run_to
+from bpfree.rerun.arguments import Call
 from bpfree.rerun.checkpoints import checkpoints_around, checkpoints_off
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.verification.local_adjoint import Precision

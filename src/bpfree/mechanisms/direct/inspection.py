@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +24,7 @@ from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.side_terms import fetched_through
 from bpfree.mechanisms.direct.streaming import keeps_graphs, refuse_gradients
 from bpfree.mechanisms.direct.survey import Survey, SurveyPass
-from bpfree.rerun.arguments import holders_in
+from bpfree.rerun.arguments import Call, holders_in
 from bpfree.rerun.checkpoints import checkpoints_off
 from bpfree.rerun.find_holders import objects_among
 from bpfree.rerun.module_state import State
@@ -216,7 +216,7 @@ class Inspection:
     def _run(
         self,
         state: PassState,
-        given: tuple[tuple[Any, ...], Mapping[str, Any]],
+        given: Call,
         watched: AbstractContextManager[Any],
     ) -> Any:
         args, kwargs = given

@@ -25,7 +25,6 @@ from bpfree.errors import OptionError
 from bpfree.finite import require_finite
 from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.own_pass import aside
-from bpfree.forward_mode.tangents import Call
 from bpfree.mechanisms.autograd import gradients_from_error
 from bpfree.mechanisms.base import (
     Mechanism,
@@ -40,6 +39,7 @@ from bpfree.mechanisms.no_gradient_warnings import warn_of_a_call, warn_of_argum
 from bpfree.module_tree import ModuleTree, followed
 from bpfree.passes import Passes
 from bpfree.plan import Plan
+from bpfree.rerun.arguments import Call
 from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.saved_tensors import hooked_saved_tensors
 from bpfree.rerun.trial import copied, without_trace

@@ -23,7 +23,6 @@ from bpfree.axes.sites import product
 from bpfree.errors import BpfreeWarning, StateError, TapShapeError, UnsupportedLayerError
 from bpfree.feedback.lazy_buffers import LazyBuffers
 from bpfree.feedback.random import derived_seed, draw
-from bpfree.forward_mode.tangents import Call
 from bpfree.layers.first_argument import first_argument, with_first
 from bpfree.layers.function import Service, circumstances_of, find_service
 from bpfree.layers.kinds import CONVOLUTIONS
@@ -32,6 +31,7 @@ from bpfree.mechanisms.forward_only.mechanism import ForwardOnlyMechanism, Gradi
 from bpfree.mechanisms.forward_only.pepita_passes import FirstPass, HeadError, LayerCall, Learners, SecondPass
 from bpfree.module_tree import newcomers
 from bpfree.plan import Plan
+from bpfree.rerun.arguments import Call
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.rerun.stop import StopForward
 from bpfree.tabulate import others

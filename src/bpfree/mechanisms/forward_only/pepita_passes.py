@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from bpfree.errors import ErrorPlacementError, OptionError, TapOutputError, UnsupportedLayerError
-from bpfree.forward_mode.tangents import Call
 from bpfree.layers.first_argument import first_argument
 from bpfree.layers.function import Service
 from bpfree.layers.function import parameter_gradients as function_parameter_gradients
 from bpfree.layers.kinds import parameter_gradients
 from bpfree.mechanisms.base import taught
+from bpfree.rerun.arguments import Call
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.rerun.stop import StopForward
 

@@ -20,12 +20,13 @@ from bpfree.forward_mode.dual_level import Shared
 from bpfree.forward_mode.dual_numbers import join, split
 from bpfree.forward_mode.eager import compiled
 from bpfree.forward_mode.perturbations import Perturbations, perturbation
-from bpfree.forward_mode.tangents import Call, DualPass, kind_of, nothing_arrives
+from bpfree.forward_mode.tangents import DualPass, kind_of, nothing_arrives
 from bpfree.mechanisms.base import Rule
 from bpfree.mechanisms.forward_only.asked_parameters import AskedParameters, asking_class
 from bpfree.mechanisms.forward_only.mechanism import ForwardOnlyMechanism, GradientsOfError
 from bpfree.mechanisms.reentrant_checkpoints import reentrant_part, watch_reentrant_parts
 from bpfree.plan import Plan
+from bpfree.rerun.arguments import Call
 from bpfree.rerun.snapshot import RunSnapshot
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from bpfree.layers.function import Call, Service
+from bpfree.layers.function import Service
+from bpfree.rerun.arguments import Call
 
 
 @dataclass

@@ -20,7 +20,7 @@ from bpfree.errors import OptionError, StateError, UnsupportedLayerError, Verifi
 from bpfree.feedback.lazy_buffers import LazyBuffers, at_least_single, name_of
 from bpfree.feedback.random import derived_seed
 from bpfree.layers.first_argument import first_argument, with_first
-from bpfree.layers.function import Call, Service, circumstances_of, find_service, function_gradient
+from bpfree.layers.function import Service, circumstances_of, find_service, function_gradient
 from bpfree.layers.kinds import input_gradient
 from bpfree.mechanisms.autograd import apply_function
 from bpfree.mechanisms.layerwise.calls import LayerCalls, ModelPass, end_outside
@@ -28,6 +28,7 @@ from bpfree.mechanisms.layerwise.hooks import LayerwiseHooks
 from bpfree.mechanisms.layerwise.join import Join
 from bpfree.mechanisms.no_gradient_warnings import warn_of_input_gradients
 from bpfree.plan import Plan
+from bpfree.rerun.arguments import Call
 from bpfree.rerun.checkpoints import Repetition, checkpoints_around, hooks_on_saving
 from bpfree.tabulate import others
 

@@ -20,7 +20,6 @@ from bpfree.forward_mode.estimate import Estimator, Response
 from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.perturbations import Perturbations
 from bpfree.forward_mode.sample_part import Rows
-from bpfree.forward_mode.tangents import Call
 from bpfree.mechanisms.direct.delivery import PassMemory
 from bpfree.mechanisms.direct.final_activation import final_activation
 from bpfree.mechanisms.direct.pass_state import PassState
@@ -28,6 +27,7 @@ from bpfree.mechanisms.direct.rule import DirectRule
 from bpfree.mechanisms.learned.observing import ObservingMechanism
 from bpfree.mechanisms.learned.stage_estimate import StageEstimate
 from bpfree.plan import Plan
+from bpfree.rerun.arguments import Call
 from bpfree.rerun.own_graphs import own_graphs
 from bpfree.rerun.snapshot import RunSnapshot
 from bpfree.rerun.trial import without_trace
