@@ -23,6 +23,7 @@ from bpfree.forward_mode.hadamard import columns_of
 from bpfree.mechanisms.autograd import mark
 from bpfree.mechanisms.learned.mechanism import LearnedMechanism
 from bpfree.pipeline.stage import StageAttachment, mechanism_of
+from bpfree.pipeline.together import ranks_of
 from bpfree.rerun.snapshot import preserved
 from bpfree.segments import Reach
 from bpfree.tap_values import put, take
@@ -153,7 +154,7 @@ class Agreement:
             TapShapeError: A tap does not share the error's batch dimensions.
         """
         stage, surveys = attachment.stage, list[Survey]()
-        for number, source in enumerate(dist.get_process_group_ranks(stage.group or dist.group.WORLD)):
+        for number, source in enumerate(ranks_of(stage)):
             told: list[Any] = [None]
             if number == stage.stage_index:
                 told = [_tried(attachment, _stand_ins(surveys[-1], stage.device) if surveys else args, kwargs)]

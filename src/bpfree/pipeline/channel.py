@@ -13,6 +13,7 @@ from torch.distributed.pipelining import PipelineStage
 
 from bpfree.errors import StageError
 from bpfree.pipeline.agreement import Agreement, Outline
+from bpfree.pipeline.together import ranks_of
 
 
 class Channel:
@@ -31,11 +32,9 @@ class Channel:
     """
 
     def __init__(self, stage: PipelineStage, agreement: Agreement) -> None:
-        group = stage.group or dist.group.WORLD
         self._device = torch.device(stage.device)
-        ranks = dist.get_process_group_ranks(group)
-        self._group = _another_group(stage.group, ranks, _timeout(group, self._device))
-        self._source = ranks[-1]
+        self._group = _another_group(stage)
+        self._source = ranks_of(stage)[-1]
         self._agreement = agreement
         self._sending: deque[tuple[Any, Tensor]] = deque()
         self._begun: _Number | None = None
@@ -95,9 +94,7 @@ class Sum:
     """
 
     def __init__(self, stage: PipelineStage) -> None:
-        group = stage.group or dist.group.WORLD
-        ranks = dist.get_process_group_ranks(group)
-        self._group = _another_group(stage.group, ranks, _timeout(group, torch.device(stage.device)))
+        self._group = _another_group(stage)
         self.sent_bytes = 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
@@ -140,9 +137,10 @@ class Arrival:
         return self._buffer
 
 
-def _another_group(group: Any, ranks: list[int], timeout: timedelta) -> Any:
-    """Make a process group beside ``group``, of the same ``ranks``; None stands for all processes."""
-    if group is None:
+def _another_group(stage: PipelineStage) -> Any:
+    """Make a process group beside that of the stages, of the same processes."""
+    group, ranks, timeout = stage.group, ranks_of(stage), _timeout(stage)
+    if group is None:  # all processes
         return dist.new_group(ranks, timeout=timeout)
     # The others do not take part, and torch then finds the name of the new group from how many there are.
     counts: list[Any] = [None] * len(ranks)
@@ -156,7 +154,8 @@ def _another_group(group: Any, ranks: list[int], timeout: timedelta) -> Any:
     return dist.new_group(ranks, timeout=timeout, use_local_synchronization=True)
 
 
-def _timeout(group: Any, device: torch.device) -> timedelta:
+def _timeout(stage: PipelineStage) -> timedelta:
     """Return how long the stages' own group waits before it gives up."""
-    timeout: timedelta = group._get_backend(device).options._timeout
+    group: Any = stage.group or dist.group.WORLD
+    timeout: timedelta = group._get_backend(torch.device(stage.device)).options._timeout
     return timeout

@@ -23,7 +23,7 @@ from bpfree.mechanisms.learned.stage_estimate import StageEstimate
 from bpfree.pipeline.agreement import Agreement, Outline
 from bpfree.pipeline.channel import Arrival, Channel, Sum
 from bpfree.pipeline.stage import StageAttachment
-from bpfree.pipeline.together import agreed, gathered
+from bpfree.pipeline.together import agreed, gathered, ranks_of
 from bpfree.rerun.snapshot import preserved
 
 _TAG = 1
@@ -51,7 +51,7 @@ class Estimates:
         assert isinstance(mechanism, ForwardLearnedMechanism)
         self._mechanism, self._channel, self._samples = mechanism, channel, agreement.rows.shape[0]
         stage = self._stage = attachment.stage
-        self._ranks = dist.get_process_group_ranks(stage.group or dist.group.WORLD)
+        self._ranks = ranks_of(stage)
         self._outlines = self._agree(attachment, agreement, args, kwargs)
         self._coming: deque[tuple[list[Any], list[Tensor]]] = deque()
         self._sum = self._make_sum(agreement) if mechanism.rule.mixes_taps else None

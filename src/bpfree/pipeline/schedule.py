@@ -283,7 +283,7 @@ class DirectSchedule(PipelineScheduleSingle):
 
 def _is_blind(rule: DirectRule) -> bool:
     """Return whether all taps' signals can be made without the error: the rule says so, or sends none."""
-    return not rule.needs_error or (rule.feedback is None and type(rule).signals is DirectRule.signals)
+    return not rule.needs_error or not rule.sends_signals
 
 
 def _started(ops: list[dist.P2POp]) -> list[Any]:

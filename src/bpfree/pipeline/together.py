@@ -6,11 +6,17 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch.distributed.pipelining import PipelineStage
 
 from bpfree.distributed import ranks
 from bpfree.errors import BpfreeError, CheckpointError
 
 Result = TypeVar("Result")
+
+
+def ranks_of(stage: PipelineStage) -> list[int]:
+    """Return the ranks of the processes of the stages' group, the first stage's first."""
+    return dist.get_process_group_ranks(stage.group or dist.group.WORLD)
 
 
 def gathered(value: Any, group: Any = None) -> list[Any]:
