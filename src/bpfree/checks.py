@@ -19,12 +19,17 @@ from bpfree.taps import known_names
 
 def check_options(rule: Rule, window: int, streaming: bool, threads: int | None) -> None:
     """Raise OptionError for what is no rule, and for ways of running it that it does not have."""
-    if not isinstance(rule, Rule):  # callers are not type-checked
-        hint = f"bpfree.{rule.__name__}()" if isinstance(rule, type) else "bpfree.DFA()"
-        raise OptionError(f"rule={rule!r} is not a rule. Pass an instance, for example {hint}.")
+    check_rule(rule)
     _check_window(rule, window)
     _check_streaming(rule, window, streaming)
     _check_threads(rule, threads, alone=window == 1 and not streaming)
+
+
+def check_rule(rule: Rule) -> None:
+    """Raise OptionError for what is no rule."""
+    if not isinstance(rule, Rule):  # callers are not type-checked
+        hint = f"bpfree.{rule.__name__}()" if isinstance(rule, type) else "bpfree.DFA()"
+        raise OptionError(f"rule={rule!r} is not a rule. Pass an instance, for example {hint}.")
 
 
 def _check_window(rule: Rule, window: int) -> None:

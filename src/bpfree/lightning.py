@@ -25,7 +25,7 @@ from bpfree.errors import LoopError, OptionError, StateError, nearest
 from bpfree.feedback_steps import add_to_optimizers
 from bpfree.mechanisms.base import Rule
 from bpfree.rerun.snapshot import preserved
-from bpfree.rule_keeper import RuleKeeper, missing_package
+from bpfree.rule_keeper import RuleKeeper, check_alignment_every, missing_package
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -75,8 +75,7 @@ class LearningRule(Callback):
         alignment_every: int = 0,
         **options: Any,
     ) -> None:
-        if not isinstance(alignment_every, int) or alignment_every < 0:  # callers are not type-checked
-            raise OptionError(f"alignment_every={alignment_every!r}: a whole number of optimizer steps, 0 for never.")
+        check_alignment_every(alignment_every)
         self._keeper = RuleKeeper(rule, options)
         self._model, self._targets = model, targets
         self._every, self._measured = alignment_every, -1

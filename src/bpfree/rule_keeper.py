@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bpfree.attach import attach
 from bpfree.attachment import Attachment
+from bpfree.checks import check_rule
 from bpfree.errors import MissingPackageError, OptionError, nearest
 from bpfree.mechanisms.base import Rule
 
@@ -30,9 +31,7 @@ class RuleKeeper:
     """
 
     def __init__(self, rule: Rule, options: Mapping[str, Any]) -> None:
-        if not isinstance(rule, Rule):  # callers are not type-checked
-            hint = f"bpfree.{rule.__name__}()" if isinstance(rule, type) else "bpfree.DFA()"
-            raise OptionError(f"rule={rule!r} is not a rule. Pass an instance, for example {hint}.")
+        check_rule(rule)
         known = list(inspect.signature(attach).parameters)[2:]
         for name in options:
             if name not in known:
@@ -83,6 +82,12 @@ class RuleKeeper:
             self.attachment.load_state_dict(dict(state))
         else:
             self._loaded = dict(state)
+
+
+def check_alignment_every(steps: int) -> None:
+    """Raise OptionError for ``alignment_every=`` of what is no number of steps."""
+    if not isinstance(steps, int) or steps < 0:  # callers are not type-checked
+        raise OptionError(f"alignment_every={steps!r}: a whole number of optimizer steps, 0 for never.")
 
 
 def missing_package(error: ImportError, package: str) -> ImportError:

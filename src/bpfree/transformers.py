@@ -25,10 +25,10 @@ from torch.utils.hooks import RemovableHandle
 
 from bpfree.alignment import alignment
 from bpfree.attachment import Attachment
-from bpfree.errors import LoopError, OptionError, StateError
+from bpfree.errors import LoopError, StateError
 from bpfree.feedback_steps import FeedbackOptimizer
 from bpfree.mechanisms.base import Rule
-from bpfree.rule_keeper import RuleKeeper, missing_package
+from bpfree.rule_keeper import RuleKeeper, check_alignment_every, missing_package
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -84,8 +84,7 @@ class LearningRuleCallback(TrainerCallback):
         loss: Callable[[nn.Module, dict[str, Any]], Tensor] | None = None,
         **options: Any,
     ) -> None:
-        if not isinstance(alignment_every, int) or alignment_every < 0:  # callers are not type-checked
-            raise OptionError(f"alignment_every={alignment_every!r}: a whole number of optimizer steps, 0 for never.")
+        check_alignment_every(alignment_every)
         self._keeper = RuleKeeper(rule, options)
         self._targets, self._every, self._loss = targets, alignment_every, loss
         self._feedback: FeedbackOptimizer | None = None
