@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,16 +22,15 @@ class ErrorRows:
     shape: tuple[int, ...]
     axes: tuple[int, ...]
 
+    def features(self, error: Sequence[int]) -> int:
+        """Return c, the numbers of one row, for the shape of an error."""
+        return product(size for axis, size in enumerate(error) if axis not in self.axes)
+
     def of(self, error: Tensor, c: int) -> Tensor:
         """Return a tensor of the error's shape as rows ``(prod(shape), c)``."""
         if self.axes == (0,) and error.dim() == 2:  # they are its rows
             return error
         return leading(error, self.axes).reshape(-1, c)
-
-    def restore(self, rows: Tensor, like: Tensor) -> Tensor:
-        """Return rows ``(prod(shape), c)`` as a tensor of the error's shape."""
-        first = tuple(range(len(self.axes)))
-        return rows.view(leading(like, self.axes).shape).movedim(first, self.axes)
 
 
 @dataclass(frozen=True)

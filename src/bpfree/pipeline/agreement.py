@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bpfree.axes.channels import channel_axis
 from bpfree.axes.layout import ERROR, lay_out, numbered, tapped
 from bpfree.axes.place import Place
-from bpfree.axes.sites import ErrorRows, Site, product
+from bpfree.axes.sites import ErrorRows, Site
 from bpfree.errors import ErrorPlacementError, StageError
 from bpfree.feedback.options import Feedback
 from bpfree.feedback.projection import Projection
@@ -182,7 +182,6 @@ class Agreement:
         rows, sites = lay_out(attachment.mechanism.plan, place, taps, set())
         of_rule = feedback.feedback if isinstance(feedback, Projection) else Feedback()
         sizes = [of_rule.form(site).size for site in sites]
-        c = product(size for axis, size in enumerate(shape) if axis not in rows.axes)
         own = attachment.stage.stage_index
         first = sum(len(survey.names) for survey in surveys[:own])
         last = first + len(surveys[own].names)
@@ -192,7 +191,7 @@ class Agreement:
             shape,
             dtype,
             rows,
-            c,
+            rows.features(shape),
             widest=max(sizes, default=0),
             first=first,
             ends=surveys[own].ends,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bpfree.axes.layout import ERROR, lay_out, tapped
 from bpfree.axes.place import Place
-from bpfree.axes.sites import Site, product
+from bpfree.axes.sites import Site
 from bpfree.feedback.projection import Projection
 from bpfree.mechanisms.direct.delivery import Layout
 from bpfree.mechanisms.direct.forward_pass import TrainingPass
@@ -69,11 +69,10 @@ class Layouts:
         several = isinstance(mechanism.feedback, Projection) and mechanism.feedback.kinds(sites) > 1
         just_in_time = not compiling and (plan.streaming or (several and _are_large(sites)))
         like = _weights_like(plan.model, output)
-        c = product(size for axis, size in enumerate(output.shape) if axis not in rows.axes)
         # A stage of a pipeline does not receive an error that no rule needs.
         known_error = not plan.is_stage or mechanism.rule.needs_error
         forms = tuple((site.arrangement, format) for site, format in zip(sites, formats, strict=True))
-        layout = Layout(key, rows, sites, forms, c, just_in_time, like, known_error)
+        layout = Layout(key, rows, sites, forms, rows.features(output.shape), just_in_time, like, known_error)
         if not compiling:  # a compiled pass has a layout of its own: its signals are not made just in time
             self.last = layout
         return layout
