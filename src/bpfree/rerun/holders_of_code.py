@@ -72,12 +72,12 @@ def code_holders(holder: Holder, known: Mapping[int, Holder]) -> Iterator[Holder
     held = holder.held
     if isinstance(held, FunctionType):
         yield from _of_closure(holder.label, held, known)
-        yield from _of_globals(holder.label, [held], known)
+        yield from _of_globals(holder.label, [held])
     elif isinstance(holder, Attributes | Slots):
         for base in type(held).__mro__:
             if not is_foreign(base.__module__) and not is_ours(base):
                 yield known_or(known, base, _class)
-        yield from _of_globals(holder.label, list(_methods(type(held))), known)
+        yield from _of_globals(holder.label, list(_methods(type(held))))
     elif isinstance(holder, Entries | Items | Members) and not is_foreign(type(held).__module__):
         own = getattr(held, "__dict__", None)  # of a subclass, whose objects have attributes besides
         if isinstance(own, dict):
@@ -121,7 +121,7 @@ def _methods(kind: type) -> Iterator[FunctionType]:
         seen.update(named)
 
 
-def _of_globals(label: str, functions: Sequence[FunctionType], known: Mapping[int, Holder]) -> Iterator[Holder]:
+def _of_globals(label: str, functions: Sequence[FunctionType]) -> Iterator[Holder]:
     """Yield the places of the global variables that functions write, and of those whose values can change."""
     scopes: dict[int, list[FunctionType]] = {}
     for function in functions:

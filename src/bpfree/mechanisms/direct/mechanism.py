@@ -147,7 +147,7 @@ class DirectMechanism(ErrorsFeedback):
             return EVERY_TAP
         return self.alternation.of_pass(counts=call.counts and not self._fixed)
 
-    def start_pass(self, survey: Survey | None, phase: Phase = EVERY_TAP) -> TappedPass:
+    def start_pass(self, survey: Survey | None, phase: Phase) -> TappedPass:
         """Make the pass that begins, cut as ``phase`` says."""
         ready = not self.rule.needs_error and self._targets is not None
         aside = frozenset() if survey is None else self.first_look.left_alone(survey)
