@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bpfree.attachment import Attachment
+from bpfree.axes.place import module_of_call, name_of_call
 from bpfree.axes.sites import Site
 from bpfree.forward_mode.grad_mode import rules_are_silent
 from bpfree.forward_mode.own_pass import OwnPass
@@ -38,7 +39,7 @@ class WatchedPass:
     def at(self, taps: Container[str]) -> dict[str, Tensor]:
         """Return the outputs of taps alone, by name."""
         found = zip(self.names, self.outputs, strict=True)
-        return {name: output for name, output in found if name.partition("#")[0] in taps}
+        return {name: output for name, output in found if module_of_call(name) in taps}
 
 
 def sites_of(attachment: Attachment) -> dict[str, Site]:
@@ -105,8 +106,8 @@ def _watching(attachment: Attachment, seen: WatchedPass, places: Mapping[str, nn
             # Neither in a second run, nor above all errors, where there is nothing to compare.
             if not torch.is_grad_enabled() or Mechanism.recomputing() or rules_are_silent() or seen.above:
                 return None
-            calls = sum(known.partition("#")[0] == name for known in seen.names)
-            seen.names.append(f"{name}#{calls + 1}" if calls else name)
+            calls = sum(module_of_call(known) == name for known in seen.names)
+            seen.names.append(name_of_call(name, calls + 1))
             tensor = take(output, key, name)
             seen.outputs.append(tensor if tensor.requires_grad else tensor.detach().requires_grad_())
             # A copy goes on, so that an in-place operation behind the tap changes neither h nor its place in the graph.

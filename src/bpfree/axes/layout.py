@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bpfree.axes.place import Place
+from bpfree.axes.place import Place, name_of_call
 from bpfree.axes.sites import ErrorRows, Site
 from bpfree.errors import TapShapeError
 from bpfree.plan import Plan
@@ -21,8 +21,8 @@ _SINGLE_NUMBER = (
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """Return the names of calls: a module's second call is ``NAME#2``."""
-    return [f"{name}#{call + 1}" if call else name for name, call in zip(names, _calls(names)[0], strict=True)]
+    """Return the names of calls of these modules, in order."""
+    return [name_of_call(name, call + 1) for name, call in zip(names, _calls(names)[0], strict=True)]
 
 
 def _calls(names: Sequence[str]) -> tuple[list[int], dict[str, int]]:

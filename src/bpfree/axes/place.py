@@ -6,6 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+def name_of_call(module: str, number: int) -> str:
+    """Return the name of the call of a module that has this number, from 1: ``NAME``, ``NAME#2``, ``NAME#3``, ..."""
+    return module if number == 1 else f"{module}#{number}"
+
+
+def module_of_call(call: str) -> str:
+    """Return the name of the module from that of one of its calls."""
+    return call.partition("#")[0]
+
+
 @dataclass(frozen=True)
 class Place:
     """The error, or one call of a tap.

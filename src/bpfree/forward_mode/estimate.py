@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpfree.axes.place import name_of_call
 from bpfree.axes.sites import Site
 from bpfree.compiled_code import outside_compiled_code
 from bpfree.feedback.random import derived_seed
@@ -253,7 +254,7 @@ def at_taps(
 
     def reach(name: str, module: nn.Module, args: Any, output: Any) -> Any:
         call = calls[name] = calls.get(name, 0) + 1
-        site = known.get(name if call == 1 else f"{name}#{call}")
+        site = known.get(name_of_call(name, call))
         if site is None:
             return None
         key = plan.tensor_keys.get(name)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.nn.parameter import is_lazy
 
+from bpfree.axes.place import module_of_call
 from bpfree.compiled_code import outside_compiled_code
 from bpfree.forward_mode.switches import switches_put_back
 from bpfree.mechanisms.direct.inspection import Inspection
@@ -88,7 +89,7 @@ class FirstLook:
         plan = self._mechanism.plan
         if plan.explicit:
             return frozenset()
-        return frozenset(tap for tap in survey.flat if not has_frozen_behind(plan.model, tap.partition("#")[0]))
+        return frozenset(tap for tap in survey.flat if not has_frozen_behind(plan.model, module_of_call(tap)))
 
     def describe(self) -> list[str]:
         """Return the remarks of the attachment's table about taps that are left alone."""

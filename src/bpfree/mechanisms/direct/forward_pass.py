@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bpfree.axes.memory_format import format_of
+from bpfree.axes.place import name_of_call
 from bpfree.error_values import Path
 from bpfree.errors import TapOutputError
 from bpfree.mechanisms.autograd import Fetching, gated, signals_from_error
@@ -50,7 +51,7 @@ class TappedPass(ABC):
     def count_call(self, name: str) -> str:
         """Count the next call of a tap module, and return the call's name."""
         calls = self._calls[name] = self._calls.get(name, 0) + 1
-        return name if calls == 1 else f"{name}#{calls}"
+        return name_of_call(name, calls)
 
     def reach_again(self, name: str, output: Any) -> Any:
         """Handle the output at an error's place in a rerun; return its replacement, or None to leave it as it is."""
