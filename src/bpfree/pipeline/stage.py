@@ -21,11 +21,11 @@ from bpfree.mechanisms.direct.final_activation import final_activation
 from bpfree.mechanisms.direct.mechanism import DirectMechanism
 from bpfree.mechanisms.direct.rule import DirectRule
 from bpfree.mechanisms.layerwise.rule import LayerwiseRule
+from bpfree.mechanisms.learned.calibrated import CalibratedMechanism
 from bpfree.mechanisms.learned.from_forward import ForwardLearnedMechanism
 from bpfree.mechanisms.learned.observing import ObservingMechanism
 from bpfree.plan import Plan
 from bpfree.registry import make_room
-from bpfree.rules.learned import CalibratedMechanism
 from bpfree.segments import Reach
 from bpfree.taps import TapChoice, select_taps, tensor_keys
 

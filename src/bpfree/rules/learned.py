@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from bpfree.errors import OptionError, choice
 from bpfree.forward_mode.estimate import Observation
-from bpfree.mechanisms.direct.pass_state import PassState
+from bpfree.mechanisms.learned.calibrated import CalibratedMechanism
 from bpfree.mechanisms.learned.from_errors import ErrorLearnedRule
-from bpfree.mechanisms.learned.from_forward import ForwardLearnedMechanism, ForwardLearnedRule
+from bpfree.mechanisms.learned.from_forward import ForwardLearnedRule
 from bpfree.mechanisms.learned.mechanism import LearnedMechanism
 from bpfree.mechanisms.learned.rule import Size, Stepper
 from bpfree.plan import Plan
@@ -62,7 +62,7 @@ class GrAPE(ForwardLearnedRule):
 
     def mechanism(self, plan: Plan) -> LearnedMechanism:
         """Make the mechanism: an estimating pass follows each forward pass; calibrating passes are backpropagation."""
-        return CalibratedMechanism(self, plan) if self.calibrate else super().mechanism(plan)
+        return CalibratedMechanism(self, plan, self.calibrate) if self.calibrate else super().mechanism(plan)
 
     @property
     def begins_at_zero(self) -> bool:
@@ -95,32 +95,6 @@ class GrAPE(ForwardLearnedRule):
     def rate(self, size: Size) -> float:
         """Return eta, times the passes that one step stands for."""
         return self.step * self.every
-
-
-class CalibratedMechanism(ForwardLearnedMechanism):
-    """Leaves the graph whole in every T-th training pass."""
-
-    rule: GrAPE
-
-    def _on_begin(self, state: PassState, call: Any) -> None:
-        super()._on_begin(state, call)
-        if self._calibrating:
-            self._abandon(state)
-
-    @property
-    def _calibrating(self) -> bool:
-        """True if the pass that has begun is plain backpropagation; measurements of the rule see no such pass."""
-        return not self._fixed and self.averages.numbers["passes"] % self.rule.calibrate == 0
-
-    def _is_wanted(self, state: PassState) -> bool:
-        return super()._is_wanted(state) and not self._calibrating
-
-    def table(self) -> tuple[list[str], list[list[str]], list[str]]:
-        """Return the table with a remark on how often weights are transported."""
-        header, rows, remarks = super().table()
-        share = 1 / self.rule.calibrate
-        remark = f"Weight transport: one step in {self.rule.calibrate} ({share:.2%}) is plain backpropagation."
-        return header, rows, [*remarks, remark]
 
 
 @dataclass(frozen=True)
