@@ -24,8 +24,9 @@ from bpfree.errors import BpfreeWarning, StateError, TapShapeError, UnsupportedL
 from bpfree.feedback.lazy_buffers import LazyBuffers
 from bpfree.feedback.random import derived_seed, draw
 from bpfree.layers.first_argument import first_argument, with_first
-from bpfree.layers.function import Service, circumstances_of, find_service
+from bpfree.layers.function import Service, find_service
 from bpfree.layers.kinds import CONVOLUTIONS
+from bpfree.layers.services import Services
 from bpfree.mechanisms.base import Rule, taught
 from bpfree.mechanisms.forward_only.mechanism import ForwardOnlyMechanism, GradientsOfError, GraphlessPass
 from bpfree.mechanisms.forward_only.pepita_passes import FirstPass, HeadError, LayerCall, Learners, SecondPass
@@ -75,8 +76,7 @@ class PepitaMechanism(ForwardOnlyMechanism):
             raise nothing_to_tap(plan.model)
         self.feedback = LazyBuffers()
         self._roles: dict[str, str] = {}
-        # The service of each layer's parameters, and the circumstances in which it was found.
-        self._services: dict[str, tuple[Any, Service]] = {}
+        self._services = Services()
         self._looks = _LOOKS if plan.verify else 0
 
     # -- hooks ---------------------------------------------------------------------------------------------------
@@ -99,7 +99,8 @@ class PepitaMechanism(ForwardOnlyMechanism):
         if not self._tree.has_changed():
             return
         before, self._layers = self._layers, _served(self.plan.model)
-        self._services, self._roles = {}, {}
+        self._services.forget()
+        self._roles = {}
         super()._follow_model()
         new, gone = newcomers(before, self._layers), newcomers(self._layers, before)
         if new or gone:
@@ -121,17 +122,12 @@ class PepitaMechanism(ForwardOnlyMechanism):
         if seen is None:
             self._reached(name, layer, args)
         else:
-            seen.enter(name, layer, (args, kwargs), self._service(name, layer, (args, kwargs)))
+            service = self._services.of(name, layer, (args, kwargs), self._find_service)
+            seen.enter(name, layer, (args, kwargs), service)
 
-    def _service(self, name: str, layer: nn.Module, call: Call) -> Service:
-        kept = self._services.get(name)
-        if kept is not None and kept[0] is type(layer) and "forward" not in layer.__dict__:
-            return kept[1]
-        circumstances = circumstances_of(layer, call)
-        if kept is None or kept[0] != circumstances:
-            with self._passes.aside():  # a layer inside this one is not called by the pass
-                self._services[name] = kept = circumstances, find_service(layer, call)
-        return kept[1]
+    def _find_service(self, layer: nn.Module, call: Call) -> Service:
+        with self._passes.aside():  # a layer inside this one is not called by the pass
+            return find_service(layer, call)
 
     def _leave_layer(self, name: str, layer: nn.Module, args: Any, output: Any) -> None:
         seen = self._seen()
@@ -253,7 +249,7 @@ class PepitaMechanism(ForwardOnlyMechanism):
     def _role(self, name: str) -> str:
         if not self._roles:
             return "known after the first forward pass"
-        _, service = self._services.get(name, (None, None))
+        service = self._services.known().get(name)
         if service is not None and service.why:
             return f"nothing: {service.why}"
         if name not in self._roles:

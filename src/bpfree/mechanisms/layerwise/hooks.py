@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bpfree.errors import BpfreeWarning, UnsupportedLayerError
-from bpfree.layers.function import Service
 from bpfree.layers.kinds import is_computed, is_linear
+from bpfree.layers.services import Services
 from bpfree.mechanisms.base import Mechanism
 from bpfree.mechanisms.layerwise.calls import LayerCalls, ModelPass
 from bpfree.module_tree import ModuleTree, followed, newcomers
@@ -49,8 +49,7 @@ class LayerwiseHooks(Mechanism):
         self._tree = ModuleTree(plan.model)
         self._hooked: dict[str, list[RemovableHandle]] = {}
         self._error_handles: dict[str, RemovableHandle] = {}
-        # The service of each layer, and the circumstances in which it was found.
-        self._services: dict[str, tuple[Any, Service]] = {}
+        self._services = Services()
         self._passes: Passes[ModelPass] = Passes()
         self._calls: PerThread[LayerCalls] = PerThread(LayerCalls)
 
@@ -111,7 +110,8 @@ class LayerwiseHooks(Mechanism):
                 self._unhook(name)
         for name in gone:
             del self.feedback[name]
-        self._services, self._layers, self._tree = {}, layers, ModuleTree(plan.model)
+        self._services.forget()
+        self._layers, self._tree = layers, ModuleTree(plan.model)
         for name, layer in layers.items():
             if name in new:
                 self._take_in(name, layer)

@@ -20,7 +20,7 @@ from bpfree.errors import OptionError, StateError, UnsupportedLayerError, Verifi
 from bpfree.feedback.lazy_buffers import LazyBuffers, at_least_single, name_of
 from bpfree.feedback.random import derived_seed
 from bpfree.layers.first_argument import first_argument, with_first
-from bpfree.layers.function import Service, circumstances_of, find_service, function_gradient
+from bpfree.layers.function import function_gradient
 from bpfree.layers.kinds import input_gradient
 from bpfree.mechanisms.autograd import apply_function
 from bpfree.mechanisms.layerwise.calls import LayerCalls, ModelPass, end_outside
@@ -28,7 +28,6 @@ from bpfree.mechanisms.layerwise.hooks import LayerwiseHooks
 from bpfree.mechanisms.layerwise.join import Join
 from bpfree.mechanisms.no_gradient_warnings import warn_of_input_gradients
 from bpfree.plan import Plan
-from bpfree.rerun.arguments import Call
 from bpfree.rerun.checkpoints import Repetition, checkpoints_around, hooks_on_saving
 from bpfree.tabulate import others
 
@@ -143,7 +142,7 @@ class LayerwiseMechanism(LayerwiseHooks):
         key, given = (None, args[0]) if args else first_argument(layer, args, kwargs)
         if not isinstance(given, Tensor) or not given.requires_grad:
             return None
-        service = self._service(name, layer, (args, kwargs))
+        service = self._services.of(name, layer, (args, kwargs))
         if service.way == "ordinary":
             return None
         calls.inputs[name] = given, (args, kwargs), service
@@ -160,18 +159,6 @@ class LayerwiseMechanism(LayerwiseHooks):
             served = self._in_checkpoints.next(around.second) is not None
         self._in_checkpoints.note(around.first, True if served else None)
         return served
-
-    def _service(self, name: str, layer: nn.Module, call: Call) -> Service:
-        """Return the service of a layer; it is found at the first call, and again when the layer has changed."""
-        kept = self._services.get(name)
-        if kept is not None:
-            # Compare the class alone for torch's own classes, the usual case; else everything a layer may depend on.
-            known = kept[0] is type(layer) and "forward" not in layer.__dict__
-            if known or torch.compiler.is_compiling() or kept[0] == circumstances_of(layer, call):
-                return kept[1]
-        service = find_service(layer, call)
-        self._services[name] = circumstances_of(layer, call), service
-        return service
 
     def _computed(self, name: str, module: nn.Module, args: Any, weight: Tensor) -> None:
         """Keep the weight that a parametrization has computed: to compute it again may change its state."""
@@ -256,7 +243,7 @@ class LayerwiseMechanism(LayerwiseHooks):
 
     def served(self) -> dict[str, nn.Module]:
         """Return, by name, the layers called so far whose inputs get signals made with B."""
-        return {name: self._layers[name] for name, (_, kept) in self._services.items() if kept.way != "ordinary"}
+        return {name: self._layers[name] for name, kept in self._services.known().items() if kept.way != "ordinary"}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self._follow_model()
@@ -277,7 +264,7 @@ class LayerwiseMechanism(LayerwiseHooks):
         return ["layer", "kind", "backward weights"], rows, remarks
 
     def _state(self, name: str) -> str:
-        _, service = self._services.get(name, (None, None))
+        service = self._services.known().get(name)
         if service is not None and service.way == "ordinary":
             return f"none: ordinary gradients, for {service.why}"
         if name in self.feedback:
