@@ -12,7 +12,7 @@ import bpfree
 from bpfree.axes.sites import ErrorRows
 from bpfree.errors import AlreadyAttachedError, ErrorPlacementError, OptionError, StageError
 from bpfree.pipeline import StageTimes, attach_stage, measure_stage
-from bpfree.pipeline.agreement import Agreement, Survey
+from bpfree.pipeline.agreement import Agreement, StageSurvey
 from bpfree.pipeline.built import built_with, require_alike
 
 
@@ -199,7 +199,7 @@ def test_stages_of_different_steps_do_not_train_together():
 
 
 def survey(names=("1",), error=None):
-    return Survey(list(names), [torch.Size((4, 8))] * len(names), error)
+    return StageSurvey(list(names), [torch.Size((4, 8))] * len(names), error)
 
 
 def test_stages_must_have_names_of_their_own():

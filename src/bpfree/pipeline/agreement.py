@@ -33,7 +33,7 @@ Outline: TypeAlias = tuple[torch.Size, torch.dtype]
 
 
 @dataclass
-class Survey:
+class StageSurvey:
     """The survey of one stage on one micro-batch.
 
     Attributes:
@@ -53,7 +53,7 @@ class Survey:
     ends: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Survey:
+    def of(cls, attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> StageSurvey:
         """Run the stage once, without a trace."""
         plan = attachment.mechanism.plan
         survey, leaves = cls(), dict[Tensor, str]()
@@ -153,7 +153,7 @@ class Agreement:
             ErrorPlacementError: The last stage did not reach the error's place with one tensor.
             TapShapeError: A tap does not share the error's batch dimensions.
         """
-        stage, surveys = attachment.stage, list[Survey]()
+        stage, surveys = attachment.stage, list[StageSurvey]()
         for number, source in enumerate(ranks_of(stage)):
             told: list[Any] = [None]
             if number == stage.stage_index:
@@ -165,7 +165,7 @@ class Agreement:
         return cls.of(surveys, attachment)
 
     @classmethod
-    def of(cls, surveys: Sequence[Survey], attachment: StageAttachment) -> Agreement:
+    def of(cls, surveys: Sequence[StageSurvey], attachment: StageAttachment) -> Agreement:
         """Draw the conclusions from the surveys, one per stage."""
         feedback = attachment.mechanism.feedback
         if isinstance(feedback, Projection) and not feedback.feedback.shared:
@@ -221,19 +221,19 @@ class Agreement:
         return torch.zeros((), dtype=self.dtype, device=device).expand(self.shape)
 
 
-def _tried(attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Survey | str:
+def _tried(attachment: StageAttachment, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> StageSurvey | str:
     """Return the survey of the stage, or the text of the error that it raises."""
     try:
-        return Survey.of(attachment, args, kwargs)
+        return StageSurvey.of(attachment, args, kwargs)
     except Exception as failure:  # whatever it is, the others must hear of it
         return f"{type(failure).__name__}: {failure}"
 
 
-def _stand_ins(before: Survey, device: torch.device) -> tuple[Tensor, ...]:
+def _stand_ins(before: StageSurvey, device: torch.device) -> tuple[Tensor, ...]:
     return tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in before.outputs)
 
 
-def _cannot_run(number: int, surveys: Sequence[Survey], failure: str) -> str:
+def _cannot_run(number: int, surveys: Sequence[StageSurvey], failure: str) -> str:
     if not surveys:
         return f"stage 0 cannot run on its first micro-batch. {failure}"
     given = ", ".join(f"a tensor of shape {tuple(shape)} and {dtype}" for shape, dtype in surveys[-1].outputs)
@@ -243,7 +243,7 @@ def _cannot_run(number: int, surveys: Sequence[Survey], failure: str) -> str:
     )
 
 
-def _require_own_names(surveys: Sequence[Survey]) -> None:
+def _require_own_names(surveys: Sequence[StageSurvey]) -> None:
     holders = Counter(name for survey in surveys for name in set(survey.names))
     twice = [name for name, count in holders.items() if count > 1]
     if twice:

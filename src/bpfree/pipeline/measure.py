@@ -17,7 +17,7 @@ from bpfree.errors import OptionError
 from bpfree.forward_mode.estimate import itself
 from bpfree.mechanisms.base import Rule
 from bpfree.mechanisms.learned.from_forward import ForwardLearnedMechanism
-from bpfree.pipeline.agreement import Agreement, Survey
+from bpfree.pipeline.agreement import Agreement, StageSurvey
 from bpfree.pipeline.estimates import zero_tangents
 from bpfree.pipeline.simulate import StageTimes
 from bpfree.pipeline.stage import StageAttachment, attach_stage, mechanism_of
@@ -122,7 +122,7 @@ class _Subject:
         received = tuple(one.detach() if isinstance(one, Tensor) else one for one in self.args)
         attachment = attach_stage(stage, self.rule, **self.options)
         try:
-            survey = Survey.of(attachment, received, {})
+            survey = StageSurvey.of(attachment, received, {})
             survey.error = survey.error if self.error is None else (self.error.shape, self.error.dtype)
             agreement = Agreement.of([survey], attachment)
             agreement.settle(attachment)
