@@ -69,8 +69,8 @@ def observed(model, x, seed=4, perturbations="normal", modes=None, **options):
     mechanism = attachment.mechanism
     with preserved(model):
         estimator = Estimator(mechanism.plan, perturbations, rule.feedback.form)
-        estimator.begin(((x,), {}), keep=True)
-        (response,) = estimator.observe(((x,), {}), [mechanism.sites], seed)
+        start = estimator.begin(((x,), {}), keep=True)
+        response = estimator.run(((x,), {}), start, mechanism.sites, seed)
         seen = response.observation(mechanism.sites[0].error.of(response.tangents[0][""], CLASSES), mechanism.sites)
     attachment.detach()
     return seen, mechanism.sites
@@ -151,8 +151,8 @@ def estimates(model, x, draws, kind="normal", **options):
     repeated = x.repeat(TIMES, *[1] * (x.dim() - 1))
     model(repeated)
     for seed in range(draws // TIMES):
-        estimator.begin(((repeated,), {}), keep=True)
-        (response,) = estimator.observe(((repeated,), {}), [mechanism.sites], seed)
+        start = estimator.begin(((repeated,), {}), keep=True)
+        response = estimator.run(((repeated,), {}), start, mechanism.sites, seed)
         seen = response.observation(mechanism.sites[0].error.of(response.tangents[0][""], CLASSES), mechanism.sites)
         rows = seen.change.unflatten(0, (TIMES, -1))
         found.append([rows.mT @ v.unflatten(0, (TIMES, -1)) / rows.shape[1] for v in seen.perturbations])

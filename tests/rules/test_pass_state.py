@@ -117,6 +117,28 @@ def test_an_evaluation_in_the_middle_of_a_training_pass_changes_nothing(rule, ho
     assert_equal(gradients(model, x_, y), gradients(other, x_, y))
 
 
+class CallingItself(nn.Module):
+    """Runs through its layers as often as it is told, each time by a call of itself."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 6))
+
+    def forward(self, x, times=3):
+        return self.layers(self(x, times - 1) if times > 1 else x)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("every", [1, 2])
+def test_every_call_of_a_model_that_calls_itself_has_an_estimating_pass_of_its_own(streaming, every):
+    model = CallingItself()
+    attachment = bpfree.attach(model, bpfree.FDFA(every=every), streaming=streaming)
+    model(torch.randn(4, 6)).square().sum().backward()
+    assert attachment.mechanism.steps.numbers == {"layers.1:5": 3 if every == 1 else 2}
+    assert all(bool(parameter.grad.any()) for parameter in model.parameters())
+
+
 def test_another_thread_sees_no_dual_numbers_in_a_recurrent_layer():
     x, _ = batch("mlp", 4)
     with torch.no_grad():

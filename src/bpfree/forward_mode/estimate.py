@@ -120,57 +120,21 @@ class Estimator:
         self._form = form
         self.dual_pass = DualPass(plan)
         self.tape = Tape(plan.model)
-        self._start: RunSnapshot | None = None
         self._keep = True
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a copy, whose passes begin anew."""
-        return {**self.__dict__, "_start": None}
-
-    def drop(self) -> None:
-        """Forget the pass that began: nothing will be observed of it."""
-        self._start = None
-        self.tape.drop()
-
     @outside_compiled_code
-    def begin(self, call: Call, *, keep: bool, part: SamplePart | None = None) -> None:
-        """Note that a forward pass begins that :meth:`observe` will be called for.
+    def begin(self, call: Call, *, keep: bool, part: SamplePart | None = None) -> RunSnapshot:
+        """Prepare for the estimating pass of a forward pass that begins; return the state that :meth:`run` needs.
 
         Args:
             call: The model's arguments.
             keep: True if outputs and perturbations may be kept, which spares work and costs memory.
             part: The samples that will be observed, as far as the arguments tell; None for the whole batch.
         """
-        self._start, self._keep = RunSnapshot.now(self.plan, call), keep
+        start, self._keep = RunSnapshot.now(self.plan, call), keep
         if keep:
             self.tape.record(part)
-
-    @outside_compiled_code
-    def observe(
-        self,
-        call: Call,
-        groups: Sequence[Sequence[Site]],
-        seed: int,
-        part: SamplePart | None = None,
-        entering: Sequence[Tensor] = (),
-        turn: Turn | None = None,
-    ) -> list[Response]:
-        """Run the pass that began once more for every group of taps, with perturbations drawn from ``seed``.
-
-        Args:
-            call: The model's arguments.
-            groups: The taps.
-            seed: The seed.
-            part: The samples that it runs on; None for all.
-            entering: The tangents that the arguments have already, of these samples.
-            turn: The place of the pass among others, for perturbations of a Hadamard matrix; None for random ones.
-
-        Raises:
-            ForwardDerivativeError: A layer has no forward-mode derivative, or no perturbation reaches the error.
-        """
-        assert self._start is not None
-        start, self._start = self._start, None
-        return [self.run(call, start, sites, seed, part, entering, turn) for sites in groups]
+        return start
 
     def run(
         self,
@@ -183,6 +147,15 @@ class Estimator:
         turn: Turn | None = None,
     ) -> Response:
         """Run a pass that began from ``start`` once more, with perturbations drawn from ``seed`` at these taps.
+
+        Args:
+            call: The model's arguments.
+            start: The state in which the pass began.
+            sites: The taps.
+            seed: The seed.
+            part: The samples that it runs on; None for all.
+            entering: The tangents that the arguments have already, of these samples.
+            turn: The place of the pass among others, for perturbations of a Hadamard matrix; None for random ones.
 
         Raises:
             ForwardDerivativeError: A layer has no forward-mode derivative, or no perturbation reaches the error.

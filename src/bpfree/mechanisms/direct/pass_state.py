@@ -15,6 +15,7 @@ from bpfree.mechanisms.direct.delivery import PassMemory
 from bpfree.mechanisms.direct.forward_pass import TappedPass
 from bpfree.mechanisms.direct.survey import Survey
 from bpfree.rerun.checkpoints import NOWHERE, Around
+from bpfree.rerun.snapshot import RunSnapshot
 
 
 @dataclass
@@ -35,7 +36,7 @@ class PassState:
         errors: The tensors at its errors, with the graphs of the layers below them.
         counts: True if it is a training pass of its own.
         learning: True if the feedback learns from it.
-        observed: True if an estimating pass is to run after it.
+        start: The state in which it began, if an estimating pass is to run after it; None if there is none.
         memories: For every error the memory of this pass and c, the number of the error's features.
         handled: The exception that was being handled when it began; None where there was none, as nearly always.
     """
@@ -53,7 +54,7 @@ class PassState:
     errors: dict[str, Tensor] = field(default_factory=dict)
     counts: bool = False
     learning: bool = False
-    observed: bool = False
+    start: RunSnapshot | None = None
     memories: dict[str, tuple[PassMemory, int]] = field(default_factory=dict)
     handled: BaseException | None = None
 

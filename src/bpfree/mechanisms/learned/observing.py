@@ -116,10 +116,9 @@ class ObservingMechanism(DirectMechanism):
     @outside_compiled_code
     def _on_begin(self, state: PassState, call: Any) -> None:
         super()._on_begin(state, call)
-        state.observed = state.counts and self._is_wanted(state)
-        if state.observed:
+        if state.counts and self._is_wanted(state):
             # A pass that stores no graph must not keep anything that grows with the depth.
-            self._estimator.begin(call, keep=not self.plan.streaming, part=self._expected_part(call))
+            state.start = self._estimator.begin(call, keep=not self.plan.streaming, part=self._expected_part(call))
         else:
             self._estimator.tape.drop()
 
@@ -127,11 +126,11 @@ class ObservingMechanism(DirectMechanism):
         raised = call.has_raised  # torch goes through the hooks then, which an estimating pass would add to
         try:
             output = super()._on_end(call, args, kwargs, output)
-            if call.observed and not raised:
-                self._observe(call, (args, kwargs))
+            if call.start is not None and not raised:
+                self._observe(call, call.start, (args, kwargs))
         finally:
-            if call.observed and not self.awaits_observing:
-                self._estimator.drop()
+            if call.start is not None and not self.awaits_observing:
+                self._estimator.tape.drop()
         return output
 
     @property
@@ -140,7 +139,8 @@ class ObservingMechanism(DirectMechanism):
         return False
 
     @outside_compiled_code
-    def _observe(self, state: PassState, call: Any) -> None:
+    def _observe(self, state: PassState, start: RunSnapshot, call: Any) -> None:
+        """Run the estimating pass of a pass on ``call`` that has begun from ``start`` and ended."""
         if not state.memories:
             return
         groups, group_of = _grouped({name: memory for name, (memory, _) in state.memories.items()})
@@ -148,7 +148,8 @@ class ObservingMechanism(DirectMechanism):
         with self.running(PassState(again=True, entered=True)):
             sites = [list(group.values()) for group in groups]
             part = self._part([site for group in sites for site in group])
-            responses = self._estimator.observe(call, sites, self._seed(), part, turn=self._turn())
+            seed, turn = self._seed(), self._turn()
+            responses = [self._estimator.run(call, start, group, seed, part, turn=turn) for group in sites]
         for name, (memory, c) in state.memories.items():
             response, rows = responses[group_of[name]], memory.sites[0].error
             output = state.errors[name].detach()

@@ -41,7 +41,7 @@ class StageObservingMechanism(ObservingMechanism):
 
     def __init__(self, rule: DirectRule, plan: Plan, kind: Perturbations, rows: Rows) -> None:
         super().__init__(rule, plan, kind, rows)
-        self._ended: tuple[PassState, Call] | None = None
+        self._ended: tuple[PassState, RunSnapshot, Call] | None = None
 
     def _make_estimator(self, plan: Plan) -> Estimator:
         if plan.is_stage and plan.error_module not in plan.modules:
@@ -60,11 +60,11 @@ class StageObservingMechanism(ObservingMechanism):
         return self._ended is not None
 
     @outside_compiled_code
-    def _observe(self, state: PassState, call: Any) -> None:
+    def _observe(self, state: PassState, start: RunSnapshot, call: Any) -> None:
         if self.plan.is_stage:
-            self._ended = state, call
+            self._ended = state, start, call
         else:
-            super()._observe(state, call)
+            super()._observe(state, start, call)
 
     def observe_stage(self, samples: int, entering: Sequence[Tensor]) -> StageEstimate:
         """Run the estimating pass of the pass that has ended and awaits one.
@@ -74,15 +74,15 @@ class StageObservingMechanism(ObservingMechanism):
             entering: The tangents of the stage's floating point arguments, in order; none in the first stage.
         """
         assert self._ended is not None
-        (state, call), self._ended = self._ended, None
+        (state, start, call), self._ended = self._ended, None
         # There is one error, and no memory where no tap lies below it in this stage.
         memory, c = next(iter(state.memories.values()), (PassMemory(()), 0))
         try:
             with self.running(PassState(again=True, entered=True)):
-                part = self.part_of(samples)
-                (response,) = self._estimator.observe(call, [memory.sites], self._seed(), part, entering, self._turn())
+                part, seed = self.part_of(samples), self._seed()
+                response = self._estimator.run(call, start, memory.sites, seed, part, entering, self._turn())
         finally:
-            self._estimator.drop()
+            self._estimator.tape.drop()
         return StageEstimate(self._leaving(state, response), response, memory, c, self._seen)
 
     def _leaving(self, state: PassState, response: Response) -> Sequence[Tensor]:
