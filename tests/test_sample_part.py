@@ -294,6 +294,14 @@ def test_rows_that_mean_nothing_are_refused(rows):
         bpfree.FDFA(rows=rows)
 
 
-def test_forward_gradients_of_weights_have_no_rows():
+def test_one_sample_is_told_from_all_samples():
+    assert str(bpfree.FDFA(rows=1)) == "FDFA(rows=1)"
+    one, every = (bpfree.attach(mlp(), bpfree.FDFA(rows=rows)) for rows in (1, 1.0))
+    with pytest.raises(bpfree.errors.StateError, match="rows=1"):
+        every.load_state_dict(one.state_dict())
+
+
+@pytest.mark.parametrize("rows", [1, 0.5])
+def test_forward_gradients_of_weights_have_no_rows(rows):
     with pytest.raises(bpfree.errors.OptionError, match="no estimating pass"):
-        bpfree.ForwardGradient("weights", rows=0.5)
+        bpfree.ForwardGradient("weights", rows=rows)

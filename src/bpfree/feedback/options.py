@@ -37,7 +37,12 @@ LATER: Mapping[str, bool] = {"later": True}
 
 def is_unused(option: Field[Any], of: object) -> bool:
     """Return whether an option of a dataclass came later and is at its default."""
-    return bool(option.metadata.get("later")) and getattr(of, option.name) == option.default
+    return bool(option.metadata.get("later")) and is_default(getattr(of, option.name), option.default)
+
+
+def is_default(value: object, default: object) -> bool:
+    """Return whether an option has its default value: ``rows=1`` is one sample, and ``rows=1.0`` are all."""
+    return type(value) is type(default) and value == default
 
 
 @dataclass(frozen=True)

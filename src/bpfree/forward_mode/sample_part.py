@@ -29,6 +29,11 @@ def check_rows(rows: Rows) -> None:
         )
 
 
+def are_all(rows: Rows) -> bool:
+    """Return whether ``rows`` are all samples of every batch: the fraction 1.0, and not the number 1."""
+    return isinstance(rows, float) and rows == 1.0
+
+
 @dataclass(frozen=True)
 class SamplePart:
     """Some samples of a batch.

@@ -26,6 +26,7 @@ from bpfree.axes.sites import Site
 from bpfree.error_values import tensors_of
 from bpfree.errors import BpfreeWarning, ErrorPlacementError
 from bpfree.feedback.lazy_buffers import LazyBuffers
+from bpfree.feedback.options import is_default
 from bpfree.finite import ERROR, Watch
 from bpfree.forward_mode.grad_mode import rules_are_silent
 from bpfree.forward_mode.switches import switches_put_back
@@ -244,7 +245,7 @@ class Rule(ABC):
     def __str__(self) -> str:
         """Return the rule's name with the options that differ from their defaults."""
         options = [(option, getattr(self, option.name)) for option in fields(self)]
-        told = [f"{option.name}={value!r}" for option, value in options if value != _default(option)]
+        told = [f"{option.name}={value!r}" for option, value in options if not is_default(value, _default(option))]
         return f"{type(self).__name__}({', '.join(told)})"
 
 

@@ -13,7 +13,7 @@ from bpfree.errors import OptionError, choice
 from bpfree.feedback.options import LATER
 from bpfree.feedback.signals import SignalKeys, Signals
 from bpfree.forward_mode.perturbations import Perturbations
-from bpfree.forward_mode.sample_part import Rows, check_rows
+from bpfree.forward_mode.sample_part import Rows, are_all, check_rows
 from bpfree.mechanisms.base import Mechanism, Rule
 from bpfree.mechanisms.direct.delivery import Delivery
 from bpfree.mechanisms.direct.rule import DirectRule
@@ -63,7 +63,7 @@ class ForwardGradient(DirectRule):
         choice("perturbations", self.perturbations, ("normal", "rademacher"))
         choice("per", self.per, ("sample", "row", "batch"))
         check_rows(self.rows)
-        if self.of == "weights" and self.rows != 1.0:
+        if self.of == "weights" and not are_all(self.rows):
             raise OptionError(f"rows={self.rows}: forward gradients of weights have no estimating pass. Leave it out.")
 
     def mechanism(self, plan: Plan) -> Mechanism:

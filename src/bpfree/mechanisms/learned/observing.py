@@ -17,7 +17,7 @@ from bpfree.feedback.spatial import Form
 from bpfree.forward_mode.estimate import Estimator, Observation
 from bpfree.forward_mode.hadamard import Turn
 from bpfree.forward_mode.perturbations import Perturbations
-from bpfree.forward_mode.sample_part import Rows, SamplePart
+from bpfree.forward_mode.sample_part import Rows, SamplePart, are_all
 from bpfree.forward_mode.tangents import Tangents
 from bpfree.mechanisms.direct.delivery import PassMemory
 from bpfree.mechanisms.direct.final_activation import final_activation
@@ -54,7 +54,7 @@ class ObservingMechanism(DirectMechanism):
         super().__init__(rule, plan)
         self._kind: Perturbations = kind
         self._rows = rows
-        self.takes_all_rows = isinstance(rows, float) and rows == 1.0
+        self.takes_all_rows = are_all(rows)
         self._estimator = self._make_estimator(plan)
         # What part_of() was asked last, and its answer: outputs that were kept are of the very part that is observed.
         self._drawn: tuple[tuple[int, int], SamplePart | None] | None = None
