@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bpfree
-from bpfree.errors import TapSelectionError
+from bpfree.errors import OptionError, TapSelectionError
 
 
 def network(dropout=0.0):
@@ -228,6 +228,21 @@ def test_no_tap_is_an_error():
     attachment = bpfree.attach(model, bpfree.FA())
     with pytest.raises(bpfree.errors.TapSelectionError, match="name taps"):
         bpfree.alignment(attachment, closure_for(model, x, y))
+
+
+@pytest.mark.parametrize(
+    ("loss_of", "says"),
+    [
+        (lambda output: output, r"a tensor of shape \(4, 3\)"),
+        (lambda output: output.detach().sum(), "without a graph"),
+        (lambda output: None, "of type NoneType"),
+    ],
+)
+def test_a_closure_that_returns_no_loss_is_told(loss_of, says):
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+    attachment = bpfree.attach(model, bpfree.DFA())
+    with pytest.raises(OptionError, match=f"the closure returned .*{says}"):
+        bpfree.alignment(attachment, lambda: loss_of(model(torch.randn(4, 5))))
 
 
 def test_a_copy_is_not_needed(monkeypatch):

@@ -30,6 +30,10 @@ X = torch.randn(5, 6)
         (mlp(), bpfree.DFA(), {"taps": nn.GELU}, errors.TapSelectionError, "GELU.*Linear, Tanh"),
         (mlp(), bpfree.DFA(), {"taps": []}, errors.TapSelectionError, "empty"),
         (mlp(), bpfree.DFA(), {"taps": [3]}, errors.TapSelectionError, "3"),
+        (mlp(), bpfree.DFA(), {"taps": 3}, errors.TapSelectionError, "3 is neither a module type"),
+        (mlp(), bpfree.DFA(), {"taps": nn.Tanh()}, errors.TapSelectionError, r"Tanh\(\) is neither a module type"),
+        (mlp(), bpfree.DFA(), {"error_at": 0}, errors.ErrorPlacementError, "error_at=0: the model has no such module"),
+        (mlp(), bpfree.DFA(), {"sample_axes": {1: 0}}, errors.OptionError, "names 1, which is no tap"),
         (mlp(), bpfree.DFA(), {"taps": lambda n, m: False}, errors.TapSelectionError, "predicate"),
         (nn.Sequential(nn.Linear(6, 4)), bpfree.DFA(), {}, errors.TapSelectionError, r"bpfree\.Tap\(\)"),
         (mlp(), bpfree.DFA(), {"error_at": "head"}, errors.ErrorPlacementError, "head"),
@@ -557,6 +561,10 @@ def test_states_that_do_not_fit():
         (lambda: bpfree.DRTP(reduction="avg"), "reduction"),
         (lambda: bpfree.FA("gauss"), "distribution"),
         (lambda: bpfree.SignSymmetry("frozen"), "magnitude"),
+        (lambda: bpfree.DFA(error="ternary", threshold="x"), "threshold='x' must be a number, 0 or more"),
+        (lambda: bpfree.Feedback(density=None), r"density=None is not in \(0, 1\]"),
+        (lambda: bpfree.GrAPE(step="x"), "step='x' must be positive"),
+        (lambda: bpfree.attach(torch.relu, bpfree.DFA()), r"must be a torch\.nn\.Module"),
     ],
 )
 def test_rules_refuse_options_that_mean_nothing(make, says):

@@ -107,6 +107,7 @@ def alignment(
     Raises:
         TapSelectionError: The forward pass reaches no tap; the model has no module of one of these names, it is not
             reached, or its output has other rows; or windows cross the layers, so that several signals pass them.
+        OptionError: ``closure`` returns no loss.
     """
     places = _places(attachment, layers)
     passes = [_observe_phase(attachment, closure, places, phase) for phase in _phases(attachment)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -88,6 +89,8 @@ def _check_threads(rule: Rule, threads: int | None, *, alone: bool) -> None:
 def check_attachable(model: nn.Module, seed: int, batch_dims: int | None) -> None:
     """Raise what ``attach()`` raises for a seed or dimensions that mean nothing, and a model that is sharded."""
     # Callers are not type-checked.
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"the model is of type {type(model).__name__}, and must be a torch.nn.Module.")
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise OptionError(f"seed={seed!r} must be a whole number (int) between 0 and 2^63 - 1.")
     if batch_dims is not None and (not isinstance(batch_dims, int) or batch_dims < 1):
@@ -115,9 +118,9 @@ def check_sample_axes(said: SampleAxes, batch_dims: int | None, taps: Mapping[st
                 f"sample_axes={said!r}: an axis (int) or several (tuple), or a mapping from the names of taps, glob "
                 "patterns of them or 'error' to these: {'*': 1, 'error': 0}."
             )
-        known = name in ("error", "*") or any(fnmatch.fnmatchcase(tap, name) for tap in taps)
-        if not known and name not in taps:
-            raise OptionError(f"sample_axes= names {name!r}, which is no tap. {nearest(name, ['error', *taps])}")
+        named = name in ("error", "*") or name in taps
+        if not named and not (isinstance(name, str) and any(fnmatch.fnmatchcase(tap, name) for tap in taps)):
+            raise OptionError(f"sample_axes= names {name!r}, which is no tap. {nearest(str(name), ['error', *taps])}")
 
 
 def check_within(rule: Rule, mechanism: Mechanism, within: LayerwiseRule | None) -> None:
@@ -137,7 +140,9 @@ def error_modules(model: nn.Module, names: str | Sequence[str] | None) -> dict[s
         ErrorPlacementError: There is none of one of these names, or one is there twice.
     """
     modules = dict(model.named_modules())
-    asked = [names or ""] if names is None or isinstance(names, str) else list(names)
+    asked: list[Any] = ["" if names is None else names]
+    if isinstance(names, Iterable) and not isinstance(names, str):  # callers are not type-checked
+        asked = list(names)
     if any(name not in modules for name in asked):
         known = known_names(model)
         asked = [known.get(name, name) for name in asked]

@@ -7,7 +7,9 @@ message names the tap, layer, file or option concerned and says what to do.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Real
 
 from torch import Tensor
 
@@ -138,3 +140,26 @@ def choice(option: str, value: str, valid: Iterable[str]) -> None:
     names = list(valid)
     if value not in names:
         raise OptionError(f"{option}={value!r} is not known. {nearest(str(value), names)}")
+
+
+def positive(option: str, value: float) -> None:
+    """Raise :class:`OptionError` unless ``value`` is a number above 0."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise OptionError(f"{option}={value!r} must be positive.")
+
+
+def not_negative(option: str, value: float) -> None:
+    """Raise :class:`OptionError` unless ``value`` is a number of 0 or more."""
+    if not _is_number(value) or not value >= 0:
+        raise OptionError(f"{option}={value!r} must be a number, 0 or more.")
+
+
+def fraction(option: str, value: float, otherwise: str = "") -> None:
+    """Raise :class:`OptionError` unless ``value`` lies in (0, 1]; ``otherwise`` says what would happen."""
+    if not _is_number(value) or not 0 < value <= 1:
+        raise OptionError(f"{option}={value!r} is not in (0, 1]{otherwise}.")
+
+
+def _is_number(value: object) -> bool:
+    # Callers are not type-checked.
+    return isinstance(value, Real | Tensor)

@@ -83,12 +83,14 @@ def select_taps(model: nn.Module, taps: TapChoice, prefix: str = "") -> dict[str
     modules = {name: module for name, module in model.named_modules(prefix=prefix) if name != prefix}
     if taps is None:
         return _nonlinearities(modules)
-    if callable(taps) and not isinstance(taps, type):
+    if callable(taps) and not isinstance(taps, type | nn.Module):
         chosen = {name for name, module in modules.items() if taps(name, module)}
         if not chosen:
             raise TapSelectionError("taps=: the predicate is false for every module of the model.")
     else:
-        parts: Iterable[TapPart] = [taps] if isinstance(taps, type | str) else taps
+        parts: Iterable[Any] = [taps]
+        if isinstance(taps, Iterable) and not isinstance(taps, type | str):  # callers are not type-checked
+            parts = taps
         found = {part: _matches(part, modules, model, prefix) for part in parts}
         if not found:
             raise TapSelectionError("taps= is empty: name at least one module, or leave it out.")

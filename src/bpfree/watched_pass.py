@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bpfree.attachment import Attachment
 from bpfree.axes.place import module_of_call, name_of_call
 from bpfree.axes.sites import Site
+from bpfree.errors import OptionError, shape_of
 from bpfree.forward_mode.grad_mode import rules_are_silent
 from bpfree.forward_mode.own_pass import OwnPass
 from bpfree.jacobian import mean_jacobians
@@ -84,7 +85,17 @@ def _comparable(attachment: Attachment, seen: WatchedPass, sender: Mechanism) ->
 
 
 def _arriving(attachment: Attachment, loss: Tensor, outputs: list[Tensor]) -> Sequence[Tensor | None]:
-    """Return the gradients that arrive at the outputs."""
+    """Return the gradients that arrive at the outputs.
+
+    Raises:
+        OptionError: The closure has returned no loss.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:  # callers are not type-checked
+        graph = " without a graph" if isinstance(loss, Tensor) and not loss.requires_grad else ""
+        raise OptionError(
+            f"the closure returned {shape_of(loss)}{graph}; alignment() needs the loss, one number that was computed "
+            "from the model's output."
+        )
     mechanism: Any = attachment.mechanism
     if mechanism.plan.window == 1 or not mechanism.active:
         return torch.autograd.grad(loss, outputs, allow_unused=True)

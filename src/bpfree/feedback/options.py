@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bpfree.axes.sites import Site
-from bpfree.errors import OptionError, choice
+from bpfree.errors import OptionError, choice, fraction
 from bpfree.feedback.random import derived_seed, draw
 from bpfree.feedback.spatial import Form
 
@@ -96,8 +96,7 @@ class Feedback:
         choice("normalization", self.normalization, _SCALES)
         if self.distribution is not None:
             choice("distribution", self.distribution, ("normal", "uniform"))
-        if not 0 < self.density <= 1:
-            raise OptionError(f"density={self.density} is not in (0, 1].")
+        fraction("density", self.density)
         # Callers are not type-checked.
         if self.modes is not None and (not isinstance(self.modes, int) or self.modes < 1):
             raise OptionError(f"modes={self.modes!r}: a whole number, at least 1; None takes every position.")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bpfree.errors import OptionError, TargetsError, choice
+from bpfree.errors import TargetsError, choice, not_negative
 from bpfree.finite import require_finite
 from bpfree.mechanisms.base import taught
 from bpfree.mechanisms.direct.delivery import Delivery
@@ -51,8 +51,7 @@ class DFA(DirectRule):
     def __post_init__(self) -> None:
         choice("error", self.error, ("exact", "sign", "ternary"))
         choice("reduction", self.reduction, ("mean", "sum"))
-        if self.threshold < 0:
-            raise OptionError(f"threshold={self.threshold} is negative.")
+        not_negative("threshold", self.threshold)
 
     def vector(self, delivery: Delivery) -> Tensor:
         r"""Return what is projected, shape ``(N, c)``.

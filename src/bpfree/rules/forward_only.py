@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from bpfree.axes.sites import Site
-from bpfree.errors import OptionError, choice
+from bpfree.errors import OptionError, choice, positive
 from bpfree.feedback.options import LATER
 from bpfree.feedback.signals import SignalKeys, Signals
 from bpfree.forward_mode.perturbations import Perturbations
@@ -141,9 +141,8 @@ class PEPITA(Rule):
     def __post_init__(self) -> None:
         choice("output_error", self.output_error, ("first", "second"))
         choice("positions", self.positions, ("mean", "sqrt", "sum"))
-        for option, value in (("amplitude", self.amplitude), ("scale", self.scale)):
-            if not value > 0:
-                raise OptionError(f"{option}={value} must be positive.")
+        positive("amplitude", self.amplitude)
+        positive("scale", self.scale)
 
     def mechanism(self, plan: Plan) -> Mechanism:
         """Return the mechanism: a forward pass without a graph, and a second one when the error arrives."""

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bpfree.errors import OptionError, choice
+from bpfree.errors import OptionError, choice, fraction, positive
 from bpfree.feedback.random import draw
 from bpfree.mechanisms.layerwise.kolen_pollack import KolenPollackMechanism
 from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism
@@ -132,10 +132,8 @@ class WeightMirror(FA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.rate < float("inf"):
-            raise OptionError(f"rate={self.rate} must be a positive number.")
-        if not 0 < self.decay <= 1:
-            raise OptionError(f"decay={self.decay} is not in (0, 1]: B would diverge, or swing about W.")
+        positive("rate", self.rate)
+        fraction("decay", self.decay, otherwise=": B would diverge, or swing about W")
         # Callers are not type-checked.
         if not isinstance(self.batch, int) or self.batch < 1:
             raise OptionError(f"batch={self.batch!r}: a whole number, at least one noise vector a step.")

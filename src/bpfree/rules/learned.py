@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from bpfree.errors import OptionError, choice
+from bpfree.errors import OptionError, choice, fraction, not_negative, positive
 from bpfree.forward_mode.estimate import Observation
 from bpfree.mechanisms.learned.calibrated import CalibratedMechanism
 from bpfree.mechanisms.learned.from_errors import ErrorLearnedRule
@@ -53,10 +53,8 @@ class GrAPE(ForwardLearnedRule):
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("estimate", self.estimate, ("batch", "cumulative", "floor"))
-        if not self.step > 0:
-            raise OptionError(f"step={self.step} must be positive.")
-        if not 0 < self.floor <= 1:
-            raise OptionError(f"floor={self.floor} is not in (0, 1].")
+        positive("step", self.step)
+        fraction("floor", self.floor)
         if not isinstance(self.calibrate, int) or self.calibrate < 0:  # callers are not type-checked
             raise OptionError(f"calibrate={self.calibrate!r}: a whole number of passes, or 0 for never.")
 
@@ -116,8 +114,7 @@ class FDFA(ForwardLearnedRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.beta <= 1:
-            raise OptionError(f"beta={self.beta} is not in (0, 1].")
+        fraction("beta", self.beta)
 
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
         """Return B - G, shape ``(c, m)``."""
@@ -150,8 +147,7 @@ class LMS(ForwardLearnedRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.scale > 0:
-            raise OptionError(f"scale={self.scale} must be positive.")
+        positive("scale", self.scale)
 
     @property
     def mixes_taps(self) -> bool:
@@ -201,8 +197,7 @@ class DKP(ErrorLearnedRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decay < 0:
-            raise OptionError(f"decay={self.decay} is negative.")
+        not_negative("decay", self.decay)
 
     def direction(self, matrix: Tensor, evidence: Tensor) -> Tensor:
         r"""Return B's gradient, shape ``(c, m)``.
