@@ -114,3 +114,10 @@ def test_one_module_that_runs_three_times_has_columns_for_every_run():
         F.cross_entropy(model(x), y).backward()
     W, H = cell.weight, head.weight
     torch.testing.assert_close(attachment.feedback["1:5"], (H + H @ W + H @ W @ W) / 3, rtol=1e-10, atol=1e-10)
+
+
+def test_an_empty_batch_is_a_step_like_others():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    bpfree.attach(model, bpfree.LMS(perturbations="hadamard"))
+    for rows in (2, 0, 2):
+        model(torch.randn(rows, 4)).sum().backward()

@@ -109,8 +109,9 @@ class HadamardDraw(NamedTuple):  # made for every tap in every pass, and a tuple
     def _bits(self) -> Tensor:
         """Return eight signs a byte, shape ``(N, m_l / 8)``, rounded up."""
         first, last = self.first_column // 8, (self.first_column + columns_of(self.shape[1])) // 8
-        parts, row, end = [], self.first_row, self.first_row + self.shape[0]
-        while row < end:
+        parts: list[Tensor] = []
+        row, end = self.first_row, self.first_row + self.shape[0]
+        while row < end or not parts:  # an empty batch has a part of no rows
             round_, start = divmod(row, self.order)
             count = min(end - row, self.order - start)
             rows, flips = _drawn_order(self.order, derived_seed(self.seed, round_), self.device)
