@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrizations, prune
 
 import bpfree
 from support.by_hand import TanhMLP, assert_same, softmax_error
@@ -507,3 +508,14 @@ def test_two_processes_equal_one_on_the_joined_batch():
                 for a, b in zip(ours, theirs, strict=True):
                     assert a.shape == b.shape
                     assert not a.size or abs(a - b).max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    "compute", [parametrizations.weight_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.5)]
+)
+def test_a_weight_that_is_computed_from_others_after_attach_is_refused_by_name(compute):
+    model = mlp()
+    bpfree.attach(model, bpfree.KolenPollack())
+    compute(model[2])
+    with pytest.raises(bpfree.errors.UnsupportedLayerError, match="the weight of layer '2' is no parameter"):
+        model(batch("mlp")[0])

@@ -122,11 +122,14 @@ class KolenPollackMechanism(LayerwiseMechanism):
 
     def _take_in(self, name: str, layer: nn.Module) -> None:
         if is_computed(layer) or not isinstance(layer.weight, nn.Parameter):
-            raise UnsupportedLayerError(
-                f"{type(self.rule).__name__} gives B the gradient of W, and the weight of layer {name!r} is no "
-                "parameter: it is computed from others (a parametrization). Use bpfree.FA or bpfree.WeightMirror."
-            )
+            raise self._is_no_parameter(name)
         self.feedback.reserve(name, at_least_single(layer.weight))
+
+    def _is_no_parameter(self, name: str) -> UnsupportedLayerError:
+        return UnsupportedLayerError(
+            f"{type(self.rule).__name__} gives B the gradient of W, and the weight of layer {name!r} is no "
+            "parameter: it is computed from others (a parametrization). Use bpfree.FA or bpfree.WeightMirror."
+        )
 
     def _told_of(self, new: list[str], gone: list[str]) -> str:
         told = super()._told_of(new, gone)
@@ -166,6 +169,8 @@ class KolenPollackMechanism(LayerwiseMechanism):
         assert isinstance(weight, Tensor)
         if not weight.requires_grad or (watch is not None and watch.weight is weight):
             return
+        if not weight.is_leaf:  # a parametrization has come since
+            raise self._is_no_parameter(name)
         if watch is not None:
             watch.handle.remove()
         # The garbage collector does not see a tensor's hooks: a mechanism held by them would never be freed.
