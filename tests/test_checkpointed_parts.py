@@ -417,3 +417,15 @@ def test_what_was_done_is_done_again_in_every_backward_pass():
     assert known.next(SecondRun(part, 11)) == "a"
     assert known.next(SecondRun(other, 11)) is None
     assert copy.deepcopy(known).next(SecondRun(part, 12)) is None
+
+
+def test_an_evaluation_before_the_second_run_of_the_model_makes_no_other_pass_of_it():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+    attachment = bpfree.attach(model, bpfree.GrAPE(calibrate=2))
+    for _ in range(2):
+        output = checkpoint(model, torch.randn(2, 4), use_reentrant=False)
+        with torch.no_grad():
+            model(torch.randn(2, 4))
+        output.square().sum().backward()
+    assert attachment.mechanism.averages.numbers["passes"] == 2

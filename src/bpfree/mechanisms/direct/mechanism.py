@@ -122,8 +122,9 @@ class DirectMechanism(ErrorsFeedback):
             return None
         compiling, active, again = torch.compiler.is_compiling(), self.active, self.recomputing()
         call = PassState(is_compiled=True) if compiling else PassState(sys._getframe(1), checkpoints_around())
-        # The second run of a checkpoint is no training pass of its own, unless the first run had no gradients.
-        call.counts = active and (not again or stack.ungraded)
+        # The second run of a checkpoint is no training pass of its own, unless the first run had no gradients: with
+        # re-entrant autograd, which sets no hooks on saved tensors.
+        call.counts = active and (not again or (stack.ungraded and call.around.second is None))
         if not compiling:
             call.handled = exception_handled()
         if active:
