@@ -646,3 +646,23 @@ def test_what_is_refused_at_the_end_of_a_pass_is_so_while_another_error_is_handl
     except MemoryError:
         with pytest.raises(errors.ErrorPlacementError, match="'other' was not reached"):
             model(X)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [bpfree.DFA(), bpfree.FDFA(), bpfree.FA(), bpfree.PEPITA(), bpfree.ForwardGradient("weights")],
+    ids=str,
+)
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.filterwarnings("ignore:an argument of the model wants a gradient")
+def test_a_transform_of_torch_func_is_refused_by_name(rule, is_known):
+    model, x = mlp(), torch.randn(5, 6)
+    expected = torch.func.jacrev(model)(x)
+    attachment = bpfree.attach(model, rule)
+    if is_known:
+        model(x).square().sum().backward()
+    with pytest.raises(errors.LoopError, match=r"transform of torch\.func"):
+        torch.func.jacrev(model)(x)
+    with attachment.paused():
+        torch.testing.assert_close(torch.func.jacrev(model)(x), expected)
+    model(x).square().sum().backward()  # the next pass is as all others

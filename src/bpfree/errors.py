@@ -110,7 +110,7 @@ class CheckpointError(BpfreeError, RuntimeError):
 
 
 class LoopError(BpfreeError, RuntimeError):
-    """A training loop (Lightning, transformers) runs a model in a way that a learning rule cannot follow."""
+    """A training loop (Lightning, transformers) or torch.func runs a model in a way that a rule cannot follow."""
 
 
 class MissingPackageError(BpfreeError, ImportError):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bpfree.axes.sites import Site
 from bpfree.errors import StreamingError, VerificationError
-from bpfree.mechanisms.base import being_exported, exception_handled, not_reached, running_again
+from bpfree.mechanisms.base import being_exported, exception_handled, not_reached, require_no_transform, running_again
 from bpfree.mechanisms.direct.alternation import EVERY_TAP, Alternation, Phase
 from bpfree.mechanisms.direct.backward_hooks import with_backward_hooks
 from bpfree.mechanisms.direct.checkpointed_taps import CheckpointedTaps
@@ -128,6 +128,7 @@ class DirectMechanism(ErrorsFeedback):
         if not compiling:
             call.handled = exception_handled()
         if active:
+            require_no_transform(self.rule)
             if not compiling:
                 self._look_at_model()
                 watch_reentrant_parts()  # in a copy of the model too, which nobody has attached

@@ -33,6 +33,7 @@ from bpfree.mechanisms.base import (
     not_a_tensor,
     not_reached,
     reached_twice,
+    require_no_transform,
     running_again,
 )
 from bpfree.mechanisms.no_gradient_warnings import warn_of_a_call, warn_of_arguments, warn_of_results
@@ -184,6 +185,8 @@ class ForwardOnlyMechanism(Mechanism):
             )
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.active:
+            require_no_transform(self.rule)
         if self.plan.verify and not self._looked and self.active and not torch.compiler.is_compiling():
             self._looked = True
             self._tell_of_kept((args, kwargs))

@@ -23,6 +23,7 @@ from bpfree.layers.first_argument import first_argument, with_first
 from bpfree.layers.function import function_gradient
 from bpfree.layers.kinds import input_gradient
 from bpfree.mechanisms.autograd import apply_function
+from bpfree.mechanisms.base import require_no_transform
 from bpfree.mechanisms.layerwise.calls import LayerCalls, ModelPass, end_outside
 from bpfree.mechanisms.layerwise.hooks import LayerwiseHooks
 from bpfree.mechanisms.layerwise.join import Join
@@ -172,6 +173,7 @@ class LayerwiseMechanism(LayerwiseHooks):
         if kept is None:
             return None
         given, call, service = kept
+        require_no_transform(self.rule)
         if not isinstance(output, Tensor):
             raise UnsupportedLayerError(
                 f"layer {name!r} returns a {type(output).__name__} now, and returned a tensor before: {self.rule} "
