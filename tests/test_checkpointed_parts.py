@@ -429,3 +429,20 @@ def test_an_evaluation_before_the_second_run_of_the_model_makes_no_other_pass_of
             model(torch.randn(2, 4))
         output.square().sum().backward()
     assert attachment.mechanism.averages.numbers["passes"] == 2
+
+
+def test_a_checkpoint_around_a_model_that_would_learn_in_its_forward_pass():
+    """The second step learns in the forward pass where no checkpoint is around it."""
+    found = []
+    for around, streaming in ((False, False), (True, True)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+        attachment = bpfree.attach(model, bpfree.DRTP(), streaming=streaming)
+        x, y = torch.randn(2, 4), torch.tensor([0, 2])
+        for _ in range(2):
+            attachment.targets(y)
+            output = checkpoint(model, x, use_reentrant=False) if around else model(x)
+            nn.functional.cross_entropy(output, y).backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain)

@@ -23,6 +23,7 @@ from bpfree.mechanisms.direct.threads import ThreadChoice, ThreadedPass
 from bpfree.mechanisms.direct.windows import WindowedPass
 from bpfree.plan import Plan
 from bpfree.rerun.arguments import Arguments
+from bpfree.rerun.checkpoints import NOWHERE, checkpoints_around
 from bpfree.rerun.snapshot import RunSnapshot
 
 
@@ -148,6 +149,8 @@ class PassChooser:
         names = tuple(site.module for site in known.sites)
         leaves = self._leaves.get(kind_of_pass(self._plan, names, (), phase))
         if leaves is None or leaves.shared or not leaves.ends[-1] or call.outside or ranks() > 1:
+            return None
+        if checkpoints_around() is not NOWHERE:  # whose second run of this pass finds the targets used
             return None
 
         def signals(first: torch.Size) -> Sequence[Tensor | None]:
