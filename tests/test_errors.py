@@ -650,7 +650,10 @@ def test_what_is_refused_at_the_end_of_a_pass_is_so_while_another_error_is_handl
 
 @pytest.mark.parametrize(
     "rule",
-    [bpfree.DFA(), bpfree.FDFA(), bpfree.FA(), bpfree.PEPITA(), bpfree.ForwardGradient("weights")],
+    [
+        *(bpfree.DFA(), bpfree.FDFA(), bpfree.FA(), bpfree.WeightMirror()),
+        *(bpfree.PEPITA(), bpfree.ForwardGradient("weights")),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("is_known", [False, True])
