@@ -103,6 +103,11 @@ def test_layerwise_rules_of_the_same_arguments_have_names_of_their_own() -> None
     assert len({tiny_lab.settings(rule=rule).name({}) for rule in rules}) == 2
 
 
+def test_one_sample_and_all_samples_have_names_of_their_own() -> None:
+    rules = [RuleSettings(rule=bpfree.FDFA(rows=rows)) for rows in (1, 1.0)]
+    assert len({tiny_lab.settings(rule=rule).name({}) for rule in rules}) == 2
+
+
 def test_what_is_left_out_is_the_default() -> None:
     described = plain(tiny_lab.settings(rule=rule_settings("FDFA")))
     assert {name: described[name] for name in LATER_SETTINGS} == LATER_SETTINGS

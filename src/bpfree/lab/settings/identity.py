@@ -17,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bpfree.feedback.options import is_default
+
 _VERSIONED = ("bpfree", "torch")
 HUGGING_FACE = "bpfree.lab.models.hugging_face.CausalLM"
 """The class of transformers' models. Its ``content`` is a hash of the files that lie in its ``path``."""
@@ -109,7 +111,8 @@ def _left_out(settings: Any, path: list[str], name: str, value: Any) -> Any:
     if path:
         first, *rest = path
         return {**settings, first: _left_out(settings[first], rest, name, value)} if first in settings else settings
-    return _without(settings, {name: value})
+    kept = name not in settings or not is_default(settings[name], value)
+    return settings if kept else {key: item for key, item in settings.items() if key != name}
 
 
 def _without(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:

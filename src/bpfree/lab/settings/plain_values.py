@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
 import bpfree
-from bpfree.feedback.options import is_unused
+from bpfree.feedback.options import is_default, is_unused
 
 
 def rule_options(rule: bpfree.Rule) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def rule_options(rule: bpfree.Rule) -> dict[str, Any]:
     options = {
         entry.name: plain(getattr(rule, entry.name))
         for entry in fields(rule)
-        if entry.init and getattr(rule, entry.name) != default(entry)
+        if entry.init and not is_default(getattr(rule, entry.name), default(entry))
     }
     feedback = getattr(rule, "feedback", None)
     if "feedback" in options and isinstance(feedback, bpfree.Feedback):
