@@ -41,6 +41,8 @@ SUBJECTS: dict[str, Subject] = {
     "FDFA, rows=.125, alternate=2": Subject(bpfree.FDFA(rows=0.125), alternate=2),
     "FDFA, every=8": Subject(bpfree.FDFA(every=8)),
     "FDFA, every=8, alternate=2": Subject(bpfree.FDFA(every=8), alternate=2),
+    "FDFA, every=16": Subject(bpfree.FDFA(every=16)),
+    "FDFA, every=16, alternate=2": Subject(bpfree.FDFA(every=16), alternate=2),
     "LMS": Subject(bpfree.LMS()),
     "LMS, channels, every=4": Subject(CHANNELS),
     "LMS, channels, every=4, alternate=2": Subject(CHANNELS, alternate=2),
