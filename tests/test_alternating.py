@@ -229,6 +229,14 @@ def by_hand(model):
             parameter -= 0.01 * parameter.grad
 
 
+def past_the_version(model):
+    """As fastai's optimizers write."""
+    for parameter in model.parameters():
+        before = parameter._version
+        parameter.data.add_(parameter.grad, alpha=-0.01)
+        assert parameter._version == before
+
+
 def by(kind, **options):
     def make(model):
         optimizer = kind(model.parameters(), 0.01, **options)
@@ -239,8 +247,14 @@ def by(kind, **options):
 
 @pytest.mark.parametrize(
     "make",
-    [by(torch.optim.SGD), by(torch.optim.Adam, fused=True), by(torch.optim.Adam, foreach=True), lambda model: by_hand],
-    ids=["SGD", "fused", "foreach", "by hand"],
+    [
+        by(torch.optim.SGD),
+        by(torch.optim.Adam, fused=True),
+        by(torch.optim.Adam, foreach=True),
+        lambda model: by_hand,
+        lambda model: past_the_version,
+    ],
+    ids=["SGD", "fused", "foreach", "by hand", "past the version"],
 )
 def test_micro_batches_of_one_step_cut_the_same_taps(double, make):
     x, y = batch()
@@ -257,6 +271,112 @@ def test_micro_batches_of_one_step_cut_the_same_taps(double, make):
         cut.append(cut_in(attachment))
         step(model)
     assert cut == [["1", "5"]] * 2 + [["3", "7"]] * 2 + [["1", "5"]] * 2
+
+
+class Sharpness(torch.optim.Optimizer):
+    """Sharpness-aware minimization: a gradient, a step up along it, and the gradient there for the step down."""
+
+    def __init__(self, parameters, rate):
+        super().__init__(parameters, {"lr": rate})
+        self.base = torch.optim.SGD(self.param_groups, rate)
+
+    def up(self):
+        self.before = [weight.detach().clone() for weight in self.param_groups[0]["params"]]
+        with torch.no_grad():
+            for weight in self.param_groups[0]["params"]:
+                weight.add_(weight.grad, alpha=0.1)
+        self.zero_grad()
+
+    def down(self):
+        with torch.no_grad():
+            for weight, before in zip(self.param_groups[0]["params"], self.before, strict=True):
+                weight.copy_(before)
+        self.base.step()
+
+    def step(self, closure):
+        with torch.enable_grad():
+            closure()
+            self.up()
+            closure()
+        self.down()
+
+
+CLOSURES = {
+    "LBFGS": (lambda weights: torch.optim.LBFGS(weights, lr=0.3, max_iter=3), 3),
+    "line search": (lambda weights: torch.optim.LBFGS(weights, lr=0.3, line_search_fn="strong_wolfe"), None),
+    "sharpness": (lambda weights: Sharpness(weights, 0.1), 2),
+}
+
+
+@pytest.mark.parametrize("name", CLOSURES)
+def test_all_passes_of_a_closure_cut_the_same_taps(double, name):
+    """A closure's optimizer moves the weights between two passes, and compares their losses and gradients."""
+    x, y = batch()
+    model = mlp()
+    attachment = bpfree.attach(model, bpfree.DFA(), alternate=2, seed=3)
+    make, passes = CLOSURES[name]
+    optimizer, steps = make(model.parameters()), []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        steps[-1].append(cut_in(attachment))
+        return loss
+
+    for _ in range(3):
+        steps.append([])
+        optimizer.step(closure)
+    for number, cut in enumerate(steps):
+        assert len(cut) == passes if passes else len(cut) > 1
+        assert all(taps == (["3", "7"] if number % 2 else ["1", "5"]) for taps in cut)
+
+
+def test_two_passes_of_a_step_without_a_closure_cut_the_same_taps_from_the_second_step_on():
+    """Nobody can know in the first step that an optimizer will come: a change of weights ends it."""
+    x, y = batch()
+    model = mlp()
+    attachment = bpfree.attach(model, bpfree.DFA(), alternate=2, seed=3)
+    optimizer, cut = Sharpness(model.parameters(), 0.1), []
+
+    def step(model, attachment, optimizer):
+        for move in (optimizer.up, optimizer.down):
+            F.cross_entropy(model(x), y).backward()
+            cut.append(cut_in(attachment))
+            move()
+
+    for _ in range(3):
+        step(model, attachment, optimizer)
+    assert cut == [["1", "5"], ["3", "7"], ["1", "5"], ["1", "5"], ["3", "7"], ["3", "7"]]
+    # A run that goes on from a file, or as a copy, knows of the optimizer from its first step on.
+    twin, of_twin = copy.deepcopy((model, attachment))
+    resumed = mlp()
+    of_resumed = bpfree.attach(resumed, bpfree.DFA(), alternate=2, seed=3)
+    resumed.load_state_dict(model.state_dict())
+    of_resumed.load_state_dict(attachment.state_dict())
+    cut.clear()
+    step(twin, of_twin, Sharpness(twin.parameters(), 0.1))
+    step(resumed, of_resumed, Sharpness(resumed.parameters(), 0.1))
+    assert cut == [["1", "5"]] * 4
+
+
+def test_weights_that_are_exchanged_for_their_averages_end_no_step():
+    x, y = batch()
+    model = mlp()
+    attachment = bpfree.attach(model, bpfree.DFA(), alternate=2, seed=3)
+    optimizer, cut = torch.optim.SGD(model.parameters(), 0.1), []
+    for _ in range(3):
+        for part in (slice(0, 4), slice(4, 8)):
+            F.cross_entropy(model(x[part]), y[part]).backward()
+            cut.append(cut_in(attachment))
+            own = copy.deepcopy(model.state_dict())
+            model.load_state_dict({name: 0.9 * value for name, value in own.items()})
+            with torch.no_grad():
+                model(x)
+            model.load_state_dict(own)
+        optimizer.step()
+    # In the first step no optimizer is known yet.
+    assert cut[2:] == [["1", "5"]] * 2 + [["3", "7"]] * 2
 
 
 def test_an_optimizer_in_the_backward_pass_ends_a_step_once():
