@@ -110,7 +110,10 @@ class CheckpointError(BpfreeError, RuntimeError):
 
 
 class LoopError(BpfreeError, RuntimeError):
-    """A training loop (Lightning, transformers) or torch.func runs a model in a way that a rule cannot follow."""
+    """A training loop runs a model in a way that a learning rule cannot follow.
+
+    By Lightning or transformers, within a transform of torch.func, or with tangents of forward mode.
+    """
 
 
 class MissingPackageError(BpfreeError, ImportError):

@@ -39,7 +39,7 @@ def require_finite(numbers: Tensor, what: str = ERROR) -> None:
 
     Call it where they are about to be learned from: in a backward pass, or on a CPU anywhere.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or stands_for_many(numbers):
         return
     if _is_at_hand(numbers):
         if not _is_finite(numbers) and numbers.dtype != torch.float16:
@@ -49,6 +49,14 @@ def require_finite(numbers: Tensor, what: str = ERROR) -> None:
     elif torch._C._current_graph_task_id() != -1 and not _is_captured():
         at_end: Callable[[Callable[[], None]], None] = Variable._execution_engine.queue_callback
         at_end(partial(_look, what, *_sent_to_host(numbers)))
+
+
+def stands_for_many(numbers: Tensor) -> bool:
+    """Return whether these are several tensors in one, whose numbers have no values: in transforms of torch.func.
+
+    And in a backward pass of several errors at once (``is_grads_batched=True``), which has a transform of its own.
+    """
+    return torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(numbers)
 
 
 class Watch:

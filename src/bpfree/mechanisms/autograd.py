@@ -25,6 +25,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from bpfree.errors import OptionError, SecondDerivativeError, UsedRecordError
 from bpfree.feedback.signals import Signals
+from bpfree.mechanisms.function_transforms import refuse_batched_errors
 from bpfree.rerun.own_graphs import own_graphs
 
 MakeSignals: TypeAlias = Callable[[Tensor], Sequence["Tensor | None"]]
@@ -156,6 +157,7 @@ class SignalsFromError(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         require_unused(ctx)
         (error,) = grads
+        refuse_batched_errors(error)
         signals = ctx.make(error)
         if isinstance(signals, Signals):
             signals = [
@@ -221,6 +223,7 @@ class GradientsFromError(torch.autograd.Function):
         """Return one gradient per learner."""
         if ctx.anchor is not None:
             ctx.anchor.require_accumulating()
+        refuse_batched_errors(grads[0])
         make, ctx.make = ctx.make, None
         if make is None:
             raise used_record(

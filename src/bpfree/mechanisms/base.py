@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from bpfree.axes.sites import Site
 from bpfree.error_values import tensors_of
-from bpfree.errors import BpfreeWarning, ErrorPlacementError, LoopError
+from bpfree.errors import BpfreeWarning, ErrorPlacementError
 from bpfree.feedback.lazy_buffers import LazyBuffers
 from bpfree.feedback.options import is_default
 from bpfree.finite import ERROR, Watch
@@ -271,15 +271,6 @@ def exception_handled() -> BaseException | None:
     Such a hook is called while another exception is handled than at the begin of the pass.
     """
     return sys.exc_info()[1]
-
-
-def require_no_transform(rule: Rule) -> None:
-    """Raise LoopError within a transform of ``torch.func``, which runs a model with tensors that have no graph."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        raise LoopError(
-            f"a transform of torch.func (grad, vmap, jacrev, jvp) calls the model, and {rule} cannot follow it there. "
-            "Call the model within attachment.paused(), by backpropagation, or in torch.no_grad(); or detach the rule."
-        )
 
 
 def not_a_tensor(plan: Plan, output: object) -> ErrorPlacementError:

@@ -12,6 +12,11 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 
+def forbids_hooks(error: RuntimeError) -> bool:
+    """Return whether a run has failed because transforms of torch.func take no hooks on saved tensors."""
+    return "saved tensor hooks" in str(error)
+
+
 @contextmanager
 def hooked_saved_tensors(pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]) -> Generator[None]:
     """Return torch's context of the same arguments, whose hooks an interrupt within its end does not leave on.

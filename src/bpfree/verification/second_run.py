@@ -69,7 +69,9 @@ def _outputs(plan: Plan, call: Call, snapshot: RunSnapshot) -> list[tuple[nn.Mod
 
 
 def _keep(seen: list[tuple[nn.Module, Fingerprint]], last: nn.Module, module: nn.Module, _: Any, output: Any) -> None:
-    if isinstance(output, Tensor) and output.is_floating_point():
+    # In a transform of torch.func numbers have no values: the module behind it is compared.
+    comparable = not torch._C._are_functorch_transforms_active()
+    if comparable and isinstance(output, Tensor) and output.is_floating_point():
         seen.append((module, Fingerprint.of(output)))
     if module is last:
         raise StopForward

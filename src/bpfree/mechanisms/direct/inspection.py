@@ -22,14 +22,14 @@ from bpfree.mechanisms.direct.alternation import EVERY_TAP, Phase
 from bpfree.mechanisms.direct.exact_signals import ExactSignals
 from bpfree.mechanisms.direct.pass_state import PassState
 from bpfree.mechanisms.direct.side_terms import fetched_through
-from bpfree.mechanisms.direct.streaming import keeps_graphs, refuse_gradients
+from bpfree.mechanisms.direct.streaming import keeps_graphs, refuse_gradients, transforms_in_stream
 from bpfree.mechanisms.direct.survey import Survey, SurveyPass
 from bpfree.rerun.arguments import Call, holders_in
 from bpfree.rerun.checkpoints import checkpoints_off
 from bpfree.rerun.find_holders import objects_among
 from bpfree.rerun.module_state import State
 from bpfree.rerun.own_graphs import OverwrittenError, of_version, own_graphs, with_version
-from bpfree.rerun.saved_tensors import hooked_saved_tensors
+from bpfree.rerun.saved_tensors import forbids_hooks, hooked_saved_tensors
 from bpfree.rerun.trial import copied, without_trace
 from bpfree.verification.finding import NOT_LEARNED, Finding
 from bpfree.verification.laws import GradientSketch
@@ -65,6 +65,8 @@ class Inspection:
         self.findings: list[Finding] = []
         self.sites: dict[str, Site] = {}
         self.unheard: set[str] = set()
+        # Without them the memory of the graph is not counted: only small signals are compared.
+        self._hooks_saving = True
         plan = mechanism.plan
         taps = set() if plan.window > 1 else set(plan.taps.values())
         hooked = {
@@ -76,11 +78,23 @@ class Inspection:
         self._hooked_taps = hooked.keys() - self._hooked.keys()
         # No layerwise rule within the segments takes part: the comparison is with backpropagation's signals.
         with silent_rules(), own_graphs():
-            exact = self._look()
+            exact = self._look_where_hooks_may_be_forbidden()
             if thorough or not plan.streaming:
                 self._compare(exact)
             with suppress(OverwrittenError):
                 self.findings += mechanism.check_estimates(call, list(self.sites.values()), thorough=thorough)
+
+    def _look_where_hooks_may_be_forbidden(self) -> ExactSignals | None:
+        """Look, and without hooks on saved tensors where the model itself uses transforms of torch.func."""
+        try:
+            return self._look()
+        except RuntimeError as error:
+            if not forbids_hooks(error):
+                raise
+            if self._mechanism.plan.streaming and not self._thorough:
+                raise transforms_in_stream() from error
+            self._hooks_saving = False
+            return self._look()
 
     def _look(self) -> ExactSignals | None:
         """Run the model with its graph whole."""
@@ -93,7 +107,8 @@ class Inspection:
             given = copied(self._call)
             # A checkpoint would run its part again from numbers of an earlier segment, which are gone by then.
             whole = nullcontext() if stored else checkpoints_off()
-            with hooked_saved_tensors(graph.pack, graph.unpack), whole, self._listening() as heard:
+            hooks = hooked_saved_tensors(graph.pack, graph.unpack) if self._hooks_saving else nullcontext()
+            with hooks, whole, self._listening() as heard:
                 returned = self._run(PassState(tapped=found, again=True), given, watched)
             self.unheard = set(heard)
             if self._hooked_taps:
@@ -119,8 +134,16 @@ class Inspection:
             if not self._thorough and taps > room:
                 return None
             with suppress(OverwrittenError):
-                return ExactSignals.of(found, dict(plan.model.named_parameters()))
+                return ExactSignals.of(found, self._compared())
             return None
+
+    def _compared(self) -> dict[str, Tensor]:
+        """Return the parameters whose gradients are compared, by name.
+
+        A window sends gradients to leaves, past weights that ``functional_call`` lends and that are computed of others.
+        """
+        plan = self._mechanism.plan
+        return {name: weight for name, weight in plan.model.named_parameters() if weight.is_leaf or plan.window == 1}
 
     def _kept(self, given: Any) -> Iterator[Tensor]:
         """Yield the tensors with a graph that the model, its hooks and its arguments keep."""
@@ -203,7 +226,7 @@ class Inspection:
                 self.unheard -= heard.keys() - fetched_through(heard, terms)
             if exact is None:
                 return None
-            return exact.gradients_of(state.exits, dict(self._mechanism.plan.model.named_parameters()))
+            return exact.gradients_of(state.exits, self._compared())
         except (BpfreeError, OverwrittenError):
             raise
         except RuntimeError as error:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bpfree.axes.sites import Site
 from bpfree.errors import StreamingError, VerificationError
-from bpfree.mechanisms.base import being_exported, exception_handled, not_reached, require_no_transform, running_again
+from bpfree.mechanisms.base import being_exported, exception_handled, not_reached, running_again
 from bpfree.mechanisms.direct.alternation import EVERY_TAP, Alternation, Phase
 from bpfree.mechanisms.direct.backward_hooks import with_backward_hooks
 from bpfree.mechanisms.direct.checkpointed_taps import CheckpointedTaps
@@ -37,6 +37,7 @@ from bpfree.mechanisms.direct.pass_state import PassStack, PassState
 from bpfree.mechanisms.direct.rule_signals import RuleSignals
 from bpfree.mechanisms.direct.survey import NO_SURVEY, Survey
 from bpfree.mechanisms.direct.tap_table import TapTable
+from bpfree.mechanisms.function_transforms import refuse_transform_within, refuse_transforms_of_pass
 from bpfree.mechanisms.no_gradient_warnings import warn_of_input_gradients
 from bpfree.mechanisms.reentrant_checkpoints import reentrant_part, watch_reentrant_parts
 from bpfree.per_thread import PerThread
@@ -106,6 +107,7 @@ class DirectMechanism(ErrorsFeedback):
             return
         self.put_right()
         if self.active:
+            refuse_transforms_of_pass(self.rule, (args, kwargs))
             stack.arguments = args, kwargs
             self.passes.note_arguments(args, kwargs)
 
@@ -128,7 +130,6 @@ class DirectMechanism(ErrorsFeedback):
         if not compiling:
             call.handled = exception_handled()
         if active:
-            require_no_transform(self.rule)
             if not compiling:
                 self._look_at_model()
                 watch_reentrant_parts()  # in a copy of the model too, which nobody has attached
@@ -187,6 +188,7 @@ class DirectMechanism(ErrorsFeedback):
         place = tapped.count_call(name)
         if place in tapped.aside:
             return None
+        refuse_transform_within(self.rule, f"tap {name!r}")
         key = plan.tensor_keys.get(name)
         is_plain = key is None and isinstance(output, Tensor) and output.is_floating_point()
         tensor = output if is_plain else take(output, key, name)

@@ -24,11 +24,12 @@ from bpfree.mechanisms.direct.delivery import ErrorHandler
 from bpfree.mechanisms.direct.forward_pass import TappedPass, TrainingPass
 from bpfree.mechanisms.direct.second_runs import DryRun, KeepingDryRun, LearningRun, error_in
 from bpfree.mechanisms.direct.segment_leaves import SegmentLeaves, kind_of_pass
+from bpfree.mechanisms.function_transforms import refuse_batched_errors
 from bpfree.plan import Plan
 from bpfree.rerun.arguments import Arguments
 from bpfree.rerun.fingerprint import Fingerprint
 from bpfree.rerun.own_graphs import own_graphs
-from bpfree.rerun.saved_tensors import hooked_saved_tensors
+from bpfree.rerun.saved_tensors import forbids_hooks, hooked_saved_tensors
 from bpfree.rerun.snapshot import Autocast, RunSnapshot
 from bpfree.segments import Reach
 
@@ -136,7 +137,12 @@ class StreamingPass(TrainingPass):
         with restored, own_graphs(), hooked_saved_tensors(_drop, refuse_gradients):
             before = {id(tensor) for tensor in self._snapshot.graphs().values()}
             self._call.lend(flat)
-            output = error_in(self._run(dry_run, self._call.put_together(flat)), self.error_path)
+            try:
+                output = error_in(self._run(dry_run, self._call.put_together(flat)), self.error_path)
+            except RuntimeError as error:
+                if forbids_hooks(error):
+                    raise transforms_in_stream() from error
+                raise
             dry_run.reaches.append(Reach.of(output))
             dry_run.compare(len(self.names), output)
             lent = before | set(map(id, outside))
@@ -173,6 +179,14 @@ def keeps_graphs(names: Sequence[str]) -> StreamingError:
         "that they would have none, and a loss term of them, or the next pass that reads them, would teach nothing. "
         "Train without streaming; or detach() them where they are kept, if they are only looked at or the gradient "
         "through them is not wanted."
+    )
+
+
+def transforms_in_stream() -> StreamingError:
+    """Make the error for a model with transforms of torch.func, in which torch takes no hooks on saved tensors."""
+    return StreamingError(
+        "the model uses a transform of torch.func (grad, vjp, jacrev) in its own forward pass, and torch lets nobody "
+        "leave out there what a graph would store: train it without streaming."
     )
 
 
@@ -251,4 +265,5 @@ class Stream(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Run the model again, and return the gradients that were added up."""
         require_unused(ctx)
+        refuse_batched_errors(grads[0])
         return None, None, None, None, *ctx.second(ctx.call, grads[0])

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
@@ -33,9 +34,9 @@ from bpfree.mechanisms.base import (
     not_a_tensor,
     not_reached,
     reached_twice,
-    require_no_transform,
     running_again,
 )
+from bpfree.mechanisms.function_transforms import refuse_transforms_of_pass
 from bpfree.mechanisms.no_gradient_warnings import warn_of_a_call, warn_of_arguments, warn_of_results
 from bpfree.module_tree import ModuleTree, followed
 from bpfree.passes import Passes
@@ -77,6 +78,13 @@ class GraphlessPass:
         for stack in stacks:
             if stack is not None:
                 stack.close()
+
+
+def _holds_weights(module: nn.Module) -> bool:
+    """Return whether a call of a module uses weights; a parametrization is also called where one is only read."""
+    if isinstance(module, parametrize.ParametrizationList):
+        return False
+    return bool(module._parameters) or parametrize.is_parametrized(module)
 
 
 def _nothing(_: Tensor) -> None:
@@ -131,7 +139,7 @@ class ForwardOnlyMechanism(Mechanism):
         """Put hooks on the modules in the model."""
         plan, add = self.plan, self._parts_handles.append
         for name, module in plan.model.named_modules():
-            if module._parameters and module is not plan.model and not self._hooks(name):
+            if _holds_weights(module) and module is not plan.model and not self._hooks(name):
                 add(module.register_forward_pre_hook(partial(self._reached, name)))
         if plan.error_module is not plan.model:
             add(plan.error_module.register_forward_hook(self._leave))
@@ -186,7 +194,7 @@ class ForwardOnlyMechanism(Mechanism):
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.active:
-            require_no_transform(self.rule)
+            refuse_transforms_of_pass(self.rule, (args, kwargs))
         if self.plan.verify and not self._looked and self.active and not torch.compiler.is_compiling():
             self._looked = True
             self._tell_of_kept((args, kwargs))

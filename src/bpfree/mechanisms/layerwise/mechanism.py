@@ -23,7 +23,7 @@ from bpfree.layers.first_argument import first_argument, with_first
 from bpfree.layers.function import function_gradient
 from bpfree.layers.kinds import input_gradient
 from bpfree.mechanisms.autograd import apply_function
-from bpfree.mechanisms.base import require_no_transform
+from bpfree.mechanisms.function_transforms import refuse_transform_within, refuse_transforms_of_pass
 from bpfree.mechanisms.layerwise.calls import LayerCalls, ModelPass, end_outside
 from bpfree.mechanisms.layerwise.hooks import LayerwiseHooks
 from bpfree.mechanisms.layerwise.join import Join
@@ -69,6 +69,7 @@ class LayerwiseMechanism(LayerwiseHooks):
             self._follow_model()
             self._keep_innermost()
         self._exact = set()
+        refuse_transforms_of_pass(self.rule, args)
         self._count_pass()
 
     def _count_pass(self) -> None:
@@ -108,6 +109,7 @@ class LayerwiseMechanism(LayerwiseHooks):
             above = False
             if not compiling:
                 self._require_same_model(name)
+            refuse_transforms_of_pass(self.rule, ())
             self._count_pass()
         calls.outside.add(name)
         return above
@@ -138,6 +140,7 @@ class LayerwiseMechanism(LayerwiseHooks):
             served = self.active and not self._is_exact(name, calls)
         if not served:
             return None
+        refuse_transform_within(self.rule, f"layer {name!r}")
         if not calls.transporting:
             self._called.add(name)
         key, given = (None, args[0]) if args else first_argument(layer, args, kwargs)
@@ -173,7 +176,6 @@ class LayerwiseMechanism(LayerwiseHooks):
         if kept is None:
             return None
         given, call, service = kept
-        require_no_transform(self.rule)
         if not isinstance(output, Tensor):
             raise UnsupportedLayerError(
                 f"layer {name!r} returns a {type(output).__name__} now, and returned a tensor before: {self.rule} "

@@ -11,7 +11,6 @@ from bpfree.errors import OptionError, StateError
 from bpfree.feedback.random import derived_seed, draw
 from bpfree.layers.function import current_weight
 from bpfree.layers.kinds import matrices
-from bpfree.mechanisms.base import require_no_transform
 from bpfree.mechanisms.layerwise.mechanism import LayerwiseMechanism
 from bpfree.mechanisms.layerwise.rule import LayerwiseRule
 from bpfree.plan import Plan
@@ -60,7 +59,6 @@ class WeightMirrorMechanism(LayerwiseMechanism):
 
     def _count_pass(self) -> None:
         if not self._fixed:
-            require_no_transform(self.rule)
             self.feedback.numbers["passes"] += 1
             # The first pass may be the one that draws B.
             if self.feedback.numbers["passes"] > 1:
