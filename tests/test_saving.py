@@ -188,7 +188,7 @@ def test_late_buffers_grow_with_what_they_are_a_copy_of():
     third = copy.deepcopy(second)
     loaded = pickle.loads(pickle.dumps(first))
     first["a.b"] = torch.ones(2)
-    first.reserve("p", torch.empty(0))
+    first.reserve("p", torch.empty(0), 2)
     assert first.count("steps") == 1
     for twin in (second, third):
         assert torch.equal(dict(twin.named_buffers())["a/b"], torch.ones(2))

@@ -56,9 +56,12 @@ class LazyBuffers(nn.Module):
         _TWINS.setdefault(self, weakref.WeakSet()).add(twin)
         return twin
 
-    def reserve(self, name: str, like: Tensor) -> None:
-        """Make an empty parameter on ``like``'s device and in its precision; autograd does not compute its gradient."""
-        empty = torch.empty(0, dtype=like.dtype, device=like.device)
+    def reserve(self, name: str, like: Tensor, dims: int) -> None:
+        """Make an empty parameter on ``like``'s device and in its precision; autograd does not compute its gradient.
+
+        It has ``dims`` dimensions already: some optimizers ask for matrices (Muon).
+        """
+        empty = torch.empty((0,) * dims, dtype=like.dtype, device=like.device)
         self.register_parameter(key_of(name), nn.Parameter(empty, requires_grad=False))
 
     def count(self, name: str) -> int:

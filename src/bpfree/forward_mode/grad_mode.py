@@ -139,11 +139,22 @@ def watched_gradients(watch: GradModeWatch) -> Generator[None]:
 @contextmanager
 def frozen(model: nn.Module) -> Generator[None]:
     """Within this context no parameter of ``model`` requires a gradient, so that no graph is built."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
+    # torch.func.functional_call may lend weights that are computed from others: constants take their places.
+    lent = [
+        (owner._parameters, name, weight)
+        for owner in model.modules()
+        for name, weight in owner._parameters.items()
+        if weight is not None and not weight.is_leaf
+    ]
     try:
         for parameter in learning:
             parameter.requires_grad = False
+        for places, name, weight in lent:
+            places[name] = weight.detach()  # type: ignore[assignment]
         yield
     finally:
         for parameter in learning:
             parameter.requires_grad = True
+        for places, name, weight in lent:
+            places[name] = weight

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from bpfree.layers.services import Services
 from bpfree.mechanisms.base import Rule, taught
 from bpfree.mechanisms.forward_only.mechanism import ForwardOnlyMechanism, GradientsOfError, GraphlessPass
 from bpfree.mechanisms.forward_only.pepita_passes import FirstPass, HeadError, LayerCall, Learners, SecondPass
+from bpfree.mechanisms.function_transforms import refuse_transform_within
 from bpfree.module_tree import newcomers
 from bpfree.plan import Plan
 from bpfree.rerun.arguments import Call
@@ -122,6 +123,7 @@ class PepitaMechanism(ForwardOnlyMechanism):
         if seen is None:
             self._reached(name, layer, args)
         else:
+            refuse_transform_within(self.rule, f"layer {name!r}")
             service = self._services.of(name, layer, (args, kwargs), self._find_service)
             seen.enter(name, layer, (args, kwargs), service)
 
@@ -173,6 +175,17 @@ class PepitaMechanism(ForwardOnlyMechanism):
     def _note(self, first: FirstPass, head: LayerCall) -> None:
         self._roles = {call.name: call.tap for call in first.calls if call.h is not None}
         self._roles[head.name] = ""
+        if computed := [name for name in self._roles if _is_computed_and_learns(self._layers[name])]:
+            self._tell_of_computed(computed)
+
+    def _tell_of_computed(self, names: Sequence[str]) -> None:
+        named = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        self.tell_once(
+            "computed",
+            f"the weight of layer {named} is computed from other parameters (a parametrization, pruning), and "
+            f"{self.rule} makes gradients of a layer's own weight alone: those others learn nothing. Make the weight a "
+            "parameter again (remove_parametrizations, prune.remove), or use another rule (bpfree.DFA, bpfree.FA).",
+        )
 
     def _prepare(self, n_in: int, c: int, head: LayerCall, device: torch.device) -> None:
         """Draw F when its shape is known."""
@@ -256,6 +269,13 @@ class PepitaMechanism(ForwardOnlyMechanism):
             return "nothing: no tap of its output's shape follows before the next layer"
         tap = self._roles[name]
         return f"the two passes' difference at {tap}" if tap else "the error"
+
+
+def _is_computed_and_learns(layer: nn.Module) -> bool:
+    """Return whether the weight of a layer is computed from parameters, one of which wants a gradient."""
+    if "weight" in layer._parameters:
+        return False
+    return any(parameter.requires_grad for name, parameter in layer.named_parameters() if name != "bias")
 
 
 def _served(model: nn.Module) -> dict[str, nn.Module]:

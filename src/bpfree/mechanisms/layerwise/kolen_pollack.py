@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from bpfree.distributed import whole
@@ -73,6 +74,14 @@ class _Watch:
             self.seen = place, _at(weight, place).clone(), _at(B, place).clone()
 
 
+def _no_gradient_of(name: str) -> str:
+    return (
+        f"layer {name!r} has no gradient when the backward pass ends, and its backward weights learn from it then: "
+        "they did not. An optimizer's step in the backward pass is not for this rule, nor are weights that "
+        "torch.func.functional_call lends."
+    )
+
+
 def _at(tensor: Tensor, place: Tensor) -> Tensor:
     return tensor.detach().take(place)
 
@@ -121,15 +130,18 @@ class KolenPollackMechanism(LayerwiseMechanism):
                 B.grad = whole(weight.grad.detach()).to(B, copy=True)
 
     def _take_in(self, name: str, layer: nn.Module) -> None:
-        if is_computed(layer) or not isinstance(layer.weight, nn.Parameter):
-            raise self._is_no_parameter(name)
-        self.feedback.reserve(name, at_least_single(layer.weight))
+        self._require_parameter(name, layer)
+        weight: Any = layer.weight
+        self.feedback.reserve(name, at_least_single(weight), 1 if is_lazy(weight) else weight.dim())
 
-    def _is_no_parameter(self, name: str) -> UnsupportedLayerError:
-        return UnsupportedLayerError(
-            f"{type(self.rule).__name__} gives B the gradient of W, and the weight of layer {name!r} is no "
-            "parameter: it is computed from others (a parametrization). Use bpfree.FA or bpfree.WeightMirror."
-        )
+    def _require_parameter(self, name: str, layer: nn.Module) -> None:
+        """Raise UnsupportedLayerError if the weight of a layer is computed from others, perhaps since the last pass."""
+        if is_computed(layer) or "weight" not in layer._parameters:
+            raise UnsupportedLayerError(
+                f"{type(self.rule).__name__} gives B the gradient of W, and the weight of layer {name!r} is no "
+                "parameter: it is computed from others (a parametrization, pruning). Use bpfree.FA or "
+                "bpfree.WeightMirror."
+            )
 
     def _told_of(self, new: list[str], gone: list[str]) -> str:
         told = super()._told_of(new, gone)
@@ -155,6 +167,7 @@ class KolenPollackMechanism(LayerwiseMechanism):
             self._watched.pop(name).handle.remove()
 
     def _backward_weight(self, name: str, layer: nn.Module, weight: Tensor) -> Callable[[], Tensor]:
+        self._require_parameter(name, layer)
         found = super()._backward_weight(name, layer, weight)
         self._watch(name, layer)
 
@@ -169,8 +182,9 @@ class KolenPollackMechanism(LayerwiseMechanism):
         assert isinstance(weight, Tensor)
         if not weight.requires_grad or (watch is not None and watch.weight is weight):
             return
-        if not weight.is_leaf:  # a parametrization has come since
-            raise self._is_no_parameter(name)
+        if not weight.is_leaf:
+            self.tell_once("gradients of W", _no_gradient_of(name))
+            return
         if watch is not None:
             watch.handle.remove()
         # The garbage collector does not see a tensor's hooks: a mechanism held by them would never be freed.
@@ -197,12 +211,7 @@ class KolenPollackMechanism(LayerwiseMechanism):
         if watch is None or not isinstance(weight, Tensor):
             return
         if weight.grad is None:
-            self.tell_once(
-                "gradients of W",
-                f"layer {name!r} has no gradient when the backward pass ends, and its backward weights learn from it "
-                "then: they did not. An optimizer's step in the backward pass is not for this rule, nor are weights "
-                "that torch.func.functional_call lends.",
-            )
+            self.tell_once("gradients of W", _no_gradient_of(name))
             return
         B = self.feedback[name]
         if watch.only_w_moved(weight, B):

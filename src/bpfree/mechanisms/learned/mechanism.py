@@ -45,7 +45,7 @@ class LearnedProjection(Projection):
         if rule.stepped_by == "optimizer":
             like = at_least_single(next(plan.model.parameters(), torch.empty(0)))
             for name in plan.taps:
-                self.reserve(name, like)
+                self.reserve(name, like, 2)
 
     def prepare(self, sites: Sequence[Site], c: int, like: Tensor) -> None:
         """Draw the matrices that do not exist yet, in single precision at least."""
