@@ -85,7 +85,8 @@ def attach(
             at every tap, as before. 1 is the plain rule; with p above the number of taps some steps are
             backpropagation. The work of a step lies below backpropagation's. A step is what ends where an optimizer has
             stepped: its micro-batches, and the passes of its closure, cut the same taps. As long as none has stepped,
-            a step ends where weights have been changed by hand, but in compiled code. A model that torch compiles has p graphs.
+            a step ends where weights have been changed by hand, but in compiled code. A model that torch compiles has p
+            graphs.
         alternate_order: The order of these steps: ``"cyclic"``, t = 0, 1, 2, ..., or ``"random"``, t drawn anew for
             each step, where cyclic steps could fall in with an order of the data.
         within: For direct rules: a layerwise rule that carries signals down inside a segment and a window, in place of
