@@ -1,9 +1,13 @@
-"""Train one cell of a language recipe, and print for each tap its alignment and the best that one matrix could have.
+"""Train one cell of a recipe of texts or images, and print for each tap its alignment and the best it could have.
 
     python experiments/alignment_limits.py launay2020-table5 --cell "Micro/DFA, Adam" --scale reduced --data-dir DIR
+    python experiments/alignment_limits.py experiments/fast-cifar10.yaml --cell "LMS, nine modes/test accuracy" \
+        --scale full --modes 1 9 25 --gates 2 8 --data-dir DIR
 
 Where the limit is high and the alignment low, the rule has not learned its matrix. Where the limit is low, no rule with
-one matrix for all tokens helps at that tap. The trained network is kept in ``--runs`` and not trained again.
+one matrix for all tokens or images helps at that tap. ``--modes`` says what matrices of so many spatial modes a channel
+could have, ``--gates`` mixtures of matrices that the tap's own output weighs. The trained network is kept in ``--runs``
+and not trained again.
 """
 
 from __future__ import annotations
@@ -28,17 +32,19 @@ from bpfree.lab.tasks.learner import Learner
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 MEASURED, FIT = 16, 64
 """Sequences of the evaluation data on which cosines are taken, and those behind them that the best matrix is fit to."""
+ROWS_OF_SEQUENCE = 128
+"""So many images count as one sequence."""
 
 
-def trained(work: Training, runs: Path, data_dir: str | None) -> tuple[Learner, Batch]:
-    """The network after training, and the evaluation data's first sequences, each with the tokens that follow."""
-    settings, text = work.settings, work.data(data_dir)
-    run(settings, text, runs, keep_checkpoint=True)
-    found = learner(settings, text)
-    checkpoint = torch.load(Places.of(settings, text, runs).checkpoint, weights_only=True)
+def trained(work: Training, runs: Path, data_dir: str | None, unit: int) -> tuple[Learner, Batch]:
+    """The network after training, and the evaluation data's first rows, ``unit`` for each sequence."""
+    settings, data = work.settings, work.data(data_dir)
+    run(settings, data, runs, keep_checkpoint=True)
+    found = learner(settings, data)
+    checkpoint = torch.load(Places.of(settings, data, runs).checkpoint, weights_only=True)
     found.load_state_dict(checkpoint["state_dict"])
     found.model.eval()
-    return found, text.evaluation.batch(torch.arange(min(MEASURED + FIT, len(text.evaluation))))
+    return found, data.evaluation.batch(torch.arange(min((MEASURED + FIT) * unit, len(data.evaluation))))
 
 
 def by_kind(limits: tuple[TapLimit, ...]) -> tuple[TapLimit, ...]:
@@ -49,7 +55,13 @@ def by_kind(limits: tuple[TapLimit, ...]) -> tuple[TapLimit, ...]:
             kinds.setdefault(kind_and_layer(one.name)[0], []).append(one)
     mean = statistics.fmean
     return tuple(
-        TapLimit(kind, mean(one.learned for one in ones), mean(one.limit for one in ones))
+        TapLimit(
+            kind,
+            mean(one.learned for one in ones),
+            mean(one.limit for one in ones),
+            {count: mean(one.by_modes[count] for one in ones) for count in ones[0].by_modes},
+            {count: mean(one.by_gates[count] for one in ones) for count in ones[0].by_gates},
+        )
         for kind, ones in kinds.items()
     )
 
@@ -63,15 +75,20 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs/alignment-limits"), help="where the network is kept")
+    parser.add_argument("--modes", type=int, nargs="*", default=[], help="numbers of spatial modes a channel")
+    parser.add_argument("--gates", type=int, nargs="*", default=[], help="numbers of gates")
     options = parser.parse_args()
     recipe = read(find(options.recipe))
     (cell,) = plan(recipe, recipe.scale(options.scale), options.seed + 1, [options.cell], options.data_dir)
     work = cell.works[options.seed]
     assert isinstance(work, Training), "the cell is no training run"
-    task, (x, y) = trained(work, options.runs, options.data_dir)
-    fit, measured = ((x[part], y[part]) for part in (slice(MEASURED, None), slice(MEASURED)))
-    limits = alignment_limits(task.attachment, partial(task.batch_loss, fit), partial(task.batch_loss, measured))
-    print(f"{table(limits)}\n\n{table(by_kind(limits))}")
+    dims, unit = (2, 1) if work.settings.task == "language" else (1, ROWS_OF_SEQUENCE)
+    task, (x, y) = trained(work, options.runs, options.data_dir, unit)
+    fit, measured = ((x[part], y[part]) for part in (slice(MEASURED * unit, None), slice(MEASURED * unit)))
+    closures = partial(task.batch_loss, fit), partial(task.batch_loss, measured)
+    limits = alignment_limits(task.attachment, *closures, dims, modes=options.modes, gates=options.gates)
+    told = table(limits)
+    print(told if dims == 1 else f"{told}\n\n{table(by_kind(limits))}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bpfree
+from bpfree.feedback.spatial import cosine_modes
 from bpfree.lab.models import CausalTransformer
 from bpfree.lab.studies.alignment_limit import alignment_limits, table
 
@@ -114,3 +115,63 @@ def test_every_tap_below_the_error_has_a_limit() -> None:
     assert found[-1].learned == pytest.approx(1)
     assert all(one.limit > one.learned for one in found[:-1])
     assert len(table(found).splitlines()) == len(found) + 2
+
+
+class Gated(nn.Module):
+    """The Jacobian of a row is J_0 + z J_1, and z is the first number of the tap's output, the one that varies most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tap = nn.Linear(6, 5), bpfree.Tap()
+        self.second, self.third = nn.Linear(5, 3), nn.Linear(5, 3)
+        with torch.no_grad():
+            self.first.weight[0].mul_(30)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.tap(self.first(x))
+        return 1e-3 * (self.second(h) + h[..., :1].detach() * self.third(h))
+
+
+def test_a_mixture_has_jacobians_that_the_taps_output_decides() -> None:
+    torch.manual_seed(0)
+    model = Gated()
+    with bpfree.attach(model, SEPARATE, taps=bpfree.Tap, example_inputs=torch.randn(2, 10, 6)) as attachment:
+        (found,) = alignment_limits(attachment, loss(model, 1), loss(model, 2), gates=[1, 3])
+    assert found.limit < 0.6
+    assert found.by_gates[1] > 0.99
+    assert found.by_gates[3] > 0.99
+
+
+class Summed(nn.Module):
+    """Of a map of 4 x 4 positions the channels' means decide: the lowest mode holds the whole Jacobian."""
+
+    def __init__(self, weighted: bool) -> None:
+        super().__init__()
+        self.first, self.tap, self.second = nn.Conv2d(1, 2, 3, padding=1), bpfree.Tap(), nn.Linear(2, 3)
+        self.weights = torch.randn(16) if weighted else torch.ones(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e-3 * self.second((self.tap(self.first(x)).flatten(2) * self.weights).sum(2))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_modes_that_a_jacobian_has(weighted: bool) -> None:
+    """A mean over positions is the lowest mode; of weighted ones m modes hold the share of their projection."""
+    torch.manual_seed(0)
+    model = Summed(weighted)
+    shares = {
+        count: float((cosine_modes((4, 4), count).float() @ model.weights).norm() / model.weights.norm())
+        for count in (1, 4, 16)
+    }
+
+    def closure(seed: int) -> Callable[[], Tensor]:
+        x = torch.randn(60, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+        y = torch.randn(60, 3, generator=torch.Generator().manual_seed(seed + 10))
+        return lambda: (model(x) - y).square().mean()
+
+    with bpfree.attach(model, SEPARATE, taps=bpfree.Tap, example_inputs=torch.randn(2, 1, 4, 4)) as attachment:
+        (found,) = alignment_limits(attachment, closure(1), closure(2), dims=1, modes=list(shares))
+    assert found.by_modes == pytest.approx(shares, abs=1e-4)
+    assert found.limit == pytest.approx(1, abs=1e-4)
+    heads = table([found]).splitlines()[0].split()
+    assert heads == ["tap", "learned", "limit", "share", "1", "modes", "4", "modes", "16", "modes"]
