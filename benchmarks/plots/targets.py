@@ -43,14 +43,15 @@ class Target:
 _STEP_LIMITS: dict[str, dict[str, float]] = {
     "16x2048@256": {"DFA": 0.70},
     "64x256@64": {"DFA": 0.85},
-    "8x1024@256": {"compiled DFA": 0.78, "bf16 DFA": 0.40, "DFA, window=2": 1.00, "FDFA, rows=.125": 0.85},
-    "16x1024@128": {"FDFA, rows=.125": 0.85},
+    "8x1024@256": {"compiled DFA": 0.78, "bf16 DFA": 0.40, "DFA, window=2": 1.00, "FDFA, every=8": 0.85},
+    "16x1024@256": {"FDFA, every=8": 0.85},
     "8x512@256/10000": {"DFA, rank=64": 0.85},
     "8x64@256": {"DFA": 0.95},
-    "8x256@64": {"FA": 1.08, "FDFA, rows=.125": 1.10},
-    "cnn@64": {"DFA": 0.80, "FDFA, rows=.125": 1.00, "FDFA, rows=.125, alternate=2": 0.95},
-    "12blocks@16": {"FDFA, rows=.125": 1.10, "FDFA, rows=.125, alternate=2": 1.05},
-    "gpt2@4": {"FDFA, rows=.125": 1.15, "DFA, alternate=2": 1.00, "streaming DFA": 1.35},
+    "8x256@64": {"FA": 1.08},
+    "8x256@256": {"FDFA, every=8": 1.10},
+    "cnn@64": {"DFA": 0.80, "LMS, channels, rows=.25, every=2": 1.00, "LMS, channels, every=4, alternate=2": 0.95},
+    "12blocks@16": {"FDFA, every=16": 1.10, "FDFA, every=16, alternate=2": 1.05},
+    "gpt2@4": {"FDFA, every=16": 1.15, "DFA, alternate=2": 1.00, "streaming DFA": 1.35},
 }
 STEP_LIMITS = {
     (nets.net(text).name, subject): limit for text, limits in _STEP_LIMITS.items() for subject, limit in limits.items()
