@@ -49,7 +49,7 @@ _STEP_LIMITS: dict[str, dict[str, float]] = {
     "8x64@256": {"DFA": 0.95},
     "8x256@64": {"FA": 1.08},
     "8x256@256": {"FDFA, every=8": 1.10},
-    "cnn@64": {"DFA": 0.80, "LMS, channels, rows=.25, every=2": 1.00, "LMS, channels, every=4, alternate=2": 0.95},
+    "cnn@64": {"DFA": 0.80, "LMS, channels, every=4": 1.00, "LMS, channels, every=4, alternate=2": 0.95},
     "12blocks@16": {"FDFA, every=16": 1.10, "FDFA, every=16, alternate=2": 1.05},
     "gpt2@4": {"FDFA, every=16": 1.15, "DFA, alternate=2": 1.00, "streaming DFA": 1.35},
 }
