@@ -16,6 +16,11 @@ def split(number: Tensor) -> tuple[Tensor, Tensor | None]:
     return primal, tangent
 
 
+def has_tangent(value: object) -> bool:
+    """Return whether a value is a dual number."""
+    return isinstance(value, Tensor) and split(value)[1] is not None
+
+
 def join(primal: Tensor, tangent: Tensor) -> Tensor:
     """Return the dual number of this value and this tangent, within :data:`~.dual_level.dual_level`."""
     number: Tensor = torch._VF._make_dual(primal, tangent, level=0)

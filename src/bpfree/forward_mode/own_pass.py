@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from bpfree.forward_mode.dual_numbers import split
+from bpfree.forward_mode.dual_numbers import has_tangent
 from bpfree.forward_mode.grad_mode import pass_modes_off
 from bpfree.rerun.module_state import State
 
@@ -22,15 +22,11 @@ def aside(args: Any, kwargs: Any) -> ExitStack | None:
 
     A hook that evaluates its own model in the middle of a pass is to get what it gets elsewhere, to the last bit.
     """
-    if not torch._C._len_torch_function_stack() or any(map(_has_tangent, tree_leaves((args, kwargs)))):
+    if not torch._C._len_torch_function_stack() or any(map(has_tangent, tree_leaves((args, kwargs)))):
         return None
     stack = ExitStack()
     stack.enter_context(pass_modes_off())
     return stack
-
-
-def _has_tangent(argument: Any) -> bool:
-    return isinstance(argument, Tensor) and split(argument)[1] is not None
 
 
 class OwnPass:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from bpfree.errors import LoopError
 from bpfree.finite import stands_for_many
+from bpfree.forward_mode.dual_numbers import has_tangent
 
 _BY_BACKPROPAGATION = (
     "For derivatives by backpropagation, such as gradients of single samples, do it within attachment.paused(); "
@@ -37,21 +38,21 @@ def refuse_transforms_of_pass(rule: object, arguments: Any) -> None:
         )
     if forward_ad._current_level < 0 or torch.compiler.is_compiling():
         return
-    if any(isinstance(entry, Tensor) and _has_tangent(entry) for entry in tree_leaves(arguments)):
+    if any(map(has_tangent, tree_leaves(arguments))):
         raise LoopError(
             f"an argument of the model has a tangent (torch.autograd.forward_ad), and {rule} cuts the model, which "
             f"would lose it. {_BY_BACKPROPAGATION}"
         )
 
 
-def refuse_transform_within(rule: object, what: str) -> None:
-    """Raise LoopError for ``what``, a tap or a layer that learns, if a transform within the model calls it."""
+def refuse_transform_within(rule: object, kind: str, name: str) -> None:
+    """Raise LoopError for a tap or a layer that learns (its ``kind``) if a transform within the model calls it."""
     if in_transform():
         raise LoopError(
-            f"{what} is called within a transform of torch.func (vmap, grad, jvp, jacrev), where {rule} cannot send it "
-            "a signal. Call it outside of the transform (most modules take a batch as they are), or leave it out: name "
-            "other taps (taps=...), or attach the rule to the part of the model in front. bpfree.BP() and "
-            'bpfree.ForwardGradient("weights") serve it as it is.'
+            f"{kind} {name!r} is called within a transform of torch.func (vmap, grad, jvp, jacrev), where {rule} "
+            "cannot send it a signal. Call it outside of the transform (most modules take a batch as they are), or "
+            "leave it out: name other taps (taps=...), or attach the rule to the part of the model in front. "
+            'bpfree.BP() and bpfree.ForwardGradient("weights") serve it as it is.'
         )
 
 
@@ -63,10 +64,3 @@ def refuse_batched_errors(error: Tensor) -> None:
             "signals are made of one. Call loss.backward() for each, with retain_graph=True. "
             f"{_BY_BACKPROPAGATION}"
         )
-
-
-def _has_tangent(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point():
-        return False
-    tangent = forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call]
-    return tangent is not None

@@ -111,8 +111,7 @@ def _left_out(settings: Any, path: list[str], name: str, value: Any) -> Any:
     if path:
         first, *rest = path
         return {**settings, first: _left_out(settings[first], rest, name, value)} if first in settings else settings
-    kept = name not in settings or not is_default(settings[name], value)
-    return settings if kept else {key: item for key, item in settings.items() if key != name}
+    return _without(settings, {name: value}) if is_default(settings.get(name), value) else settings
 
 
 def _without(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:

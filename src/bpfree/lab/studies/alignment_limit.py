@@ -89,21 +89,26 @@ def alignment_limits(
         truth = new.gradients[name]
         best = _best(known.errors, known.errors, gradient)
         forms = {count: Form.of(known.features[name], count) for count in modes if len(known.features[name]) > 1}
-        gated = {}
-        for count in gates:
-            z, new_z = _components(known.outputs[name], new.outputs[name], count)
-            mixture = _best(_mixed(known.errors, z), known.errors, gradient)
-            gated[count] = _cosine(_mixed(new.errors, new_z) @ mixture, truth)
         found.append(
             TapLimit(
                 name,
                 learned[name],
                 _cosine(new.errors @ best, truth),
                 {count: _cosine(new.errors @ form.expand(form.reduce(best)), truth) for count, form in forms.items()},
-                gated,
+                _by_gates(known, new, name, gates) if gates else {},
             )
         )
     return tuple(found)
+
+
+def _by_gates(known: _Pass, new: _Pass, name: str, gates: Sequence[int]) -> dict[int, float]:
+    """Return the cosine of the best mixture at a tap, by its number of gates."""
+    z, new_z = _components(known.outputs[name], new.outputs[name], max(gates))
+    found = {}
+    for count in gates:
+        mixture = _best(_mixed(known.errors, z[:, :count]), known.errors, known.gradients[name])
+        found[count] = _cosine(_mixed(new.errors, new_z[:, :count]) @ mixture, new.gradients[name])
+    return found
 
 
 def _best(inputs: Tensor, errors: Tensor, gradient: Tensor) -> Tensor:

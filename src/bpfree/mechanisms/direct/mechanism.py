@@ -188,7 +188,7 @@ class DirectMechanism(ErrorsFeedback):
         place = tapped.count_call(name)
         if place in tapped.aside:
             return None
-        refuse_transform_within(self.rule, f"tap {name!r}")
+        refuse_transform_within(self.rule, "tap", name)
         key = plan.tensor_keys.get(name)
         is_plain = key is None and isinstance(output, Tensor) and output.is_floating_point()
         tensor = output if is_plain else take(output, key, name)

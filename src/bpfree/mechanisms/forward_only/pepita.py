@@ -123,7 +123,7 @@ class PepitaMechanism(ForwardOnlyMechanism):
         if seen is None:
             self._reached(name, layer, args)
         else:
-            refuse_transform_within(self.rule, f"layer {name!r}")
+            refuse_transform_within(self.rule, "layer", name)
             service = self._services.of(name, layer, (args, kwargs), self._find_service)
             seen.enter(name, layer, (args, kwargs), service)
 

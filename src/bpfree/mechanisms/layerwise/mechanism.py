@@ -140,7 +140,7 @@ class LayerwiseMechanism(LayerwiseHooks):
             served = self.active and not self._is_exact(name, calls)
         if not served:
             return None
-        refuse_transform_within(self.rule, f"layer {name!r}")
+        refuse_transform_within(self.rule, "layer", name)
         if not calls.transporting:
             self._called.add(name)
         key, given = (None, args[0]) if args else first_argument(layer, args, kwargs)
