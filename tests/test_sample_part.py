@@ -60,6 +60,24 @@ class Mixing(nn.Module):
         return self.head(h + (h.mean(0) if edges is None else h[edges]))
 
 
+class Rays(nn.Module):
+    """Two nets, each asked at points on rays that it gets as rows: (N, 5) to (N, C) by means over a ray's points."""
+
+    def __init__(self, points=(2, 5), by_ray=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.coarse, self.fine = mlp(), mlp()
+        self.points, self.by_ray = points, by_ray
+
+    def forward(self, x):
+        found = 0
+        for net, count in zip((self.coarse, self.fine), self.points, strict=True):
+            places = torch.linspace(0.5, 1.5, count)
+            points = x[:, None] * places[:, None] if self.by_ray else x * places[:, None, None]
+            found = found + net(points.reshape(-1, 5)).view(*points.shape[:2], C).mean(1 if self.by_ray else 0)
+        return found
+
+
 def inputs(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
@@ -128,6 +146,33 @@ def test_samples_are_found_along_another_axis_and_among_keywords(double, seen, a
     (one,) = seen
     assert len(one.change) == 4 * 4
     assert [site.batch for site in one.sites] == [(4, 4)] * 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("places", [("coarse",), ("coarse", "fine")], ids=["one net", "two nets"])
+def test_points_of_a_sample_are_drawn_together(double, seen, places, streaming):
+    """The rows of an error may be several of each sample, and as many as each net is asked for."""
+    model, x = Rays(), inputs(N, 5)
+    streaming = streaming and len(places) == 1  # several errors are not streamed
+    with bpfree.attach(model, bpfree.FDFA(rows=3), error_at=places, streaming=streaming, seed=3):
+        for _ in range(2):
+            step(model, x)
+    assert len(seen) == 2 * len(places)
+    for one, place in zip(seen, places * 2, strict=True):
+        net, count = getattr(model, place), model.points[places.index(place)]
+        assert len(one.part.numbers) == 3
+        assert one.part.of == N
+        points = (x[one.part.numbers][:, None] * torch.linspace(0.5, 1.5, count)[:, None]).reshape(-1, 5)
+        found = jacobians(net, points, ["1", "3"], range(3 * count))
+        expected = sum(J @ v.flatten() for J, v in zip(found, one.perturbations, strict=True))
+        torch.testing.assert_close(one.change.flatten(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_points_that_do_not_lie_together_are_refused():
+    """All rays' first points before all second ones: the rows of a sample are not one after the other."""
+    bpfree.attach(model := Rays(by_ray=False), bpfree.FDFA(rows=3), error_at="coarse", seed=3)
+    with pytest.raises(bpfree.errors.VerificationError, match=r"part of the batch at 'coarse'.*other outputs"):
+        step(model, inputs(N, 5))
 
 
 @pytest.mark.parametrize(
@@ -256,6 +301,21 @@ def test_samples_that_are_not_drawn_get_no_forward_gradient(double, seen):
     signal = seen[0].perturbations[0] * slopes[:, None] * N / 2
     h = torch.tanh(model[0](x[numbers])).detach()
     assert_same([found], [(signal * (1 - h**2)).T @ x[numbers]])
+
+
+def test_all_points_of_a_drawn_sample_get_forward_gradients(double, seen):
+    model, x = Rays(), inputs(N, 5)
+    with bpfree.attach(model, bpfree.ForwardGradient(rows=2), error_at="coarse", seed=3):
+        step(model, x)
+    (one,) = seen
+    found, points = model.coarse[0].weight.grad, model.points[0]
+    # A ray's output is a mean over its points, so that each has the ray's error divided by their number.
+    error = ((model(x).softmax(1) - F.one_hot(targets(N), C)) / N / points).detach()
+    slopes = (error[one.part.numbers].repeat_interleave(points, 0) * one.change).sum(1)
+    signal = one.perturbations[0] * slopes[:, None] * N / 2
+    asked = (x[one.part.numbers][:, None] * torch.linspace(0.5, 1.5, points)[:, None]).reshape(-1, 5)
+    h = torch.tanh(model.coarse[0](asked)).detach()
+    assert_same([found], [(signal * (1 - h**2)).T @ asked])
 
 
 def test_batch_normalization_and_dropout_serve_estimates_but_no_forward_gradient(double):

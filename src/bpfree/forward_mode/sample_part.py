@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bpfree.axes.sites import ErrorRows, Site
 from bpfree.errors import OptionError
@@ -34,9 +34,38 @@ def are_all(rows: Rows) -> bool:
     return isinstance(rows, float) and rows == 1.0
 
 
+def first_size(call: Call) -> int | None:
+    """Return the size of the first argument along its first axis; None without such an argument."""
+    return next((len(tensor) for tensor in _tensors(call)), None)
+
+
+def samples_of(call: Call, counts: Collection[int]) -> int | None:
+    """Return the number of samples of a pass on ``call``; None if no part of them would be the same for all errors.
+
+    Args:
+        call: The model's arguments.
+        counts: The sizes of its errors along their samples' axis. A model may lay out the positions of its samples
+            along that axis (tokens, points on a ray): then it is a multiple of their number.
+    """
+    different = set(counts)
+    if len(different) == 1 and any(different & {*tensor.shape} for tensor in _tensors(call)):
+        return different.pop()
+    first = first_size(call)
+    if first and not any(count % first for count in different):
+        return first
+    return different.pop() if len(different) == 1 else None
+
+
+def _tensors(call: Call) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor) and leaf.dim())
+
+
 @dataclass(frozen=True)
 class SamplePart:
     """Some samples of a batch.
+
+    A tensor of the model's inside may have ``m * of`` entries along its samples' axis: each sample has m of them, one
+    after the other.
 
     Attributes:
         numbers: Their numbers, in order, shape ``(k,)``.
@@ -75,19 +104,32 @@ class SamplePart:
 
     def of_output(self, output: Tensor) -> Tensor | None:
         """Return a layer's output for these samples, in its memory format; None if its first axis is another."""
-        if output.dim() < 2 or output.shape[0] != self.of:
+        if output.dim() < 2 or not self.fits(output.shape[0]):
             return None
-        found = torch.empty_like(output[: len(self.numbers)])
-        return torch.index_select(output, 0, self.numbers.to(output.device), out=found)
+        found = torch.empty_like(output[: self._count(output.shape[0])])
+        return torch.index_select(output, 0, self._entries(output, 0), out=found)
+
+    def fits(self, size: int) -> bool:
+        """Return whether an axis of this size may be that of the samples."""
+        return size > 0 and size % self.of == 0
 
     def along(self, tensor: Tensor, axis: int = 0) -> Tensor:
-        """Return the entries of these samples along an axis of N."""
-        return tensor.index_select(axis, self.numbers.to(tensor.device))
+        """Return the entries of these samples along an axis."""
+        return tensor.index_select(axis, self._entries(tensor, axis))
+
+    def _count(self, size: int) -> int:
+        """Return how many of the entries along an axis of this size are these samples'."""
+        return size // self.of * len(self.numbers)
+
+    def _entries(self, tensor: Tensor, axis: int) -> Tensor:
+        each = tensor.shape[axis] // self.of
+        if each == 1:
+            return self.numbers.to(tensor.device)
+        return (self.numbers[:, None] * each + torch.arange(each)).flatten().to(tensor.device)
 
     def of_rows(self, rows: Tensor) -> Tensor:
         """Return the rows of these samples, of ``(N * tokens, n)``."""
-        grid = rows.view(self.of, -1, rows.shape[1])
-        return self.along(grid).view(-1, rows.shape[1])
+        return self.along(rows.view(self.of, -1, rows.shape[1])).view(-1, rows.shape[1])
 
     def spread(self, rows: Tensor) -> Tensor:
         """Return rows of these samples among rows of zeros for the other samples, the transpose of :meth:`of_rows`."""
@@ -97,7 +139,7 @@ class SamplePart:
 
     def of_error(self, rows: ErrorRows) -> ErrorRows:
         """Return the rows of an error in a pass of these samples."""
-        return ErrorRows((len(self.numbers), *rows.shape[1:]), rows.axes)
+        return ErrorRows((self._count(rows.shape[0]), *rows.shape[1:]), rows.axes)
 
     def of_sites(self, sites: Sequence[Site]) -> list[Site]:
         """Return the sites of a pass of these samples."""
@@ -105,7 +147,7 @@ class SamplePart:
 
     def _of_site(self, site: Site) -> Site:
         # Kept with the site, as its cached properties are: every pass has as many samples.
-        count, found = self.numbers.shape[0], vars(site).get("_of_part")
+        count, found = self._count(site.batch[0]), vars(site).get("_of_part")
         if found is None or found.batch[0] != count:
             found = replace(site, batch=(count, *site.batch[1:]), error=self.of_error(site.error))
             vars(site)["_of_part"] = found

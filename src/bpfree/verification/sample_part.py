@@ -13,7 +13,7 @@ from bpfree.error_values import error_tensors
 from bpfree.forward_mode.eager import eager
 from bpfree.forward_mode.grad_mode import silent_rules
 from bpfree.forward_mode.own_pass import OwnPass
-from bpfree.forward_mode.sample_part import SamplePart
+from bpfree.forward_mode.sample_part import SamplePart, samples_of
 from bpfree.forward_mode.tangents import run_to
 from bpfree.plan import Plan
 from bpfree.rerun.arguments import Call
@@ -41,8 +41,8 @@ def check_sample_part(plan: Plan, call: Call, sites: Sequence[Site], *, exact: b
         exact: True compares the passes as they are; False in evaluation, where neither dropout nor batch normalization
             makes a difference.
     """
-    count, axis = sites[0].error.shape[0], sites[0].error.axes[0]
-    if count < 2:
+    axis, count = sites[0].error.axes[0], samples_of(call, {site.error.shape[0] for site in sites})
+    if count is None or count < 2:
         return []
     part = SamplePart(torch.arange(count)[count // 2 :], count)
     with nullcontext() if exact else _evaluating(plan.model):
@@ -53,9 +53,13 @@ def check_sample_part(plan: Plan, call: Call, sites: Sequence[Site], *, exact: b
         except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
             return [_finding(plan, f"raises {type(error).__name__} there ({str(error).splitlines()[0]})", exact)]
     for expected, output in zip(whole, found, strict=True):
-        if expected.shape[axis : axis + 1] != (count,):  # an error of other samples
+        if axis >= expected.dim() or not part.fits(expected.shape[axis]):  # an error of other samples
             continue
-        off = relative(output, part.along(expected, axis))
+        expected = part.along(expected, axis)
+        if output.shape != expected.shape:
+            sizes = f"{tuple(output.shape)} for {len(part.numbers)} of {count} samples"
+            return [_finding(plan, f"gives outputs of shape {sizes}, not {tuple(expected.shape)}", exact)]
+        off = relative(output, expected)
         if off > bound(expected.dtype):
             return [_finding(plan, f"gives other outputs there ({off:.1e} of their size)", exact)]
     return []

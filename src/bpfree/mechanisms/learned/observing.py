@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from bpfree.axes.sites import Site
 from bpfree.compiled_code import outside_compiled_code
@@ -17,7 +16,7 @@ from bpfree.feedback.spatial import Form
 from bpfree.forward_mode.estimate import Estimator, Observation
 from bpfree.forward_mode.hadamard import Turn
 from bpfree.forward_mode.perturbations import Perturbations
-from bpfree.forward_mode.sample_part import Rows, SamplePart, are_all
+from bpfree.forward_mode.sample_part import Rows, SamplePart, are_all, first_size, samples_of
 from bpfree.forward_mode.tangents import Tangents
 from bpfree.mechanisms.direct.delivery import PassMemory
 from bpfree.mechanisms.direct.final_activation import final_activation
@@ -147,7 +146,7 @@ class ObservingMechanism(DirectMechanism):
         # The estimating pass runs the model's forward(), behind its hooks: a call of the model is a pass of its own.
         with self.running(PassState(again=True, entered=True)):
             sites = [list(group.values()) for group in groups]
-            part = self._part([site for group in sites for site in group])
+            part = self._part(call, [site for group in sites for site in group])
             seed, turn = self._seed(), self._turn()
             responses = [self._estimator.run(call, start, group, seed, part, turn=turn) for group in sites]
         for name, (memory, c) in state.memories.items():
@@ -167,17 +166,18 @@ class ObservingMechanism(DirectMechanism):
             assert isinstance(sender, ObservingMechanism)
             sender._seen(memory, observation)
 
-    def _part(self, sites: Sequence[Site]) -> SamplePart | None:
+    def _part(self, call: Any, sites: Sequence[Site]) -> SamplePart | None:
         """Draw the samples of this pass; None for all."""
         if self.takes_all_rows:
             return None
         counts = {site.error.shape[0] for site in sites}
-        if len(counts) > 1:
+        samples = samples_of(call, counts)
+        if samples is None:
             raise OptionError(
                 f"rows={self._rows}: the errors have {' and '.join(map(str, sorted(counts)))} samples, so that no part "
                 "of the batch is the same for all. Leave rows out."
             )
-        return self.part_of(counts.pop())
+        return self.part_of(samples)
 
     def part_of(self, samples: int) -> SamplePart | None:
         """Return the samples of so many that the next estimating pass takes; None for all."""
@@ -190,9 +190,8 @@ class ObservingMechanism(DirectMechanism):
         """Return the samples that will be observed, if the first axis of the first argument is that of the samples."""
         if self.takes_all_rows:
             return None
-        tensors = (leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor) and leaf.dim())
-        first = next(tensors, None)
-        return None if first is None else self.part_of(len(first))
+        first = first_size(call)
+        return None if first is None else self.part_of(first)
 
     def _of_error(self, found: Sequence[Tangents], name: str, missing: Tensor) -> Tensor:
         """Return the tensor of the error ``name``; ``missing`` if the estimating pass did not reach it."""
