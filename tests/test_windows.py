@@ -44,6 +44,28 @@ def test_a_window_deeper_than_the_model_runs_nothing_more(double, name, monkeypa
     assert len(runs) == 2 * enough
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["segment by segment", "at once"])
+@pytest.mark.parametrize("within", [None, bpfree.KolenPollack()], ids=str)
+@pytest.mark.parametrize("frozen", [["0"], ["2.weight"], ["0", "2"], ["0", "2", "4", "6"]], ids=str)
+def test_what_is_frozen_behind_the_forward_pass_gets_no_gradient(double, frozen, within, together):
+    """As in torch: the other gradients are what they were."""
+
+    def found(frozen):
+        model, (x, y) = mlp(), batch("mlp")
+        with bpfree.attach(model, bpfree.DFA(), window=2, within=within, seed=3):
+            shared = model[0].weight.sum() * model[6].weight.sum() if together else 0  # a weight in two segments
+            loss = F.cross_entropy(model(x) + shared, y)
+            named = [(name, p) for name, p in model.named_parameters() if name.startswith(tuple(frozen))]
+            for _, parameter in named:
+                parameter.requires_grad_(False)
+            loss.backward()
+        return {name: p.grad for name, p in model.named_parameters()}, [name for name, _ in named]
+
+    (every, _), (rest, off) = found([]), found(frozen)
+    assert [name for name, gradient in rest.items() if gradient is None] == off
+    assert_same([rest[name] for name in rest if name not in off], [every[name] for name in rest if name not in off])
+
+
 @pytest.mark.parametrize("window", [2, 3])
 def test_a_window_is_the_form_written_out(double, window):
     """The signal of tap l + w - 1 goes down w - 1 segments; near the top the error does."""

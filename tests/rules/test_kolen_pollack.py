@@ -222,6 +222,17 @@ def test_frozen_and_thawed_weights(double):
     assert torch.equal(attachment.feedback["2"].grad, model[2].weight.grad)
 
 
+def test_a_weight_that_is_frozen_behind_the_forward_pass(double):
+    x, y = batch("mlp")
+    model = mlp()
+    attachment = bpfree.attach(model, bpfree.KolenPollack())
+    loss = F.cross_entropy(model(x), y)
+    model[2].weight.requires_grad_(False)
+    loss.backward()
+    assert model[2].weight.grad is attachment.feedback["2"].grad is None
+    assert torch.equal(attachment.feedback["4"].grad, model[4].weight.grad)
+
+
 def test_a_copy_learns_for_itself(double):
     x, y = batch("mlp")
     model = mlp()

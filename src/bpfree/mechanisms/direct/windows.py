@@ -227,7 +227,7 @@ class _Record:
         if not leaves:
             return ()
         roots, grads = zip(*given, strict=True)
-        return torch.autograd.grad(roots, leaves, grads, retain_graph=again, allow_unused=True)
+        return _gradients(roots, leaves, grads, again=again)
 
     def _note(self, signal: Tensor | None) -> None:
         """Note the signal of a segment, from the top down."""
@@ -237,9 +237,20 @@ class _Record:
 
 def _run(root: Tensor, leaves: Sequence[Tensor], signal: Tensor | None, *, again: bool) -> Sequence[Tensor | None]:
     """Return the gradients that ``signal``, at the end of a segment, gives ``leaves`` that it begins with."""
-    if signal is None or not leaves:
+    if signal is None:
         return [None] * len(leaves)
-    return torch.autograd.grad(root, leaves, signal, retain_graph=again, allow_unused=True)
+    return _gradients([root], leaves, [signal], again=again)
+
+
+def _gradients(
+    roots: Sequence[Tensor], leaves: Sequence[Tensor], grads: Sequence[Tensor], *, again: bool
+) -> Sequence[Tensor | None]:
+    """Return the gradient of each leaf; None for one that has been frozen since the forward pass, as in torch."""
+    learning = [leaf for leaf in leaves if leaf.requires_grad]
+    if not learning:
+        return [None] * len(leaves)
+    found = iter(torch.autograd.grad(roots, learning, grads, retain_graph=again, allow_unused=True))
+    return [next(found) if leaf.requires_grad else None for leaf in leaves]
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:

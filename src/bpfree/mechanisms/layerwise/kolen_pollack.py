@@ -211,7 +211,8 @@ class KolenPollackMechanism(LayerwiseMechanism):
         if watch is None or not isinstance(weight, Tensor):
             return
         if weight.grad is None:
-            self.tell_once("gradients of W", _no_gradient_of(name))
+            if weight.requires_grad:  # it was frozen since the forward pass otherwise: neither learns
+                self.tell_once("gradients of W", _no_gradient_of(name))
             return
         B = self.feedback[name]
         if watch.only_w_moved(weight, B):
