@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from bpfree.lab.data import ImageSettings, fashion_mnist, load, mnist
 from bpfree.lab.data import download as downloading
-from bpfree.lab.data import fashion_mnist, load, mnist
 from bpfree.lab.data.idx import parse_idx
 from bpfree.lab.errors import DataError, SettingsError
 from support.fake_network import Answers
@@ -229,6 +229,23 @@ def test_validation_images_come_from_the_training_set() -> None:
     assert both == {row.numpy().tobytes() for row in whole.train.x}
     assert not torch.equal(held.evaluation.y, load("digits", validation=500, seed=4).evaluation.y)
     assert torch.equal(held.evaluation.x, load("digits", validation=500, seed=3).evaluation.x)
+
+
+def test_a_part_of_the_training_images_is_always_the_same_and_of_all_classes() -> None:
+    whole, some = load("digits"), load("digits", images=ImageSettings(training=400))
+    of_all = {row.numpy().tobytes() for row in whole.train.x}
+    assert len(some.train) == len({row.numpy().tobytes() for row in some.train.x} & of_all) == 400
+    assert torch.equal(some.train.x, load("digits", images=ImageSettings(training=400), seed=5).train.x)
+    assert torch.equal(some.evaluation.x, whole.evaluation.x)
+    assert set(some.train.y.tolist()) == set(range(10))
+    held = load("digits", images=ImageSettings(training=400), validation=100)
+    assert (len(held.train), len(held.evaluation)) == (300, 100)
+
+
+@pytest.mark.parametrize(("training", "said"), [(0, "at least 1"), (4001, "digits has 4000 training images")])
+def test_a_part_of_the_training_images_must_exist(training: int, said: str) -> None:
+    with pytest.raises(SettingsError, match=f"--images.training {training}.*{said}"):
+        load("digits", images=ImageSettings(training=training))
 
 
 @pytest.mark.parametrize("validation", [-1, 4000])

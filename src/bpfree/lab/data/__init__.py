@@ -23,7 +23,7 @@ try:
     from bpfree.lab.data.preparation import ImageSettings, prepared
     from bpfree.lab.data.samples import Data
     from bpfree.lab.data.scenes import SCENES, SceneSettings
-    from bpfree.lab.data.splits import Images, Normalization, Splits, hold_out
+    from bpfree.lab.data.splits import Images, Normalization, Splits, fewer, hold_out
     from bpfree.lab.data.text import TextSettings, load_text
 except ModuleNotFoundError as error:
     raise named(error) from error
@@ -116,6 +116,8 @@ def load(
         return SCENES[name](_folder_of_scene(folder, scene), scene)
     images = images or ImageSettings()
     splits = load_folder(folder, images) if name == "folder" else prepared(DATA_SETS[name](folder), images)
+    if images.training is not None:
+        splits = fewer(splits, images.training)
     return hold_out(splits, validation, seed) if validation else splits
 
 

@@ -22,17 +22,21 @@ class ImageSettings:
         size: Height and width in pixels; by default those of the files, and 224 for a folder of pictures.
         mean: The numbers to subtract from pixels between 0 and 1, one per channel; by default the data set's mean.
         std: The numbers to divide by then, one per channel; by default the data set's standard deviation.
+        training: Train on so many of the training images, always the same ones, drawn at random; by default on all.
     """
 
     size: int | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    training: int | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
             raise SettingsError(f"--images.size {self.size} must be at least 1.")
         if self.std is not None and not all(value > 0 for value in self.std):
             raise SettingsError(f"--images.std {self.std}: standard deviations are above 0.")
+        if self.training is not None and self.training < 1:
+            raise SettingsError(f"--images.training {self.training} must be at least 1.")
 
     def normalization(self, default: Normalization) -> Normalization:
         """Return the normalization of pixels whose data set suggests ``default``.

@@ -89,6 +89,19 @@ def normalized(pixels: Tensor, normalization: Normalization) -> Tensor:
     return pixels.float().div_(255).sub_(mean).div_(std)
 
 
+def fewer(splits: Splits, count: int) -> Splits:
+    """Train on ``count`` of the training images, always the same ones, drawn from all.
+
+    Raises:
+        SettingsError: There are not so many.
+    """
+    n = len(splits.train)
+    if count > n:
+        raise SettingsError(f"--images.training {count}: {splits.name} has {n} training images.")
+    drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count]
+    return replace(splits, train=splits.train.take(drawn.sort().values))
+
+
 def hold_out(splits: Splits, validation: int, seed: int) -> Splits:
     """Measure on ``validation`` training images, drawn by ``seed``, and train on the others.
 
