@@ -26,6 +26,13 @@ from common.timing import timed
 
 CHANNELS = bpfree.LMS(scale=1.0, every=4, perturbations="hadamard", feedback=bpfree.Feedback(shared=False, modes=1))
 """Feedback of one number a channel, which learns in every fourth step."""
+DEEPER: dict[str, Subject] = {
+    f"{name}, {how}={depth}": Subject(rule, **{how: depth})
+    for name, rule in {"LMS, channels, every=4": CHANNELS, "FDFA, every=16": bpfree.FDFA(every=16)}.items()
+    for how in ("alternate", "window")
+    for depth in (2, 3, 4)
+}
+"""Backward passes of several segments between taps, by cuts that alternate and by windows."""
 
 SUBJECTS: dict[str, Subject] = {
     "DFA": Subject(bpfree.DFA()),
@@ -42,10 +49,9 @@ SUBJECTS: dict[str, Subject] = {
     "FDFA, every=8": Subject(bpfree.FDFA(every=8)),
     "FDFA, every=8, alternate=2": Subject(bpfree.FDFA(every=8), alternate=2),
     "FDFA, every=16": Subject(bpfree.FDFA(every=16)),
-    "FDFA, every=16, alternate=2": Subject(bpfree.FDFA(every=16), alternate=2),
     "LMS": Subject(bpfree.LMS()),
     "LMS, channels, every=4": Subject(CHANNELS),
-    "LMS, channels, every=4, alternate=2": Subject(CHANNELS, alternate=2),
+    **DEEPER,
     "LMS, channels, rows=.25, every=2": Subject(replace(CHANNELS, rows=0.25, every=2)),
     "DKP": Subject(bpfree.DKP()),
     "DFA, alternate=2": Subject(bpfree.DFA(), alternate=2),
