@@ -20,6 +20,7 @@ pytest.importorskip("vl_convert")
 from bpfree.lab.commands import main
 from bpfree.lab.data import load
 from bpfree.lab.rendering.rays import Rays
+from bpfree.lab.report import panels
 from bpfree.lab.tasks.view_sheet import sheet
 from support import tiny_scene
 from support.tiny_scene import HEIGHT, POSITIONS, WIDTH
@@ -96,7 +97,8 @@ def test_the_page_of_a_comparison_shows_the_first_seeds_views(tmp_path: Path) ->
     ]
     assert main([*words, "--batch-size", "16", "--threads", "1", "--out", str(tmp_path / "out")]) == 0
     (file,) = (tmp_path / "out").glob("**/comparison.json")
-    runs = json.loads(file.read_text())["runs"]
+    comparison = json.loads(file.read_text())
+    runs = comparison["runs"]
     kept = {run["label"]: run["views"]["png"] for run in runs if run["seed"] == 0}
     assert not any(run.get("views") for run in runs if run["seed"] == 1)
     page = file.with_name("report.html").read_text(encoding="utf-8")
@@ -106,3 +108,7 @@ def test_the_page_of_a_comparison_shows_the_first_seeds_views(tmp_path: Path) ->
     assert re.findall(r'alt="Held-out views ([^:]+): the photograph, the view by (\w+)', part[0]) == [
         ("r_0 and r_1", "BP"), ("r_0 and r_1", "DFA"),
     ]  # fmt: skip
+    (title, _, psnr), (_, _, loss) = panels.learning(comparison)
+    assert title == "PSNR on the validation set"
+    # PSNR is a logarithm itself: it lies on a linear axis, the loss on a logarithmic one.
+    assert (psnr.scale.to_dict().get("type", "linear"), loss.scale.to_dict()["type"]) == ("linear", "log")

@@ -66,11 +66,10 @@ def learning(comparison: Mapping[str, Any]) -> list[tuple[str, list[Row], Panel]
     metric = compared(comparison).metric
     score = series.rows(comparison, series.metric(f"eval_{metric.name}"))
     loss = series.rows(comparison, series.metric("train_loss"))
-    place = (
-        accuracy_panel(score, comparison["data"].get("n_eval"))
-        if metric.name == "accuracy"
-        else loss_panel(score, metric.noun)
-    )
+    if metric.name == "accuracy":
+        place = accuracy_panel(score, comparison["data"].get("n_eval"))
+    else:
+        place = score_panel(metric.noun) if metric.better == "higher" else loss_panel(score, metric.noun)
     title = f"{metric.title} on the {tables.measured_on(comparison)} set"
     return [(title, score, place), ("Training loss", loss, loss_panel(loss))]
 
@@ -104,11 +103,16 @@ def steps(low: float, high: float) -> list[float]:
     return [round(i * step, 9) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
+def score_panel(title: str) -> Panel:
+    """Return the panel of a score that is no percentage (PSNR, which is a logarithm itself, AUC), on a linear axis."""
+    return Panel(title, alt.Scale(zero=False), alt.Axis(format=".3~g", tickCount=5))
+
+
 def loss_panel(rows: Sequence[Row], title: str = "training loss") -> Panel:
     """Return the panel of a loss, on a logarithmic axis, or on a linear one if a loss is not positive."""
     lowest = min((row["low"] for row in rows), default=0)
     if lowest <= 0:
-        return Panel(title, alt.Scale(zero=False), alt.Axis(format=".3~g", tickCount=5))
+        return score_panel(title)
     domain = [short(lowest / 1.08), short(max(row["high"] for row in rows) * 1.08)]
     axis = alt.Axis(format=",.3~r", values=log_ticks(*domain), labelOverlap="greedy")
     return Panel(title, alt.Scale(type="log", domain=domain, nice=False), axis)
