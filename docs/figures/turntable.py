@@ -2,9 +2,9 @@
 
     python docs/figures/turntable.py DIR [RUNS]
 
-DIR is the folder of the scene lego_100; RUNS, by default runs/turntable, keeps the trained nets. The settings are those
-of ``bpfree table launay2020-figureA1 --scale reduced``. It takes two runs of some 20 minutes on one core, and the same
-command resumes them.
+DIR is the folder of the data, with nerf_synthetic/lego_100 in it; RUNS, by default runs/turntable, keeps the trained
+nets. They are the first seeds of ``bpfree table launay2020-figureA1 --scale reduced``, each some 20 minutes of a core.
+The same command resumes them.
 """
 
 from __future__ import annotations
@@ -12,30 +12,29 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from rich.console import Console
 from schemes import FOLDER
 
 from bpfree.lab.commands import main
+from bpfree.lab.display.terminal import Display
+from bpfree.lab.recipe.locate import find
+from bpfree.lab.recipe.reading import read
+from bpfree.lab.running.runs import Places, run
+from bpfree.lab.tables.cells import plan
+from bpfree.lab.tables.work import Training
 
-SETTINGS = (
-    "--model NeRFTiny --model.samples 64 --batch-size 1024 --steps 5000 --evaluations 5 --schedule constant --lr 5e-3 "
-    "--threads 1 --alignment never --scene.measured_on test --scene.views 20"
-)
-RULES = {"BP": "BP", "DFA": '{"class_path": "DFA", "init_args": {"feedback": {"normalization": "launay2020-code"}}}'}
 
-
-def trained(rule: str, scene: str, runs: Path) -> str:
-    """Return the folder of a net that the rule has trained."""
-    out = runs / rule
-    if not list(out.glob("*.json")):
-        chosen = [f"--settings.{rule}.rule", RULES[rule]]
-        command = ["train", "--data", "blender", "--data-dir", scene, "--rule", rule, *chosen, *SETTINGS.split()]
-        resume = ["--resume"] if list(out.rglob("*.ckpt")) else []
-        if status := main([*command, "--out", str(out), *resume]):
-            sys.exit(status)
-    return str(out)
+def trained(work: Training, data_dir: str, runs: Path) -> Path:
+    """Return the folder of the net that a run has trained."""
+    scene = work.data(data_dir)
+    with Display(Console(), measured_on=scene.measured_on) as display:
+        run(work.settings, scene, runs, display=display, keep_checkpoint=True)
+    return Places.of(work.settings, scene, runs).folder
 
 
 if __name__ == "__main__":
-    folders = [trained(rule, sys.argv[1], Path(*sys.argv[2:] or ["runs/turntable"])) for rule in RULES]
+    recipe, (data_dir, *runs) = read(find("launay2020-figureA1")), sys.argv[1:]
+    cells = plan(recipe, recipe.scale("reduced"), 1, ["BP/PSNR", "DFA/PSNR"], data_dir)
+    bp, dfa = (str(trained(cell.works[0], data_dir, Path(*runs or ["runs/turntable"]))) for cell in cells)
     moving = ["--motion", "turntable", "--frames", "40", "--width", "200", "--to", str(FOLDER / "turntable.gif")]
-    sys.exit(main(["render", folders[0], "--beside", *folders[1:], *moving]))
+    sys.exit(main(["render", bp, "--beside", dfa, *moving]))
