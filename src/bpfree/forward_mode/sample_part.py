@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -39,7 +39,7 @@ def first_size(call: Call) -> int | None:
     return next((len(tensor) for tensor in _tensors(call)), None)
 
 
-def samples_of(call: Call, counts: Collection[int]) -> int | None:
+def samples_of(call: Call, counts: Set[int]) -> int | None:
     """Return the number of samples of a pass on ``call``; None if no part of them would be the same for all errors.
 
     Args:
@@ -47,13 +47,11 @@ def samples_of(call: Call, counts: Collection[int]) -> int | None:
         counts: The sizes of its errors along their samples' axis. A model may lay out the positions of its samples
             along that axis (tokens, points on a ray): then it is a multiple of their number.
     """
-    different = set(counts)
-    if len(different) == 1 and any(different & {*tensor.shape} for tensor in _tensors(call)):
-        return different.pop()
+    same = next(iter(counts)) if len(counts) == 1 else None
+    if same is not None and any(same in tensor.shape for tensor in _tensors(call)):
+        return same
     first = first_size(call)
-    if first and not any(count % first for count in different):
-        return first
-    return different.pop() if len(different) == 1 else None
+    return first if first and not any(count % first for count in counts) else same
 
 
 def _tensors(call: Call) -> Iterator[Tensor]:
