@@ -26,11 +26,11 @@ from support import tiny_scene
 from support.tiny_scene import HEIGHT, POSITIONS, WIDTH
 
 
-def quarters(shown: dict[str, Any]) -> list[np.ndarray]:
-    """Truth, picture, error and depth of all views, from 0 to 1."""
+def parts(shown: dict[str, Any], count: int = 4) -> list[np.ndarray]:
+    """Truth, picture, error and depth of all views, from 0 to 1, and what follows them."""
     with Image.open(io.BytesIO(base64.b64decode(shown["png"]))) as picture:
         assert picture.size == (shown["width"], shown["height"])
-        return np.split(np.asarray(picture) / 255, 4, axis=1)
+        return np.split(np.asarray(picture) / 255, count, axis=1)
 
 
 class Grey:
@@ -49,7 +49,7 @@ def truth(numbers: list[int]) -> np.ndarray:
 def test_a_sheet_has_truth_picture_error_and_depth(tmp_path: Path) -> None:
     views = load("blender", tiny_scene.blender(tmp_path)).evaluation
     found = sheet(Grey(), views)
-    seen, shown, error, depth = quarters(found)
+    seen, shown, error, depth = parts(found)
     assert seen.shape == (2 * HEIGHT, WIDTH, 3)
     np.testing.assert_allclose(seen, truth([5, 6]), atol=1e-6)
     np.testing.assert_allclose(shown, 0.4, atol=0.01)
@@ -58,6 +58,25 @@ def test_a_sheet_has_truth_picture_error_and_depth(tmp_path: Path) -> None:
     np.testing.assert_allclose(depth[:, : WIDTH // 2], 0.5, atol=0.01)
     assert not depth[:, WIDTH // 2 :].any()
     assert len(found["names"]) == 2
+
+
+class Two(Grey):
+    """A field of two nets, whose mean is seen in another grey."""
+
+    fine = Grey()
+
+    def render(self, rays: Rays, *, dual: bool = False) -> dict[str, torch.Tensor]:
+        shown = super().render(rays)
+        return shown | {"colours": shown["colours"] + 0.2} if dual else shown
+
+
+def test_the_sheet_of_two_nets_has_the_view_by_their_mean_too(tmp_path: Path) -> None:
+    views = load("blender", tiny_scene.blender(tmp_path)).evaluation
+    *first, dual, error = parts(sheet(Two(), views), 6)
+    np.testing.assert_array_equal(first, parts(sheet(Grey(), views)))
+    np.testing.assert_allclose(dual, 0.6, atol=0.01)
+    expected = 1 - np.clip(abs(truth([5, 6]) - 0.6).mean(-1, keepdims=True) / 0.25, 0, 1)
+    np.testing.assert_allclose(error, np.broadcast_to(expected, error.shape), atol=0.01)
 
 
 def test_large_views_are_drawn_smaller(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from bpfree.lab.data.scenes import Views
+from bpfree.lab.data.scenes.cameras import Cameras
 from bpfree.lab.data.scenes.scene import spread
 from bpfree.lab.rendering.pictures import bytes_of
 from bpfree.lab.rendering.view import Renders, render_view
@@ -30,20 +31,19 @@ def sheet(model: Renders, views: Views) -> dict[str, Any]:
     Returns:
         ``png`` in base64, its ``width`` and ``height``, and the ``names`` of the views without folder and ending. A
         line has the true picture, the rendered one, the mean error of the three colours (white is none, black a quarter
-        or more), and the depth, light where it is near.
+        or more), and the depth, light where it is near. For a model with a fine net there follow the picture of
+        NeRF-Dual and its error.
     """
     cameras = views.cameras.resized(min(views.cameras.width, _WIDTH))
     chosen = spread(views.count, _VIEWS).tolist()
     lines = []
     for number in chosen:
-        shown = {name: part.cpu() for name, part in render_view(model, cameras, number).items()}
         truth = _resized(views.of_view(number)[1], cameras.width, cameras.height)
-        error = (shown["colours"] - truth).abs().mean(-1)
-        # Where nothing is seen the depth is 0, though the ray has gone to its end.
-        depth = shown["depth"] + (1 - shown["opacity"]) * cameras.far
-        near = 1 - (depth - cameras.near) / (cameras.far - cameras.near)
-        greys = (grey[..., None].expand(-1, -1, 3) for grey in (1 - error / _BLACK, near))
-        lines.append(torch.cat([truth, shown["colours"], *greys], dim=1))
+        shown = render_view(model, cameras, number)
+        line = [truth, *_beside(shown["colours"].cpu(), truth), _near(shown, cameras)]
+        if getattr(model, "fine", None) is not None:
+            line += _beside(render_view(model, cameras, number, dual=True)["colours"].cpu(), truth)
+        lines.append(torch.cat(line, dim=1))
     pixels = bytes_of(torch.cat(lines))
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
@@ -53,6 +53,22 @@ def sheet(model: Renders, views: Views) -> dict[str, Any]:
         "height": pixels.shape[0],
         "names": [PurePosixPath(views.names[number]).stem for number in chosen],
     }
+
+
+def _beside(shown: Tensor, truth: Tensor) -> list[Tensor]:
+    """Return a rendered picture and its error."""
+    return [shown, _grey(1 - (shown - truth).abs().mean(-1) / _BLACK)]
+
+
+def _near(shown: dict[str, Tensor], cameras: Cameras) -> Tensor:
+    """Return the map of depth."""
+    # Where nothing is seen the depth is 0, though the ray has gone to its end.
+    depth = shown["depth"] + (1 - shown["opacity"]) * cameras.far
+    return _grey(1 - (depth - cameras.near) / (cameras.far - cameras.near)).cpu()
+
+
+def _grey(values: Tensor) -> Tensor:
+    return values[..., None].expand(-1, -1, 3)
 
 
 def _resized(picture: Tensor, width: int, height: int) -> Tensor:

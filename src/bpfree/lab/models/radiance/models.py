@@ -61,7 +61,7 @@ class NeRF(nn.Module):
         fine_samples: int = 128,
         noise: float = 0.0,
         background: float = 1.0,
-        density_bias: float | None = 0.1,
+        density_bias: float | None = 1.0,
     ) -> None:
         super().__init__()
         if tuple(shape) != (NUMBERS,):
@@ -150,7 +150,7 @@ class NeRFReleased(NeRF):
         fine_samples: int = 128,
         noise: float = 0.0,
         background: float = 1.0,
-        density_bias: float | None = 0.1,
+        density_bias: float | None = 1.0,
     ) -> None:
         super().__init__(
             shape,

@@ -29,7 +29,8 @@ class NeRFNet(nn.Module):
             Its net for backpropagation, that of krrish94/nerf-pytorch, has besides none behind the first layer.
         density_bias: The bias of raw density at the beginning; None for PyTorch's own, as in the papers' code. Raw
             density differs little between points at first, and where all of it is negative nothing is seen, nothing has
-            a gradient, and no rule learns: with PyTorch's biases 9 of 20 such nets of 8 layers of 256 begin so.
+            a gradient, and no rule learns: with PyTorch's biases 9 of 20 such nets of 8 layers of 256 begin so. With a
+            small bias direct feedback can get there in its first steps: see docs/rendering.md.
         position_frequencies: The frequencies of the encoding of points, see
             :class:`bpfree.lab.models.radiance.Waves`.
         direction_frequencies: Those of directions.
@@ -45,7 +46,7 @@ class NeRFNet(nn.Module):
         skips: Sequence[int] = (5,),
         views: bool = True,
         released: bool = False,
-        density_bias: float | None = 0.1,
+        density_bias: float | None = 1.0,
         position_frequencies: int = 10,
         direction_frequencies: int = 4,
     ) -> None:
