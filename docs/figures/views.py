@@ -1,8 +1,8 @@
 """Draw the held-out views of a committed table's runs, a rule a line: ``python docs/figures/views.py NAME``.
 
 Of each of two views a line has what the rule's field shows, its error (the mean of the three colours; white is none,
-black a quarter of the range or more), and its depth, light where it is near. For a coarse and a fine net the view by the
-mean of both (NeRF-Dual) and its error follow. The photographs are in a line above those of their scene.
+black a quarter of the range or more), and its depth, light where it is near. For a coarse and a fine net the view by
+the mean of both (NeRF-Dual) and its error follow. The photographs are in a line above those of their scene.
 """
 
 from __future__ import annotations
