@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -34,7 +35,7 @@ from bpfree.lab.tables.cells import plan, works
 from bpfree.lab.tables.command_options import ReportOptions, TableOptions
 from bpfree.lab.tables.table import table
 from bpfree.lab.tables.work import Training
-from support import tiny_lab, tiny_table, tiny_text
+from support import tiny_lab, tiny_scene, tiny_table, tiny_text
 from support.interrupted_runs import Interrupting
 
 pytestmark = pytest.mark.long
@@ -732,18 +733,60 @@ def test_numbers_of_another_folder_are_not_taken_for_this_ones(monkeypatch: pyte
         table(options(name="a.yaml"))
 
 
-def test_the_scale_whose_data_are_missing_is_named() -> None:
-    """Every scale is shown, so the data of one that is not asked for are needed as well."""
-    words = "{seeds: 1, data: text, text: {vocabulary: 280, context: 16}, model: CausalTransformer}"
-    clicks = "{seeds: 1, data: movielens, model: FM, cut: other data}"
-    rows = "rows: {BP: {rule: BP}}\ncolumns: {loss: {}}"
-    tiny_table.write(Path(), f"title: Two\n{rows}\nscales: {{full: {words}, small: {clicks}}}\n", "a")
-    tiny_text.folder(Path("words"))
-    shown = "shows its scale small too: give --data-dir a folder in which each data set has a folder of its name"
-    with pytest.raises(DataError, match=rf"ml-100k.inter is missing.* {shown}"):
-        table(options(name="a.yaml", data_dir="words"))
-    with pytest.raises(DataError, match=r"ml-100k.inter is missing. Check --data-dir, and files in the schema.$"):
-        table(options(name="a.yaml", data_dir="words", scale="small"))
+def of_data(work: Training, data_dir: str) -> dict[str, Any]:
+    """A record of a run that says which data it had."""
+    found = tiny_table.record(work.label, work.seed, None, data=work.data(data_dir).describe())
+    return found | {str(work.metric): 1.0, "epochs": [found["epochs"][0] | {"eval_loss": 1.0}]}
+
+
+def test_a_scale_needs_its_own_data_alone_and_nothing_of_others_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file has every scale. One whose data are missing keeps the numbers that it has."""
+    words = "{seeds: 2, data: text, text: {vocabulary: 280, context: 16}, model: CausalTransformer}"
+    views = "{seeds: 1, data: blender, model: NeRFTiny, cut: other data}"
+    rows = "rows: {BP: {rule: BP}, DFA: {rule: DFA}}\ncolumns: {eval_loss: {}}"
+    tiny_table.write(Path(), f"title: Two\n{rows}\nscales: {{full: {words}, small: {views}}}\n", "a")
+    tiny_text.folder(Path("both/text"))
+    tiny_scene.blender(Path("both/blender"))
+
+    def perform(self: Training, _: Path, data_dir: str, *__: Any) -> dict[str, Any]:
+        return of_data(self, data_dir)
+
+    monkeypatch.setattr(Training, "perform", perform)
+    for scale in ("full", "small"):
+        table(options(name="a.yaml", data_dir="both", scale=scale))
+    whole = json.loads(Path("results/a.json").read_text())
+    assert [len(whole["tables"][scale]) for scale in ("full", "small")] == [2, 2]
+    assert len(whole["records"]) == 6
+    for ledger, missing, asked in (("x.db", "text", "small"), ("y.db", "blender", "full")):
+        monkeypatch.setattr(run_data, "_KNOWN", {})
+        monkeypatch.setattr(run_data, "_KEPT", {})
+        shutil.move(f"both/{missing}", "away")
+        table(options(name="a.yaml", data_dir="both", scale=asked, ledger=ledger))
+        assert json.loads(Path("results/a.json").read_text()) == whole
+        with pytest.raises(DataError, match="both"):
+            table(options(name="a.yaml", data_dir="both", scale={"small": "full", "full": "small"}[asked]))
+        shutil.move("away", f"both/{missing}")
+
+
+def test_a_cell_needs_its_own_data_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = (
+        "columns: {one: &one {metric: eval_loss, scene: {folder: one}}, two: {<<: *one, scene: {folder: two}}}"
+    )
+    base = "base: {data: blender, model: NeRFTiny}\nscales: {full: {seeds: 1}}"
+    tiny_table.write(Path(), f"title: Two\n{base}\n{columns}\nrows: {{BP: {{rule: BP}}}}\n", "a")
+    tiny_scene.blender(Path("scenes/one"))
+    ran = []
+
+    def perform(self: Training, _: Path, data_dir: str, *__: Any) -> dict[str, Any]:
+        ran.append(self.label)
+        return of_data(self, data_dir)
+
+    monkeypatch.setattr(Training, "perform", perform)
+    with pytest.raises(DataError, match="two"):
+        table(options(name="a.yaml", data_dir="scenes"))
+    assert ran == []
+    table(options(name="a.yaml", data_dir="scenes", cell=["one"]))
+    assert ran == ["BP / one"]
 
 
 def test_other_files_of_a_data_set_than_are_read_now_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

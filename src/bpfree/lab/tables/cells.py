@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from bpfree.lab.recipe.schema import Column, Expected, Recipe, Scale
 from bpfree.lab.settings.plain_values import plain
 from bpfree.lab.tables.metrics import check
 from bpfree.lab.tables.run_data import ANY_FOLDER
-from bpfree.lab.tables.work import Training
+from bpfree.lab.tables.work import Training, of_records
 from bpfree.lab.tables.work import works as of_settings
 
 
@@ -28,12 +28,14 @@ class Cell:
         column: Its column.
         expected: The paper's number, if it has one.
         works: The runs that it is the mean of, one per seed.
+        absent: Why its data cannot be read; it then has the runs alone that have a record. None if they can.
     """
 
     row: str
     column: Column
     expected: Expected | None
     works: tuple[Work, ...]
+    absent: str | None = None
 
     @property
     def name(self) -> str:
@@ -47,6 +49,7 @@ def plan(
     seeds: int | None = None,
     chosen: Sequence[str] = (),
     data_dir: str | None = None,
+    records: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Cell]:
     """Return the cells of a table, in its order.
 
@@ -56,13 +59,15 @@ def plan(
         seeds: Seeds a cell, in place of the scale's own number.
         chosen: Names of cells (``ROW/COLUMN``), rows or columns; empty for all.
         data_dir: The folder of the data.
+        records: The table's own records, by key: a cell whose data are not there has its runs among these. None if
+            the data of all cells must be there.
 
     Raises:
         SettingsError: A name is not known, or a setting means nothing.
-        DataError: The data may be any folder's, and none is given that can be read.
+        DataError: The data may be any folder's, and none is given; or it cannot be read, and without records.
     """
     count = count_seeds(scale, seeds)
-    known: dict[str, tuple[Work, ...]] = {}
+    known: dict[str, tuple[tuple[Work, ...], str | None]] = {}
     cells = []
     for row, column in chosen_cells(recipe, chosen):
         settings = recipe.settings(row, column.name, scale)
@@ -70,9 +75,16 @@ def plan(
         same = json.dumps([row, plain(settings)], sort_keys=True)
         if same not in known:
             label = f"{row} / {column.name}" if recipe.by_cell else row
-            known[same] = _works(recipe, label, settings, count, data_dir)
-        check(column, known[same][0], recipe.name)
-        cells.append(Cell(row, column, recipe.expected.get(row, {}).get(column.name), known[same]))
+            try:
+                known[same] = _works(recipe, label, settings, count, data_dir), None
+            except DataError as error:
+                if records is None or data_dir is None:
+                    raise
+                known[same] = of_records(label, settings, records), str(error)
+        found, absent = known[same]
+        for work in found[:1]:
+            check(column, work, recipe.name)
+        cells.append(Cell(row, column, recipe.expected.get(row, {}).get(column.name), found, absent))
     return cells
 
 

@@ -59,6 +59,11 @@ def of_folder(name: str, data_dir: str | None, how: Mapping[str, Any]) -> dict[s
     return _KNOWN[asked]
 
 
+def of_record(described: Mapping[str, Any]) -> dict[str, str]:
+    """Return the checksums of a user's folder, as :func:`of_folder` does, from what a record says of its data."""
+    return {name: checksum for name, checksum in described["checksums"].items() if name != text.TOKENS}
+
+
 def at_hand(data: Iterable[tuple[str, Mapping[str, Any]]], data_dir: str | None) -> dict[str, dict[str, str]]:
     """Return the checksums of published data sets that this process has loaded, by their names in records.
 

@@ -46,10 +46,11 @@ class TableRuns:
         self.recipe, self.scale, self._options = recipe, recipe.scale(options.scale), options
         self._asked_seeds = count_seeds(self.scale, options.seeds)
         self._chosen = {(row, column.name) for row, column in chosen_cells(recipe, options.cell or ())}
-        own = result.own_records(recipe, Path(options.out))
+        own = self._own = result.own_records(recipe, Path(options.out))
         self._planned: dict[str, tuple[int, list[Cell]]] = {}
         known = max([options.seeds or 0, *(record["seed"] + 1 for record in own.values())])
         wanted = [work.key for scale in recipe.scales.values() for work in self._wanted(scale, known)]
+        self._require_data()
         self._order = options.order(recipe, again=again)
         self._ledger = self._order.open()
         self._seen = self._ledger.snapshot()
@@ -59,22 +60,24 @@ class TableRuns:
         """Return all cells of a scale with so many seeds; they are planned anew only where they had fewer."""
         planned, cells = self._planned.get(scale.name, (0, []))
         if seeds > planned:
-            cells = plan(self.recipe, scale, seeds, data_dir=self._options.data_dir)
+            cells = plan(self.recipe, scale, seeds, data_dir=self._options.data_dir, records=self._own)
             self._planned[scale.name] = seeds, cells
-        return [replace(cell, works=cell.works[:seeds]) for cell in cells]
+        return [replace(cell, works=tuple(work for work in cell.works if work.seed < seeds)) for cell in cells]
 
     def _wanted(self, scale: Scale, known: int) -> list[Work]:
         """Plan a scale with all seeds that are ``known``; return the runs whose records may lie in other tables."""
         seeds = max(scale.seeds, self._options.seeds or 0)
-        try:
-            return [work for work in works(self._cells(scale, max(seeds, known))) if work.seed < seeds]
-        except DataError as error:
-            if scale is self.scale:
-                raise
-            raise DataError(
-                f"{error} The table shows its scale {scale.name} too: give --data-dir a folder in which each data set "
-                "has a folder of its name."
-            ) from error
+        return [work for work in works(self._cells(scale, max(seeds, known))) if work.seed < seeds]
+
+    def _require_data(self) -> None:
+        """Find out whether the data of what is asked for are there; others may be missing.
+
+        Raises:
+            DataError: They are not.
+        """
+        for cell in self.asked():
+            if cell.absent is not None:
+                raise DataError(cell.absent)
 
     def _of_other_tables(self, wanted: Container[str]) -> dict[str, dict[str, Any]]:
         """Read the records of these keys that lie in other tables' files; the first file with one is taken."""

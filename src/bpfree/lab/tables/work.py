@@ -187,6 +187,27 @@ def works(label: str, settings: Mapping[str, Any], seeds: int, data_dir: str | N
     return tuple(Training(label, seed, options, replace(run, seed=seed), files) for seed in range(seeds))
 
 
+def of_records(label: str, settings: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> tuple[Work, ...]:
+    """Return the runs of these settings that have a record, seed by seed, on whatever files they were.
+
+    Args:
+        label: Their label.
+        settings: The settings, of a run on data of any folder.
+        records: Records by key.
+
+    Raises:
+        SettingsError: A name or a value means nothing.
+    """
+    options, run = _resolved(label, json.dumps(settings, sort_keys=True))
+    found = []
+    for key, record in records.items():
+        if "data" in record:
+            seed, files = record["seed"], run_data.of_record(record["data"])
+            work = Training(label, seed, options, replace(run, seed=seed), files)
+            found += [work] if work.key == key else []  # it is of these settings, and not of others on the same files
+    return tuple(sorted(found, key=lambda work: work.seed))
+
+
 def _measurements(label: str, settings: Mapping[str, Any], seeds: int) -> tuple[Measurement, ...]:
     others = sorted(set(settings) - {"function", "arguments"})
     if others:

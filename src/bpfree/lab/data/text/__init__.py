@@ -5,13 +5,14 @@ makes tokens of them (``vocabulary``), which lie in a file of the cache (``cache
 at a time (``sequences``).
 """
 
-from bpfree.lab.data.text.loading import NOT_COUNTED, Text, checksums, load_text
+from bpfree.lab.data.text.loading import NOT_COUNTED, TOKENS, Text, checksums, load_text
 from bpfree.lab.data.text.sequences import Sequences
 from bpfree.lab.data.text.settings import MeasuredOn, Order, TextSettings
 from bpfree.lab.data.text.vocabulary import Vocabulary
 
 __all__ = [
     "NOT_COUNTED",
+    "TOKENS",
     "MeasuredOn",
     "Order",
     "Sequences",

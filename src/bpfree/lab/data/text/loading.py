@@ -24,6 +24,8 @@ from bpfree.lab.errors import DataError
 
 NOT_COUNTED = -100
 """A target that counts for nothing, as in torch's cross-entropy."""
+TOKENS = "tokens"
+"""The name of the checksum that is of no file: of the tokens that were made of all."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Text:
             end of each line, as in published counts of WikiText and the Penn Treebank; a tokenizer that drops the ends
             of lines leaves them out here as well.
         order: The order of the sequences in training.
-        checksums: Name -> SHA-256 of what was read; ``tokens`` of the tokens that were made of it.
+        checksums: Name -> SHA-256 of what was read; under ``TOKENS`` of the tokens that were made of it.
     """
 
     name: str
@@ -141,7 +143,7 @@ def load_text(data_dir: Path | None, settings: TextSettings | None = None) -> Te
         measured_on=settings.measured_on,
         words=words + (ends if vocabulary.has_line_ends else 0),
         order=settings.order,
-        checksums=known | {"tokens": _checksum(files)},
+        checksums=known | {TOKENS: _checksum(files)},
     )
 
 
