@@ -40,6 +40,8 @@ NETS: dict[str, Callable[[], NeRF]] = {
 XL = "XL: 8 x 256 and 8 x 512"
 RELEASED = "two of 4 x 128"
 SIDE = 100
+PARTS = 16
+"""The parts of a step's rays (``--accumulate``): what a layer gives for one of them fits into a processor's cache."""
 
 
 def made_up(views: int = 20) -> Scene:
@@ -90,13 +92,14 @@ def streaming(scene: Scene, rays: int) -> Iterator[results.Row]:
         yield _row(XL, f"memory, {name}", "BP", rays, **taken[name], **beside)
 
 
-def lab_step(scene: Scene, rule: str, rays: int, threads: int) -> Callable[[], object]:
-    """The lab's training step: drawing rays and the optimizer included."""
+def lab_step(scene: Scene, rule: str, rays: int, threads: int, parts: int = 1) -> Callable[[], object]:
+    """The lab's training step, its rays in so many parts: drawing rays and the optimizer included."""
     options = TrainOptions(
         data="blender",
         rule=rule,
         model=ModelSettings("NeRFReleased"),
         batch_size=rays,
+        accumulate=parts,
         threads=threads,
         alignment="never",
         lr=5e-4,
@@ -139,12 +142,13 @@ def beside_loops(scene: Scene, options: argparse.Namespace) -> Iterator[results.
     if options.nerf_pytorch is not None:
         loops["nerf-pytorch's step by BP"] = lambda: nerf_pytorch_step(options.nerf_pytorch, scene, options.rays)
     for subject, build in loops.items():
-        for rule in ("BP", "DFA"):
+        for rule, parts in itertools.product(("BP", "DFA"), (1, PARTS)):
             if not script.chosen(subject, options.only):
                 continue
-            lab = lab_step(scene, rule, options.rays, options.threads)
+            lab = lab_step(scene, rule, options.rays, options.threads, parts)
             ratio = paired_ratio(build(), lab, repeats=options.pairs)
-            yield _row(RELEASED, subject, f"lab by {rule}", options.rays, time=asdict(ratio))
+            name = f"lab by {rule}" if parts == 1 else f"lab by {rule}, in {parts} parts"
+            yield _row(RELEASED, subject, name, options.rays, time=asdict(ratio))
 
 
 def _row(net: str, subject: str, reference: str, rays: int, **measured: Any) -> results.Row:
