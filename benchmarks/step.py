@@ -52,6 +52,7 @@ SUBJECTS: dict[str, Subject] = {
     "LMS": Subject(bpfree.LMS()),
     "LMS, channels, every=4": Subject(CHANNELS),
     **DEEPER,
+    "LMS, channels, every=16, alternate=2": Subject(replace(CHANNELS, every=16), alternate=2),
     "LMS, channels, rows=.25, every=2": Subject(replace(CHANNELS, rows=0.25, every=2)),
     "DKP": Subject(bpfree.DKP()),
     "DFA, alternate=2": Subject(bpfree.DFA(), alternate=2),
