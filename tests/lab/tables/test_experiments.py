@@ -12,6 +12,7 @@ import pytest
 
 from bpfree.lab.commands.compare import plan_runs
 from bpfree.lab.data.scenes import SCENES
+from bpfree.lab.data.text import TOKENS
 from bpfree.lab.disk.files import json_lines
 from bpfree.lab.recipe.locate import find
 from bpfree.lab.recipe.reading import content_of, read
@@ -33,6 +34,7 @@ PARTLY_RUN = {
     ("launay2019-table2", "full"),
     ("launay2020-figure2", "full"),
     ("launay2020-figureA2", "full"),
+    ("launay2020-table1", "reduced"),
     ("launay2020-table3", "full"),
     ("launay2020-table3", "reduced"),
     ("launay2020-table4", "full"),
@@ -69,8 +71,7 @@ def recipe_of(table: Path) -> Path:
 
 def files_of(data: dict[str, Any]) -> tuple[str, dict[str, str]]:
     """The name of a run's data, and their files' checksums; a text has those of its tokens besides."""
-    checksums = {name: found for name, found in data["checksums"].items() if name != "tokens"}
-    return "text" if "tokens" in data["checksums"] else data["name"], checksums
+    return "text" if TOKENS in data["checksums"] else data["name"], run_data.of_record(data)
 
 
 @pytest.mark.parametrize("path", TABLES, ids=named)
