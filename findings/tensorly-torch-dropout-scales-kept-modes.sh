@@ -18,9 +18,10 @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+# tensorly asks for no packaging, but uses it.
 python3 -m venv "$folder/venv" &&
     "$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 numpy==2.4.6 scipy==1.17.1 tensorly==0.10.0 \
-        tensorly-torch==0.5.0 || exit 2
+        tensorly-torch==0.5.0 packaging==25.0 || exit 2
 
 "$folder/venv/bin/python" - <<'PYTHON'
 import math
