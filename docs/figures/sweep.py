@@ -77,11 +77,12 @@ def figure(scheme: str) -> Figure:
     for axes, panel in zip(both, PANELS, strict=True):
         for way, (words, colour) in WAYS.items():
             points = curve(panel, way)
-            axes.plot(*zip(*points.values(), strict=True), "o-", color=LINES[colour][scheme], linewidth=2, label=words)
+            drawn_at = [[point[axis] for point in points.values()] for axis in (0, 1)]  # two empty lists for no point
+            axes.plot(*drawn_at, "o-", color=LINES[colour][scheme], linewidth=2, label=words)
             for p, point in points.items():
                 axes.annotate(f"{p}", point, xytext=(0, 7), textcoords="offset points", ha="center", color=INK[scheme])
-        if "BP" in learned(panel):
-            axes.plot(1, learned(panel)["BP"], "s", color=LINES["BP"][scheme], label="backpropagation")
+        if (reference := learned(panel).get("BP")) is not None:
+            axes.plot(1, reference, "s", color=LINES["BP"][scheme], label="backpropagation")
         axes.set(title=panel.net, xlabel="time of a step, in steps of backpropagation", ylabel=panel.axis)
     both[0].legend(frameon=False, loc="lower right")
     return drawn

@@ -46,15 +46,15 @@ class TableRuns:
         self.recipe, self.scale, self._options = recipe, recipe.scale(options.scale), options
         self._asked_seeds = count_seeds(self.scale, options.seeds)
         self._chosen = {(row, column.name) for row, column in chosen_cells(recipe, options.cell or ())}
-        own = self._own = result.own_records(recipe, Path(options.out))
+        self._own = result.own_records(recipe, Path(options.out))
         self._planned: dict[str, tuple[int, list[Cell]]] = {}
-        known = max([options.seeds or 0, *(record["seed"] + 1 for record in own.values())])
+        known = max([options.seeds or 0, *(record["seed"] + 1 for record in self._own.values())])
         wanted = [work.key for scale in recipe.scales.values() for work in self._wanted(scale, known)]
         self._require_data()
         self._order = options.order(recipe, again=again)
         self._ledger = self._order.open()
         self._seen = self._ledger.snapshot()
-        self._adopt(own | self._of_other_tables(set(wanted)))
+        self._adopt(self._own | self._of_other_tables(set(wanted)))
 
     def _cells(self, scale: Scale, seeds: int) -> list[Cell]:
         """Return all cells of a scale with so many seeds; they are planned anew only where they had fewer."""
