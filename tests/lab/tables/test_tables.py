@@ -769,9 +769,7 @@ def test_a_scale_needs_its_own_data_alone_and_nothing_of_others_is_lost(monkeypa
 
 
 def test_a_cell_needs_its_own_data_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    columns = (
-        "columns: {one: &one {metric: eval_loss, scene: {folder: one}}, two: {<<: *one, scene: {folder: two}}}"
-    )
+    columns = "columns: {one: &one {metric: eval_loss, scene: {folder: one}}, two: {<<: *one, scene: {folder: two}}}"
     base = "base: {data: blender, model: NeRFTiny}\nscales: {full: {seeds: 1}}"
     tiny_table.write(Path(), f"title: Two\n{base}\n{columns}\nrows: {{BP: {{rule: BP}}}}\n", "a")
     tiny_scene.blender(Path("scenes/one"))
