@@ -21,8 +21,8 @@ by_model = pytest.mark.parametrize("name", MODELS)
 
 
 def gaps(attachment):
-    weights = attachment.model.get_submodule
-    return {name: (weights(name).weight - attachment.feedback[name]).detach().clone() for name in attachment.feedback}
+    weights, feedback = attachment.model.get_submodule, (attachment.within or attachment.mechanism).feedback
+    return {name: (weights(name).weight - feedback[name]).detach().clone() for name in feedback}
 
 
 def both(attachment):
@@ -51,6 +51,39 @@ def test_the_gap_shrinks_by_the_decay_alone(double, name, kind):
     for layer, gap in gaps(attachment).items():
         assert start[layer].abs().min() > 0
         assert_same([gap], [start[layer] * (1 - 0.1 * 0.2) ** 30], 1e-12)
+
+
+@by_model
+@pytest.mark.parametrize(
+    "options",
+    [{"alternate": 2}, {"alternate": 3, "alternate_order": "random"}, {"alternate": 2, "streaming": True}, {"window": 2}],
+    ids=str,
+)
+def test_inside_segments_it_shrinks_in_every_step(double, name, options):
+    """Also in the steps that cut the tap right below a layer, where no signal passes through it."""
+    x, y = batch(name)
+    attachment = bpfree.attach(MODELS[name][0](), bpfree.DFA(), within=bpfree.KolenPollack(), seed=3, **options)
+    optimizer = OPTIMIZERS["plain SGD"](both(attachment))
+    train(attachment.model, optimizer, x, y, 9)  # every layer has had a signal pass through it
+    start = gaps(attachment)
+    assert start
+    train(attachment.model, optimizer, x, y, 6)
+    for layer, gap in gaps(attachment).items():
+        assert start[layer].abs().min() > 0
+        assert_same([gap], [start[layer] * (1 - 0.1 * 0.2) ** 6], 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["plain SGD", "AdamW"])
+def test_it_shrinks_while_the_layers_below_are_frozen(double, kind):
+    x, y = batch("mlp")
+    attachment = bpfree.attach(mlp(), bpfree.KolenPollack(), seed=3)
+    model, optimizer = attachment.model, OPTIMIZERS[kind](both(attachment))
+    train(model, optimizer, x, y, 1)
+    start = gaps(attachment)["2"]
+    for step in range(6):
+        model[0].requires_grad_(step % 3 == 0)
+        train(model, optimizer, x, y, 1)
+    assert_same([gaps(attachment)["2"]], [start * (1 - 0.1 * 0.2) ** 6], 1e-12)
 
 
 def test_without_decay_the_gap_stays(double):

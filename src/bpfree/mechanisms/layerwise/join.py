@@ -26,7 +26,9 @@ class Join(torch.autograd.Function):
     @staticmethod
     @first_order_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient itself for the layer, and the signal made with B for the layers below."""
+        """Return the gradient itself for the layer, and the signal made with B for the layers below, if they want it."""
         (grad,) = grads
         weight, rule, shape, format = ctx.signal
-        return grad, rule(grad, weight(), shape).to(memory_format=format), None, None
+        B = weight()  # asked for in any case: it tells the rule that the layer learns
+        signal = rule(grad, B, shape).to(memory_format=format) if ctx.needs_input_grad[1] else None
+        return grad, signal, None, None

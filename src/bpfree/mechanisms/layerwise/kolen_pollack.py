@@ -97,9 +97,10 @@ class KolenPollackMechanism(LayerwiseMechanism):
     that it can be given to an optimizer. It stays empty until a forward pass shows that the layer's input needs a
     gradient; if the input never needs one, it stays empty for ever.
 
-    When a backward pass ends, ``B.grad`` becomes a copy of ``W.grad`` for the layers that passed a signal down. This
-    must not happen sooner: only then has DDP or FSDP2 averaged ``W.grad`` over the processes. These need to know
-    nothing of B: every process holds the whole B, also if W is sharded.
+    When a backward pass ends, ``B.grad`` becomes a copy of ``W.grad`` for the layers that learned in it by the rule,
+    also where no signal went further down (a cut right below, frozen layers): W and B approach each other only if
+    they always take the same steps. The copy must not be made sooner: only then has DDP or FSDP2 averaged ``W.grad``
+    over the processes. These need to know nothing of B: every process holds the whole B, also if W is sharded.
     """
 
     learns = True
@@ -109,7 +110,7 @@ class KolenPollackMechanism(LayerwiseMechanism):
         for name, layer in self._layers.items():
             self._take_in(name, layer)
         self._watched: dict[str, _Watch] = {}
-        self._passed_down: set[str] = set()
+        self._learning: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # Parameters are copied without their hooks: a copy's first forward pass puts them in again.
@@ -159,7 +160,7 @@ class KolenPollackMechanism(LayerwiseMechanism):
         """
         super()._begin(module, args)
         if torch.is_grad_enabled() and not self.recomputing():
-            self._passed_down.clear()
+            self._learning.clear()
 
     def _follow_model(self) -> None:
         super()._follow_model()
@@ -172,10 +173,13 @@ class KolenPollackMechanism(LayerwiseMechanism):
         self._watch(name, layer)
 
         def at_backward() -> Tensor:
-            self._passed_down.add(name)
+            self._learning.add(name)
             return found()
 
         return at_backward
+
+    def _learns_without_signal(self, name: str, layer: nn.Module) -> bool:
+        return torch.is_grad_enabled() and name in self.feedback and layer.weight.requires_grad is True
 
     def _watch(self, name: str, layer: nn.Module) -> None:
         weight, watch = layer.weight, self._watched.get(name)
@@ -199,8 +203,8 @@ class KolenPollackMechanism(LayerwiseMechanism):
         self._watched[name] = _Watch(weight, handle)
 
     def _accumulated(self, name: str) -> None:
-        if name in self._passed_down:
-            self._passed_down.discard(name)
+        if name in self._learning:
+            self._learning.discard(name)
             # After the end of the backward pass, and after DDP's work there: a queued call queues this one.
             at_end: Callable[[Callable[[], None]], None] = Variable._execution_engine.queue_callback
             at_end(partial(at_end, partial(self._copy, name)))

@@ -144,7 +144,7 @@ class LayerwiseMechanism(LayerwiseHooks):
         if not calls.transporting:
             self._called.add(name)
         key, given = (None, args[0]) if args else first_argument(layer, args, kwargs)
-        if not isinstance(given, Tensor) or not given.requires_grad:
+        if not isinstance(given, Tensor) or not (given.requires_grad or self._learns_without_signal(name, layer)):
             return None
         service = self._services.of(name, layer, (args, kwargs))
         if service.way == "ordinary":
@@ -153,6 +153,10 @@ class LayerwiseMechanism(LayerwiseHooks):
         if key is None and len(args) == 1:  # the usual case
             return (given.detach(),), kwargs
         return with_first((args, kwargs), key, given.detach())
+
+    def _learns_without_signal(self, name: str, layer: nn.Module) -> bool:
+        """Return whether B takes part in a pass in which the layer's input needs no gradient."""
+        return False
 
     def _is_served_in_checkpoint(self, name: str, calls: LayerCalls) -> bool:
         """Return whether this call of a layer uses B; the second run of a checkpointed part repeats its first run."""
