@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import bpfree
 from bpfree import errors
 from bpfree.mechanisms.learned.rule import LearnedRule
+from support.by_hand import assert_same
 from support.rule_contract import Subject, assert_equal, assert_rule_serves, hooks
 from support.scripts import Script
 
@@ -338,7 +339,8 @@ def test_what_learns_may_change_between_passes(double):
     found = gradients_of(model, x)
     attachment.detach()
     bpfree.attach(model, bpfree.DFA(), seed=3, taps="tanh", error_at="body")
-    assert_equal(found, gradients_of(model, x))
+    # A layer that runs three times: its gradients are added up in another order.
+    assert_same(found, gradients_of(model, x))
 
 
 def gradients_of(model, x):
