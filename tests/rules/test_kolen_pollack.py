@@ -56,7 +56,12 @@ def test_the_gap_shrinks_by_the_decay_alone(double, name, kind):
 @by_model
 @pytest.mark.parametrize(
     "options",
-    [{"alternate": 2}, {"alternate": 3, "alternate_order": "random"}, {"alternate": 2, "streaming": True}, {"window": 2}],
+    [
+        {"alternate": 2},
+        {"alternate": 3, "alternate_order": "random"},
+        {"alternate": 2, "streaming": True},
+        {"window": 2},
+    ],
     ids=str,
 )
 def test_inside_segments_it_shrinks_in_every_step(double, name, options):

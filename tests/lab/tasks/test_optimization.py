@@ -128,6 +128,26 @@ def test_kolen_pollacks_b_is_clipped_as_its_w() -> None:
         torch.testing.assert_close(clipped[name], gradient / 3, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.parametrize("way", ["rule", "within"])
+def test_kolen_pollacks_b_decays_where_its_w_does(way: str) -> None:
+    """Of two layers that have a B one decays. W and B have one gradient, so their difference shrinks by the decay."""
+    kolen_pollack = bpfree.KolenPollack()
+    rule = {"rule": kolen_pollack} if way == "rule" else {"rule": bpfree.DFA(), "window": 2, "within": kolen_pollack}
+    settings = RuleSettings(**rule, optimizer="SGD", lr=0.5, momentum=0.0, weight_decay=0.1, decayed=["3"])
+    task = learner(rule=settings)
+    task.gradients(batch())
+    feedback, weights = task.attachment.parts()[0].feedback, task.model.get_submodule
+
+    def gaps() -> dict[str, torch.Tensor]:
+        return {name: (weights(name).weight - feedback[name]).detach() for name in feedback}
+
+    start = gaps()
+    assert len(start) == 2
+    task.optimizer().step()
+    for name, gap in gaps().items():
+        torch.testing.assert_close(gap, start[name] * (1 - 0.5 * 0.1 if name == "3" else 1))
+
+
 @pytest.mark.parametrize("rule", [bpfree.DKP(), bpfree.LMS(stepped_by="optimizer")])
 def test_feedback_that_an_optimizer_steps_is_not_clipped(rule: bpfree.Rule) -> None:
     given = {"rule": RuleSettings(rule=rule)}

@@ -24,6 +24,7 @@ from bpfree.lab.tasks.optimization import (
     MeanGradients,
     clip_gradients,
     course,
+    kolen_pollack_pairs,
     make_optimizer,
     make_plateau,
     micro_batches,
@@ -240,6 +241,7 @@ class Learner(LightningModule):
             return weights
         chosen = select_taps(self.model, self.settings.decayed)  # named as taps are
         decayed = {id(weight) for module in chosen.values() for weight in module.parameters()}
+        decayed |= {id(B) for W, B in kolen_pollack_pairs(self.attachment) if id(W) in decayed}
         others = [weight for weight in weights if id(weight) not in decayed]
         return [
             {"params": [weight for weight in weights if id(weight) in decayed]},

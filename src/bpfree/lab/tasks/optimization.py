@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bpfree.attachment import Attachment
+from bpfree.feedback.lazy_buffers import name_of
 from bpfree.lab.settings import RuleSettings
 from bpfree.mechanisms.layerwise.kolen_pollack import KolenPollackMechanism
 
@@ -126,6 +127,16 @@ class MeanGradients:
             torch._foreach_mul_(gradients, factor)
 
 
+def kolen_pollack_pairs(attachment: Attachment) -> list[tuple[Tensor, nn.Parameter]]:
+    """Return every W that Kolen-Pollack learning has a B of, and that B: what happens to one must happen to both."""
+    return [
+        (part.layers[name_of(key)].weight, B)  # type: ignore[misc]
+        for part in attachment.parts()
+        if isinstance(part, KolenPollackMechanism)
+        for key, B in part.feedback.named_parameters()
+    ]
+
+
 def clip_gradients(attachment: Attachment, largest: float) -> None:
     """Scale the gradients of a model's weights down to this norm of all of them together, where theirs is larger.
 
@@ -135,10 +146,5 @@ def clip_gradients(attachment: Attachment, largest: float) -> None:
     """
     weights = list(attachment.model.parameters())
     norm = nn.utils.get_total_norm(weight.grad for weight in weights if weight.grad is not None)
-    copies = [
-        copy
-        for part in attachment.parts()
-        if isinstance(part, KolenPollackMechanism)
-        for copy in part.feedback.parameters()
-    ]
+    copies = [B for _, B in kolen_pollack_pairs(attachment)]
     nn.utils.clip_grads_with_norm_([*weights, *copies], largest, norm)

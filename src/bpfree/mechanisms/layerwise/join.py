@@ -26,7 +26,7 @@ class Join(torch.autograd.Function):
     @staticmethod
     @first_order_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient itself for the layer, and the signal made with B for the layers below, if they want it."""
+        """Return the gradient itself for the layer, and the signal made with B for the layers below if they want it."""
         (grad,) = grads
         weight, rule, shape, format = ctx.signal
         B = weight()  # asked for in any case: it tells the rule that the layer learns
