@@ -48,7 +48,7 @@ class RuleSettings:
         optimizer: The optimizer, which turns gradients into steps.
         lr: The learning rate.
         weight_decay: The optimizer's weight decay.
-        decayed: Names or patterns of the model's modules whose weights decay; None for all.
+        decayed: Names or patterns of the model's modules whose weights decay, with their Kolen-Pollack B; None for all.
         momentum: SGD's momentum; the other optimizers do not use it.
         beta2: Of Adam, AdamW and RAdam: how much of the mean square of the gradients is kept in a step.
         eps: Of the same: what is added to the root of that mean square.
@@ -118,7 +118,8 @@ class RuleOverrides:
         optimizer: The optimizer, which turns gradients into steps.
         lr: The learning rate.
         weight_decay: The optimizer's weight decay.
-        decayed: Names or patterns of the model's modules whose weights decay; by default all.
+        decayed: Names or patterns of the model's modules whose weights decay, with their Kolen-Pollack B; by default
+            all.
         momentum: SGD's momentum.
         beta2: Of Adam, AdamW and RAdam: how much of the mean square of the gradients is kept in a step; by default
             .999.
