@@ -18,7 +18,7 @@ from bpfree.lab.commands import main
 from bpfree.lab.commands.render import _cameras as drawn_by
 from bpfree.lab.commands.render import render
 from bpfree.lab.disk.files import read_json, write_json
-from bpfree.lab.errors import DamageError, RunError, SettingsError
+from bpfree.lab.errors import DamageError, RunError, SettingsError, WriteError
 from bpfree.lab.kept.checkpoints import WholeFiles
 from bpfree.lab.kept.scenes import _renders, find_scene_run, load_scene_run
 from bpfree.lab.options.render import RenderOptions
@@ -247,7 +247,9 @@ def copied(run: Path, folder: Path) -> Path:
 def test_a_checkpoint_of_another_net_is_named(trained: Path, forward: Path, tmp_path: Path) -> None:
     run, other = copied(trained, tmp_path / "a"), copied(forward, tmp_path / "b")
     shutil.copy(other / "last.ckpt", run / "last.ckpt")
-    with pytest.raises(DamageError, match=r"last\.ckpt does not hold the weights of the model in model\.json"):
+    with pytest.raises(
+        DamageError, match=r"last\.ckpt does not hold the weights of the model in model\.json.*own checkpoint"
+    ):
         drawn(run, tmp_path / "shown.png")
     assert not (tmp_path / "shown.png").exists()
 
@@ -262,6 +264,26 @@ def test_cameras_that_are_none_are_named(change: dict[str, Any], trained: Path, 
     write_json(run / "cameras.json", read_json(run / "cameras.json") | change)
     with pytest.raises(DamageError, match=r"cameras\.json does not hold the cameras"):
         drawn(run, tmp_path / "shown.png")
+
+
+def test_a_run_whose_cameras_are_missing_is_named(trained: Path, tmp_path: Path) -> None:
+    run = copied(trained, tmp_path)
+    (run / "cameras.json").unlink()
+    with pytest.raises(RunError, match=rf"{run.name} is no run on a scene: it has no cameras\.json"):
+        drawn(run, tmp_path / "shown.png")
+
+
+@pytest.mark.parametrize("taken", ["shown.png", "shown-depth.png", "shown-opacity.png"])
+def test_a_place_that_is_taken_is_named_before_anything_is_rendered(taken: str, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / taken).mkdir()
+    with pytest.raises(WriteError, match=rf"{taken} is a folder"):
+        drawn(trained, tmp_path / "shown.png")
+    assert [path.name for path in tmp_path.iterdir()] == [taken]
+    (tmp_path / "file").touch()
+    for options in ({"to": "still.png"}, {"to": "a.gif", "motion": "turntable"}, {"to": "a.ply", "mesh": True}):
+        options["to"] = str(tmp_path / "file" / options["to"])
+        with pytest.raises(WriteError, match=r"the folder .*file cannot be made"):
+            render(RenderOptions(name=str(trained), **options))
 
 
 def test_mistakes_in_the_command_are_named(trained: Path, tmp_path: Path) -> None:
@@ -284,6 +306,11 @@ def test_mistakes_in_the_command_are_named(trained: Path, tmp_path: Path) -> Non
             RenderOptions(mesh=True, **wrong)
     with pytest.raises(SettingsError, match="--density nan must be a number above 0"):
         RenderOptions(mesh=True, density=math.nan)
+    for name in ("frames", "cells"):
+        with pytest.raises(SettingsError, match=f"--{name} 1000000 must be at most"):
+            RenderOptions(**{name: 10**6})
+    with pytest.raises(SettingsError, match=r"--width 1000000: 1000000 x .* Name a smaller width"):
+        drawn(trained, tmp_path / "shown.png", width=10**6)
     for name in ("view", "frames", "width", "cells"):
         with pytest.raises(SettingsError, match=f"--{name} 0 must be at least 1"):
             RenderOptions(**{name: 0})

@@ -116,7 +116,7 @@ def together_read(together: threading.Barrier, path: Path) -> None:
 
 def test_large_pictures_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(tmp_path / "a.png")
-    most, now, lock, colours = [0], [0], threading.Lock(), picture._colours
+    most, now, lock, colours = [0], [0], threading.Lock(), picture.colours
 
     def counted(image: Image.Image) -> Image.Image:
         with lock:
@@ -131,7 +131,7 @@ def test_large_pictures_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pyte
             now[0] -= 1
         return found
 
-    monkeypatch.setattr(picture, "_colours", counted)
+    monkeypatch.setattr(picture, "colours", counted)
     for large, several in ((2**22, True), (2**11, False)):
         met = threading.Event()
         monkeypatch.setattr(picture, "_LARGE", large)

@@ -12,6 +12,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from bpfree.lab.data.scenes import Cameras
+from bpfree.lab.disk.files import require_place
 from bpfree.lab.errors import RunError, SettingsError
 from bpfree.lab.kept.scenes import KeptScene, find_scene_run, load_scene_run
 from bpfree.lab.options.render import RenderOptions
@@ -19,9 +20,12 @@ from bpfree.lab.process.environment import device
 from bpfree.lab.rendering.mesh import surface, write_ply
 from bpfree.lab.rendering.passes import Passes
 from bpfree.lab.rendering.paths import looked_at, sway, turntable
-from bpfree.lab.rendering.pictures import bytes_of, write_moving, write_still
+from bpfree.lab.rendering.pictures import bytes_of, still_files, write_moving, write_still
 from bpfree.lab.rendering.rays import Rays
 from bpfree.lab.rendering.view import Renders, render_view
+
+_LARGEST = 2**26
+"""Pixels of a picture: 8,192 x 8,192."""
 
 
 def render(options: RenderOptions, console: Console | None = None) -> list[Path]:
@@ -39,14 +43,18 @@ def render(options: RenderOptions, console: Console | None = None) -> list[Path]
 
     Raises:
         RunError: There is no such run, or no checkpoint in it, or its model renders nothing, or it has no surface.
-        SettingsError: There is no such view; the motion or a mesh does not suit the scene; a run beside is on another
-            scene; a model has no two fields to average; what writes MP4 or finds surfaces is not installed.
+        SettingsError: There is no such view; the picture is too large; the motion or a mesh does not suit the scene; a
+            run beside is on another scene; a model has no two fields to average; what writes MP4 or finds surfaces is
+            not installed.
         DamageError: A file of the run is damaged, or its checkpoint is of another net.
         TrustError: The run has a model of one's own, and nobody has vouched for it.
-        WriteError: A file could not be written.
+        WriteError: A file could not be written; where nothing can be written at all, before anything is rendered.
     """
     if options.name is None:
         raise RunError("Name the folder of a run: bpfree render runs/NAME.")
+    still = not (options.mesh or options.motion)
+    for path in still_files(options.path) if still else (options.path,):
+        require_place(path)  # now, and not behind hours of rendering
     kept = _load(options.name, options)
     if options.mesh:
         return [_write_mesh(kept, options, console)]
@@ -118,6 +126,11 @@ def _cameras(kept: KeptScene, options: RenderOptions) -> Cameras:
     cameras = kept.cameras if options.motion is None else kept.around
     if options.width is not None:
         cameras = cameras.resized(options.width)
+        if (1 + len(options.beside or ())) * cameras.pixels > _LARGEST:
+            raise SettingsError(
+                f"--width {options.width}: {cameras.width} x {cameras.height} pixels for each run are more than "
+                f"{_LARGEST:,} in all. Name a smaller width."
+            )
     if options.motion is None:
         if options.view > len(cameras):
             raise SettingsError(

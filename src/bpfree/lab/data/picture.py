@@ -31,7 +31,7 @@ def picture(path: Path, size: int) -> np.ndarray:
     try:
         with Image.open(path, formats=FORMATS) as image, turn(image, path):
             # Turned before it is cut: the middle is another one otherwise.
-            return np.asarray(ImageOps.fit(_colours(_upright(image)), (size, size), Image.Resampling.BILINEAR))
+            return np.asarray(ImageOps.fit(colours(_upright(image)), (size, size), Image.Resampling.BILINEAR))
     # Damaged pictures make decoders fail in many ways.
     except Exception as error:
         raise DataError(f"{path} cannot be decoded ({error}). Replace or delete it.") from error
@@ -55,7 +55,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _colours(image: Image.Image) -> Image.Image:
+def colours(image: Image.Image) -> Image.Image:
     """Return the picture in red, green and blue, 8 bits each."""
     if image.mode == "I" or image.mode.startswith("I;16"):  # grey, 16 bits: pillow's own conversion cuts at 255
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)

@@ -41,6 +41,17 @@ def replacing(path: Path) -> Iterator[Path]:
         raise WriteError(f"{path} could not be written ({reason}). Free some space or name another folder.") from error
 
 
+def require_place(path: Path) -> None:
+    """Make the folder of a file that is written later.
+
+    Raises:
+        WriteError: The file cannot stand there.
+    """
+    if path.is_dir():
+        raise WriteError(f"{path} is a folder. Name a file.")
+    make_folder(path.parent)
+
+
 def _store(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     if os.name != "posix" and path.is_dir():

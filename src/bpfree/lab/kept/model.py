@@ -67,8 +67,11 @@ def load_model(folder: Path, kept: Mapping[str, Any]) -> nn.Module:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        said = " ".join(str(error).split())
-        raise DamageError(f"{found} does not hold the weights of the model in {SETTINGS} ({said}).") from error
+        said = " ".join(" ".join(str(error).splitlines()[:2]).split())  # the first of what may be many lines
+        raise DamageError(
+            f"{found} does not hold the weights of the model in {SETTINGS} ({said}). Put the run's own checkpoint "
+            "back, or train it again with another --out."
+        ) from error
     return model
 
 
@@ -95,6 +98,8 @@ def find_run(place: Path, beside: str, kind: str) -> Path:
         return of_kind[0]
     if of_kind:
         raise RunError(f"{place} holds several runs. Name one of them: {', '.join(map(str, of_kind))}.")
+    if found:
+        raise RunError(f"{found[0]} is no run on {kind}: it has no {beside}, which bpfree train keeps of such data.")
     raise RunError(
         f"{place} holds no run on {kind} of bpfree train with its {SETTINGS}. Runs of compare and table keep no "
         "weights; a run of an earlier version is to be trained again, with another --out."

@@ -13,6 +13,7 @@ Motion: TypeAlias = Literal["turntable", "sway"]
 _MOVING = (".gif", ".mp4")
 _STILL = ".png"
 _MESH = ".ply"
+_AT_MOST = {"frames": 10_000, "cells": 1_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,9 @@ class RenderOptions:
         for name, value in (("view", self.view), ("frames", self.frames), ("width", self.width), ("cells", self.cells)):
             if value is not None and value < 1:
                 raise SettingsError(f"--{name} {value} must be at least 1.")
+        for name, most in _AT_MOST.items():
+            if getattr(self, name) > most:
+                raise SettingsError(f"--{name} {getattr(self, name)} must be at most {most:,}.")
         if self.density is not None and not 0 < self.density < math.inf:
             raise SettingsError(f"--density {self.density} must be a number above 0.")
         if self.mesh and (self.motion or self.beside or self.dual or self.width):

@@ -48,14 +48,14 @@ class Options:
         validation: Hold out this many training images and measure on them in place of the test set. Choose settings
             this way; then measure once on the test set.
         epochs: Passes over the training data, with an evaluation after each; by default 5 for images.
-        steps: Steps of a run, in place of epochs; by default 800 for text, 250 for a graph's nodes and 400 for its
-            edges.
+        steps: Steps of a run, in place of epochs; by default 800 for text, 5,000 for a scene, 250 for a graph's nodes
+            and 400 for its edges.
         evaluations: The number of evaluations of a run that is counted in steps, at even distances; by default 8, for
-            graphs 10.
-        batch_size: Images or sequences a step; by default 128 images or 16 sequences. A graph is one, and known nodes
-            are counted with --graph.neighbors.
+            scenes 5 and for graphs 10.
+        batch_size: Images, sequences or rays a step; by default 128 images, 16 sequences or 1,024 rays. A graph is one,
+            and known nodes are counted with --graph.neighbors.
         lr: A learning rate for every rule that has none in --settings; without it, that of each rule's preset for
-            images, 1e-3 for text, and 1e-2 for graphs.
+            images, 1e-3 for text, 5e-4 for scenes, and 1e-2 for graphs.
         schedule: The learning rate's schedule for every rule that has none in --settings: constant, cosine (to 0 at the
             last step), exponential (95 % after every epoch), multistep (a tenth after 60 % and again after 90 % of the
             steps), plateau (a tenth where the training loss has not fallen for more than 5 epochs), validation-plateau

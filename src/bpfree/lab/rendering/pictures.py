@@ -41,15 +41,21 @@ def write_still(path: Path, shown: Mapping[str, Tensor], far: float) -> list[Pat
         WriteError: One could not be written.
     """
     depth = (shown["depth"].detach().cpu().double() / far).clamp(0, 1) * (2**16 - 1)
-    pictures = {
-        path: Image.fromarray(bytes_of(shown["colours"])),
-        path.with_stem(f"{path.stem}-depth"): Image.fromarray(depth.round().numpy().astype(np.uint16)),
-        path.with_stem(f"{path.stem}-opacity"): Image.fromarray(bytes_of(shown["opacity"])),
-    }
+    pictures = (
+        Image.fromarray(bytes_of(shown["colours"])),
+        Image.fromarray(depth.round().numpy().astype(np.uint16)),
+        Image.fromarray(bytes_of(shown["opacity"])),
+    )
+    places = still_files(path)
     with ExitStack() as whole:
-        for place, picture in pictures.items():
+        for place, picture in zip(places, pictures, strict=True):
             picture.save(whole.enter_context(replacing(place)), format="PNG")
-    return list(pictures)
+    return places
+
+
+def still_files(path: Path) -> list[Path]:
+    """Return the files of a still that is written to ``path``: the picture, its depth and its opacity."""
+    return [path, *(path.with_stem(f"{path.stem}-{what}") for what in ("depth", "opacity"))]
 
 
 def write_moving(path: Path, frames: Iterator[np.ndarray]) -> None:

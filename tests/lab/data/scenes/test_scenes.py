@@ -106,6 +106,10 @@ def test_one_folder_of_pictures_is_taken_and_several_are_named(tmp_path):
         load_llff(tmp_path, SceneSettings(factor=2))
     with pytest.raises(DataError, match=r"--scene.factor 3 names no folder"):
         load_llff(tmp_path, SceneSettings(factor=3))
+    for no_factor in ("images_0", "images_02"):
+        (tmp_path / no_factor).mkdir()
+    with pytest.raises(DataError, match=r"--scene.factor N.*there are: images_2, images_4\."):
+        load_llff(tmp_path)
 
 
 def test_held_out_views_are_spread_evenly(tmp_path):
@@ -184,7 +188,9 @@ LISTS = {
     "endless lens": (entry("cy", float("inf")), r"cy is inf, no number of a lens"),
     "root": (of_frame("file_path", "/"), r"missing"),
     "twice": (of_frame("file_path", "./train/r_0"), r"lists ./train/r_0 twice"),
+    "twice, by another way": (of_frame("file_path", "train/../train/r_0"), r"lists ./train/r_0 twice|r_0 twice"),
     "nothing": (of_frame("file_path", "\0"), r"missing"),
+    "long": (of_frame("file_path", "r" * 5000), r"missing"),
     "size": (entry("w", 800), r"w is 800, and .*r_0.png has 24 x 16 pixels"),
     "lens": (entry("k1", 0.1), r"bends lines \(k1\)"),
     "fisheye": (entry("camera_model", "OPENCV_FISHEYE"), r"camera_model OPENCV_FISHEYE"),
@@ -274,6 +280,31 @@ def test_no_held_out_views_in_a_scene_of_nerfstudio(tmp_path):
     change(tmp_path / "transforms.json", lambda c: c.update(frames=c["frames"][:1]))
     with pytest.raises(DataError, match=r"transforms.json: no views to learn from, of 1 in all"):
         load_nerfstudio(tmp_path, BOUNDS)
+
+
+NAMES = [f"images/frame_{number:05d}.png" for number in range(3)]
+SPLITS = {
+    "in both": ({"train_filenames": NAMES, "val_filenames": NAMES[2:]}, r"frame_00002.png stands twice"),
+    "twice to learn from": ({"train_filenames": NAMES[:1] * 9, "val_filenames": NAMES[2:]}, r"00000.png stands twice"),
+    "twice held out": ({"train_filenames": NAMES[:1], "val_filenames": NAMES[2:] * 2}, r"00002.png stands twice"),
+    "a name": ({"train_filenames": NAMES[:2], "val_filenames": NAMES[2]}, r"val_filenames is no list of names"),
+    "a number": ({"train_filenames": 3, "val_filenames": NAMES[2:]}, r"train_filenames is no list of names"),
+}
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_a_view_is_held_out_or_learned_from_and_once(kind, tmp_path):
+    said, message = SPLITS[kind]
+    tiny_scene.nerfstudio(tmp_path, **said)
+    with pytest.raises(DataError, match=rf"transforms.json: .*{message}"):
+        load_nerfstudio(tmp_path, BOUNDS)
+
+
+def test_grey_of_16_bits_is_not_cut_at_255(tmp_path):
+    tiny_scene.nerfstudio(tmp_path)
+    for path in (tmp_path / "images").iterdir():
+        write(np.full((16, 24), 30_000, dtype=np.uint16))(path)
+    assert (load_nerfstudio(tmp_path, BOUNDS).train.pixels == round(30_000 / 65_535 * 255)).all()
 
 
 def test_masks_are_not_passed_over(tmp_path):

@@ -104,7 +104,7 @@ def _pictures_folder(data_dir: Path, factor: int | None) -> tuple[Path, int]:
     names = (entry.name for entry in data_dir.iterdir() if entry.is_dir())
     there = {
         int(match[1] or 1): data_dir / match[0]
-        for match in (re.fullmatch(r"images(?:_(\d+))?", n) for n in names)
+        for match in (re.fullmatch(r"images(?:_([1-9]\d*))?", n) for n in names)
         if match
     }
     shown = ", ".join(path.name for _, path in sorted(there.items())) or "none"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +78,25 @@ def _said(listed: Listed, settings: SceneSettings) -> Split:
     parts = {}
     for part in ("train_filenames", key):
         names: Any = listed.content.get(part, [])
-        listed_names = names if isinstance(names, list) else [names]
-        unknown = [name for name in listed_names if not isinstance(name, str) or name not in known]
+        if not isinstance(names, list):
+            raise DataError(f"{listed.path}: {part} is no list of names. Put them in brackets.")
+        unknown = [name for name in names if not isinstance(name, str) or name not in known]
         if unknown:
             raise DataError(f"{listed.path}: {part} names {unknown[0]!r}, which is no view of the list.")
         parts[part] = tuple(known[name] for name in names)
+    _require_once(listed, parts)
     if not parts[key]:
         other = next(name for name in _PARTS if name != settings.measured_on)
         raise DataError(f"no held-out views: {listed.path} has no {key}. Name --scene.measured_on {other}.")
     return parts["train_filenames"], parts[key], settings.measured_on
+
+
+def _require_once(listed: Listed, parts: Mapping[str, tuple[Frame, ...]]) -> None:
+    """Raise DataError if a view stands twice: no view that is held out may be trained on."""
+    names = Counter(frame.name for part in parts.values() for frame in part)
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{listed.path}: {twice} stands twice in {' and '.join(parts)}. Leave it in one of them, once.")
 
 
 def _require_no_masks(listed: Listed) -> None:

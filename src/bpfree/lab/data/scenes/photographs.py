@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bpfree.lab.data.picture import FORMATS, turn
+from bpfree.lab.data.picture import FORMATS, colours, turn
 from bpfree.lab.data.scenes.settings import Channels
 from bpfree.lab.disk.bounded import contents
 from bpfree.lab.errors import DataError
@@ -33,7 +34,7 @@ def find_picture(folder: Path, name: str, listed: Path) -> Path:
     """
     path = folder / name
     for candidate in (path, *(Path(f"{path}{ending}") for ending in ENDINGS)):
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # False for a name that is too long, where pathlib raises
             return candidate
     tried = "" if path.suffix.lower() in ENDINGS else f" (or with {', '.join(ENDINGS)})"
     raise DataError(
@@ -77,7 +78,7 @@ def _pixels(path: Path) -> np.ndarray:
         with Image.open(path, formats=FORMATS) as image, turn(image, path):
             # Not turned upright by the camera's note: poses are of the pixels as they are stored.
             transparent = "A" in image.getbands() or "transparency" in image.info
-            return np.asarray(image.convert("RGBA" if transparent else "RGB"))
+            return np.asarray(image.convert("RGBA") if transparent else colours(image))
     # Damaged pictures make decoders fail in many ways.
     except Exception as error:
         raise DataError(f"{path} cannot be decoded ({error}). Replace it.") from error

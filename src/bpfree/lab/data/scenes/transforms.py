@@ -94,9 +94,10 @@ def _require_different(path: Path, frames: Iterable[Frame]) -> None:
     """Raise DataError if two views have one picture: a short list could take any amount of memory otherwise."""
     known: set[Path] = set()
     for frame in frames:
-        if frame.picture in known:
+        picture = frame.picture.resolve()
+        if picture in known:
             raise DataError(f"{path} lists {frame.name} twice. Leave one of the two out.")
-        known.add(frame.picture)
+        known.add(picture)
 
 
 def make_views(
