@@ -188,7 +188,7 @@ LISTS = {
     "endless lens": (entry("cy", float("inf")), r"cy is inf, no number of a lens"),
     "root": (of_frame("file_path", "/"), r"missing"),
     "twice": (of_frame("file_path", "./train/r_0"), r"lists ./train/r_0 twice"),
-    "twice, by another way": (of_frame("file_path", "train/../train/r_0"), r"lists ./train/r_0 twice|r_0 twice"),
+    "twice, by another way": (of_frame("file_path", "train/../train/r_0"), r"lists train/../train/r_0 twice"),
     "nothing": (of_frame("file_path", "\0"), r"missing"),
     "long": (of_frame("file_path", "r" * 5000), r"missing"),
     "size": (entry("w", 800), r"w is 800, and .*r_0.png has 24 x 16 pixels"),
